@@ -1,0 +1,33 @@
+# Two commands do everything on a fresh machine with Python 3.11+: make demo, make test.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types docs bench clean
+
+help:            ## list the targets
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(BIN)/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("fairgate needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(BIN)/.test-ready: $(BIN)/.ready
+	$(BIN)/python -m pip install --quiet --group test --group lint --group types
+	touch $@
+
+demo: $(BIN)/.ready        ## the main job on the embedded default (DEMO_ONCE=1: check it and exit)
+	exec $(BIN)/fairgate demo $(if $(DEMO_ONCE),--once)
+
+test: $(BIN)/.test-ready   ## lint, types and all tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+clean:           ## remove what the targets made
+	rm -rf $(VENV) .tox site build dist
