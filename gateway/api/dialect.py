@@ -1,0 +1,116 @@
+"""What a dialect is: rows of the route table, a view of the body, and three renderers.
+
+Pure: no transport, no services. A dialect never sees who is asking or where the request goes.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from gateway.errors import GatewayError
+
+
+class Access(StrEnum):
+    """Who may use a route. A route without one does not exist (H10)."""
+
+    PUBLIC = "public"
+    KEY = "key"
+    NEVER = "never"  # refused for every key: engine mutations (A2)
+
+
+class Kind(StrEnum):
+    """What a route does; phases branch on this, never on paths."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+    EMBEDDING = "embedding"
+    SHOW = "show"
+    MODELS = "models"
+    MODEL = "model"
+    RUNNING = "running"
+    LOCAL = "local"
+    BLOCKED = "blocked"
+
+
+class Framing(StrEnum):
+    """How a streamed answer is framed."""
+
+    SSE = "sse"
+    NDJSON = "ndjson"
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """One row of the route table. `path` is exact, or ends in `/*` (prefix). `upstream` is the engine's path."""
+
+    method: str
+    path: str
+    kind: Kind
+    access: Access
+    dialect: "Dialect"
+    scope: str = ""
+    upstream: bytes = b""
+    framing: Framing = Framing.SSE
+    local: str = ""  # name of the local answer for Kind.LOCAL
+
+    @property
+    def metered(self) -> bool:
+        """Whether the route goes through limits, queue and backend."""
+        return self.kind in (Kind.CHAT, Kind.COMPLETION, Kind.EMBEDDING, Kind.SHOW)
+
+
+class Ask(msgspec.Struct, frozen=True, gc=False):
+    """What the phases need to know of a body. Tokens are counts; `None` means the client did not say."""
+
+    model: str
+    stream: bool = False
+    max_tokens: int | None = None  # the effective output cap asked for; negative = unlimited
+    usage_asked: bool = False  # the client itself asked for the usage frame
+    choices: int = 1  # `n`
+    input_bytes: int = 0  # size of the prompt part, for the estimate
+    user: str = ""  # end user named by the body (K10)
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """A usable model as lists show it. `created` is Unix seconds; `detail` is the engine's own `/api/tags` record."""
+
+    name: str
+    created: int = 0
+    owned_by: str = "fairgate"
+    size: int = 0
+    digest: str = ""
+    loaded: bool = False
+    detail: dict[str, object] = {}
+    running: dict[str, object] = {}  # the engine's own `/api/ps` record while loaded
+
+
+class Dialect(Protocol):
+    """One client-facing API."""
+
+    name: str
+    framing: Framing
+
+    def routes(self) -> Sequence[Endpoint]: ...
+
+    def read(self, endpoint: Endpoint, body: bytes) -> Ask:
+        """The view of a body. Raises BadRequest with a sentence that names the field."""
+        ...
+
+    def edit(self, endpoint: Endpoint, body: bytes, ask: Ask, *, model: str, cap: int, engine: str) -> bytes:
+        """The body for the engine: served model name, output cap (tokens), usage request. All other bytes unchanged."""
+        ...
+
+    def error(self, err: GatewayError, request_id: str) -> bytes:
+        """The body of an error before any byte of the answer (application/json)."""
+        ...
+
+    def stream_error(self, err: GatewayError, request_id: str) -> bytes:
+        """One frame that tells a client in the middle of a stream that it failed."""
+        ...
+
+    def models(self, models: Sequence[ModelInfo]) -> bytes: ...
+
+    def model(self, model: ModelInfo) -> bytes: ...
+
+    def running(self, models: Sequence[ModelInfo]) -> bytes: ...

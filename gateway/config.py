@@ -1,0 +1,370 @@
+"""The configuration: one typed tree, loaded from YAML, unknown keys refused, secrets read from references.
+
+Every setting exists once, here, with its range, default and description; `docs/config.md`, the JSON Schema and
+`fairgate check-config` derive from these structs. Durations are seconds, sizes are bytes. After `load` nothing reads
+the environment.
+"""
+
+import difflib
+import ipaddress
+import math
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Count = Annotated[int, Meta(ge=1, le=10_000_000)]
+Size = Annotated[int, Meta(ge=1024, le=1 << 40)]
+EngineKind = Literal["ollama", "vllm", "llamacpp", "openai"]
+
+
+class ConfigError(Exception):
+    """The configuration is unusable; the message names the path of the setting."""
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    pass
+
+
+class Tls(_Section, frozen=True):
+    """TLS of a listener (H12)."""
+
+    cert: Annotated[str, Meta(description="PEM file with the certificate chain")]
+    key: Annotated[str, Meta(description="PEM file with the private key")]
+    client_ca: Annotated[str, Meta(description="PEM file; when set, clients must present a certificate of it")] = ""
+
+
+class Caps(_Section, frozen=True):
+    """What one client, and all of them together, may make the gateway hold (H3, H5)."""
+
+    head_bytes: Annotated[Size, Meta(description="request line and header fields")] = 32 * 1024
+    headers: Annotated[Count, Meta(description="number of header fields")] = 100
+    target_bytes: Annotated[int, Meta(ge=256, le=65_536, description="request target")] = 8 * 1024
+    body_bytes: Annotated[Size, Meta(description="one request body")] = 10 * 1024 * 1024
+    bodies_bytes: Annotated[Size, Meta(description="all buffered request bodies together")] = 256 * 1024 * 1024
+    connections: Annotated[Count, Meta(description="client connections")] = 10_000
+    connections_per_ip: Annotated[Count, Meta(description="client connections of one address")] = 1_000
+    connections_per_key: Annotated[Count, Meta(description="requests of one key at once")] = 200
+    buffer_bytes: Annotated[Size, Meta(description="bytes held for a client that does not read")] = 256 * 1024
+
+
+class Timeouts(_Section, frozen=True):
+    """Timers of the client side (H4)."""
+
+    head: Annotated[Seconds, Meta(description="from the first byte of a request to the end of its head")] = 10.0
+    body: Annotated[Seconds, Meta(description="from the head to the end of the body")] = 60.0
+    body_idle: Annotated[Seconds, Meta(description="between two reads of a body")] = 15.0
+    keep_alive: Annotated[Seconds, Meta(description="idle between two requests")] = 75.0
+    slow_reader: Annotated[Seconds, Meta(description="a client that does not take its answer")] = 60.0
+    tls_handshake: Annotated[Seconds, Meta(description="TLS handshake")] = 10.0
+    drain: Annotated[Seconds, Meta(description="running requests at shutdown (H13)")] = 30.0
+    comment: Annotated[Seconds, Meta(description="silence before an SSE keep-alive comment (A11)")] = 15.0
+
+
+class Cors(_Section, frozen=True):
+    """Cross-origin access (H11): off unless origins are named."""
+
+    origins: Annotated[list[str], Meta(description="exact origins, such as https://chat.example.com")] = []
+    credentials: Annotated[bool, Meta(description="allow credentials; refused together with `*`")] = False
+
+
+class Upstream(_Section, frozen=True):
+    """Timers of the backend side and what a model may produce (R4, A6)."""
+
+    connect: Annotated[Seconds, Meta(description="TCP and TLS connect")] = 5.0
+    first_byte: Annotated[Seconds, Meta(description="request sent to first byte of the answer")] = 300.0
+    between: Annotated[Seconds, Meta(description="silence between two reads of a stream")] = 120.0
+    total: Annotated[Seconds, Meta(description="the whole exchange with the backend")] = 1800.0
+    retries: Annotated[int, Meta(ge=0, le=2, description="further attempts before any byte of an answer (R5)")] = 2
+    max_output_tokens: Annotated[int, Meta(ge=1, le=10_000_000, description="output cap; larger asks are clamped")] = (
+        4096
+    )
+
+
+class Model(_Section, frozen=True):
+    """Overrides of `upstream` for one model; absent means inherited."""
+
+    connect: Seconds | None = None
+    first_byte: Seconds | None = None
+    between: Seconds | None = None
+    total: Seconds | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
+    cost_factor: Annotated[float, Meta(gt=0, le=1000, description="weight of this model's tokens in fair use")] = 1.0
+
+
+class Backend(_Section, frozen=True):
+    """One engine (R1)."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="unique name, used in metrics and audit")]
+    url: Annotated[str, Meta(description="base URL, such as http://10.0.0.5:11434")]
+    engine: Annotated[EngineKind, Meta(description="what speaks there")]
+    slots: (
+        Annotated[int, Meta(ge=1, le=1_000_000, description="requests at once; absent: discovered, else 4")] | None
+    ) = None
+    key: Annotated[str, Meta(description="bearer key the engine wants; use env: or file:")] = ""
+    models: Annotated[list[str], Meta(description="serve only these; empty: all that discovery finds")] = []
+    weight: Annotated[float, Meta(gt=0, le=1000, description="preference among equals")] = 1.0
+    ca: Annotated[str, Meta(description="PEM file to verify an https backend; empty: the system's")] = ""
+
+
+class Discovery(_Section, frozen=True):
+    """How backends are watched (R2)."""
+
+    interval: Annotated[Seconds, Meta(description="between two looks at a backend")] = 10.0
+    timeout: Annotated[Seconds, Meta(description="one look")] = 5.0
+    forget: Annotated[Seconds, Meta(description="unseen for this long: no models")] = 60.0
+    eject_after: Annotated[Count, Meta(description="failures in a row that open the breaker")] = 3
+    eject_for: Annotated[Seconds, Meta(description="how long the breaker stays open before one probe")] = 10.0
+
+
+class Scheduling(_Section, frozen=True):
+    """The fair-use scheduler; see docs/scheduler.md for what each one does."""
+
+    base_priority: Annotated[float, Meta(ge=-1e6, le=1e6, description="constant of the formula")] = 100.0
+    wait_weight: Annotated[float, Meta(ge=0, le=1e3, description="points per service time of owed wait")] = 0.4
+    usage_weight: Annotated[float, Meta(ge=0, le=1e4, description="points per e-fold of recent usage")] = 10.0
+    half_life: Annotated[float, Meta(ge=1, le=86_400, description="decay of usage")] = 300.0
+    rounds: Annotated[float, Meta(gt=0, le=1e3, description="usage scale in rounds of the slots")] = 4.0
+    credit: (
+        Annotated[float, Meta(ge=0, le=1e6, description="credit of a returning user, in rounds; null: unlimited")]
+        | None
+    ) = 2.0
+    free: Annotated[
+        float, Meta(ge=0, le=1e3, description="mean requests that need not be paid before waiting counts")
+    ] = 2.0
+    queue_timeout: Annotated[Seconds, Meta(description="longest wait for a slot")] = 60.0
+    user_queue: Annotated[Count, Meta(description="waiting requests of one user and model")] = 64
+    total_queue: Annotated[Count, Meta(description="waiting requests of all")] = 10_000
+    input_weight: Annotated[float, Meta(ge=0, le=1e3, description="cost of an uncached input token")] = 1.0
+    cached_weight: Annotated[float, Meta(ge=0, le=1e3, description="cost of a cached input token")] = 0.1
+    output_weight: Annotated[float, Meta(ge=0, le=1e3, description="cost of an output token")] = 2.0
+
+
+class Identity(_Section, frozen=True):
+    """Keys and how failures are answered (K)."""
+
+    cache_seconds: Annotated[Seconds, Meta(description="life of a verified key in the cache")] = 60.0
+    cache_size: Annotated[Count, Meta(description="entries of the verified-key cache")] = 100_000
+    failures_per_minute: Annotated[Count, Meta(description="failed authentications of one address before 429")] = 10
+    argon2_time_cost: Annotated[int, Meta(ge=1, le=20, description="Argon2id passes")] = 2
+    argon2_memory_kib: Annotated[int, Meta(ge=8, le=1 << 20, description="Argon2id memory")] = 19 * 1024
+    argon2_threads: Annotated[int, Meta(ge=1, le=16, description="verifying threads")] = 2
+    argon2_queue: Annotated[Count, Meta(description="verifications waiting for a thread before 503")] = 256
+    unknown_model_status: Annotated[Literal[403, 404], Meta(description="answer for models a key may not use")] = 403
+
+
+class Audit(_Section, frozen=True):
+    """The audit trail (U)."""
+
+    batch_rows: Annotated[int, Meta(ge=1, le=500, description="rows written at once")] = 500
+    batch_seconds: Annotated[float, Meta(gt=0, le=60, description="longest wait of a row")] = 0.2
+    backlog_rows: Annotated[Count, Meta(description="rows held while the store is down")] = 100_000
+
+
+class Admin(_Section, frozen=True):
+    """The control-plane listener: /metrics, /healthz, /readyz. Keep it off the open network."""
+
+    listen: Annotated[str, Meta(description="HOST:PORT; empty: no listener")] = "127.0.0.1:9090"
+
+
+class Log(_Section, frozen=True):
+    """Logs on standard error, one JSON object a line (O3)."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="lowest level written")] = "info"
+    requests: Annotated[bool, Meta(description="also one line per request; the audit row is the record")] = False
+
+
+class Config(_Section, frozen=True):
+    """The whole file."""
+
+    listen: Annotated[str, Meta(description="HOST:PORT of the data plane")] = "127.0.0.1:8080"
+    store: Annotated[str, Meta(description="path of the SQLite file, or postgresql://...")] = "fairgate.db"
+    tls: Annotated[Tls, Meta(description="absent: plain HTTP")] | None = None
+    hsts: Annotated[bool, Meta(description="send HSTS although TLS ends in front of us")] = False
+    trusted_proxies: Annotated[list[str], Meta(description="CIDRs whose X-Forwarded-For is believed (H9)")] = []
+    playground: Annotated[bool, Meta(description="serve /playground")] = False
+    cors: Cors = Cors()
+    caps: Caps = Caps()
+    timeouts: Timeouts = Timeouts()
+    upstream: Upstream = Upstream()
+    discovery: Discovery = Discovery()
+    scheduling: Scheduling = Scheduling()
+    identity: Identity = Identity()
+    audit: Audit = Audit()
+    admin: Admin = Admin()
+    log: Log = Log()
+    backends: Annotated[list[Backend], Meta(description="the engines")] = []
+    models: Annotated[dict[str, Model], Meta(description="per-model overrides, by name")] = {}
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """`HOST:PORT` or `[V6]:PORT` -> (host, port). Raises ValueError."""
+    host, sep, port = text.rpartition(":")
+    if not sep or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def load(path: Path) -> Config:
+    """Read, resolve and check a configuration file. Raises ConfigError with the path of the faulty setting."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(f"{path}: {err}") from err
+    if path.stat().st_mode & stat.S_IWOTH:
+        raise ConfigError(f"{path}: writable by everyone; refuse to trust it (chmod o-w)")
+    return parse(text)
+
+
+def parse(text: str) -> Config:
+    """YAML text -> checked Config."""
+    try:
+        raw = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as err:
+        raise ConfigError(f"not YAML: {err}") from err
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise ConfigError("the file must be a mapping of settings")
+    _refuse_unknown(raw, Config, "")
+    try:
+        config = msgspec.convert(_resolve(raw, "", 0), Config)
+    except msgspec.ValidationError as err:
+        raise ConfigError(_readable(str(err))) from err
+    check(config)
+    return config
+
+
+def _readable(message: str) -> str:
+    """msgspec says `Expected ... - at `$.a.b``; put the path first."""
+    found = re.search(r"^(.*) - at `\$\.?(.*)`$", message, re.DOTALL)
+    return f"{found[2]}: {found[1]}" if found else message
+
+
+def _refuse_unknown(raw: object, kind: Any, path: str) -> None:
+    """Walk the tree beside its types; an unknown key is an error with its path and the nearest known one."""
+    kind = _struct_of(kind)
+    if isinstance(raw, list) and get_origin(kind) is list:
+        for index, item in enumerate(raw):
+            _refuse_unknown(item, get_args(kind)[0], f"{path}[{index}]")
+    elif isinstance(raw, dict) and get_origin(kind) is dict:
+        for key, item in raw.items():
+            _refuse_unknown(item, get_args(kind)[1], f"{path}.{key}")
+    elif isinstance(raw, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        hints = get_type_hints(kind, include_extras=True)
+        for key, item in raw.items():
+            at = f"{path}.{key}" if path else str(key)
+            if key not in hints:
+                near = difflib.get_close_matches(str(key), hints, n=1)
+                raise ConfigError(f"{at}: unknown setting" + (f"; did you mean {near[0]!r}?" if near else ""))
+            _refuse_unknown(item, hints[key], at)
+
+
+def _struct_of(kind: Any) -> Any:
+    """Strip Annotated and `| None` from a type."""
+    if get_origin(kind) is Annotated:
+        return _struct_of(get_args(kind)[0])
+    options = [arg for arg in get_args(kind) if arg is not type(None)]
+    if type(None) in get_args(kind) and len(options) == 1:
+        return _struct_of(options[0])
+    return kind
+
+
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def _resolve(raw: Any, path: str, depth: int) -> Any:
+    """Replace `${NAME}`, `env:NAME` and `file:PATH` in string values."""
+    if depth > 16:
+        raise ConfigError(f"{path}: nested too deeply")
+    if isinstance(raw, dict):
+        return {k: _resolve(v, f"{path}.{k}".lstrip("."), depth + 1) for k, v in raw.items()}
+    if isinstance(raw, list):
+        return [_resolve(v, f"{path}[{i}]", depth + 1) for i, v in enumerate(raw)]
+    return _resolve_text(raw, path) if isinstance(raw, str) else raw
+
+
+def _resolve_text(text: str, path: str) -> str:
+    if text.startswith("file:"):
+        return _secret_file(text.removeprefix("file:"), path)
+    if text.startswith("env:"):
+        return _env(text.removeprefix("env:"), path)
+    return _REFERENCE.sub(lambda found: _env(found[1], path), text)
+
+
+def _env(name: str, path: str) -> str:
+    value = os.environ.get(name)
+    if value is None:
+        raise ConfigError(f"{path}: environment variable {name} is not set")
+    return value
+
+
+def _secret_file(name: str, path: str) -> str:
+    try:
+        return Path(name).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as err:
+        raise ConfigError(f"{path}: cannot read {name}: {getattr(err, 'strerror', None) or 'not text'}") from err
+
+
+PLACEHOLDERS = frozenset(
+    {"changeme", "change-me", "secret", "password", "your-key", "your-api-key", "sk-xxx", "example"}
+)
+
+
+def check(config: Config) -> None:
+    """Rules that span fields. Raises ConfigError."""
+    _check_addresses(config)
+    _check_backends(config.backends)
+    if "*" in config.cors.origins and config.cors.credentials:
+        raise ConfigError("cors.credentials: refused together with the origin '*'")
+    for number in msgspec.structs.astuple(config.scheduling):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ConfigError("scheduling: NaN and infinity are refused")
+
+
+def _check_addresses(config: Config) -> None:
+    for path, text in (("listen", config.listen), ("admin.listen", config.admin.listen)):
+        if text or path == "listen":
+            try:
+                parse_listen(text)
+            except ValueError as err:
+                raise ConfigError(f"{path}: {err}") from err
+    for index, cidr in enumerate(config.trusted_proxies):
+        try:
+            ipaddress.ip_network(cidr)
+        except ValueError as err:
+            raise ConfigError(f"trusted_proxies[{index}]: {err}") from err
+
+
+def _check_backends(backends: list[Backend]) -> None:
+    names = set()
+    for index, backend in enumerate(backends):
+        at = f"backends[{index}]"
+        if backend.name in names:
+            raise ConfigError(f"{at}.name: {backend.name!r} is used twice")
+        names.add(backend.name)
+        _check_url(backend.url, f"{at}.url")
+        if backend.key.lower() in PLACEHOLDERS:
+            raise ConfigError(f"{at}.key: a known placeholder is no secret")
+
+
+def _check_url(url: str, path: str) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError as err:
+        raise ConfigError(f"{path}: {err}") from err
+    if not usable or parts.query or parts.fragment or parts.username or not url.isascii() or not url.isprintable():
+        raise ConfigError(f"{path}: {url!r} is not http(s)://HOST[:PORT][/PATH]")
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of the file."""
+    return msgspec.json.schema(Config)
