@@ -1,0 +1,269 @@
+"""The rules for one request head: which bytes are one, what its fields and target mean, how its body is framed.
+
+Pure functions for `wire`, each of which raises `WireError`; sections are RFC 9112's unless named otherwise. Must not
+know the state of a connection.
+"""
+
+import re
+from ipaddress import AddressValueError, IPv6Address
+from urllib.parse import unquote_to_bytes
+
+
+class WireError(Exception):
+    """A client's bytes are not a request that we take: answer with `status`, then close the connection."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(status, reason)
+        self.status = status
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.reason}"
+
+
+METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
+"""Methods that can have a meaning here; all others, CONNECT and TRACE among them, are answered 501."""
+
+SINGLE = frozenset(
+    {
+        b"authorization",
+        b"content-length",
+        b"content-type",
+        b"expect",
+        b"host",
+        b"origin",
+        b"proxy-authorization",
+        b"transfer-encoding",
+        b"upgrade",
+        b"x-api-key",
+    }
+)
+"""Fields that decide who, where or how long: a second one would let two readers choose differently."""
+
+METHOD_BYTES = 32
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_LINE = rb"(" + _TOKEN + rb"{1,32}) ([\x21-\x7e]+) HTTP/([0-9]\.[0-9])\r\n"
+_REQUEST_LINE = re.compile(_LINE)
+_FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"++):([\t\x20-\x7e\x80-\xff]*+)\r\n")
+_HEAD = re.compile(_LINE + rb"(?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
+# What can never be part of a head: control bytes, LF without CR, CR without LF.
+_BROKEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
+_VERSIONS = {b"1.1": 11, b"1.0": 10}
+
+_DIGITS = re.compile(rb"[0-9]{1,18}")
+_HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|[0-9A-Za-z._~-]{1,255})(?::([0-9]{0,5}))?")
+_ABSOLUTE = re.compile(rb"(https?)://([^/?]*)(.*)", re.IGNORECASE)
+# RFC 3986 sections 3.3 and 3.4; nothing that some parser mends and another takes as it is.
+_PATH_AND_QUERY = re.compile(
+    rb"((?:[0-9A-Za-z\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})*)(?:\?((?:[0-9A-Za-z\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*))?"
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
+_DEFAULT_PORTS = {b"http": b"80", b"https": b"443"}
+
+_COMMON = (
+    b"Host Connection Accept Accept-Encoding Accept-Language User-Agent Content-Type Content-Length Authorization"
+    b" Transfer-Encoding Expect Cookie Origin Referer Cache-Control Pragma X-Request-ID X-Request-Id X-Forwarded-For"
+    b" X-Forwarded-Proto X-Forwarded-Host X-Real-IP X-Api-Key Traceparent Tracestate X-Stainless-Lang"
+    b" X-Stainless-Package-Version X-Stainless-OS X-Stainless-Arch X-Stainless-Runtime X-Stainless-Runtime-Version"
+    b" X-Stainless-Async X-Stainless-Helper-Method Sec-Fetch-Site Sec-Fetch-Mode Sec-Fetch-Dest Idempotency-Key"
+    b" x-stainless-retry-count x-stainless-read-timeout x-stainless-raw-response OpenAI-Organization Keep-Alive"
+    b" anthropic-version anthropic-beta sec-ch-ua sec-ch-ua-mobile sec-ch-ua-platform Te TE Date Via"
+).split()
+
+
+class _Lower(dict[bytes, bytes]):
+    """Field name -> the same in lower case; looked up for names that clients use, made for others, never stored."""
+
+    def __missing__(self, name: bytes) -> bytes:
+        return name.lower()
+
+
+_LOWER = _Lower({name: name.lower() for name in _COMMON} | {name.lower(): name.lower() for name in _COMMON})
+
+
+def check_partial(buffer: bytes, target_bytes: int, start: int) -> None:
+    """Refuse an unfinished head that no further byte can mend; bytes before `start` were checked before."""
+    if _BROKEN.search(buffer, start):
+        raise WireError(400, "control byte, bare CR or bare LF in request head")
+    if buffer.startswith(b"\r\n"):
+        raise WireError(400, "empty lines before the request line")
+    if b"\r\n" not in buffer and len(buffer) > target_bytes + METHOD_BYTES + len(b"  HTTP/1.1\r"):
+        raise WireError(414, "request target too long")
+
+
+def check_line(head: bytes, target_bytes: int) -> None:
+    """Check the request line that `head` begins with (section 3)."""
+    match = _REQUEST_LINE.match(head)
+    if match is None:
+        raise WireError(400, "malformed request line")
+    _check_line(match, target_bytes)
+
+
+def _check_line(match: re.Match[bytes], target_bytes: int) -> tuple[bytes, bytes, int]:
+    method, target, digits = match.groups()
+    version = _VERSIONS.get(digits)
+    if version is None:
+        raise WireError(505, "HTTP version not supported")
+    if method not in METHODS:
+        raise WireError(501, "method not implemented")
+    if len(target) > target_bytes:
+        raise WireError(414, "request target too long")
+    return method, target, version
+
+
+def match(head: bytes, target_bytes: int) -> tuple[bytes, bytes, int]:
+    """Method, target and version (10 or 11) of `head`, each byte of which has been checked."""
+    found = _HEAD.fullmatch(head)
+    if found is None:
+        raise _fault(head, target_bytes)
+    return _check_line(found, target_bytes)
+
+
+def _fault(head: bytes, target_bytes: int) -> WireError:
+    """Why `head` is not one."""
+    if _BROKEN.search(head):
+        return WireError(400, "control byte, bare CR or bare LF in request head")
+    line_end = head.find(b"\r\n")
+    if line_end > target_bytes + METHOD_BYTES + len(b"  HTTP/1.1"):
+        return WireError(414, "request target too long")
+    check_line(head, target_bytes)
+    if b"\r\n " in head or b"\r\n\t" in head:
+        return WireError(400, "folded header line")
+    return WireError(400, "malformed header line")
+
+
+def fields(head: bytes, raw: dict[bytes, bytes], count: int) -> dict[bytes, bytes]:
+    """The `count` fields of `head` by lower-case name; `raw` is llhttp's view of them, the first of each name.
+
+    Repeated fields are joined in order (RFC 9110 section 5.3), those in `SINGLE` refused.
+    """
+    found = dict(zip(map(_LOWER.__getitem__, raw), raw.values(), strict=True))
+    if len(found) != count:
+        return _joined(head)
+    if b" \r" in head or b"\t\r" in head:
+        return {name: value.strip() for name, value in found.items()}
+    return found
+
+
+def _joined(head: bytes) -> dict[bytes, bytes]:
+    found: dict[bytes, bytes] = {}
+    for name, value in _FIELD_LINE.findall(head, head.index(b"\n") + 1):
+        name, value = name.lower(), value.strip()
+        if name not in found:
+            found[name] = value
+        elif name in SINGLE:
+            raise WireError(400, f"repeated {name.decode()} field")
+        else:
+            found[name] += (b"; " if name == b"cookie" else b", ") + value
+    return found
+
+
+def host(headers: dict[bytes, bytes], version: int) -> bytes | None:
+    """The Host field; required on HTTP/1.1 (section 3.2). Its syntax is checked with the target."""
+    value = headers.get(b"host")
+    if value is None and version == 11:
+        raise WireError(400, "missing host field")
+    return value
+
+
+def framing(headers: dict[bytes, bytes], version: int) -> tuple[int | None, bool]:
+    """Content-Length, and whether the body is chunked (section 6). Anything open to two readings is refused."""
+    if b"upgrade" in headers:
+        raise WireError(501, "protocol upgrade refused")
+    length = headers.get(b"content-length")
+    coding = headers.get(b"transfer-encoding")
+    if coding is not None:
+        if length is not None:
+            raise WireError(400, "both content-length and transfer-encoding")
+        if version != 11 or coding.lower() != b"chunked":
+            raise WireError(400, "unsupported transfer-encoding")
+        return None, True
+    if length is None:
+        return None, False
+    if _DIGITS.fullmatch(length) is None:
+        raise WireError(400, "malformed content-length")
+    return int(length), False
+
+
+def keep_alive(headers: dict[bytes, bytes], version: int) -> bool:
+    """Whether the connection may carry another request (section 9.3); `close` wins over `keep-alive`."""
+    value = headers.get(b"connection")
+    if value is None:
+        return version == 11
+    if value == b"keep-alive":
+        return True
+    options = {option.strip() for option in value.lower().split(b",")}
+    return b"close" not in options and (version == 11 or b"keep-alive" in options)
+
+
+def expects(headers: dict[bytes, bytes], version: int) -> bool:
+    """Whether 100-continue is asked for (RFC 9110 section 10.1.1: not by HTTP/1.0); other expectations are 417."""
+    value = headers.get(b"expect")
+    if value is None:
+        return False
+    if value.lower() != b"100-continue":
+        raise WireError(417, "unknown expectation")
+    return version == 11
+
+
+def target(method: bytes, value: bytes, host_field: bytes | None) -> tuple[str, bytes]:
+    """The decoded path and the raw query of a request target (section 3.2), which must fit the Host field.
+
+    Origin-form and absolute-form are taken. An absolute-form whose authority is not the Host field's is refused:
+    section 3.2.2 lets a server ignore Host then, and one behind it might not.
+    """
+    host_authority = None if host_field is None else _authority(host_field)
+    if not value.startswith(b"/"):
+        value = _origin_form(method, value, host_authority)
+    parts = _PATH_AND_QUERY.fullmatch(value)
+    if parts is None:
+        raise WireError(400, "malformed request target")
+    path, query = parts.groups()
+    return _decoded(path), query or b""
+
+
+def _origin_form(method: bytes, value: bytes, host_authority: tuple[bytes, bytes] | None) -> bytes:
+    if value == b"*" and method == b"OPTIONS":
+        raise WireError(501, "OPTIONS * not implemented")
+    absolute = _ABSOLUTE.fullmatch(value)
+    if absolute is None:
+        raise WireError(400, "malformed request target")
+    scheme, authority, rest = absolute.groups()
+    default = _DEFAULT_PORTS[scheme.lower()]
+    name, port = _authority(authority)
+    if host_authority is not None and (name, port or default) != (host_authority[0], host_authority[1] or default):
+        raise WireError(400, "request target and host field disagree")
+    return rest if rest.startswith(b"/") else b"/" + rest
+
+
+def _authority(value: bytes) -> tuple[bytes, bytes]:
+    """Host in lower case and port digits without leading zeros, either of which may be empty only for the port.
+
+    Userinfo, percent-encoding and sub-delimiters, which RFC 3986 allows in names and nobody uses, are refused.
+    """
+    match = _HOST.fullmatch(value)
+    if match is None:
+        raise WireError(400, "malformed host")
+    literal, port = match.groups()
+    if port and int(port) > 65535:
+        raise WireError(400, "malformed host")
+    if literal is not None:
+        try:
+            IPv6Address(literal.decode())
+        except AddressValueError as error:
+            raise WireError(400, "malformed host") from error
+    name = value[: len(value) - len(port) - 1] if port is not None else value
+    return name.lower(), b"%d" % int(port) if port else b""
+
+
+def _decoded(path: bytes) -> str:
+    """`path` percent-decoded once. Refuses what a second decoding or a path normaliser would change the meaning of."""
+    try:
+        text = (unquote_to_bytes(path) if b"%" in path else path).decode()
+    except UnicodeDecodeError as error:
+        raise WireError(400, "request target is not UTF-8") from error
+    if _CONTROL.search(text):
+        raise WireError(400, "control character or backslash in request target")
+    if "/." in text and not {".", ".."}.isdisjoint(text.split("/")):
+        raise WireError(400, "dot segment in request target")
+    return text

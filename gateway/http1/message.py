@@ -1,0 +1,154 @@
+"""What an HTTP/1.1 message head is, once parsed, and how one of ours is written.
+
+Owns `RequestHead`, `ResponseHead`, the hop-by-hop set, the reason phrases, the error of a broken response and the
+writing of heads. Framing is decided before one of these exists (`wire`, `reply`). Must not know sockets, models, keys.
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    }
+)
+"""Fields that concern one connection and never cross the gateway (RFC 9110 section 7.6.1)."""
+
+REASONS: dict[int, bytes] = {
+    100: b"Continue",
+    101: b"Switching Protocols",
+    102: b"Processing",
+    103: b"Early Hints",
+    200: b"OK",
+    201: b"Created",
+    202: b"Accepted",
+    203: b"Non-Authoritative Information",
+    204: b"No Content",
+    205: b"Reset Content",
+    206: b"Partial Content",
+    300: b"Multiple Choices",
+    301: b"Moved Permanently",
+    302: b"Found",
+    303: b"See Other",
+    304: b"Not Modified",
+    307: b"Temporary Redirect",
+    308: b"Permanent Redirect",
+    400: b"Bad Request",
+    401: b"Unauthorized",
+    402: b"Payment Required",
+    403: b"Forbidden",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    406: b"Not Acceptable",
+    407: b"Proxy Authentication Required",
+    408: b"Request Timeout",
+    409: b"Conflict",
+    410: b"Gone",
+    411: b"Length Required",
+    412: b"Precondition Failed",
+    413: b"Content Too Large",
+    414: b"URI Too Long",
+    415: b"Unsupported Media Type",
+    416: b"Range Not Satisfiable",
+    417: b"Expectation Failed",
+    421: b"Misdirected Request",
+    422: b"Unprocessable Content",
+    425: b"Too Early",
+    426: b"Upgrade Required",
+    428: b"Precondition Required",
+    429: b"Too Many Requests",
+    431: b"Request Header Fields Too Large",
+    451: b"Unavailable For Legal Reasons",
+    500: b"Internal Server Error",
+    501: b"Not Implemented",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+    505: b"HTTP Version Not Supported",
+    507: b"Insufficient Storage",
+    511: b"Network Authentication Required",
+}
+"""Status code -> reason phrase (RFC 9110 section 15, and the registered extensions in use)."""
+
+_STATUS_LINES = {status: b"HTTP/1.1 %d %b\r\n" % (status, reason) for status, reason in REASONS.items()}
+
+
+class UpstreamWireError(Exception):
+    """A backend's bytes are not a response that we trust: never reuse its connection."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class RequestHead(msgspec.Struct, frozen=True, gc=False):
+    """One request's head, validated, with its framing decided.
+
+    `target` is as received; `path` is percent-decoded once, for matching only, without the query; `version` is 10 or
+    11; `headers` has lower-case names in order of first appearance, repeated list fields joined with `, `.
+    `content_length` is None when the field is absent. `expect_continue` asks for an interim 100 before the body.
+    """
+
+    method: str
+    target: bytes
+    path: str
+    query: bytes
+    version: int
+    headers: dict[bytes, bytes]
+    content_length: int | None
+    chunked: bool
+    keep_alive: bool
+    expect_continue: bool
+
+    @property
+    def has_body(self) -> bool:
+        """Whether body bytes follow the head (RFC 9112 section 6)."""
+        return self.chunked or bool(self.content_length)
+
+
+class ResponseHead(msgspec.Struct, frozen=True, gc=False):
+    """One response's head, validated, with its framing decided.
+
+    Exactly one of these holds for the body: `no_body`, `chunked`, `until_close`, or `content_length` bytes.
+    `content_length` may also be set beside `no_body` (HEAD, 304): there it only describes.
+    """
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    content_length: int | None
+    chunked: bool
+    until_close: bool
+    no_body: bool
+    keep_alive: bool
+
+    def get(self, name: bytes) -> bytes | None:
+        """The first value of the field `name` (lower case), or None."""
+        for field, value in self.headers:
+            if field == name:
+                return value
+        return None
+
+
+def render_head(status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """An HTTP/1.1 response head: status line, `fields` in order, blank line.
+
+    Raises ValueError if a name or value holds CR, LF or NUL: such a field would split the response.
+    """
+    parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+    parts += [b"%b: %b\r\n" % field for field in fields]
+    lines = len(parts) + 1
+    parts.append(b"\r\n")
+    head = b"".join(parts)
+    if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
+        raise ValueError("a response field holds CR, LF or NUL")
+    return head

@@ -1,0 +1,122 @@
+"""Response heads as backends send them: bytes -> `ResponseHead`, with the framing decided or the head refused.
+
+Owns the strict reading of a status line and its fields (RFC 9112 sections 4 to 6). Must not know connections or who
+asked. A head that two readers could frame in two ways is refused: the connection would carry one user's answer to
+another.
+"""
+
+import re
+
+from gateway.http1.message import ResponseHead, UpstreamWireError
+
+HEAD_BYTES = 64 * 1024
+HEADER_COUNT = 200
+
+_LINE = rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*+)?\r\n"
+_HEAD = re.compile(_LINE + rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
+_STATUS_LINE = re.compile(_LINE)
+# What can never become a head: control bytes, LF without CR, CR without LF.
+_BROKEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
+_DIGITS = re.compile(rb"[0-9]{1,18}")
+_SINGLE = (b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", b"location")
+
+
+def parse_response_head(buffer: bytes, method: str, start: int = 0) -> tuple[ResponseHead, int] | None:
+    """The response head that begins at `start`, and the index of its body's first byte; None if it is incomplete.
+
+    `method` is the request's: an answer to HEAD has no body. Interim heads (1xx) are returned like others. Raises
+    `UpstreamWireError` on anything malformed, ambiguous or longer than `HEAD_BYTES`.
+    """
+    end = buffer.find(b"\r\n\r\n", start, start + HEAD_BYTES)
+    if end < 0:
+        _check_incomplete(buffer, start)
+        return None
+    end += 4
+    match = _HEAD.fullmatch(buffer, start, end)
+    if match is None:
+        raise UpstreamWireError(_fault(buffer[start:end]))
+    minor, digits = match.groups()
+    lines = buffer[start : end - 4].split(b"\r\n")
+    del lines[0]
+    headers = []
+    for line in lines:
+        name, _, value = line.partition(b":")
+        headers.append((name.lower(), value.strip()))
+    return _framed(int(digits), minor == b"1", headers, method), end
+
+
+def _check_incomplete(buffer: bytes, start: int) -> None:
+    """Refuse at once what no further byte can mend."""
+    if len(buffer) - start >= HEAD_BYTES:
+        raise UpstreamWireError("response head too long")
+    if not b"HTTP/1.".startswith(buffer[start : start + 7]):
+        raise UpstreamWireError("not an HTTP/1 response")
+    if _BROKEN.search(buffer, start):
+        raise UpstreamWireError("control byte, bare CR or bare LF in response head")
+
+
+def _fault(head: bytes) -> str:
+    """Why `head` is not one; for the log."""
+    if _STATUS_LINE.match(head) is None:
+        return "malformed status line or unknown version"
+    if _BROKEN.search(head):
+        return "control byte, bare CR or bare LF in response head"
+    if b"\r\n " in head or b"\r\n\t" in head:
+        return "folded header line in response"
+    return "malformed header line in response"
+
+
+def _framed(status: int, http11: bool, headers: list[tuple[bytes, bytes]], method: str) -> ResponseHead:
+    """Decide how the body ends (RFC 9112 section 6.3), refusing whatever is open to two readings."""
+    fields = dict(headers)
+    if len(fields) != len(headers):
+        _check_repeats(headers)
+        fields[b"connection"] = b",".join(value for name, value in headers if name == b"connection")
+    if len(headers) > HEADER_COUNT:
+        raise UpstreamWireError("too many header lines in response")
+    if status == 101:
+        raise UpstreamWireError("unasked protocol switch")
+    length = _length(fields)
+    chunked = _chunked(fields, http11)
+    if chunked and length is not None:
+        raise UpstreamWireError("both Content-Length and Transfer-Encoding in response")
+    bare = status < 200 or status == 204
+    if bare and (chunked or length):
+        raise UpstreamWireError("body announced where none is allowed")
+    no_body = bare or status == 304 or method == "HEAD"
+    until_close = not no_body and not chunked and length is None
+    keep_alive = not until_close and _persistent(fields.get(b"connection"), http11)
+    return ResponseHead(status, headers, length, chunked and not no_body, until_close, no_body, keep_alive)
+
+
+def _check_repeats(headers: list[tuple[bytes, bytes]]) -> None:
+    names = [name for name, _ in headers]
+    for single in _SINGLE:
+        if names.count(single) > 1:
+            raise UpstreamWireError(f"repeated {single.decode()} in response")
+
+
+def _length(fields: dict[bytes, bytes]) -> int | None:
+    value = fields.get(b"content-length")
+    if value is None:
+        return None
+    if _DIGITS.fullmatch(value) is None:
+        raise UpstreamWireError("malformed Content-Length in response")
+    return int(value)
+
+
+def _chunked(fields: dict[bytes, bytes], http11: bool) -> bool:
+    value = fields.get(b"transfer-encoding")
+    if value is None:
+        return False
+    if not http11 or value.lower() != b"chunked":
+        raise UpstreamWireError("unsupported Transfer-Encoding in response")
+    return True
+
+
+def _persistent(connection: bytes | None, http11: bool) -> bool:
+    """Whether the connection may carry another response (RFC 9112 section 9.3)."""
+    if connection is None:
+        return http11
+    options = {option.strip() for option in connection.lower().split(b",")}
+    return b"close" not in options and (http11 or b"keep-alive" in options)

@@ -1,0 +1,317 @@
+"""Client bytes -> requests: the reader of one connection, its limits, framing and smuggling rules.
+
+Owns what a request on the wire must look like (RFC 9112, RFC 9110) and refuses everything that two parsers could read
+in two ways. It decides all framing itself and lets llhttp (httptools) read the same bytes: where the two disagree, the
+request is refused. The rules for a single head are in `head`. Must not know asyncio, sockets, clocks, keys or models.
+"""
+
+from types import SimpleNamespace
+
+import httptools
+import msgspec
+
+from gateway.http1 import head as rules
+from gateway.http1.chunks import ChunkDecoder
+from gateway.http1.head import WireError
+from gateway.http1.message import RequestHead
+
+__all__ = ["RequestReader", "WireError", "WireLimits"]
+
+_PARTS = 1024
+"""Body slices held before they are joined: a body sent byte by byte must not cost 40 bytes of objects per byte."""
+
+_HEAD, _LENGTH, _CHUNKED, _COMPLETE, _DEAD = range(5)
+_STATES = ("head", "body by length", "body by chunks", "complete", "dead")
+
+
+class WireLimits(msgspec.Struct, frozen=True, gc=False):
+    """What one request may cost: bytes of head and target, number of fields, bytes of body payload."""
+
+    head_bytes: int = 32 * 1024
+    header_count: int = 100
+    target_bytes: int = 8 * 1024
+    body_bytes: int = 10 * 2**20
+
+
+class RequestReader:
+    """Reads the requests of one connection, one after the other.
+
+    `feed` takes what the peer sent; `head` is there as soon as the head is whole, `complete` once the body is;
+    `advance` goes on to the next request, whose bytes may have come already. After a WireError the reader is dead and
+    drops whatever it is fed; `head` stays set if the error concerns the body, so that the answer can be in the
+    client's dialect, and `refusal` keeps the error.
+    """
+
+    __slots__ = (  # noqa: RUF023  # grouped by lifetime
+        # of the connection
+        "_fields", "_limits", "_parser", "_target_seen", "_unfinished",
+        # of the message
+        "_blank", "_body_limit", "_decoder", "_held", "_joined", "_length", "_line_checked", "_parts", "_parts_bytes",
+        "_scanned", "_state", "body_received", "head", "refusal",
+    )  # fmt: skip
+
+    def __init__(self, limits: WireLimits | None = None) -> None:
+        self._limits = limits or WireLimits()
+        # llhttp's callbacks are built-in methods, so that it never runs our bytecode: every field goes to
+        # `_fields.setdefault`, a new message empties `_fields`, the end of one empties `_unfinished`.
+        self._fields: dict[bytes, bytes] = {}
+        self._unfinished: set[bool] = set()
+        self._parser = httptools.HttpRequestParser(
+            SimpleNamespace(
+                on_header=self._fields.setdefault,
+                on_message_begin=self._fields.clear,
+                on_message_complete=self._unfinished.clear,
+            )
+        )
+        self._target_seen: tuple[bytes, bytes | None, str, bytes] = (b"", None, "", b"")
+        self.refusal: WireError | None = None
+        self._held = b""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._state = _HEAD
+        self._blank = False
+        self._line_checked = False
+        self._scanned = 0
+        self.head: RequestHead | None = None
+        self._body_limit = self._limits.body_bytes
+        self._length = 0
+        self._decoder: ChunkDecoder | None = None
+        self.body_received = 0
+        self._parts: list[bytes] = []
+        self._parts_bytes = 0
+        self._joined = 0
+
+    def __repr__(self) -> str:
+        what = f"{self.head.method} {self.head.path}" if self.head else "-"
+        return f"<RequestReader {_STATES[self._state]} {what} body={self.body_received} buffered={self.buffered}>"
+
+    @property
+    def complete(self) -> bool:
+        """The whole request, body included, has been received."""
+        return self._state == _COMPLETE
+
+    @property
+    def idle(self) -> bool:
+        """Between two requests: no byte of the next one has been seen (an empty line is none)."""
+        return self._state == _HEAD and not self._held
+
+    @property
+    def dead(self) -> bool:
+        """Nothing more is read from this connection: an error, or the last request of a connection that closes."""
+        return self._state == _DEAD
+
+    @property
+    def buffered(self) -> int:
+        """Bytes held: of an incomplete head, of the body, of requests sent ahead."""
+        return len(self._held) + self._parts_bytes
+
+    @property
+    def body_limit(self) -> int:
+        """Most payload bytes of the current request's body; setting it may raise WireError(413)."""
+        return self._body_limit
+
+    @body_limit.setter
+    def body_limit(self, limit: int) -> None:
+        self._body_limit = limit
+        if self._state != _DEAD and max(self._length, self.body_received) > limit:
+            raise self._die(WireError(413, "body too large"))
+
+    def feed(self, data: bytes) -> None:
+        """Read `data`, the next bytes of the connection. Raises WireError."""
+        state = self._state
+        if state == _HEAD:
+            self._held = self._held + data if self._held else data
+            self._read_head()
+        elif state == _LENGTH:
+            self._read_length(data)
+        elif state == _CHUNKED:
+            self._read_chunks(data)
+        elif state == _COMPLETE:
+            self._held += data
+
+    def take_body(self) -> bytes:
+        """The body bytes received and not yet taken; the very object received if it came in one piece."""
+        parts, self._parts = self._parts, []
+        self._parts_bytes = self._joined = 0
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def advance(self) -> None:
+        """Drop the finished request and go on with the bytes behind it. Raises WireError for the next request."""
+        if self._state != _COMPLETE or self.head is None:
+            raise RuntimeError("advance() before the request is complete")
+        keep_alive = self.head.keep_alive
+        self._begin()
+        if not keep_alive:
+            # RFC 9112 section 9.6: nothing behind the last request is processed.
+            self._state = _DEAD
+            self._held = b""
+        elif self._held:
+            self._read_head()
+
+    # ---- the head
+
+    def _read_head(self) -> None:
+        buffer = self._held
+        if not self._blank and buffer.startswith(b"\r\n"):
+            # RFC 9112 section 2.2: an empty line before the request line may be skipped; we skip one.
+            self._blank = True
+            self._held = buffer = buffer[2:]
+        end = buffer.find(b"\r\n\r\n", self._scanned) + 4
+        try:
+            if end < 4:
+                self._check_partial(buffer)
+                return
+            if end == len(buffer):
+                self._open(buffer)
+                rest = b""
+            else:
+                self._open(buffer[:end])
+                rest = buffer[end:]
+        except WireError as error:
+            raise self._die(error) from error.__cause__
+        self._held = b""
+        self._expect_body(rest)
+
+    def _check_partial(self, buffer: bytes) -> None:
+        """Refuse at once what no further byte can mend."""
+        rules.check_partial(buffer, self._limits.target_bytes, max(self._scanned - 1, 0))
+        if len(buffer) > self._limits.head_bytes:
+            raise WireError(431, "request head too long")
+        if buffer.count(b"\n") - 1 > self._limits.header_count:
+            raise WireError(431, "too many header fields")
+        if not self._line_checked and b"\r\n" in buffer:
+            rules.check_line(buffer, self._limits.target_bytes)
+            self._line_checked = True
+        self._scanned = max(len(buffer) - 3, 0)
+
+    def _open(self, head: bytes) -> None:
+        """Check one whole head, by our rules and by llhttp's, and decide the framing."""
+        limits = self._limits
+        if len(head) > limits.head_bytes:
+            rules.check_line(head, limits.target_bytes)
+            raise WireError(431, "request head too long")
+        method, target, version = rules.match(head, limits.target_bytes)
+        count = head.count(b"\n") - 2
+        if count > limits.header_count:
+            raise WireError(431, "too many header fields")
+        self._unfinished.add(True)
+        self._agree(head)
+        fields = rules.fields(head, self._fields, count)
+        host = rules.host(fields, version)
+        seen = self._target_seen
+        if target != seen[0] or host != seen[1]:
+            path, query = rules.target(method, target, host)
+            self._target_seen = seen = (target, host, path, query)
+        length, chunked = rules.framing(fields, version)
+        self.head = RequestHead(
+            method.decode(),
+            target,
+            seen[2],
+            seen[3],
+            version,
+            fields,
+            length,
+            chunked,
+            rules.keep_alive(fields, version),
+            rules.expects(fields, version) and (chunked or bool(length)),
+        )
+
+    def _agree(self, data: bytes) -> None:
+        """Let llhttp read `data` too; what it refuses is refused."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as error:
+            raise WireError(501, "protocol upgrade refused") from error
+        except httptools.HttpParserError as error:
+            raise WireError(400, str(error).lower() or "malformed request") from error
+
+    # ---- the body
+
+    def _expect_body(self, rest: bytes) -> None:
+        head = self.head
+        if head is None:
+            raise RuntimeError("a body is read behind a head")
+        if not head.has_body:
+            if self._unfinished:
+                raise self._die(_disagreement())
+            self._state = _COMPLETE
+            self._held = rest
+            return
+        if not self._unfinished:
+            raise self._die(_disagreement())
+        self._length = head.content_length or 0
+        if self._length > self._body_limit:
+            raise self._die(WireError(413, "body too large"))
+        self._state = _LENGTH
+        if head.chunked:
+            self._state = _CHUNKED
+            self._decoder = ChunkDecoder(_malformed_body)
+        if rest:
+            self.feed(rest)
+
+    def _read_length(self, data: bytes) -> None:
+        missing = self._length - self.body_received
+        if len(data) > missing:
+            self._held = data[missing:]
+            data = data[:missing]
+        self._keep(data)
+        try:
+            self._agree(data)
+        except WireError as error:
+            raise self._die(error) from error.__cause__
+        self._check_end(self.body_received == self._length)
+
+    def _read_chunks(self, data: bytes) -> None:
+        decoder = self._decoder
+        if decoder is None:
+            raise RuntimeError("chunks are read with a decoder")
+        try:
+            payload = decoder.decode(data)
+            if self.body_received + len(payload) + decoder.remaining > self._body_limit:
+                raise WireError(413, "body too large")
+            if payload:
+                self._keep(payload)
+            if decoder.done:
+                # All but the last byte first: llhttp must not end the body before we do.
+                self._held = decoder.rest
+                data = data[: len(data) - len(decoder.rest)]
+                self._agree(data[:-1])
+                self._check_end(False)
+                data = data[-1:]
+            self._agree(data)
+        except WireError as error:
+            raise self._die(error) from error.__cause__
+        self._check_end(decoder.done)
+
+    def _check_end(self, ended: bool) -> None:
+        """Both parsers must see the message end at the same byte, and none begin inside it."""
+        if ended == bool(self._unfinished) or not self._fields:
+            raise self._die(_disagreement())
+        if ended:
+            self._state = _COMPLETE
+
+    def _keep(self, data: bytes) -> None:
+        self.body_received += len(data)
+        self._parts_bytes += len(data)
+        parts = self._parts
+        parts.append(data)
+        if len(parts) - self._joined > _PARTS:
+            parts[self._joined :] = [b"".join(parts[self._joined :])]
+            self._joined += 1
+
+    def _die(self, error: WireError) -> WireError:
+        self._state = _DEAD
+        self.refusal = error
+        self._held = b""
+        self._parts = []
+        self._parts_bytes = self._joined = 0
+        return error
+
+
+def _disagreement() -> WireError:
+    return WireError(400, "ambiguous message framing")
+
+
+def _malformed_body(reason: str) -> WireError:
+    return WireError(400, reason)
