@@ -21,7 +21,7 @@ class WireError(Exception):
         return f"{self.status}: {self.reason}"
 
 
-METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
+METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 """Methods that can have a meaning here; all others, CONNECT and TRACE among them, are answered 501."""
 
 SINGLE = frozenset(
@@ -78,7 +78,7 @@ class _Lower(dict[bytes, bytes]):
         return name.lower()
 
 
-_LOWER = _Lower({name: name.lower() for name in _COMMON} | {name.lower(): name.lower() for name in _COMMON})
+_lower = _Lower({name: name.lower() for name in _COMMON} | {name.lower(): name.lower() for name in _COMMON}).__getitem__
 
 
 def check_partial(buffer: bytes, target_bytes: int, start: int) -> None:
@@ -99,19 +99,20 @@ def check_line(head: bytes, target_bytes: int) -> None:
     _check_line(match, target_bytes)
 
 
-def _check_line(match: re.Match[bytes], target_bytes: int) -> tuple[bytes, bytes, int]:
-    method, target, digits = match.groups()
+def _check_line(match: re.Match[bytes], target_bytes: int) -> tuple[str, bytes, int]:
+    name, target, digits = match.groups()
     version = _VERSIONS.get(digits)
     if version is None:
         raise WireError(505, "HTTP version not supported")
-    if method not in METHODS:
+    method = METHODS.get(name)
+    if method is None:
         raise WireError(501, "method not implemented")
     if len(target) > target_bytes:
         raise WireError(414, "request target too long")
     return method, target, version
 
 
-def match(head: bytes, target_bytes: int) -> tuple[bytes, bytes, int]:
+def match(head: bytes, target_bytes: int) -> tuple[str, bytes, int]:
     """Method, target and version (10 or 11) of `head`, each byte of which has been checked."""
     found = _HEAD.fullmatch(head)
     if found is None:
@@ -137,12 +138,9 @@ def fields(head: bytes, raw: dict[bytes, bytes], count: int) -> dict[bytes, byte
 
     Repeated fields are joined in order (RFC 9110 section 5.3), those in `SINGLE` refused.
     """
-    found = dict(zip(map(_LOWER.__getitem__, raw), raw.values(), strict=True))
-    if len(found) != count:
-        return _joined(head)
-    if b" \r" in head or b"\t\r" in head:
-        return {name: value.strip() for name, value in found.items()}
-    return found
+    # Built-ins all the way: half the time of a loop. llhttp leaves the white space behind a value.
+    found = dict(zip(map(_lower, raw), map(bytes.strip, raw.values())))  # noqa: B905  # strict= costs 0.25 microseconds
+    return found if len(found) == count else _joined(head)
 
 
 def _joined(head: bytes) -> dict[bytes, bytes]:
@@ -206,7 +204,7 @@ def expects(headers: dict[bytes, bytes], version: int) -> bool:
     return version == 11
 
 
-def target(method: bytes, value: bytes, host_field: bytes | None) -> tuple[str, bytes]:
+def target(method: str, value: bytes, host_field: bytes | None) -> tuple[str, bytes]:
     """The decoded path and the raw query of a request target (section 3.2), which must fit the Host field.
 
     Origin-form and absolute-form are taken. An absolute-form whose authority is not the Host field's is refused:
@@ -222,8 +220,8 @@ def target(method: bytes, value: bytes, host_field: bytes | None) -> tuple[str, 
     return _decoded(path), query or b""
 
 
-def _origin_form(method: bytes, value: bytes, host_authority: tuple[bytes, bytes] | None) -> bytes:
-    if value == b"*" and method == b"OPTIONS":
+def _origin_form(method: str, value: bytes, host_authority: tuple[bytes, bytes] | None) -> bytes:
+    if value == b"*" and method == "OPTIONS":
         raise WireError(501, "OPTIONS * not implemented")
     absolute = _ABSOLUTE.fullmatch(value)
     if absolute is None:

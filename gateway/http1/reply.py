@@ -118,5 +118,7 @@ def _persistent(connection: bytes | None, http11: bool) -> bool:
     """Whether the connection may carry another response (RFC 9112 section 9.3)."""
     if connection is None:
         return http11
+    if connection == b"keep-alive":
+        return True
     options = {option.strip() for option in connection.lower().split(b",")}
     return b"close" not in options and (http11 or b"keep-alive" in options)

@@ -205,7 +205,7 @@ class RequestReader:
             self._target_seen = seen = (target, host, path, query)
         length, chunked = rules.framing(fields, version)
         self.head = RequestHead(
-            method.decode(),
+            method,
             target,
             seen[2],
             seen[3],
@@ -232,23 +232,24 @@ class RequestReader:
         head = self.head
         if head is None:
             raise RuntimeError("a body is read behind a head")
-        if not head.has_body:
-            if self._unfinished:
-                raise self._die(_disagreement())
-            self._state = _COMPLETE
-            self._held = rest
-            return
-        if not self._unfinished:
+        length = head.content_length
+        if bool(self._unfinished) != (head.chunked or bool(length)):
             raise self._die(_disagreement())
-        self._length = head.content_length or 0
-        if self._length > self._body_limit:
-            raise self._die(WireError(413, "body too large"))
-        self._state = _LENGTH
-        if head.chunked:
+        if length:
+            self._length = length
+            if length > self._body_limit:
+                raise self._die(WireError(413, "body too large"))
+            self._state = _LENGTH
+            if rest:
+                self._read_length(rest)
+        elif head.chunked:
             self._state = _CHUNKED
             self._decoder = ChunkDecoder(_malformed_body)
-        if rest:
-            self.feed(rest)
+            if rest:
+                self._read_chunks(rest)
+        else:
+            self._state = _COMPLETE
+            self._held = rest
 
     def _read_length(self, data: bytes) -> None:
         missing = self._length - self.body_received
