@@ -1,0 +1,335 @@
+"""The backends: which are well, which have what, and what the scheduler may grant.
+
+Owns the breakers and the watch that keeps them and the catalogue (model -> route) true. Readers on a request's path
+are synchronous dictionary look-ups; all work happens when discovery or a breaker changes something, and then
+`on_change` gets the new `Topology`. Must not know principals, bodies, or how a request is scheduled.
+"""
+
+import logging
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Final, Literal
+
+import anyio
+import httpx
+import msgspec
+
+from gateway import config
+from gateway.api.dialect import ModelInfo
+from gateway.services import catalogue, discovery
+from gateway.services.breaker import Breaker, State
+from gateway.services.catalogue import Backend, Catalogue, Pools, Route, Terms, base_url, snapshot
+from gateway.services.discovery import LookFailed, Sighting
+
+__all__ = ["FAILURES", "Backend", "BackendService", "BackendStats", "Failure", "Route", "Terms", "Topology"]
+
+log = logging.getLogger("gateway.backends")
+
+DEFAULT_SLOTS: Final = 4  # where neither the configuration nor the engine says; vLLM and Ollama do not tell
+JITTER: Final = 0.1  # looks are up to this share earlier or later, so that replicas do not look in step
+
+Failure = Literal["connect", "timeout", "broken"]
+FAILURES: Final[tuple[Failure, ...]] = ("connect", "timeout", "broken")
+
+
+class Topology(msgspec.Struct, frozen=True):
+    """What may be granted. `gates`: backend -> slots, 0 while ejected, 1 while its probe is awaited.
+
+    `pools`: queue -> its (backend, preference), 0 = model loaded, 1 = not; equals stand in order of weight.
+    A pool that is missing is gone.
+    """
+
+    gates: dict[str, int]
+    pools: Pools
+
+
+class BackendStats(msgspec.Struct, frozen=True):
+    """One backend at one moment. `last_seen`: seconds ago, None = never; `failure`: of the last look, or empty."""
+
+    name: str
+    engine: str
+    state: str
+    up: bool
+    slots: int
+    models: int
+    loaded: tuple[str, ...]
+    failures: dict[str, int]
+    misses: int
+    ejections: int
+    last_seen: float | None
+    version: str
+    failure: str
+
+
+class _Watched:
+    """The mutable state of one backend. `wanted`: a look was asked for ahead of its time."""
+
+    def __init__(self, section: config.Backend, breaker: Breaker) -> None:
+        self.section = section
+        self.breaker = breaker
+        self.counts: dict[str, int] = dict.fromkeys(FAILURES, 0)
+        self.sighting = Sighting()
+        self.snapshot = snapshot(section, self.slots)
+        self.seen_at: float | None = None
+        self.failure = "not looked at yet"
+        self.looked = False
+        self.wanted = False
+        self.wake = anyio.Event()
+
+    @property
+    def slots(self) -> int:
+        return self.section.slots or self.sighting.slots or DEFAULT_SLOTS
+
+    @property
+    def gate(self) -> int:
+        state = self.breaker.state
+        return 0 if state is State.OPEN else 1 if state is State.HALF_OPEN else self.slots
+
+    def take(self, sighting: Sighting) -> None:
+        self.sighting = sighting
+        if self.slots != self.snapshot.slots:
+            self.snapshot = snapshot(self.section, self.slots)
+
+    def inherit(self, before: "_Watched") -> None:
+        """Go on with what the generation before knew; its requests in flight report to the same breaker."""
+        before.breaker.eject_after, before.breaker.eject_for = self.breaker.eject_after, self.breaker.eject_for
+        self.breaker, self.counts = before.breaker, before.counts
+        self.seen_at, self.failure, self.looked = before.seen_at, before.failure, before.looked
+        self.take(before.sighting)
+
+    def same_engine(self, other: "_Watched") -> bool:
+        """Slots and weight may differ; what is seen there may not."""
+        mine, its = self.section, other.section
+        return (mine.url, mine.engine, mine.key, mine.ca, mine.models) == (
+            its.url,
+            its.engine,
+            its.key,
+            its.ca,
+            its.models,
+        )
+
+
+class BackendService:
+    """The backends of one generation of configuration. `run()` watches; what requests call is synchronous."""
+
+    def __init__(
+        self,
+        backends: Sequence[config.Backend],
+        settings: config.Discovery,
+        upstream: config.Upstream,
+        models: Mapping[str, config.Model],
+        *,
+        clock: Callable[[], float],
+        on_change: Callable[[Topology], None],
+        previous: "BackendService | None" = None,
+    ) -> None:
+        """`clock` in seconds, monotonic. `on_change` must not raise; it is not called from here: read `topology`.
+
+        `previous` is the generation before: what it knows of unchanged backends is taken over.
+        """
+        self._settings = settings
+        self._upstream = upstream
+        self._overrides = models
+        self._clock = clock
+        self._on_change = on_change
+        self._random = random.Random()  # noqa: S311 - spreads looks, protects nothing
+        self._watched = {
+            section.name: _Watched(section, Breaker(settings.eject_after, settings.eject_for)) for section in backends
+        }
+        for name, before in previous._watched.items() if previous is not None else ():
+            if name in self._watched and self._watched[name].same_engine(before):
+                self._watched[name].inherit(before)
+        self._moved = anyio.Event()
+        self._first_round = anyio.Event()
+        self._catalogue = Catalogue()
+        self.version = 0  # rises with every new catalogue
+        self._rebuild()
+        self._topology = self._compose()
+
+    def __repr__(self) -> str:
+        states = ", ".join(f"{name}={watched.breaker.state}" for name, watched in self._watched.items())
+        return f"<BackendService version={self.version} models={len(self._catalogue.models)} {states}>"
+
+    # -- read on a request's path ---------------------------------------------------------------------------------
+
+    def route(self, model: str, dialect: str, kind: str) -> Route | None:
+        """Where `model` may be served for this kind of request, or None. Ollama's `name` finds `name:latest`."""
+        index = self._catalogue.routes.get((dialect, kind))
+        return index.get(model) if index is not None else None
+
+    def backend(self, name: str) -> Backend:
+        """The snapshot of a configured backend. Raises KeyError."""
+        return self._watched[name].snapshot
+
+    def available(self, name: str) -> bool:
+        """Whether the breaker lets anything through; a half-open one does, one request at a time by its gate."""
+        return self._watched[name].breaker.state is not State.OPEN
+
+    def models(self) -> Sequence[ModelInfo]:
+        """What discovery sees now, by name."""
+        return self._catalogue.models
+
+    @property
+    def topology(self) -> Topology:
+        """What `on_change` was told last."""
+        return self._topology
+
+    # -- told by the request's path -------------------------------------------------------------------------------
+
+    def succeeded(self, name: str) -> None:
+        """An answer began. Call it at the response head, so that a probe decides before its stream ends."""
+        if self._watched[name].breaker.succeeded():
+            log.info("backend recovered", extra={"backend": name})
+            self._publish()
+
+    def failed(self, name: str, kind: Failure) -> None:
+        """A request failed for the backend's fault."""
+        watched = self._watched[name]
+        watched.counts[kind] += 1
+        if watched.breaker.failed(self._clock()):
+            log.warning("backend ejected", extra={"backend": name, "failure": kind})
+            self._moved.set()
+            self._publish()
+
+    # -- the watch ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Watch all backends until cancelled."""
+        async with anyio.create_task_group() as group:
+            for watched in self._watched.values():
+                group.start_soon(self._watch, watched)
+            group.start_soon(self._keep_time)
+
+    async def looked(self) -> None:
+        """Return when every backend was looked at once, seen or not: at most `discovery.timeout` after the start."""
+        if not all(watched.looked for watched in self._watched.values()):
+            await self._first_round.wait()
+
+    async def refresh(self) -> None:
+        """Look at every backend once, in parallel."""
+        async with AsyncExitStack() as stack, anyio.create_task_group() as group:
+            for watched in self._watched.values():
+                group.start_soon(self._look, watched, await stack.enter_async_context(self._client(watched)))
+
+    def _client(self, watched: _Watched) -> httpx.AsyncClient:
+        section = watched.section
+        return discovery.client(base_url(section.url), key=section.key, ca=section.ca, timeout=self._settings.timeout)
+
+    async def _watch(self, watched: _Watched) -> None:
+        async with self._client(watched) as http:
+            while True:
+                await self._look(watched, http)
+                with anyio.move_on_after(self._settings.interval * self._random.uniform(1 - JITTER, 1 + JITTER)):
+                    await watched.wake.wait()
+                watched.wake = anyio.Event()
+
+    async def _look(self, watched: _Watched, http: httpx.AsyncClient) -> None:
+        section = watched.section
+        try:
+            sighting = await discovery.look(http, section.engine, frozenset(section.models), self._settings.timeout)
+        except LookFailed as err:
+            self._missed(watched, str(err))
+        else:
+            self._saw(watched, sighting)
+        watched.wanted = False
+        watched.looked = True
+        if all(each.looked for each in self._watched.values()):
+            self._first_round.set()
+        self._moved.set()
+
+    def _saw(self, watched: _Watched, sighting: Sighting) -> None:
+        name = watched.section.name
+        if watched.failure:
+            log.info("backend seen", extra={"backend": name, "models": len(sighting.models)})
+        watched.failure = ""
+        watched.seen_at = self._clock()
+        if watched.breaker.seen(watched.seen_at):
+            log.info("backend admitted again", extra={"backend": name, "state": watched.breaker.state.value})
+        if sighting != watched.sighting:
+            watched.take(sighting)
+            self._rebuild()
+        self._publish()
+
+    def _missed(self, watched: _Watched, reason: str) -> None:
+        name = watched.section.name
+        if reason != watched.failure:
+            log.warning("backend not seen", extra={"backend": name, "reason": reason})
+        watched.failure = reason
+        if watched.breaker.missed(self._clock()):
+            log.warning("backend ejected", extra={"backend": name, "failure": "not seen"})
+        self.tick()
+        self._publish()
+
+    async def _keep_time(self) -> None:
+        """Wake at the next moment at which time alone changes something."""
+        while True:
+            self._moved = anyio.Event()
+            pause = self.tick() - self._clock()
+            with anyio.move_on_after(max(0.0, pause)):
+                await self._moved.wait()
+
+    def tick(self) -> float:
+        """Apply what is due: forget the unseen, look where a breaker may half-open. The next such moment, or inf."""
+        now = self._clock()
+        watched = self._watched.values()
+        forgotten = [each for each in watched if now >= self._forget_at(each)]
+        for each in forgotten:
+            log.warning("backend forgotten", extra={"backend": each.section.name})
+            each.sighting = Sighting(slots=each.sighting.slots)
+        if forgotten:
+            self._rebuild()
+            self._publish()
+        ejected = [each for each in watched if each.breaker.state is State.OPEN and not each.wanted]
+        for each in ejected:
+            if now >= each.breaker.until:
+                each.wanted = True
+                each.wake.set()
+        probes = (each.breaker.until for each in ejected if not each.wanted)
+        return min(*probes, *(self._forget_at(each) for each in watched), math.inf, math.inf)
+
+    def _forget_at(self, watched: _Watched) -> float:
+        if watched.seen_at is None or not watched.sighting.models:
+            return math.inf
+        return watched.seen_at + self._settings.forget
+
+    # -- what follows from it -------------------------------------------------------------------------------------
+
+    def _rebuild(self) -> None:
+        seen = [(watched.section, watched.sighting.models) for watched in self._watched.values()]
+        self._catalogue = catalogue.build(seen, self._upstream, self._overrides)
+        self.version += 1
+
+    def _compose(self) -> Topology:
+        gates = {name: watched.gate for name, watched in self._watched.items()}
+        return Topology(gates=gates, pools=self._catalogue.pools)
+
+    def _publish(self) -> None:
+        topology = self._compose()
+        if topology != self._topology:
+            self._topology = topology
+            self._on_change(topology)
+
+    def stats(self) -> tuple[BackendStats, ...]:
+        """Every backend, in the order of the configuration."""
+        now = self._clock()
+        return tuple(_stats(watched, now) for watched in self._watched.values())
+
+
+def _stats(watched: _Watched, now: float) -> BackendStats:
+    return BackendStats(
+        name=watched.section.name,
+        engine=watched.section.engine,
+        state=watched.breaker.state.value,
+        up=not watched.failure,
+        slots=watched.slots,
+        models=len(watched.sighting.models),
+        loaded=tuple(info.name for info in watched.sighting.models if info.loaded),
+        failures=dict(watched.counts),
+        misses=watched.breaker.misses,
+        ejections=watched.breaker.ejections,
+        last_seen=None if watched.seen_at is None else now - watched.seen_at,
+        version=watched.sighting.version,
+        failure=watched.failure,
+    )

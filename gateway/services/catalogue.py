@@ -1,0 +1,183 @@
+"""The catalogue: which model lives where, under which terms, and the scheduler's queues that follow.
+
+Pure: from the configured sections and what was seen of each backend to tables that a request reads. Must not know
+breakers, watching, principals or time.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gateway import config
+from gateway.api.dialect import ModelInfo
+from gateway.services.discovery import untagged
+
+_ALL: Final = frozenset({"ollama", "vllm", "llamacpp", "openai"})
+_OLLAMA: Final = frozenset({"ollama"})
+_MESSAGES: Final = frozenset({"ollama", "vllm", "llamacpp"})
+
+# (dialect, kind) -> the engines that answer it themselves. What is not here is served by none.
+SERVED_BY: Final[Mapping[tuple[str, str], frozenset[str]]] = {
+    ("openai", "chat"): _ALL,
+    ("openai", "completion"): _ALL,
+    ("openai", "embedding"): _ALL,
+    ("openai", "responses"): _ALL,
+    ("openai", "rerank"): frozenset({"vllm", "llamacpp"}),
+    ("ollama", "chat"): _OLLAMA,
+    ("ollama", "completion"): _OLLAMA,
+    ("ollama", "embedding"): _OLLAMA,
+    ("ollama", "show"): _OLLAMA,
+    ("anthropic", "chat"): _MESSAGES,
+}
+
+
+class Backend(msgspec.Struct, frozen=True):
+    """One engine as a request needs it. `auth` is the value of its Authorization field, or empty."""
+
+    name: str
+    engine: str
+    host: str
+    port: int
+    tls: bool
+    host_header: bytes
+    base_path: bytes
+    auth: bytes
+    weight: float
+    slots: int
+    ca: str = ""
+
+    def __repr__(self) -> str:
+        return f"<Backend {self.name} {self.engine} {self.host}:{self.port}{' tls' if self.tls else ''}>"
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What one model may take (R4, A6). Times in seconds; `cost_factor` weighs its tokens in fair use."""
+
+    connect: float
+    first_byte: float
+    between: float
+    total: float
+    retries: int
+    max_output_tokens: int
+    cost_factor: float
+
+
+class Route(msgspec.Struct, frozen=True):
+    """Where a model may be served. `model` is its name at the engine, `candidates` are backends, the preferred first.
+
+    `pool` is the scheduler's queue: the model's name; where only some of its backends serve this kind of request,
+    the name, a tab (which no name contains) and their engines.
+    """
+
+    pool: str
+    model: str
+    candidates: tuple[str, ...]
+    terms: Terms
+
+
+Held = tuple[config.Backend, ModelInfo]
+Pools = dict[str, tuple[tuple[str, int], ...]]
+
+
+class Catalogue(msgspec.Struct, frozen=True):
+    """`models` by name; `pools` as in `Topology`; `routes`: (dialect, kind) -> model as asked -> route."""
+
+    models: tuple[ModelInfo, ...] = ()
+    pools: Pools = {}
+    routes: dict[tuple[str, str], dict[str, Route]] = {}
+
+
+def build(
+    seen: Sequence[tuple[config.Backend, Sequence[ModelInfo]]],
+    upstream: config.Upstream,
+    overrides: Mapping[str, config.Model],
+) -> Catalogue:
+    """`seen`: every backend with the models it has now, in the order of the configuration."""
+    holders = _holders(seen)
+    own = {untagged(name): override for name, override in overrides.items()}
+    terms = {name: _terms(upstream, own.get(untagged(name), config.Model())) for name in holders}
+    pools: Pools = {}
+    indexes = {engines: _index(holders, engines, terms, pools) for engines in set(SERVED_BY.values())}
+    return Catalogue(
+        models=tuple(_best([info for _, info in holders[name]]) for name in sorted(holders)),
+        pools=pools,
+        routes={what: indexes[engines] for what, engines in SERVED_BY.items()},
+    )
+
+
+def _holders(seen: Sequence[tuple[config.Backend, Sequence[ModelInfo]]]) -> dict[str, list[Held]]:
+    """model -> who has it: loaded first, then by weight, then as configured."""
+    holders: dict[str, list[Held]] = {}
+    for section, infos in seen:
+        for info in {info.name: info for info in infos}.values():
+            holders.setdefault(info.name, []).append((section, info))
+    for held in holders.values():
+        held.sort(key=lambda pair: (not pair[1].loaded, -pair[0].weight))
+    return holders
+
+
+def _index(
+    holders: Mapping[str, Sequence[Held]], engines: frozenset[str], terms: Mapping[str, Terms], pools: Pools
+) -> dict[str, Route]:
+    """Routes over backends of `engines`; their pools are added to `pools`."""
+    index: dict[str, Route] = {}
+    for name, held in holders.items():
+        able = [(section, info) for section, info in held if section.engine in engines]
+        if not able:
+            continue
+        pool = name if len(able) == len(held) else _part(name, able)
+        pools[pool] = tuple((section.name, int(not info.loaded)) for section, info in able)
+        candidates = tuple(section.name for section, _ in able)
+        index[name] = Route(pool=pool, model=name, candidates=candidates, terms=terms[name])
+    # Ollama's `name` for `name:latest`, unless some model has that very name.
+    short = {untagged(name): route for name, route in index.items() if untagged(name) not in holders}
+    return index | short
+
+
+def _terms(base: config.Upstream, own: config.Model) -> Terms:
+    return Terms(
+        connect=own.connect or base.connect,
+        first_byte=own.first_byte or base.first_byte,
+        between=own.between or base.between,
+        total=own.total or base.total,
+        retries=base.retries,
+        max_output_tokens=own.max_output_tokens or base.max_output_tokens,
+        cost_factor=own.cost_factor,
+    )
+
+
+def _best(infos: Sequence[ModelInfo]) -> ModelInfo:
+    """The record lists show: holders stand loaded first; an engine's own record beats a bare name."""
+    return next((info for info in infos if info.detail and info.loaded == infos[0].loaded), infos[0])
+
+
+def _part(name: str, able: Sequence[Held]) -> str:
+    return name + "\t" + "+".join(sorted({section.engine for section, _ in able}))
+
+
+def base_url(url: str) -> str:
+    """The base URL with neither a final slash nor the `/v1` that people paste from SDK settings."""
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def snapshot(section: config.Backend, slots: int) -> Backend:
+    """The backend as requests need it."""
+    parts = urlsplit(base_url(section.url))
+    tls = parts.scheme == "https"
+    host = parts.hostname or ""
+    shown = f"[{host}]" if ":" in host else host
+    return Backend(
+        name=section.name,
+        engine=section.engine,
+        host=host,
+        port=parts.port or (443 if tls else 80),
+        tls=tls,
+        host_header=(f"{shown}:{parts.port}" if parts.port else shown).encode(),
+        base_path=parts.path.rstrip("/").encode(),
+        auth=f"Bearer {section.key}".encode() if section.key else b"",
+        weight=section.weight,
+        slots=slots,
+        ca=section.ca,
+    )

@@ -1,0 +1,294 @@
+"""One look at one backend: is it well, which models has it, which are loaded, how many slots.
+
+Owns: what each engine is asked and how its answers are read. Answers are foreign data: bounded in size and count,
+decoded through view structs, and only the fields named here go further (an engine's own hosts and URLs do not).
+Must not know: breakers, schedules, routes or who asks for what. Sources: `/api/tags`, `/api/ps`, `/api/version` of
+Ollama's api.md; `/health`, `/props`, `/v1/models` of llama.cpp's server README; OpenAI's list of models.
+"""
+
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+import anyio
+import httpx
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from gateway import __version__
+from gateway.api.dialect import ModelInfo
+
+MAX_ANSWER: Final = 8 * 1024 * 1024  # bytes; 2 000 models with long details stay below 2 MiB
+MAX_MODELS: Final = 10_000
+MAX_NAME: Final = 256  # characters; Ollama's longest part is 80, a llama.cpp id may be a path
+MAX_SLOTS: Final = 1_000_000
+
+
+class LookFailed(Exception):
+    """The backend did not answer as its engine does; the message says what was seen and goes to the log only."""
+
+
+class Sighting(msgspec.Struct, frozen=True):
+    """What one look found. `slots` is None where the engine does not say."""
+
+    models: tuple[ModelInfo, ...] = ()
+    slots: int | None = None
+    version: str = ""
+
+
+class _Details(msgspec.Struct, frozen=True):
+    parent_model: str | UnsetType = UNSET
+    format: str | UnsetType = UNSET
+    family: str | UnsetType = UNSET
+    families: list[str] | UnsetType | None = UNSET
+    parameter_size: str | UnsetType = UNSET
+    quantization_level: str | UnsetType = UNSET
+    context_length: int | UnsetType = UNSET
+    embedding_length: int | UnsetType = UNSET
+
+
+class _Tag(msgspec.Struct, frozen=True):
+    name: str
+    model: str | UnsetType = UNSET
+    modified_at: str | UnsetType = UNSET
+    size: int | UnsetType = UNSET
+    digest: str | UnsetType = UNSET
+    details: _Details | UnsetType = UNSET
+    capabilities: list[str] | UnsetType | None = UNSET
+
+
+class _Tags(msgspec.Struct, frozen=True):
+    models: list[_Tag] | None
+
+
+class _Running(msgspec.Struct, frozen=True):
+    name: str
+    model: str | UnsetType = UNSET
+    size: int | UnsetType = UNSET
+    digest: str | UnsetType = UNSET
+    details: _Details | UnsetType = UNSET
+    expires_at: str | UnsetType = UNSET
+    size_vram: int | UnsetType = UNSET
+    context_length: int | UnsetType = UNSET
+
+
+class _Ps(msgspec.Struct, frozen=True):
+    models: list[_Running] | None
+
+
+class _Version(msgspec.Struct, frozen=True):
+    version: str
+
+
+class _Listed(msgspec.Struct, frozen=True):
+    id: str
+    created: int | float | None = None
+    owned_by: str | None = None
+
+
+class _List(msgspec.Struct, frozen=True):
+    data: list[_Listed]
+
+
+class _Props(msgspec.Struct, frozen=True):
+    total_slots: int | None = None
+    build_info: str | None = None
+
+
+_View = TypeVar("_View")
+_tags = msgspec.json.Decoder(_Tags)
+_ps = msgspec.json.Decoder(_Ps)
+_version = msgspec.json.Decoder(_Version)
+_list = msgspec.json.Decoder(_List)
+_props = msgspec.json.Decoder(_Props)
+
+
+def client(url: str, *, key: str, ca: str, timeout: float) -> httpx.AsyncClient:
+    """The client of one backend. No proxy from the environment, no redirects, no cookies kept, nothing kept alive.
+
+    Connections are not kept because looks are further apart than the engines' idle timeouts (llama.cpp: 5 s).
+    An http backend gets an empty TLS context, which trusts nobody and costs nothing to build.
+    """
+    secure = url.startswith("https:")
+    context = ssl.create_default_context(cafile=ca or None) if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    headers = {"user-agent": f"fairgate/{__version__}", "accept": "application/json", "accept-encoding": "identity"}
+    if key:
+        headers["authorization"] = f"Bearer {key}"
+    return httpx.AsyncClient(
+        base_url=url,
+        headers=headers,
+        verify=context,
+        timeout=timeout,
+        trust_env=False,
+        limits=httpx.Limits(max_keepalive_connections=0),
+    )
+
+
+async def look(http: httpx.AsyncClient, engine: str, listed: frozenset[str], limit: float) -> Sighting:
+    """Look once. `listed` is the configured list of models (empty: all); `limit` in seconds is for the whole look.
+
+    Raises LookFailed for everything a backend can do wrong, and nothing else.
+    """
+    try:
+        with anyio.fail_after(limit):
+            sighting = await _LOOKS[engine](http, listed)
+    except TimeoutError as err:
+        raise LookFailed(f"no complete answer within {limit:g} s") from err
+    except httpx.HTTPError as err:
+        raise LookFailed(f"{type(err).__name__}: {err}") from err
+    if not listed:
+        return sighting
+    kept = tuple(model for model in sighting.models if model.name in listed or untagged(model.name) in listed)
+    return msgspec.structs.replace(sighting, models=kept)
+
+
+def untagged(name: str) -> str:
+    """Ollama's rule: `name` means `name:latest`."""
+    return name.removesuffix(":latest")
+
+
+async def _look_ollama(http: httpx.AsyncClient, listed: frozenset[str]) -> Sighting:
+    answers = await _ask_all(http, {"/api/tags": _tags, "/api/ps": _ps, "/api/version": _version})
+    tags, running, version = answers["/api/tags"], answers["/api/ps"], answers["/api/version"]
+    loaded = {one.name: one for one in running.models or ()}
+    models = tuple(_of_tag(tag, loaded.get(tag.name)) for tag in _checked(tags.models or []))
+    return Sighting(models=models, version=_short(version.version))
+
+
+async def _look_vllm(http: httpx.AsyncClient, listed: frozenset[str]) -> Sighting:
+    await _get(http, "/health")
+    return Sighting(models=_of_list(_read(_list, await _get(http, "/v1/models"), "/v1/models")))
+
+
+async def _look_llamacpp(http: httpx.AsyncClient, listed: frozenset[str]) -> Sighting:
+    await _get(http, "/health")  # 503 while the model is loading
+    answers = await _ask_all(http, {"/props": _props, "/v1/models": _list})
+    props: _Props = answers["/props"]
+    slots = props.total_slots
+    if slots is not None and not 1 <= slots <= MAX_SLOTS:
+        raise LookFailed(f"/props: total_slots is {slots}")
+    return Sighting(models=_of_list(answers["/v1/models"]), slots=slots, version=_short(props.build_info or ""))
+
+
+# Statuses by which a living server says that it cannot list its models (transformers serve answers 500).
+_NO_LIST: Final = frozenset({404, 405, 500, 501})
+
+
+async def _look_openai(http: httpx.AsyncClient, listed: frozenset[str]) -> Sighting:
+    """A compatible server need not list its models: then the configured list stands, if there is one."""
+    try:
+        body = await _get(http, "/v1/models")
+    except _Status as err:
+        if not listed or err.status not in _NO_LIST:
+            raise
+        return Sighting(models=tuple(ModelInfo(name=name, loaded=True) for name in sorted(listed)))
+    return Sighting(models=_of_list(_read(_list, body, "/v1/models")))
+
+
+_LOOKS: Final[Mapping[str, Callable[[httpx.AsyncClient, frozenset[str]], Awaitable[Sighting]]]] = {
+    "ollama": _look_ollama,
+    "vllm": _look_vllm,
+    "llamacpp": _look_llamacpp,
+    "openai": _look_openai,
+}
+
+
+class _Status(LookFailed):
+    def __init__(self, path: str, status: int) -> None:
+        super().__init__(f"{path}: status {status}")
+        self.status = status
+
+
+async def _ask_all(http: httpx.AsyncClient, views: Mapping[str, msgspec.json.Decoder[Any]]) -> dict[str, Any]:
+    """Ask for several paths at once. The first failure in the order of `views` is the one reported."""
+    answers: dict[str, Any] = {}
+    failures: dict[str, Exception] = {}
+
+    async def ask(path: str, view: msgspec.json.Decoder[Any]) -> None:
+        try:
+            answers[path] = _read(view, await _get(http, path), path)
+        except (LookFailed, httpx.HTTPError) as err:  # kept out of an exception group: the caller maps single ones
+            failures[path] = err
+
+    async with anyio.create_task_group() as group:
+        for path, view in views.items():
+            group.start_soon(ask, path, view)
+    for path in views:
+        if path in failures:
+            raise failures[path]
+    return answers
+
+
+async def _get(http: httpx.AsyncClient, path: str) -> bytes:
+    """The body of a 200 answer, read up to MAX_ANSWER bytes. Raises LookFailed, httpx.HTTPError."""
+    body = bytearray()
+    async with http.stream("GET", path) as answer:
+        if answer.status_code != 200:
+            raise _Status(path, answer.status_code)
+        if answer.headers.get("content-encoding", "identity") != "identity":
+            raise LookFailed(f"{path}: compressed although not asked to")
+        async for piece in answer.aiter_raw():
+            body += piece
+            if len(body) > MAX_ANSWER:
+                raise LookFailed(f"{path}: more than {MAX_ANSWER} bytes")
+    return bytes(body)
+
+
+def _read(view: "msgspec.json.Decoder[_View]", body: bytes, path: str) -> _View:
+    try:
+        return view.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
+        raise LookFailed(f"{path}: {err}") from err
+
+
+def _checked(tags: list[_Tag]) -> list[_Tag]:
+    _check_names([tag.name for tag in tags])
+    return tags
+
+
+def _check_names(names: list[str]) -> None:
+    if len(names) > MAX_MODELS:
+        raise LookFailed(f"{len(names)} models; at most {MAX_MODELS} are believed")
+    for name in names:
+        if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+            raise LookFailed(f"a model name of {len(name)} characters that cannot be used: {name[:64]!r}")
+
+
+def _of_tag(tag: _Tag, running: _Running | None) -> ModelInfo:
+    namespace, slash, _ = tag.name.rpartition("/")
+    return ModelInfo(
+        name=tag.name,
+        created=_unix(tag.modified_at or ""),
+        owned_by=namespace if slash else "library",
+        size=tag.size or 0,
+        digest=tag.digest or "",
+        loaded=running is not None,
+        detail=msgspec.to_builtins(tag),
+        running=msgspec.to_builtins(running) if running is not None else {},
+    )
+
+
+def _of_list(answer: _List) -> tuple[ModelInfo, ...]:
+    """Engines with an OpenAI list hold what they list in memory."""
+    _check_names([one.id for one in answer.data])
+    return tuple(
+        ModelInfo(name=one.id, created=_whole(one.created), owned_by=_short(one.owned_by or "fairgate"), loaded=True)
+        for one in answer.data
+    )
+
+
+def _whole(created: float | None) -> int:
+    return int(created) if created is not None and 0 <= created < 1 << 53 else 0
+
+
+def _unix(stamp: str) -> int:
+    """RFC 3339 to Unix seconds; Ollama writes nanoseconds, which `datetime` cuts. 0 when it is not a time."""
+    try:
+        return max(0, int(datetime.fromisoformat(stamp).timestamp()))
+    except (ValueError, OverflowError):
+        return 0
+
+
+def _short(text: str) -> str:
+    return "".join(char for char in text[:64] if char.isprintable())
