@@ -218,6 +218,13 @@ class ModelLoading(UpstreamError):
     code = "model_loading"
 
 
+class EngineBusy(UpstreamError):
+    """The engine's own queue is full although it had a slot for us: its slots are set too high, or others use it."""
+
+    status = 503
+    code = "engine_busy"
+
+
 class UpstreamRejected(UpstreamError):
     """The engine refused this request (R7): its status class, our sentence."""
 

@@ -1,0 +1,362 @@
+"""Connections to backends and their pool: one exchange at a time, newest idle connection first, bodies as raw bytes.
+
+Received buffers go to the exchange's `Sink` as they are, HTTP chunk framing included; only sizes are read to find the
+end. Must not know who the client is, nor decide retries: `StaleConnection` says that one is safe (RFC 9112 9.3.1).
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Any, Protocol, cast
+
+import msgspec
+
+from gateway.errors import ConnectFailed, UpstreamBroke, UpstreamError, UpstreamTimeout
+from gateway.http1.chunks import ChunkWalker
+from gateway.http1.eager import Signal
+from gateway.http1.message import ResponseHead, UpstreamWireError
+from gateway.http1.reply import parse_response_head
+
+NEVER = float("inf")
+JOIN_LIMIT = 16 * 1024  # bytes up to which one joined write beats two
+MAX_INFORMATIONAL = 8  # 1xx heads before a final one; engines send none
+HEAD_LIMIT = 64 * 1024
+
+
+class StaleConnection(UpstreamBroke):
+    """A kept connection died before any byte of an answer: the request may be sent again elsewhere."""
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where a backend listens. Timers are seconds."""
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None = None
+    server_name: str = ""
+
+
+class Sink(Protocol):
+    """Receives the body of one answer."""
+
+    def data(self, data: bytes) -> None:
+        """A received buffer that does not end the body, framing included."""
+        ...
+
+    def last(self, data: bytes) -> None:
+        """The end of the body, with its last bytes (maybe none), framing included."""
+        ...
+
+    def broke(self, error: UpstreamError) -> None:
+        """The body will not be completed."""
+        ...
+
+
+class State(Enum):
+    """What is read next."""
+
+    IDLE = auto()
+    HEAD = auto()
+    BODY = auto()
+    CLOSED = auto()
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to a backend."""
+
+    __slots__ = (
+        "_answer",
+        "_between",
+        "_buffer",
+        "_method",
+        "_remaining",
+        "_reusable",
+        "bytes_in",
+        "deadline",
+        "head",
+        "idle_since",
+        "pool",
+        "reused",
+        "sink",
+        "state",
+        "total_deadline",
+        "transport",
+        "walker",
+    )
+
+    def __init__(self, pool: "Pool") -> None:
+        self.pool = pool
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.state = State.IDLE
+        self.reused = False
+        self.idle_since = 0.0
+        self.deadline = NEVER
+        self.total_deadline = NEVER
+        self.walker: ChunkWalker | None = None
+        self.sink: Sink | None = None
+        self.head: ResponseHead | None = None
+        self._answer: Signal[ResponseHead] | None = None
+        self._buffer = b""
+        self._method = "POST"
+        self._remaining: int | None = None
+        self._reusable = False
+        self._between = NEVER
+        self.bytes_in = 0
+
+    # ---- one exchange
+
+    def send(
+        self, head: bytes, body: bytes, method: str, *, first_byte: float, between: float, total: float
+    ) -> "Signal[ResponseHead]":
+        """Send a request; the signal gives the final response head, or fails with an UpstreamError.
+
+        Attach a `sink` as soon as the head is there: the body's first bytes follow in the same call. Times in seconds.
+        """
+        now = self.pool.now()
+        self.state = State.HEAD
+        self.head = None
+        self.sink = None
+        self.bytes_in = 0
+        self._buffer = b""
+        self._method = method
+        self._between = between
+        self.deadline = now + first_byte
+        self.total_deadline = now + total
+        self._answer = Signal()
+        if len(body) <= JOIN_LIMIT:
+            self.transport.write(head + body)
+        else:
+            self.transport.write(head)
+            self.transport.write(body)
+        return self._answer
+
+    def pause(self) -> None:
+        """Stop reading: the client does not take more. The silence is ours, so its timer stops too."""
+        if self.state is State.BODY:
+            self.transport.pause_reading()
+            self.deadline = NEVER
+
+    def resume(self) -> None:
+        if self.state is State.BODY and not self.transport.is_reading():
+            self.transport.resume_reading()
+            self.deadline = self.pool.now() + self._between
+
+    def release(self) -> None:
+        """End of the exchange for its owner: keep the connection if its answer was complete, else close it now."""
+        self.sink = None
+        self._answer = None
+        if self.state is State.IDLE:
+            self.pool.put(self)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        if self.state is not State.CLOSED:
+            self.state = State.CLOSED
+            self.transport.abort()
+
+    # ---- transport callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.pool.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            if self.state is State.BODY:
+                self._body(data)
+            elif self.state is State.HEAD:
+                self._read_head(data)
+            else:  # bytes nobody asked for: whatever follows could be taken for the next answer
+                self.abort()
+        except UpstreamWireError as error:
+            self._broke(UpstreamBroke("The engine's answer was malformed.", cause=str(error)))
+
+    def _read_head(self, data: bytes) -> None:
+        buffer = self._buffer + data if self._buffer else data
+        for _ in range(MAX_INFORMATIONAL):
+            parsed = parse_response_head(buffer, self._method)
+            if parsed is None:
+                self._buffer = buffer
+                return
+            head, start = parsed
+            if head.status >= 200:
+                self._buffer = b""
+                self._begin_body(head, buffer, start)
+                return
+            buffer = buffer[start:]
+        raise UpstreamWireError("too many informational answers")
+
+    def _begin_body(self, head: ResponseHead, buffer: bytes, start: int) -> None:
+        self.head = head
+        self.state = State.BODY
+        self._reusable = head.keep_alive
+        self.walker = ChunkWalker() if head.chunked and not head.no_body else None
+        self._remaining = 0 if head.no_body else head.content_length
+        self.deadline = self.pool.now() + self._between
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.set(head)  # the owner runs until it has attached its sink
+        if self.state is not State.BODY:
+            return
+        rest = buffer[start:]
+        if rest or (self._remaining == 0 and self.walker is None):
+            self._body(rest)
+
+    def _body(self, data: bytes) -> None:
+        self.bytes_in += len(data)
+        self.deadline = self.pool.now() + self._between
+        if self.walker is not None:
+            end = self.walker.walk(data)
+        elif self._remaining is None:
+            end = -1
+        else:
+            end = self._remaining if len(data) >= self._remaining else -1
+            self._remaining -= len(data)
+        if end < 0:
+            if self.sink is not None:
+                self.sink.data(data)
+            return
+        if end != len(data):  # more than was announced: never guess whose bytes these are
+            self._reusable = False
+            data = data[:end]
+        self._complete(data)
+
+    def _complete(self, data: bytes) -> None:
+        self.deadline = self.total_deadline = NEVER
+        self.state = State.IDLE
+        if not self._reusable:
+            self.abort()
+        if self.sink is not None:
+            self.sink.last(data)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.pool.forget(self)
+        state, self.state = self.state, State.CLOSED
+        if state is State.BODY and self.walker is None and self._remaining is None and exc is None:
+            if self.sink is not None:
+                self.sink.last(b"")
+        elif state is State.HEAD and self.reused and not self._buffer:
+            self._fail(StaleConnection("The engine closed the connection.", cause=repr(exc)))
+        elif state is State.HEAD or state is State.BODY:
+            self._fail(
+                UpstreamBroke("The engine closed the connection before its answer was complete.", cause=repr(exc))
+            )
+
+    def _broke(self, error: UpstreamError) -> None:
+        self.abort()
+        self._fail(error)
+
+    def _fail(self, error: UpstreamError) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.fail(error)
+        elif self.sink is not None:
+            self.sink.broke(error)
+
+    # ---- timers
+
+    def expired(self, now: float) -> None:
+        """`deadline` or `total_deadline` has passed (R4)."""
+        what = "answer in time" if self.state is State.HEAD else "go on with its answer in time"
+        if self.total_deadline <= now:
+            what = "finish within the time of this model"
+        self._broke(UpstreamTimeout(f"The engine did not {what}."))
+
+    def __repr__(self) -> str:
+        kept = " kept" if self.reused else ""
+        return f"<UpstreamConnection {self.pool.address.host}:{self.pool.address.port} {self.state.name.lower()}{kept}>"
+
+
+class PoolStats(msgspec.Struct, frozen=True):
+    open: int
+    idle: int
+    dialled: int
+    reused: int
+
+
+class Pool:
+    """The connections of one backend address (R6): LIFO reuse, idle expiry, no bound of its own (slots bound use)."""
+
+    def __init__(self, address: Address, idle_expiry: float) -> None:
+        self.address = address
+        self.idle_expiry = idle_expiry
+        self.connections: set[UpstreamConnection] = set()
+        self.retired = False
+        self.dialled = self.reused = 0
+        self._idle: deque[UpstreamConnection] = deque()
+        self._loop = asyncio.get_running_loop()
+        self.now: Callable[[], float] = self._loop.time
+
+    def take(self) -> UpstreamConnection | None:
+        """The most recently used idle connection, or None."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.state is State.IDLE and not connection.transport.is_closing():
+                connection.reused = True
+                self.reused += 1
+                return connection
+        return None
+
+    async def dial(self, timeout: float) -> UpstreamConnection:  # noqa: ASYNC109  # the caller steps without a Task, so asyncio.timeout cannot be its
+        """A new connection. Raises ConnectFailed. An interruption closes what was being opened."""
+        self.dialled += 1
+        task = self._loop.create_task(self._connect(timeout))
+        try:
+            return await task
+        except BaseException:
+            task.cancel()
+            raise
+
+    async def _connect(self, seconds: float) -> UpstreamConnection:
+        address = self.address
+        options: dict[str, Any] = {}
+        if address.tls is not None:
+            options = {"ssl": address.tls, "server_hostname": address.server_name or address.host}
+        try:
+            async with asyncio.timeout(seconds):
+                _, protocol = await self._loop.create_connection(
+                    lambda: UpstreamConnection(self), address.host, address.port, **options
+                )
+        except (OSError, TimeoutError) as err:
+            raise ConnectFailed(
+                "The engine cannot be reached.", cause=f"{address.host}:{address.port}: {err!r}"
+            ) from err
+        return protocol
+
+    def put(self, connection: UpstreamConnection) -> None:
+        """Keep an idle connection for the next exchange."""
+        if self.retired or connection.transport.is_closing():
+            connection.abort()
+            return
+        connection.idle_since = self.now()
+        self._idle.append(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        self.connections.discard(connection)
+
+    def sweep(self, now: float) -> None:
+        """Expire timers and idle connections; called about once a second."""
+        for connection in [c for c in self.connections if c.deadline <= now or c.total_deadline <= now]:
+            connection.expired(now)
+        while self._idle and self._idle[0].idle_since + self.idle_expiry <= now:
+            self._idle.popleft().abort()
+
+    def retire(self) -> None:
+        """Close idle connections now and the others when their exchange ends."""
+        self.retired = True
+        while self._idle:
+            self._idle.pop().abort()
+
+    def close(self) -> None:
+        self.retire()
+        for connection in list(self.connections):
+            connection.abort()
+
+    def stats(self) -> PoolStats:
+        return PoolStats(open=len(self.connections), idle=len(self._idle), dialled=self.dialled, reused=self.reused)

@@ -1,0 +1,136 @@
+"""Runs one coroutine without a Task: it starts in the caller's stack and resumes in the stack of what it waited for.
+
+A Task costs 2 us and a loop turn per request (docs/architecture.md has the measurement); a request that never waits
+costs nothing here. The coroutine may await `Signal`s (resumed at once) and asyncio futures and tasks (resumed one loop
+turn later). It must not use what needs a current Task: `asyncio.timeout`, anyio, `asyncio.sleep` beyond 0.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Signal(Generic[T]):
+    """A one-shot result. `set` and `fail` resume the waiting coroutine before they return; later calls do nothing."""
+
+    __slots__ = ("_error", "_value", "_waiter", "is_set")
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self._waiter: Call | None = None
+
+    def set(self, value: T) -> None:
+        if not self.is_set:
+            self.is_set = True
+            self._value = value
+            self._wake()
+
+    def fail(self, error: BaseException) -> None:
+        if not self.is_set:
+            self.is_set = True
+            self._error = error
+            self._wake()
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.resume()
+
+    def attach(self, waiter: "Call | None") -> None:
+        """Who to resume; None detaches (the wait was interrupted)."""
+        self._waiter = waiter
+
+    def __await__(self) -> Generator["Signal[T]", None, T]:
+        if not self.is_set:
+            yield self
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]  # set() gave it
+
+    def __repr__(self) -> str:
+        return f"<Signal {'set' if self.is_set else 'waiting'}>"
+
+
+class Call:
+    """One running coroutine. `throw` interrupts it at its await; `on_done` is called once, after its last line."""
+
+    __slots__ = ("_coro", "_pending", "_running", "_waiting", "done", "on_done")
+
+    def __init__(self, coro: Coroutine[Any, Any, None], on_done: Callable[[], None]) -> None:
+        self._coro = coro
+        self._waiting: Any = None
+        self._pending: BaseException | None = None
+        self._running = False
+        self.done = False
+        self.on_done = on_done
+
+    def resume(self) -> None:
+        """Run to the next wait. Also the entry point."""
+        self._waiting = None
+        self._step(None)
+
+    def throw(self, error: BaseException) -> None:
+        """Raise `error` at the current await; at the next one when the coroutine is running right now."""
+        if self.done:
+            return
+        if self._running:
+            self._pending = error
+            return
+        waiting, self._waiting = self._waiting, None
+        if isinstance(waiting, Signal):
+            waiting.attach(None)
+        elif waiting is not None:
+            waiting.remove_done_callback(self._future_done)
+        self._step(error)
+
+    def _future_done(self, _future: "asyncio.Future[Any]") -> None:
+        self.resume()
+
+    def _step(self, error: BaseException | None) -> None:
+        self._running = True
+        try:
+            while True:
+                waiting = self._coro.send(None) if error is None else self._coro.throw(error)
+                error, self._pending = self._pending, None
+                if error is None:
+                    self._wait_for(waiting)
+                    return
+                if asyncio.isfuture(waiting):
+                    waiting._asyncio_future_blocking = False
+        except StopIteration:
+            self._finish(None)
+        except BaseException as err:
+            self._finish(err)
+            if not isinstance(err, Exception):
+                raise
+        finally:
+            self._running = False
+
+    def _wait_for(self, waiting: Any) -> None:
+        self._waiting = waiting
+        if type(waiting) is Signal:
+            waiting.attach(self)
+        elif waiting is None:  # a bare yield, as asyncio.sleep(0) does
+            asyncio.get_running_loop().call_soon(self._after_yield)
+        else:
+            waiting._asyncio_future_blocking = False
+            waiting.add_done_callback(self._future_done)
+
+    def _after_yield(self) -> None:
+        if not self.done and self._waiting is None:
+            self._step(None)
+
+    def _finish(self, error: BaseException | None) -> None:
+        self.done = True
+        if error is not None:
+            context = {"message": "a request ended with an unexpected exception", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
+        self.on_done()
+
+    def __repr__(self) -> str:
+        state = "done" if self.done else "running" if self._running else f"waiting for {self._waiting!r}"
+        return f"<Call {state}>"

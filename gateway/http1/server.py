@@ -1,0 +1,445 @@
+"""One client connection: keep-alive, pipelining, timers, flow control, and the listener that owns them all.
+
+Knows sockets and messages; must not know keys, models or dialects. A `Handler` answers each request through the
+connection's `begin`, `write`, `end`, or `respond`. The requests of a connection are answered one at a time, in order.
+"""
+
+import asyncio
+import ssl
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from email.utils import formatdate
+from enum import Enum, auto
+from typing import Any, Protocol, cast
+
+import msgspec
+
+from gateway.config import Caps, Timeouts
+from gateway.errors import ClientGone, RequestTimeout
+from gateway.http1.eager import Call, Signal
+from gateway.http1.message import REASONS, RequestHead
+from gateway.http1.wire import RequestReader, WireError, WireLimits
+
+NEVER = float("inf")
+LINGER = 2.0  # seconds to read on after an early refusal, so that the answer is not lost to a reset (RFC 9112 9.6)
+PIPELINE_BYTES = 64 * 1024  # held of later requests before reading pauses
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+STATUS_LINES = {status: b"HTTP/1.1 %d %b\r\n" % (status, reason) for status, reason in REASONS.items()}
+
+
+class Handler(Protocol):
+    """What answers requests. Both get the connection; the head is `connection.head`, which `malformed` may lack."""
+
+    def request(self, connection: "Connection") -> Coroutine[Any, Any, None]:
+        """Answer one request. Must not raise."""
+        ...
+
+    def malformed(self, connection: "Connection", error: WireError) -> None:
+        """Record and answer a request that cannot be read; the connection closes afterwards."""
+        ...
+
+
+class Stream(Protocol):
+    """Who fills a connection's answer; told when the client's window closes and opens again."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+class Phase(Enum):
+    """Where a connection stands; each has its timer (H4)."""
+
+    IDLE = auto()  # between requests: keep-alive
+    HEAD = auto()  # first byte of a head seen
+    BODY = auto()  # a handler runs and waits for the body
+    ANSWER = auto()  # a handler runs and has what it needs
+    LINGER = auto()  # answered, closing, reading to the end
+    CLOSED = auto()
+
+
+class ServerStats(msgspec.Struct, frozen=True):
+    """Counts since start, and what is open now."""
+
+    open: int
+    busy: int
+    accepted: int
+    refused: int
+    requests: int
+    timed_out: int
+
+
+class Connection(asyncio.Protocol):
+    """One client connection. Attributes by lifetime: connection, then request."""
+
+    __slots__ = (
+        "_body",
+        "_body_deadline",
+        "_error",
+        "_server",
+        "begun",
+        "bytes_out",
+        "call",
+        "deadline",
+        "head",
+        "keep",
+        "peer_ip",
+        "phase",
+        "quiet_at",
+        "quiet_call",
+        "reader",
+        "stream",
+        "tls",
+        "transport",
+        "writable",
+    )
+
+    def __init__(self, server: "HttpServer") -> None:
+        self._server = server
+        self.reader = RequestReader(server.limits)
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.peer_ip = ""
+        self.tls = False
+        self.phase = Phase.IDLE
+        self.deadline = NEVER
+        self.writable = True
+        self._error: WireError | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.call: Call | None = None
+        self.head: RequestHead | None = None
+        self._body: Signal[None] | None = None
+        self._body_deadline = NEVER
+        self.stream: Stream | None = None
+        self.begun = False
+        self.keep = True
+        self.bytes_out = 0
+        self.quiet_at = NEVER
+        self.quiet_call: Callable[[], None] | None = None
+
+    # ---- transport callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        self.peer_ip = peer[0] if isinstance(peer, tuple) else "local"
+        self.tls = transport.get_extra_info("ssl_object") is not None
+        self.transport.set_write_buffer_limits(high=self._server.caps.buffer_bytes)
+        self.deadline = self._server.now() + self._server.timeouts.head
+        self._server.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self.phase is Phase.LINGER or self.phase is Phase.CLOSED:
+            return
+        try:
+            self.reader.feed(data)
+        except WireError as error:
+            self._error = error
+        if self.call is None:
+            self._pump()
+        elif self._body is not None:
+            self._body_progress()
+        elif self.reader.complete and self.reader.buffered > PIPELINE_BYTES:
+            self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """A half-close counts as gone: it cannot be told from a client that left (docs/architecture.md)."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.phase = Phase.CLOSED
+        self.deadline = NEVER
+        self._server.closed(self)
+        if self.call is not None:
+            self.call.throw(ClientGone("the client closed the connection"))
+
+    def pause_writing(self) -> None:
+        self.writable = False
+        self.deadline = self._server.now() + self._server.timeouts.slow_reader
+        if self.stream is not None:
+            self.stream.pause()
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        self.deadline = NEVER
+        if self.stream is not None:
+            self.stream.resume()
+
+    # ---- requests, one after the other
+
+    def _pump(self) -> None:
+        """Start every request that is ready; handlers that end at once are answered in this loop, not recursively."""
+        while self.call is None and self.phase is not Phase.LINGER and self.phase is not Phase.CLOSED:
+            if self.reader.head is not None:
+                self._start(self.reader.head)
+            elif self._error is not None:
+                self._server.handler.malformed(self, self._error)
+                self._close_gently()
+            else:
+                self._await_head()
+                return
+
+    def _await_head(self) -> None:
+        timeouts = self._server.timeouts
+        if self._server.draining and self.reader.idle:
+            self.transport.close()
+        elif self.reader.idle:
+            self.phase = Phase.IDLE
+            self.deadline = self._server.now() + timeouts.keep_alive
+        elif self.phase is Phase.IDLE:
+            self.phase = Phase.HEAD
+            self.deadline = self._server.now() + timeouts.head
+
+    def _start(self, head: RequestHead) -> None:
+        server = self._server
+        server.requests += 1
+        self.head = head
+        self.keep = head.keep_alive and not server.draining
+        self.phase = Phase.ANSWER
+        self.deadline = NEVER
+        call = self.call = Call(server.handler.request(self), self._ended)
+        call.resume()
+
+    def _ended(self) -> None:
+        """The handler's last line ran: the answer is written, or the connection is lost."""
+        keep = self.keep and self.begun and self.reader.complete and self._error is None
+        self._reset()
+        if self.phase is Phase.CLOSED:
+            return
+        if not keep:
+            self._close_gently()
+            return
+        self.phase = Phase.IDLE
+        try:
+            self.reader.advance()
+        except WireError as error:
+            self._error = error
+        if not self.transport.is_reading():
+            self.transport.resume_reading()
+        if not self.reader.idle or self._server.draining:
+            # Later bytes are here already; a new turn keeps a pipelined burst from growing the stack.
+            asyncio.get_running_loop().call_soon(self._pump)
+        else:
+            self.deadline = self._server.now() + self._server.timeouts.keep_alive
+
+    def _close_gently(self) -> None:
+        """Close after what is written; a peer still sending gets the answer before the reset (RFC 9112 section 9.6)."""
+        if self.phase is Phase.CLOSED:
+            return
+        self.phase = Phase.LINGER
+        self.deadline = self._server.now() + LINGER
+        if not self.transport.is_reading():
+            self.transport.resume_reading()
+        if (self._error is None and self.reader.complete) or not self.transport.can_write_eof():
+            self.transport.close()
+        else:
+            self.transport.write_eof()
+
+    # ---- what a handler uses
+
+    def clock(self) -> float:
+        """The time base of `quiet_at`, in seconds."""
+        return self._server.now()
+
+    async def body(self) -> bytes:
+        """The whole request body. Raises WireError (413 too), RequestTimeout or ClientGone."""
+        if not self.reader.complete:
+            await self._receive_body()
+        if self._error is not None and not self.reader.complete:
+            raise self._error
+        return self.reader.take_body()
+
+    async def _receive_body(self) -> None:
+        if self._error is not None:
+            return
+        assert self.head is not None  # noqa: S101  # a handler runs only for a head
+        if self.head.expect_continue and self.reader.body_received == 0 and self.head.version >= 11:
+            self.transport.write(CONTINUE)
+        now = self._server.now()
+        self.phase = Phase.BODY
+        self._body_deadline = now + self._server.timeouts.body
+        self.deadline = min(self._body_deadline, now + self._server.timeouts.body_idle)
+        self._body = Signal()
+        try:
+            await self._body
+        finally:
+            self._body = None
+            self.deadline = NEVER
+            if self.phase is Phase.BODY:
+                self.phase = Phase.ANSWER
+
+    def _body_progress(self) -> None:
+        self.deadline = min(self._body_deadline, self._server.now() + self._server.timeouts.body_idle)
+        if self._body is not None and (self.reader.complete or self._error is not None):
+            self._body.set(None)
+
+    def begin(self, status: int, fields: bytes, *, framing: bytes, first: bytes = b"") -> None:
+        """Write the head and what is there of the body in one go.
+
+        `fields` and `framing` are complete field lines. Without framing the body ends with the connection.
+        """
+        server = self._server
+        if not framing and status >= 200:
+            self.keep = False
+        if server.draining or not self.reader.complete:
+            self.keep = False
+        self.begun = True
+        connection = b"\r\n" if self.keep and self._is_11() else self._connection_line()
+        self.write(b"".join((STATUS_LINES[status], server.date_line, fields, framing, connection, first)))
+
+    def _is_11(self) -> bool:
+        return self.head is not None and self.head.version >= 11
+
+    def _connection_line(self) -> bytes:
+        return b"Connection: keep-alive\r\n\r\n" if self.keep else b"Connection: close\r\n\r\n"
+
+    def write(self, data: bytes) -> None:
+        self.bytes_out += len(data)
+        self.transport.write(data)
+
+    def respond(self, status: int, fields: bytes, body: bytes) -> None:
+        """A whole answer. A HEAD request gets the length and no body (RFC 9110 section 9.3.2)."""
+        head_only = self.head is not None and self.head.method == "HEAD"
+        self.begin(status, fields, framing=b"Content-Length: %d\r\n" % len(body), first=b"" if head_only else body)
+
+    def abort(self) -> None:
+        """Cut the connection: what was promised cannot be completed."""
+        self.keep = False
+        self.transport.abort()
+
+    # ---- timers, driven by the server's sweep
+
+    def expired(self) -> None:
+        """The deadline of the current phase has passed."""
+        self.deadline = NEVER
+        self._server.timed_out += 1
+        if self._body is not None:
+            self._body.fail(RequestTimeout("The request body did not arrive in time."))
+        elif self.call is not None:
+            self.transport.abort()  # a client that does not read; connection_lost ends the call
+        elif self.phase is Phase.HEAD:
+            self._server.handler.malformed(self, WireError(408, "the request head did not arrive in time"))
+            self._close_gently()
+        elif self.phase is Phase.LINGER:
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def quiet(self) -> None:
+        """The handler asked to be called when `quiet_at` passes."""
+        self.quiet_at = NEVER
+        if self.quiet_call is not None:
+            self.quiet_call()
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.peer_ip} {self.phase.name.lower()} {self.reader!r}>"
+
+
+class HttpServer:
+    """Listeners and their connections: caps, the coarse clock of all timers, drain."""
+
+    def __init__(self, handler: Handler, caps: Caps, timeouts: Timeouts) -> None:
+        self.handler = handler
+        self.caps = caps
+        self.timeouts = timeouts
+        self.limits = WireLimits(
+            head_bytes=caps.head_bytes,
+            header_count=caps.headers,
+            target_bytes=caps.target_bytes,
+            body_bytes=caps.body_bytes,
+        )
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self.date_line = b""
+        self.accepted = self.refused = self.requests = self.timed_out = 0
+        self._per_ip: Counter[str] = Counter()
+        self._listeners: list[asyncio.Server] = []
+        self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
+        self._interval = max(0.01, min(1.0, min(msgspec.structs.astuple(timeouts)) / 4))
+        self._empty: asyncio.Event = asyncio.Event()
+        self._timer = self._loop.call_soon(self.sweep)
+
+    async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
+        """Accept on host:port (0 = any); the actual port is returned. Raises OSError."""
+        handshake = self.timeouts.tls_handshake if tls else None
+        listener = await self._loop.create_server(
+            lambda: Connection(self),
+            host,
+            port,
+            ssl=tls,
+            backlog=4096,
+            reuse_address=True,
+            ssl_handshake_timeout=handshake,
+        )
+        self._listeners.append(listener)
+        return int(listener.sockets[0].getsockname()[1])
+
+    def opened(self, connection: Connection) -> None:
+        """Count a new connection in, or refuse it (H3)."""
+        self.accepted += 1
+        self.connections.add(connection)
+        self._per_ip[connection.peer_ip] += 1
+        over = len(self.connections) > self.caps.connections
+        if over or self._per_ip[connection.peer_ip] > self.caps.connections_per_ip:
+            self.refused += 1
+            connection.phase = Phase.CLOSED
+            body = (
+                b'{"error":{"message":"Too many connections.","type":"api_error","param":null,"code":"overloaded"}}\n'
+            )
+            connection.keep = False
+            connection.respond(503, b"Content-Type: application/json\r\nRetry-After: 1\r\n", body)
+            connection.transport.close()
+
+    def closed(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        self._per_ip[connection.peer_ip] -= 1
+        if not self._per_ip[connection.peer_ip]:
+            del self._per_ip[connection.peer_ip]
+        if self.draining and not self.connections:
+            self._empty.set()
+
+    def sweep(self) -> None:
+        """One pass over all timers: coarse (a quarter of the shortest timeout), and free per request."""
+        now = self.now()
+        self.date_line = b"Date: %b\r\n" % formatdate(usegmt=True).encode()
+        for connection in [c for c in self.connections if c.deadline <= now or c.quiet_at <= now]:
+            if connection.deadline <= now:
+                connection.expired()
+            elif connection.quiet_at <= now:
+                connection.quiet()
+        self._timer = self._loop.call_later(self._interval, self.sweep)
+
+    async def drain(self, deadline: float) -> bool:
+        """Stop accepting, let what runs finish for up to `deadline` seconds (H13). True when all of it did."""
+        self.draining = True
+        for listener in self._listeners:
+            listener.close()
+        for connection in [c for c in self.connections if c.call is None]:
+            connection.transport.close()
+        if self.connections:
+            try:
+                await asyncio.wait_for(self._empty.wait(), deadline)
+            except TimeoutError:
+                return False
+        return True
+
+    def close(self) -> None:
+        """End at once what is still open."""
+        for listener in self._listeners:
+            listener.close()
+        for connection in list(self.connections):
+            connection.transport.abort()
+        self._timer.cancel()
+
+    def stats(self) -> ServerStats:
+        busy = sum(1 for c in self.connections if c.call is not None)
+        return ServerStats(
+            open=len(self.connections),
+            busy=busy,
+            accepted=self.accepted,
+            refused=self.refused,
+            requests=self.requests,
+            timed_out=self.timed_out,
+        )
