@@ -273,6 +273,12 @@ class UpstreamConnection(asyncio.Protocol):
         return f"<UpstreamConnection {self.pool.address.host}:{self.pool.address.port} {self.state.name.lower()}{kept}>"
 
 
+def _abandon(task: "asyncio.Task[UpstreamConnection]") -> None:
+    """A dial nobody waits for any more: close what it opened; its failure concerns nobody."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().abort()
+
+
 class PoolStats(msgspec.Struct, frozen=True):
     open: int
     idle: int
@@ -310,6 +316,7 @@ class Pool:
         try:
             return await task
         except BaseException:
+            task.add_done_callback(_abandon)
             task.cancel()
             raise
 

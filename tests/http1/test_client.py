@@ -1,0 +1,337 @@
+"""The backend side over real sockets: reuse, framing, what must never be reused, timers on the test's clock."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvloop
+
+from gateway.errors import ConnectFailed, UpstreamBroke, UpstreamError, UpstreamTimeout
+from gateway.http1.client import Address, Pool, StaleConnection, State, UpstreamConnection
+from gateway.http1.eager import Call, Signal
+from tests.wire import WAIT, Backend, read_request
+
+REQUEST = b"POST /x HTTP/1.1\r\nHost: engine\r\nContent-Length: 2\r\n\r\n"
+
+
+class Body:
+    """A sink that keeps everything."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.ended = asyncio.Event()
+        self.error: UpstreamError | None = None
+        self.came = asyncio.Event()
+
+    def data(self, data: bytes) -> None:
+        self.parts.append(data)
+        self.came.set()
+
+    def last(self, data: bytes) -> None:
+        self.parts.append(data)
+        self.ended.set()
+
+    def broke(self, error: UpstreamError) -> None:
+        self.error = error
+        self.ended.set()
+
+
+async def wait(signal: "Signal[Any]") -> Any:
+    """Await a signal from a Task."""
+    future = asyncio.get_running_loop().create_future()
+
+    async def watch() -> None:
+        try:
+            future.set_result(await signal)
+        except UpstreamError as error:
+            future.set_exception(error)
+
+    Call(watch(), lambda: None).resume()
+    async with asyncio.timeout(WAIT):
+        return await future
+
+
+def send(connection: UpstreamConnection, **timers: float) -> "Signal[Any]":
+    options = {"first_byte": 10.0, "between": 10.0, "total": 100.0} | timers
+    return connection.send(REQUEST, b"{}", "POST", **options)
+
+
+async def exchange(connection: UpstreamConnection) -> tuple[int, bytes, UpstreamError | None]:
+    """One exchange: status, raw body bytes, how it broke."""
+    body = Body()
+    got = send(connection)
+    head: list[Any] = []
+
+    async def own() -> None:
+        head.append(await got)
+        connection.sink = body
+
+    failed: list[BaseException] = []
+
+    async def guarded() -> None:
+        try:
+            await own()
+        except UpstreamError as error:
+            failed.append(error)
+            body.ended.set()
+
+    Call(guarded(), lambda: None).resume()
+    async with asyncio.timeout(WAIT):
+        await body.ended.wait()
+    if failed:
+        raise failed[0]
+    connection.release()
+    return head[0].status, b"".join(body.parts), body.error
+
+
+def run(script: Any, test: Callable[[Pool, Backend], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        async with Backend(script) as backend:
+            pool = Pool(Address("127.0.0.1", backend.port), idle_expiry=4.0)
+            try:
+                await test(pool, backend)
+            finally:
+                pool.close()
+
+    uvloop.run(main())
+
+
+def answers(*wires: bytes) -> Any:
+    """A backend that gives these answers to successive requests of a connection, then closes."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for wire in wires:
+            await read_request(reader)
+            writer.write(wire)
+            await writer.drain()
+
+    return script
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+CHUNKS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+
+
+def test_a_complete_answer_keeps_the_connection_for_the_next() -> None:
+    """R6: newest first, and raw bytes pass with their chunk framing."""
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        connection = await pool.dial(1.0)
+        assert await exchange(connection) == (200, b"ok", None)
+        again = pool.take()
+        assert again is connection
+        assert again.reused
+        assert await exchange(again) == (200, b"2\r\nhi\r\n0\r\n\r\n", None)
+        assert pool.take() is connection
+        assert pool.take() is None
+        assert backend.connections == 1
+
+    run(answers(OK, CHUNKS, OK), test)
+
+
+def test_a_body_without_length_ends_with_the_connection() -> None:
+    async def test(pool: Pool, backend: Backend) -> None:
+        assert await exchange(await pool.dial(1.0)) == (200, b"until the end", None)
+        assert pool.take() is None
+
+    run(answers(b"HTTP/1.1 200 OK\r\n\r\nuntil the end"), test)
+
+
+def test_informational_heads_are_passed_over() -> None:
+    async def test(pool: Pool, backend: Backend) -> None:
+        assert await exchange(await pool.dial(1.0)) == (200, b"ok", None)
+
+    run(answers(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK), test)
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        CHUNKS + b"x",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+    ],
+    ids=["a second head", "garbage after the end", "close announced"],
+)
+def test_a_connection_with_anything_odd_is_not_used_again(wire: bytes) -> None:
+    async def test(pool: Pool, backend: Backend) -> None:
+        status, body, error = await exchange(await pool.dial(1.0))
+        assert (status, error) == (200, None)
+        assert body in (b"ok", b"2\r\nhi\r\n0\r\n\r\n")
+        assert pool.take() is None
+
+    run(answers(wire, OK), test)
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhi",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi!\r\n",
+    ],
+    ids=["short body", "short chunk", "chunk longer than said"],
+)
+def test_an_answer_that_stops_short_or_breaks_its_framing_fails(wire: bytes) -> None:
+    async def test(pool: Pool, backend: Backend) -> None:
+        _, _, error = await exchange(await pool.dial(1.0))
+        assert isinstance(error, UpstreamBroke)
+        assert pool.take() is None
+
+    run(answers(wire), test)
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [b"HTTP/1.1 200 OK\r\nContent-Le", b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n" * 9],
+    ids=["half a head", "no HTTP", "endless 1xx"],
+)
+def test_a_head_that_is_none_fails(wire: bytes) -> None:
+    async def test(pool: Pool, backend: Backend) -> None:
+        with pytest.raises(UpstreamBroke):
+            await exchange(await pool.dial(1.0))
+
+    run(answers(wire), test)
+
+
+def test_a_kept_connection_that_died_before_answering_is_told_apart() -> None:
+    """R5: only this failure may be retried although the request was sent."""
+
+    async def close_on_second(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(OK)
+        await read_request(reader)
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        await exchange(await pool.dial(1.0))
+        kept = pool.take()
+        assert kept is not None
+        with pytest.raises(StaleConnection):
+            await exchange(kept)
+        with pytest.raises(UpstreamBroke) as broke:
+            await exchange_on_closing(pool)
+        assert not isinstance(broke.value, StaleConnection)
+
+    async def exchange_on_closing(pool: Pool) -> None:
+        pool.close()
+        async with Backend(answers()) as silent:
+            other = Pool(Address("127.0.0.1", silent.port), idle_expiry=4.0)
+            await exchange(await other.dial(1.0))
+
+    run(close_on_second, test)
+
+
+def test_a_connection_the_engine_closed_while_idle_is_not_taken() -> None:
+    """R6"""
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        connection = await pool.dial(1.0)
+        await exchange(connection)
+        await backend.closed.get()
+        async with asyncio.timeout(WAIT):
+            while connection.state is not State.CLOSED:
+                await asyncio.sleep(0)
+        assert pool.take() is None
+        assert pool.stats().open == 0
+
+    run(answers(OK), test)
+
+
+def test_idle_connections_expire() -> None:
+    async def test(pool: Pool, backend: Backend) -> None:
+        connection = await pool.dial(1.0)
+        await exchange(connection)
+        pool.sweep(connection.idle_since + 3.9)
+        assert pool.stats().idle == 1
+        pool.sweep(connection.idle_since + 4.1)
+        assert pool.stats().idle == 0
+        await backend.closed.get()
+
+    run(answers(OK, OK), test)
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await read_request(reader)
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n")
+    await reader.read()
+
+
+async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+def test_no_first_byte_in_time_is_a_timeout() -> None:
+    """R4: and the backend sees the connection close."""
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        connection = await pool.dial(1.0)
+        got = send(connection, first_byte=5.0)
+        pool.sweep(pool.now() + 4.0)
+        assert not got.is_set
+        pool.sweep(pool.now() + 6.0)
+        with pytest.raises(UpstreamTimeout):
+            await wait(got)
+        assert await asyncio.wait_for(backend.closed.get(), WAIT) == 1
+
+    run(mute, test)
+
+
+@pytest.mark.parametrize(("later", "timers"), [(11.0, {}), (101.0, {"between": 1000.0})], ids=["between", "total"])
+def test_silence_in_a_stream_and_endless_streams_time_out(later: float, timers: dict[str, float]) -> None:
+    """R4"""
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        connection = await pool.dial(1.0)
+        await wait(send(connection, **timers))
+        body = connection.sink = Body()
+        pool.sweep(pool.now() + later)
+        await body.ended.wait()
+        assert isinstance(body.error, UpstreamTimeout)
+        assert await asyncio.wait_for(backend.closed.get(), WAIT) == 1
+
+    run(silent, test)
+
+
+def test_a_paused_stream_does_not_time_out_on_silence() -> None:
+    """H5: the silence is ours."""
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        connection = await pool.dial(1.0)
+        await wait(send(connection))
+        body = connection.sink = Body()
+        connection.pause()
+        pool.sweep(pool.now() + 50)
+        assert not body.ended.is_set()
+        connection.resume()
+        pool.sweep(pool.now() + 50)
+        assert body.ended.is_set()
+
+    run(silent, test)
+
+
+def test_nobody_listening_is_a_connect_failure() -> None:
+    async def main() -> None:
+        async with Backend(mute) as backend:
+            port = backend.port
+        pool = Pool(Address("127.0.0.1", port), idle_expiry=4.0)
+        with pytest.raises(ConnectFailed):
+            await pool.dial(1.0)
+
+    uvloop.run(main())
+
+
+def test_an_interrupted_dial_leaves_no_connection() -> None:
+    """H6 in the phase "connecting"."""
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        task = asyncio.create_task(pool.dial(1.0))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with asyncio.timeout(WAIT):
+            while pool.stats().open:
+                await asyncio.sleep(0)
+
+    run(mute, test)
