@@ -1,0 +1,377 @@
+"""Counting and exposition of the metrics that `metrics_table.py` describes.
+
+Counting is plain integers in dictionaries and lists (0.1 to 0.2 us a call); objects of prometheus-client are made at
+scrape only. Label values outside the table's sets count as `other`; models and backends are those made known, up to a
+bound. Must not know control flow: services are read at
+scrape, through sources that turn their frozen `stats()` into samples.
+"""
+
+import logging
+import platform
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any, Final
+
+from prometheus_client import ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.utils import floatToGoString
+
+from gateway import __version__
+from gateway.services.metrics_table import (
+    BY_NAME,
+    DURATION,
+    GAP,
+    LABELS,
+    LAG,
+    METRICS,
+    OVERHEAD,
+    QUEUE,
+    TTFT,
+    Described,
+)
+
+log = logging.getLogger("gateway.metrics")
+
+OTHER: Final = "other"
+MODELS_MAX: Final = 200  # label values; each costs 4 histograms, about 90 lines of a scrape
+BACKENDS_MAX: Final = 1000
+PARTIES_MAX: Final = 10_000  # of one model and window, for the fairness index
+WINDOW: Final = 300.0  # seconds; the index looks at the last one to two windows
+
+Labels = tuple[str, ...]
+Sample = tuple[str, Labels, float]
+"""(metric name, label values in the table's order, value)."""
+Source = Callable[[], Iterable[Sample]]
+
+
+class Histogram:
+    """Counts per bucket (not cumulated; the last is +Inf) and the sum."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """A value on a bound belongs to that bound's bucket (`le`)."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def cumulated(self) -> list[tuple[str, float]]:
+        bounds = [*map(floatToGoString, self.bounds), "+Inf"]
+        return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
+
+
+class _Model:
+    """What is counted of one model."""
+
+    __slots__ = ("before", "cached", "completion", "duration", "estimated", "gap", "prompt", "queue", "served", "ttft")
+
+    def __init__(self) -> None:
+        self.queue = Histogram(QUEUE)
+        self.ttft = Histogram(TTFT)
+        self.gap = Histogram(GAP)
+        self.duration = Histogram(DURATION)
+        self.prompt = self.completion = self.cached = self.estimated = 0
+        self.served: dict[str, float] = {}  # party -> cost per share, of this window
+        self.before: dict[str, float] = {}  # of the window before
+
+    def serve(self, party: str, cost: float) -> None:
+        served = self.served
+        if party in served:
+            served[party] += cost
+        elif len(served) < PARTIES_MAX:
+            served[party] = cost
+
+    def jain(self) -> float | None:
+        parties = self.served.keys() | self.before.keys()
+        return jain([self.served.get(party, 0.0) + self.before.get(party, 0.0) for party in parties])
+
+
+def jain(values: Sequence[float]) -> float | None:
+    """(sum x)^2 / (n sum x^2), Jain, Chiu and Hawe 1984; None without values or when all are zero."""
+    squares = sum(value * value for value in values)
+    return sum(values) ** 2 / (len(values) * squares) if squares > 0 else None
+
+
+class Metrics:
+    """The process's counters. `dialects` and `routes` are the values those labels may take."""
+
+    def __init__(self, *, dialects: Iterable[str], routes: Iterable[str], clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._values: dict[str, set[str]] = {label: set(values) for label, values in LABELS.items()}
+        self._values |= {"dialect": set(dialects), "route": set(routes), "model": set(), "backend": set()}
+        self._values |= {"version": {__version__}, "python": {platform.python_version()}}
+        self._requests: dict[tuple[str, str, int, str], int] = {}
+        self._counts: dict[str, dict[str, int]] = {"code": {}, "result": {}, "backend": {}}
+        self._models: dict[str, _Model] = {OTHER: _Model()}
+        self._overhead = Histogram(OVERHEAD)
+        self._lag = Histogram(LAG)
+        self._bytes_in = self._bytes_out = 0
+        self._scrape_failures = 0
+        self._window_end = clock() + WINDOW
+        self._sources: dict[str, Source] = {}
+        self._process = ProcessCollector(registry=None)
+
+    # -- counting -------------------------------------------------------------------------------------------------
+
+    def count_request(self, dialect: str, route: str, status: int, outcome: str) -> None:
+        """One ended request; `route` is the path of its row in the route table, `status` what the client saw."""
+        key = (dialect, route, status // 100, outcome)
+        try:
+            self._requests[key] += 1
+        except KeyError:
+            known = (
+                self._known("dialect", dialect),
+                self._known("route", route),
+                key[2] if 1 <= key[2] <= 5 else 0,
+                self._known("outcome", outcome),
+            )
+            self._requests[known] = self._requests.get(known, 0) + 1
+
+    def settle(
+        self,
+        model: str,
+        *,
+        duration: float,
+        queue: float | None = None,
+        first_byte: float | None = None,
+        prompt: int = 0,
+        completion: int = 0,
+        cached: int = 0,
+        estimated: bool = False,
+        bytes_in: int = 0,
+        bytes_out: int = 0,
+        overhead: float | None = None,
+        party: str = "",
+        cost: float = 0.0,
+    ) -> None:
+        """Everything one ended, routed request adds, `count_request` apart. Times in seconds, None = never came to it.
+
+        `cost` is in cost units per share of `party` (kept in memory for the fairness index, never a label).
+        """
+        mine = self._models.get(model) or self._models[OTHER]
+        # `Histogram.observe` four times, written out: calls are half of what this function costs.
+        histogram = mine.duration
+        histogram.counts[bisect_left(DURATION, duration)] += 1
+        histogram.sum += duration
+        if queue is not None:
+            histogram = mine.queue
+            histogram.counts[bisect_left(QUEUE, queue)] += 1
+            histogram.sum += queue
+            if queue > 0.0 and cost > 0.0:
+                mine.serve(party, cost)
+        if first_byte is not None:
+            histogram = mine.ttft
+            histogram.counts[bisect_left(TTFT, first_byte)] += 1
+            histogram.sum += first_byte
+        if overhead is not None:
+            histogram = self._overhead
+            histogram.counts[bisect_left(OVERHEAD, overhead)] += 1
+            histogram.sum += overhead
+        mine.prompt += prompt
+        mine.completion += completion
+        mine.cached += cached
+        mine.estimated += estimated
+        self._bytes_in += bytes_in
+        self._bytes_out += bytes_out
+
+    def gaps(self, model: str) -> Callable[[float], None]:
+        """Takes the seconds between two reads of a stream of `model`; fetch it once a stream."""
+        return (self._models.get(model) or self._models[OTHER]).gap.observe
+
+    def observe_queue(self, model: str, seconds: float) -> None:
+        (self._models.get(model) or self._models[OTHER]).queue.observe(seconds)
+
+    def observe_ttft(self, model: str, seconds: float) -> None:
+        (self._models.get(model) or self._models[OTHER]).ttft.observe(seconds)
+
+    def observe_duration(self, model: str, seconds: float) -> None:
+        (self._models.get(model) or self._models[OTHER]).duration.observe(seconds)
+
+    def observe_overhead(self, seconds: float) -> None:
+        self._overhead.observe(seconds)
+
+    def observe_loop_lag(self, seconds: float) -> None:
+        self._lag.observe(seconds)
+
+    def tokens(self, model: str, prompt: int, completion: int, cached: int = 0) -> None:
+        mine = self._models.get(model) or self._models[OTHER]
+        mine.prompt += prompt
+        mine.completion += completion
+        mine.cached += cached
+
+    def auth(self, result: str) -> None:
+        """One authentication; see AUTH_RESULTS."""
+        self._count("result", result)
+
+    def refused(self, code: str) -> None:
+        """One error told to a client, by `GatewayError.code`."""
+        self._count("code", code)
+
+    def retried(self, backend: str) -> None:
+        """One further attempt, on `backend`."""
+        self._count("backend", backend)
+
+    def _count(self, label: str, value: str) -> None:
+        counts = self._counts[label]
+        try:
+            counts[value] += 1
+        except KeyError:
+            known = self._known(label, value)
+            counts[known] = counts.get(known, 0) + 1
+
+    # -- what is known --------------------------------------------------------------------------------------------
+
+    def know(self, *, models: Iterable[str] = (), backends: Iterable[str] = ()) -> None:
+        """Let these be label values from now on, as far as the bounds go. None is forgotten: counters only grow."""
+        for model in models:
+            if model not in self._models and len(self._models) <= MODELS_MAX:
+                self._models[model] = _Model()
+                self._values["model"].add(model)
+        for backend in backends:
+            if len(self._values["backend"]) < BACKENDS_MAX:
+                self._values["backend"].add(backend)
+
+    def _known(self, label: str, value: str) -> str:
+        return value if value in self._values[label] else OTHER
+
+    def register(self, name: str, source: Source) -> None:
+        """Read `source` at every scrape. A second one of the same name takes the first one's place (reload)."""
+        self._sources[name] = source
+
+    # -- exposition -----------------------------------------------------------------------------------------------
+
+    def exposition(self, accept: str = "") -> tuple[str, Iterator[bytes]]:
+        """(content type, parts): the text or OpenMetrics format as `accept` prefers.
+
+        The parts are made one by one, a metric each, so that a caller can let the loop turn between them.
+        """
+        encoder, content_type = choose_encoder(accept)
+        return content_type, self._parts(encoder, content_type.startswith("application/openmetrics-text"))
+
+    def _parts(self, encoder: Callable[[Any], bytes], openmetrics: bool) -> Iterator[bytes]:
+        end = b"# EOF\n"
+        for family in self.collect():
+            part = encoder(_One(family))
+            yield part.removesuffix(end) if openmetrics else part
+        if openmetrics:
+            yield end
+
+    def collect(self) -> Iterator[Metric]:
+        """The families, in the order of the table, then the process's own: prometheus-client's Collector protocol."""
+        self._turn_window()
+        values = self._gather()
+        for described in METRICS:
+            yield _family(described, values.get(described.name, {}))
+        yield from self._process.collect()
+
+    def _gather(self) -> dict[str, dict[Labels, float | Histogram]]:
+        """metric -> label values -> value. What falls on one `other` is added up; of ages the largest."""
+        values: dict[str, dict[Labels, float | Histogram]] = {}
+        for name, labels, value in (*self._own(), *self._models_own()):
+            values.setdefault(name, {})[labels] = value
+        for name, labels, number in self._read_sources():
+            known = tuple(map(self._known, BY_NAME[name].labels, labels))
+            cell = values.setdefault(name, {})
+            before = cell.get(known)
+            if isinstance(before, float | int):
+                number = max(before, number) if name.endswith("_seconds") else before + number
+            cell[known] = number
+        values["fairgate_scrape_failures_total"] = {(): float(self._scrape_failures)}
+        return values
+
+    def _own(self) -> Iterator[tuple[str, Labels, float | Histogram]]:
+        for (dialect, route, status, outcome), count in self._requests.items():
+            yield "fairgate_requests_total", (dialect, route, f"{status}xx" if status else OTHER, outcome), count
+        for label, metric in _COUNTED.items():
+            for value, count in self._counts[label].items():
+                yield metric, (value,), count
+        yield "fairgate_body_bytes_total", ("in",), self._bytes_in
+        yield "fairgate_body_bytes_total", ("out",), self._bytes_out
+        yield "fairgate_overhead_seconds", (), self._overhead
+        yield "fairgate_loop_lag_seconds", (), self._lag
+        yield "fairgate_build_info", (__version__, platform.python_version()), 1.0
+
+    def _models_own(self) -> Iterator[tuple[str, Labels, float | Histogram]]:
+        for name, model in self._models.items():
+            yield "fairgate_queue_seconds", (name,), model.queue
+            yield "fairgate_time_to_first_token_seconds", (name,), model.ttft
+            yield "fairgate_inter_chunk_seconds", (name,), model.gap
+            yield "fairgate_request_duration_seconds", (name,), model.duration
+            yield "fairgate_tokens_total", (name, "input"), model.prompt
+            yield "fairgate_tokens_total", (name, "output"), model.completion
+            yield "fairgate_tokens_total", (name, "cached"), model.cached
+            yield "fairgate_usage_estimated_total", (name,), model.estimated
+            index = model.jain()
+            if index is not None:
+                yield "fairgate_jain_index", (name,), index
+
+    def _read_sources(self) -> Iterator[Sample]:
+        """A source that fails is logged and counted; the others are still shown."""
+        for name, source in self._sources.items():
+            try:
+                samples = [sample for sample in source() if _check(sample)]
+            except Exception:
+                self._scrape_failures += 1
+                log.exception("metrics source failed", extra={"source": name})
+            else:
+                yield from samples
+
+    def _turn_window(self) -> None:
+        now = self._clock()
+        if now < self._window_end:
+            return
+        fresh = now < self._window_end + WINDOW
+        self._window_end = now + WINDOW
+        for model in self._models.values():
+            model.before = model.served if fresh else {}
+            model.served = {}
+
+
+_COUNTED: Final = {
+    "code": "fairgate_errors_total",
+    "result": "fairgate_auth_total",
+    "backend": "fairgate_retries_total",
+}
+
+
+_FAMILIES: Final[Mapping[str, Any]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
+
+
+class _One:
+    """A registry of one family, for encoders."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterable[Metric]:
+        return (self._family,)
+
+
+def _check(sample: Sample) -> bool:
+    """Raises ValueError for a sample the table does not describe."""
+    name, labels, _ = sample
+    described = BY_NAME.get(name)
+    if described is None or described.kind == "histogram" or len(described.labels) != len(labels):
+        raise ValueError(f"no metric {name} with {len(labels)} labels")
+    return True
+
+
+def _family(described: Described, values: Mapping[Labels, float | Histogram]) -> Metric:
+    family = _FAMILIES[described.kind](described.name, described.help, labels=described.labels)
+    for labels, value in values.items():
+        if isinstance(value, Histogram):
+            family.add_metric(labels, value.cumulated(), value.sum)
+        else:
+            family.add_metric(labels, float(value))
+    result: Metric = family
+    return result

@@ -1,0 +1,131 @@
+"""The table of metrics: every name, help, label with its bounded values, and bucket.
+
+Pure data: counting (`metrics.py`), the scrape and the documentation derive from it. No label ever carries a key, an id
+or a string a client chose.
+"""
+
+from collections.abc import Mapping
+from typing import Final, Literal
+
+import msgspec
+
+from gateway.errors import GatewayError
+
+OUTCOMES: Final = ("done", "refused", "upstream_failed", "client_gone", "timed_out", "bug")
+AUTH_RESULTS: Final = ("ok", "missing", "invalid", "expired", "revoked", "forbidden", "throttled", "unavailable")
+
+
+def _codes(kind: type[GatewayError]) -> set[str]:
+    return {kind.code}.union(*map(_codes, kind.__subclasses__()))
+
+
+# Labels whose values are fixed. `dialect` and `route` are given at construction; `model` and `backend` are made known.
+LABELS: Final[Mapping[str, tuple[str, ...]]] = {
+    "status": ("1xx", "2xx", "3xx", "4xx", "5xx"),
+    "outcome": OUTCOMES,
+    "result": AUTH_RESULTS,
+    "code": tuple(sorted(_codes(GatewayError))),
+    "type": ("input", "output", "cached"),
+    "direction": ("in", "out"),
+    "kind": ("connect", "timeout", "broken"),
+    "state": ("closed", "open", "half_open"),
+    "side": ("client", "upstream"),
+    "held": ("bodies", "answers"),
+}
+
+# vLLM's own, so that panels line up (vllm:time_to_first_token_seconds).
+_FIRST = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
+TTFT: Final = (*_FIRST, 160.0, 640.0, 2560.0)
+GAP: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 40.0, 80.0)
+QUEUE: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
+DURATION: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+OVERHEAD: Final = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+LAG: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+class Described(msgspec.Struct, frozen=True):
+    """One row of the table. A counter's name ends in `_total`; buckets are upper bounds, `+Inf` understood."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+METRICS: Final = (
+    Described(
+        "fairgate_requests_total", "counter", "Ended requests.", labels=("dialect", "route", "status", "outcome")
+    ),
+    Described("fairgate_errors_total", "counter", "Errors told to clients, by their code.", labels=("code",)),
+    Described("fairgate_auth_total", "counter", "Authentications by result.", labels=("result",)),
+    Described("fairgate_tokens_total", "counter", "Tokens; cached ones are part of input.", labels=("model", "type")),
+    Described(
+        "fairgate_usage_estimated_total", "counter", "Requests whose tokens had to be estimated.", labels=("model",)
+    ),
+    Described("fairgate_body_bytes_total", "counter", "Bytes of bodies relayed.", labels=("direction",)),
+    Described("fairgate_retries_total", "counter", "Further attempts on another backend.", labels=("backend",)),
+    Described("fairgate_queue_seconds", "histogram", "Wait for a slot.", labels=("model",), buckets=QUEUE),
+    Described(
+        "fairgate_time_to_first_token_seconds",
+        "histogram",
+        "From a request's arrival to the first byte of its answer's body.",
+        labels=("model",),
+        buckets=TTFT,
+    ),
+    Described(
+        "fairgate_inter_chunk_seconds", "histogram", "Between two reads of a stream.", labels=("model",), buckets=GAP
+    ),
+    Described(
+        "fairgate_request_duration_seconds",
+        "histogram",
+        "From a request's arrival to the last byte of its answer.",
+        labels=("model",),
+        buckets=DURATION,
+    ),
+    Described(
+        "fairgate_overhead_seconds", "histogram", "Time of a request spent in the gateway itself.", buckets=OVERHEAD
+    ),
+    Described("fairgate_loop_lag_seconds", "histogram", "How late the event loop ran a timer.", buckets=LAG),
+    Described("fairgate_queue_depth", "gauge", "Waiting requests.", labels=("model",)),
+    Described("fairgate_running", "gauge", "Requests holding a slot.", labels=("model",)),
+    Described("fairgate_queue_oldest_seconds", "gauge", "The longest wait of a waiting request.", labels=("model",)),
+    Described("fairgate_slots", "gauge", "Slots offered; 0 while ejected.", labels=("backend",)),
+    Described("fairgate_slots_running", "gauge", "Slots taken.", labels=("backend",)),
+    Described(
+        "fairgate_jain_index",
+        "gauge",
+        "Jain's fairness index over the parties whose requests had to wait in the last 5 to 10 minutes, of the cost "
+        "served per share; 1 is even.",
+        labels=("model",),
+    ),
+    Described("fairgate_backend_up", "gauge", "Whether the last look at a backend succeeded.", labels=("backend",)),
+    Described("fairgate_backend_models", "gauge", "Models seen at a backend.", labels=("backend",)),
+    Described("fairgate_backend_models_loaded", "gauge", "Models a backend holds in memory.", labels=("backend",)),
+    Described(
+        "fairgate_backend_last_seen_seconds", "gauge", "Age of the last good look at a backend.", labels=("backend",)
+    ),
+    Described("fairgate_backend_ejections_total", "counter", "Times the breaker opened.", labels=("backend",)),
+    Described("fairgate_backend_failures_total", "counter", "Requests a backend failed.", labels=("backend", "kind")),
+    Described("fairgate_breaker_state", "gauge", "1 for the breaker's state.", labels=("backend", "state")),
+    Described("fairgate_audit_pending", "gauge", "Audit rows not yet in the store."),
+    Described("fairgate_audit_written_total", "counter", "Audit rows written to the store."),
+    Described("fairgate_audit_failures_total", "counter", "Failed writes of audit batches."),
+    Described("fairgate_connections", "gauge", "Open connections.", labels=("side",)),
+    Described("fairgate_buffered_bytes", "gauge", "Bytes held.", labels=("held",)),
+    Described("fairgate_log_lines_dropped_total", "counter", "Log lines dropped because nobody took them."),
+    Described("fairgate_scrape_failures_total", "counter", "Sources that failed while being scraped."),
+    Described("fairgate_config_generation", "gauge", "Times the configuration was taken into use."),
+    Described("fairgate_build_info", "gauge", "1; the version of this build.", labels=("version", "python")),
+)
+
+BY_NAME: Final = {described.name: described for described in METRICS}
+
+
+def reference() -> str:
+    """The table in Markdown, for the documentation."""
+    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for one in METRICS:
+        labels = ", ".join(f"`{label}`" for label in one.labels)
+        lines.append(f"| `{one.name}` | {one.kind} | {labels} | {one.help} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,42 @@
+"""From services' frozen statistics to samples of the metrics table, read at scrape.
+
+Must not know how anything is counted or shown.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from gateway.services.backends import BackendStats
+from gateway.services.metrics import Sample
+from scheduler.model import Stats
+
+
+def of_backends(backends: Iterable[BackendStats]) -> Iterator[Sample]:
+    """Health, models, breaker and failures."""
+    for one in backends:
+        name = (one.name,)
+        yield "fairgate_backend_up", name, float(one.up)
+        yield "fairgate_backend_models", name, one.models
+        yield "fairgate_backend_models_loaded", name, len(one.loaded)
+        yield "fairgate_backend_ejections_total", name, one.ejections
+        if one.last_seen is not None:
+            yield "fairgate_backend_last_seen_seconds", name, one.last_seen
+        for kind, count in one.failures.items():
+            yield "fairgate_backend_failures_total", (one.name, kind), count
+        for state in ("closed", "open", "half_open"):
+            yield "fairgate_breaker_state", (one.name, state), float(state == one.state)
+
+
+def of_scheduler(stats: Stats) -> Iterator[Sample]:
+    """Queues by model, slots by backend. The queues that one model has (`Route.pool`) are added up by the reader;
+    of their oldest waits the longest is the model's."""
+    oldest: dict[str, float] = {}
+    for pool in stats.pools:
+        model = pool.pool.partition("\t")[0]
+        yield "fairgate_queue_depth", (model,), pool.queued
+        yield "fairgate_running", (model,), pool.running
+        oldest[model] = max(oldest.get(model, 0.0), pool.oldest_wait)
+    for model, wait in oldest.items():
+        yield "fairgate_queue_oldest_seconds", (model,), wait
+    for gate in stats.gates:
+        yield "fairgate_slots", (gate.gate,), gate.slots
+        yield "fairgate_slots_running", (gate.gate,), gate.running

@@ -1,0 +1,316 @@
+"""What is counted comes out of a scrape, in both formats, within the table and its bounds."""
+
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from gateway.errors import GatewayError, QueueFull
+from gateway.services.backends import BackendStats
+from gateway.services.metrics import BACKENDS_MAX, MODELS_MAX, OTHER, WINDOW, Histogram, Metrics, jain
+from gateway.services.metrics_table import DURATION, LABELS, METRICS, QUEUE, TTFT, reference
+from gateway.services.samples import of_backends, of_scheduler
+from scheduler.model import GateStats, PoolStats, Stats
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def metrics() -> Metrics:
+    made = Metrics(dialects=["openai", "ollama"], routes=["/v1/chat/completions", "/api/chat"], clock=Clock())
+    made.know(models=["m", "n"], backends=["a"])
+    return made
+
+
+def busy() -> Metrics:
+    """Every counter moved and every gauge supplied once."""
+    made = metrics()
+    made.count_request("openai", "/v1/chat/completions", 200, "done")
+    made.settle("m", duration=2.0, queue=0.2, first_byte=0.3, prompt=5, completion=7, cached=2, overhead=0.0003)
+    made.settle("m", duration=1.0, queue=0.1, estimated=True, party="p", cost=3.0, bytes_in=10, bytes_out=20)
+    made.gaps("m")(0.04)
+    made.auth("ok")
+    made.refused(QueueFull.code)
+    made.retried("a")
+    made.observe_loop_lag(0.002)
+    made.register("backends", lambda: of_backends([backend()]))
+    made.register("scheduler", lambda: of_scheduler(scheduler()))
+    made.register(
+        "others",
+        lambda: [
+            ("fairgate_audit_pending", (), 3),
+            ("fairgate_audit_written_total", (), 4),
+            ("fairgate_audit_failures_total", (), 0),
+            ("fairgate_connections", ("client",), 5),
+            ("fairgate_buffered_bytes", ("bodies",), 6),
+            ("fairgate_log_lines_dropped_total", (), 0),
+            ("fairgate_config_generation", (), 1),
+        ],
+    )
+    return made
+
+
+def backend() -> BackendStats:
+    return BackendStats(
+        name="a",
+        engine="vllm",
+        state="half_open",
+        up=True,
+        slots=4,
+        models=2,
+        loaded=("m",),
+        failures={"connect": 1, "timeout": 0, "broken": 0},
+        misses=0,
+        ejections=1,
+        last_seen=1.5,
+        version="",
+        failure="",
+    )
+
+
+def scheduler() -> Stats:
+    def pool(name: str, oldest: float) -> PoolStats:
+        return PoolStats(
+            pool=name, queued=2, running=1, slots=4, oldest_wait=oldest, service_time=1.0, mean_cost=1.0, scale=1.0
+        )
+
+    return Stats(
+        now=0.0,
+        queued=4,
+        running=2,
+        pools=(pool("m", 3.0), pool("m\tollama", 2.0)),
+        gates=(GateStats(gate="a", slots=4, running=2),),
+        parties=(),
+        tenants=(),
+        granted=9,
+        refused={},
+        stray_releases=0,
+    )
+
+
+def scrape(made: Metrics, accept: str = "") -> str:
+    return b"".join(made.exposition(accept)[1]).decode()
+
+
+def values(made: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in parse_text(scrape(made))
+        for sample in family.samples
+    }
+
+
+def value(made: Metrics, name: str, **labels: str) -> float:
+    return values(made)[name, tuple(sorted(labels.items()))]
+
+
+def test_a_scrape_shows_what_was_counted() -> None:
+    """O2"""
+    made = busy()
+    expect = [
+        (1, "fairgate_requests_total", {"dialect": "openai", "route": "/v1/chat/completions", "status": "2xx"}),
+        (5, "fairgate_tokens_total", {"model": "m", "type": "input"}),
+        (7, "fairgate_tokens_total", {"model": "m", "type": "output"}),
+        (2, "fairgate_tokens_total", {"model": "m", "type": "cached"}),
+        (1, "fairgate_usage_estimated_total", {"model": "m"}),
+        (20, "fairgate_body_bytes_total", {"direction": "out"}),
+        (2, "fairgate_request_duration_seconds_count", {"model": "m"}),
+        (3.0, "fairgate_request_duration_seconds_sum", {"model": "m"}),
+        (1, "fairgate_time_to_first_token_seconds_bucket", {"model": "m", "le": "0.5"}),
+        (0, "fairgate_time_to_first_token_seconds_bucket", {"model": "m", "le": "0.25"}),
+        (1, "fairgate_inter_chunk_seconds_count", {"model": "m"}),
+        (1, "fairgate_overhead_seconds_bucket", {"le": "0.0005"}),
+        (1, "fairgate_errors_total", {"code": "queue_full"}),
+        (1, "fairgate_auth_total", {"result": "ok"}),
+        (1, "fairgate_retries_total", {"backend": "a"}),
+        (4, "fairgate_queue_depth", {"model": "m"}),
+        (3.0, "fairgate_queue_oldest_seconds", {"model": "m"}),
+        (2, "fairgate_slots_running", {"backend": "a"}),
+        (1, "fairgate_breaker_state", {"backend": "a", "state": "half_open"}),
+        (0, "fairgate_breaker_state", {"backend": "a", "state": "closed"}),
+        (1.5, "fairgate_backend_last_seen_seconds", {"backend": "a"}),
+        (4, "fairgate_audit_written_total", {}),
+        (1.0, "fairgate_jain_index", {"model": "m"}),
+        (0, "fairgate_scrape_failures_total", {}),
+    ]
+    for number, name, labels in expect:
+        assert value(made, name, **labels, **({"outcome": "done"} if "requests_total" in name else {})) == number, name
+
+
+@pytest.mark.parametrize("accept", ["", "text/plain;version=0.0.4", OPENMETRICS])
+def test_both_formats_parse_and_hold_the_whole_table(accept: str) -> None:
+    """O2: negotiated by Accept; every metric of the table appears, and none besides it and the process's own."""
+    made = busy()
+    content_type, _ = made.exposition(accept)
+    text = scrape(made, accept)
+    families: Iterator[Metric] = parse_openmetrics(text) if accept == OPENMETRICS else parse_text(text)
+    shown = {family.name: family for family in families}
+    assert content_type.startswith("application/openmetrics-text" if accept == OPENMETRICS else "text/plain")
+    table = {described.name.removesuffix("_total"): described for described in METRICS}
+    assert {name for name in shown if not name.startswith("process_")} == set(table)
+    for name, described in table.items():
+        assert shown[name].type == described.kind
+        assert shown[name].documentation == described.help
+        assert shown[name].samples, name
+
+
+def test_promtool_has_nothing_to_say() -> None:
+    """O2"""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool (Debian package prometheus) is not installed")
+    checked = subprocess.run(
+        [promtool, "check", "metrics"], input=scrape(busy()), capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+def test_strangers_count_as_other_and_add_no_series() -> None:
+    """O2: whatever a client sends, the number of series stands still."""
+    made = busy()
+    made.count_request("x", "/nowhere", 999, "odd")
+    made.settle("ghost", duration=1.0)
+    before = values(made)
+    draw = random.Random(7)
+    for n in range(2000):
+        made.count_request(f"d{n}", f"/r{n}", draw.choice([0, 600, 999, -1]), f"o{n}")
+        made.settle(f"stolen-{n}", duration=1.0, queue=1.0, party=f"p{n}", cost=1.0, prompt=1)
+        made.gaps(f"x{n}")(1.0)
+        made.auth("fg_secret" if n == 0 else "odd")
+        made.refused(f"c{n}")
+        made.retried(f"b{n}")
+    after = values(made)
+    new = {key for key in after if key not in before}
+    assert {name for name, _ in new} <= {
+        "fairgate_auth_total",
+        "fairgate_errors_total",
+        "fairgate_retries_total",
+        "fairgate_jain_index",
+    }
+    assert all(OTHER in dict(labels).values() for _, labels in new)
+    assert value(made, "fairgate_tokens_total", model=OTHER, type="input") == 2000
+    assert "stolen" not in scrape(made)
+    assert "fg_secret" not in scrape(made)
+
+
+def test_known_models_and_backends_are_bounded() -> None:
+    """O2"""
+    made = metrics()
+    made.know(models=[f"m{n}" for n in range(5000)], backends=[f"b{n}" for n in range(5000)])
+    for n in range(5000):
+        made.settle(f"m{n}", duration=0.1)
+        made.retried(f"b{n}")
+    counts = {
+        dict(labels)["model"] for name, labels in values(made) if name == "fairgate_request_duration_seconds_count"
+    }
+    assert len(counts) == MODELS_MAX + 1
+    backends = [labels for name, labels in values(made) if name == "fairgate_retries_total"]
+    assert len(backends) == BACKENDS_MAX  # `a` of the fixture was not retried; the rest is `other`
+
+
+def test_no_label_could_carry_a_key_or_an_id() -> None:
+    """O2, K2"""
+    used = {label for described in METRICS for label in described.labels}
+    assert used <= {*LABELS, "dialect", "route", "model", "backend", "version", "python"}
+    assert not used & {"key", "user", "tenant", "party", "ip", "request_id", "id"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_buckets_hold_what_is_at_or_below_their_bound(seed: int) -> None:
+    """O2: against the plain definition, values on the bounds included."""
+    draw = random.Random(seed)
+    seen = [draw.choice([*QUEUE, draw.expovariate(0.1), 0.0, 1e9]) for _ in range(500)]
+    histogram = Histogram(QUEUE)
+    for one in seen:
+        histogram.observe(one)
+    for bound, count in histogram.cumulated():
+        assert count == sum(one <= float(bound) for one in seen), (bound, seed)
+    assert histogram.sum == pytest.approx(sum(seen))
+
+
+def test_settle_and_the_single_observers_agree() -> None:
+    """O2: `settle` writes the histograms out; it must use the buckets they were made with."""
+    one, other = metrics(), metrics()
+    draw = random.Random(3)
+    for _ in range(300):
+        queue, first, duration, over = (draw.choice([*QUEUE, *TTFT, *DURATION, draw.expovariate(1)]) for _ in range(4))
+        one.settle("m", duration=duration, queue=queue, first_byte=first, overhead=over, prompt=2, completion=3)
+        other.observe_duration("m", duration)
+        other.observe_queue("m", queue)
+        other.observe_ttft("m", first)
+        other.observe_overhead(over)
+        other.tokens("m", 2, 3)
+    mine = {key: number for key, number in values(one).items() if key[0].startswith("fairgate_")}
+    assert mine == {key: number for key, number in values(other).items() if key[0].startswith("fairgate_")}
+
+
+def test_a_failing_source_does_not_hide_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    """O2"""
+    made = metrics()
+
+    def fails() -> Iterator[tuple[str, tuple[str, ...], float]]:
+        yield "fairgate_audit_pending", (), 1
+        raise RuntimeError("gone")
+
+    made.register("audit", fails)
+    made.register("invented", lambda: [("fairgate_invented", (), 1.0)])
+    made.register("wrong", lambda: [("fairgate_queue_depth", (), 1.0)])
+    made.register("connections", lambda: [("fairgate_connections", ("client",), 9)])
+    assert value(made, "fairgate_connections", side="client") == 9
+    assert value(made, "fairgate_scrape_failures_total") == 6
+    assert [line.source for line in caplog.records[:3]] == ["audit", "invented", "wrong"]  # type: ignore[attr-defined]
+    made.register("audit", lambda: [("fairgate_audit_pending", (), 2)])
+    assert value(made, "fairgate_audit_pending") == 2
+
+
+def test_jain_is_of_those_that_waited_and_forgets() -> None:
+    """O2: per model, over one to two windows."""
+    clock = Clock()
+    made = Metrics(dialects=[], routes=[], clock=clock)
+    made.know(models=["m"])
+    for party, cost, queue in (("a", 3.0, 0.1), ("b", 1.0, 0.1), ("idle", 100.0, 0.0)):
+        made.settle("m", duration=1.0, queue=queue, party=party, cost=cost)
+    assert value(made, "fairgate_jain_index", model="m") == pytest.approx(16 / 20)
+    clock.now = WINDOW
+    assert value(made, "fairgate_jain_index", model="m") == pytest.approx(16 / 20)
+    made.settle("m", duration=1.0, queue=1.0, party="b", cost=2.0)
+    assert value(made, "fairgate_jain_index", model="m") == pytest.approx(1.0)
+    clock.now = 2 * WINDOW
+    assert value(made, "fairgate_jain_index", model="m") == pytest.approx(1.0)
+    clock.now = 9 * WINDOW
+    assert "fairgate_jain_index{" not in scrape(made)
+
+
+@pytest.mark.parametrize(
+    ("served", "index"), [([], None), ([0.0], None), ([5.0], 1.0), ([1.0, 1.0], 1.0), ([1.0, 0.0, 0.0, 0.0], 0.25)]
+)
+def test_jain_by_its_formula(served: list[float], index: float | None) -> None:
+    assert jain(served) == index
+
+
+def test_every_error_has_a_label_and_the_documentation_every_metric() -> None:
+    """O2"""
+
+    def codes(kind: type[GatewayError]) -> Iterator[str]:
+        yield kind.code
+        for one in kind.__subclasses__():
+            yield from codes(one)
+
+    assert set(codes(GatewayError)) == set(LABELS["code"])
+    text = reference()
+    assert all(f"| `{described.name}` | {described.kind} |" in text for described in METRICS)
+    for described in METRICS:
+        assert described.name.endswith("_total") == (described.kind == "counter")
+        assert bool(described.buckets) == (described.kind == "histogram")
+        assert list(described.buckets) == sorted(set(described.buckets))
