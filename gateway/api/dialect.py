@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from gateway.errors import GatewayError
+from gateway.errors import Bug, GatewayError, ModelUnavailable
 
 
 class Access(StrEnum):
@@ -26,6 +26,8 @@ class Kind(StrEnum):
     CHAT = "chat"
     COMPLETION = "completion"
     EMBEDDING = "embedding"
+    RESPONSES = "responses"
+    RERANK = "rerank"
     SHOW = "show"
     MODELS = "models"
     MODEL = "model"
@@ -41,8 +43,18 @@ class Framing(StrEnum):
     NDJSON = "ndjson"
 
 
+METERED = frozenset({Kind.CHAT, Kind.COMPLETION, Kind.EMBEDDING, Kind.RESPONSES, Kind.RERANK, Kind.SHOW})
+"""Kinds that go through limits, queue and backend."""
+
+ANY_METHOD = "*"
+"""The method of a row that stands for every method of its path (A2: blocked for all of them)."""
+
+
 class Endpoint(msgspec.Struct, frozen=True):
-    """One row of the route table. `path` is exact, or ends in `/*` (prefix). `upstream` is the engine's path."""
+    """One row of the route table. `path` is exact, or ends in `/*` (prefix). `upstream` is the engine's path.
+
+    `engines` lists the engine kinds that speak the route; empty means every kind (or no engine at all).
+    """
 
     method: str
     path: str
@@ -53,11 +65,12 @@ class Endpoint(msgspec.Struct, frozen=True):
     upstream: bytes = b""
     framing: Framing = Framing.SSE
     local: str = ""  # name of the local answer for Kind.LOCAL
+    engines: frozenset[str] = frozenset()
 
     @property
     def metered(self) -> bool:
         """Whether the route goes through limits, queue and backend."""
-        return self.kind in (Kind.CHAT, Kind.COMPLETION, Kind.EMBEDDING, Kind.SHOW)
+        return self.kind in METERED
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
@@ -67,9 +80,10 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     stream: bool = False
     max_tokens: int | None = None  # the effective output cap asked for; negative = unlimited
     usage_asked: bool = False  # the client itself asked for the usage frame
-    choices: int = 1  # `n`
+    choices: int = 1  # answers the engine may generate: `n` or its aliases, times the prompts
     input_bytes: int = 0  # size of the prompt part, for the estimate
     user: str = ""  # end user named by the body (K10)
+    keys: frozenset[str] = frozenset()  # the guarded top-level keys that the body has, for edits
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -83,6 +97,19 @@ class ModelInfo(msgspec.Struct, frozen=True):
     loaded: bool = False
     detail: dict[str, object] = {}
     running: dict[str, object] = {}  # the engine's own `/api/ps` record while loaded
+
+
+UNAVAILABLE_MODEL = "The model is not available to this key."
+INTERNAL = "Something went wrong inside the gateway. The request id leads its operator to the cause."
+
+
+def public_message(err: GatewayError) -> str:
+    """The sentence a client may see: fixed where a raise site must not be able to tell more (K8, bugs)."""
+    if isinstance(err, ModelUnavailable):
+        return UNAVAILABLE_MODEL
+    if isinstance(err, Bug) or type(err) is GatewayError:
+        return INTERNAL
+    return err.message
 
 
 class Dialect(Protocol):

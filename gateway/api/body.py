@@ -1,0 +1,279 @@
+"""JSON request bodies: the top-level members as raw bytes, checks on them, and edits that splice.
+
+Owns what makes one body mean one thing: engines differ in letter case, in which of two equal keys wins and in how they
+read escapes, so a *guarded* key must be spelled plainly and stand once, or the body is refused. Edits replace exact
+spans and keep every other byte. Must not know dialects, engines or transport.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from gateway.errors import BadRequest
+
+Members = dict[str, msgspec.Raw]
+
+MODEL_CHARS = 512
+"""Longest model name taken: file paths are names too, essays are not."""
+
+_OBJECT = msgspec.json.Decoder(Members)
+_LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_TEXT = msgspec.json.Decoder(str | None)
+_FLAG = msgspec.json.Decoder(bool | None)
+_NUMBER = msgspec.json.Decoder(int | float | None)
+
+# Possessive repeats: a valid body never needs to backtrack, and ten million escapes must not pile up a stack.
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_KEY = re.compile(rb"[ \t\r\n]*+(%b)[ \t\r\n]*+:[ \t\r\n]*+" % _STRING, re.DOTALL)
+_STRING_VALUE = re.compile(_STRING, re.DOTALL)
+_SCALAR = re.compile(rb"[^,}\] \t\r\n]++")
+_BRACKET = re.compile(rb"%b|[][{}]" % _STRING, re.DOTALL)
+_NEXT = re.compile(rb"[ \t\r\n]*+([,}])")
+_OPEN = re.compile(rb"[ \t\r\n]*+\{[ \t\r\n]*+")
+
+_BLOB = re.compile(rb';base64,[A-Za-z0-9+/=_-]*+|"images"[ \t\r\n]*+:[ \t\r\n]*+\[[^]]*+')
+_BLOB_FROM = 64 * 1024
+"""A prompt part below this size counts as text whatever it holds: searching it would cost as much as decoding it."""
+_BLOB_AS_BYTES = 4096
+"""What one image counts for in place of its base64: about a thousand tokens."""
+
+
+class Member(NamedTuple):
+    """One member of an object: its key as text, whether the key is spelled plainly, the span of its value."""
+
+    key: str
+    plain: bool
+    start: int
+    end: int
+
+
+def read_object(body: bytes, guarded: frozenset[str], parent: str = "") -> Members:
+    """The top-level members of `body`; raises BadRequest where it is not an object, or a guarded key is not unique.
+
+    `parent` prefixes the keys named in errors, for objects inside the body.
+    """
+    try:
+        if not body.isascii():
+            body.decode()
+        members = _OBJECT.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+        raise BadRequest(_complaint(body, err, parent), param=parent or None) from None
+    names = "\n".join(members)
+    if names.casefold() != names:
+        _refuse_variants(members, guarded, parent)
+    # Compact JSON with distinct, unescaped keys has exactly this length; whatever else stands there makes it longer.
+    if len(names) + sum(map(len, members.values())) + 3 * len(members) + 2 != len(body):
+        _refuse_repeats(body, members, guarded, parent)
+    return members
+
+
+def _complaint(body: bytes, err: Exception, parent: str) -> str:
+    what = f"`{parent}`" if parent else "The body"
+    if isinstance(err, UnicodeDecodeError):
+        return f"{what} is not valid UTF-8 (byte {err.start})"
+    if isinstance(err, RecursionError):
+        return f"{what} is nested too deeply"
+    if isinstance(err, msgspec.ValidationError):
+        return f"{what} must be a JSON object"
+    if not body.strip():
+        return f"{what} is empty; a JSON object is expected"
+    detail = str(err).removeprefix("JSON is malformed: ")
+    if detail == "Input data was truncated":
+        detail = "it ends too early, or an escaped surrogate stands alone"
+    return f"{what} is not valid JSON: {detail}"
+
+
+def _refuse_variants(members: Members, guarded: frozenset[str], parent: str) -> None:
+    """Refuse keys that an engine matching without regard to case would take for a guarded one."""
+    for key in members:
+        plain = key.casefold()
+        if plain != key and plain in guarded:
+            name = _named(plain, parent)
+            raise BadRequest(f"`{name}` must be spelled in lower case", param=name)
+
+
+def _refuse_repeats(body: bytes, members: Members, guarded: frozenset[str], parent: str) -> None:
+    """Refuse a guarded key that stands twice or is written with escapes."""
+    seen: set[str] = set()
+    for member in scan(body, members):
+        if member.key not in guarded:
+            continue
+        name = _named(member.key, parent)
+        if not member.plain:
+            raise BadRequest(f"`{name}` must be written without escapes", param=name)
+        if member.key in seen:
+            raise BadRequest(f"`{name}` appears more than once", param=name)
+        seen.add(member.key)
+
+
+def _named(key: str, parent: str) -> str:
+    return f"{parent}.{key}" if parent else key
+
+
+def scan(body: bytes, members: Members) -> list[Member]:
+    """Every member of the valid JSON object `body` in order, repeated ones too.
+
+    `members` are its decoded members: where a value is the one known, it is stepped over without reading it.
+    """
+    found = []
+    opening = _OPEN.match(body)
+    at = opening.end() if opening else 0
+    while key := _KEY.match(body, at):
+        text: str = msgspec.json.decode(key[1], type=str)
+        end = _value_end(body, key.end(), members.get(text))
+        found.append(Member(text, len(text.encode()) + 2 == len(key[1]), key.end(), end))
+        separator = _NEXT.match(body, end)
+        if separator is None or separator[1] == b"}":
+            break
+        at = separator.end()
+    return found
+
+
+def _value_end(body: bytes, start: int, known: msgspec.Raw | None) -> int:
+    """Where the value at `start` ends. Only strings, arrays and objects show their own end, so only these are known."""
+    first = body[start]
+    if first not in b'"[{':
+        scalar = _SCALAR.match(body, start)
+        return scalar.end() if scalar else start
+    if known is not None and body.startswith(bytes(known), start):
+        return start + len(known)
+    if first == 0x22:
+        string = _STRING_VALUE.match(body, start)
+        return string.end() if string else len(body)
+    depth = 0
+    for token in _BRACKET.finditer(body, start):
+        mark = body[token.start()]
+        if mark in b"[{":
+            depth += 1
+        elif mark in b"]}":
+            depth -= 1
+            if not depth:
+                return token.end()
+    return len(body)
+
+
+def with_members(body: bytes, values: Mapping[str, bytes]) -> bytes:
+    """`body`, a valid JSON object, with each key of `values` set to that JSON text; all other bytes as they are.
+
+    A present key has its value's span replaced; an absent one is inserted right after the opening brace. Keys are
+    plain ASCII names that stand at most once (`read_object` has refused the rest).
+    """
+    members = _OBJECT.decode(body)
+    spans = []
+    if not members.keys().isdisjoint(values):
+        spans = [(m.start, m.end, values[m.key]) for m in scan(body, members) if m.key in values]
+    head = b",".join(b'"%b":%b' % (key.encode(), text) for key, text in values.items() if key not in members)
+    return _splice(body, spans, head + b"," if head and members else head)
+
+
+def insert_members(body: bytes, values: Mapping[str, bytes]) -> bytes:
+    """`with_members` for keys known to be absent from a body known not to be empty: nothing is decoded."""
+    fresh = [b'"%b":%b' % (key.encode(), text) for key, text in values.items()]
+    at = body.index(b"{") + 1
+    return b"".join((body[:at], b",".join(fresh), b",", body[at:]))
+
+
+def _splice(body: bytes, spans: list[tuple[int, int, bytes]], head: bytes) -> bytes:
+    at = body.index(b"{") + 1
+    parts = [body[:at], head]
+    for start, end, text in sorted(spans):
+        parts += (body[at:start], text)
+        at = end
+    parts.append(body[at:])
+    return b"".join(parts)
+
+
+def read_model(members: Members, key: str = "model") -> str:
+    """The model asked for; raises BadRequest if it is missing, not text, empty or longer than MODEL_CHARS."""
+    model = read_text(members, key)
+    if not model:
+        raise BadRequest("`model` is required: the name of the model to use", param="model")
+    if len(model) > MODEL_CHARS:
+        raise BadRequest(f"`model` is longer than {MODEL_CHARS} characters", param="model")
+    return model
+
+
+def read_text(members: Members, key: str) -> str:
+    """A text member; absent and null are empty."""
+    raw = members.get(key)
+    if raw is None:
+        return ""
+    try:
+        return _TEXT.decode(raw) or ""
+    except msgspec.DecodeError:
+        raise BadRequest(f"`{key}` must be a string", param=key) from None
+
+
+def read_flag(members: Members, key: str, *, absent: bool, parent: str = "") -> bool:
+    """A boolean member; absent and null mean `absent`."""
+    raw = members.get(key)
+    if raw is None:
+        return absent
+    try:
+        flag = _FLAG.decode(raw)
+    except msgspec.DecodeError:
+        name = _named(key, parent)
+        raise BadRequest(f"`{name}` must be true or false", param=name) from None
+    return absent if flag is None else flag
+
+
+def read_count(members: Members, key: str, parent: str = "") -> int | None:
+    """A whole number of any sign; absent and null are None. A float with no fraction is taken, as engines do."""
+    raw = members.get(key)
+    if raw is None:
+        return None
+    try:
+        number = _NUMBER.decode(raw)
+    except msgspec.DecodeError:
+        number = 0.5
+    if number is None or isinstance(number, int):
+        return number
+    if not number.is_integer():
+        name = _named(key, parent)
+        raise BadRequest(f"`{name}` must be a whole number", param=name)
+    return int(number)
+
+
+def read_nested(members: Members, key: str, guarded: frozenset[str]) -> Members:
+    """The members of an object member; absent and null are empty."""
+    raw = members.get(key)
+    text = b"null" if raw is None else bytes(raw)
+    return {} if text == b"null" else read_object(text, guarded, key)
+
+
+def require(members: Members, key: str, opening: bytes, what: str, *, needed: bool = True) -> None:
+    """Refuse a body whose `key` is missing (if needed) or whose value does not start with a byte of `opening`."""
+    raw = members.get(key)
+    text = b"null" if raw is None else memoryview(raw)[:4].tobytes()
+    if text == b"null":
+        if needed:
+            raise BadRequest(f"`{key}` is required: {what}", param=key)
+    elif text[0] not in opening:
+        raise BadRequest(f"`{key}` must be {what}", param=key)
+
+
+def prompts_in(members: Members, key: str) -> int:
+    """How many prompts the member holds: the items of an array of texts or token lists, one for anything else."""
+    raw = members.get(key)
+    if raw is None or memoryview(raw)[0] != 0x5B:
+        return 1
+    text = bytes(raw)
+    inner = text[1:65].lstrip()
+    if inner[:1] not in (b'"', b"["):
+        return 1
+    return len(_LIST.decode(text))
+
+
+def prompt_bytes(members: Members, keys: tuple[str, ...]) -> int:
+    """Size of the members that make up the prompt; in large ones an image counts as a flat amount, not as text."""
+    total = 0
+    for key in keys:
+        raw = members.get(key)
+        if raw is None:
+            continue
+        total += len(raw)
+        if len(raw) > _BLOB_FROM:
+            total -= sum(max(0, m.end() - m.start() - _BLOB_AS_BYTES) for m in _BLOB.finditer(bytes(raw)))
+    return total

@@ -1,0 +1,218 @@
+"""The Ollama dialect: its native routes, request bodies, error and list shapes.
+
+Spoken by Ollama engines. Routes that change an engine are rows too, refused for every key and method (A2). Must not
+know other dialects, services or transport.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from gateway.api.body import (
+    Members,
+    insert_members,
+    prompt_bytes,
+    read_count,
+    read_flag,
+    read_model,
+    read_nested,
+    read_object,
+    read_text,
+    require,
+    with_members,
+)
+from gateway.api.dialect import ANY_METHOD, Access, Ask, Endpoint, Framing, Kind, ModelInfo, public_message
+from gateway.errors import Busy, GatewayError
+
+ALIVE = b"Ollama is running"
+"""The body of `GET /`; clients test for it."""
+
+_SCOPE = "ollama"
+_ENGINES = frozenset({"ollama"})
+
+_METERED = {
+    "/api/chat": Kind.CHAT,
+    "/api/generate": Kind.COMPLETION,
+    "/api/embed": Kind.EMBEDDING,
+    "/api/embeddings": Kind.EMBEDDING,
+    "/api/show": Kind.SHOW,
+}
+
+_BLOCKED = (
+    "/api/pull",
+    "/api/push",
+    "/api/create",
+    "/api/copy",
+    "/api/delete",
+    "/api/blobs/*",
+    "/api/me",
+    "/api/signout",
+    "/api/user/*",
+    "/api/experimental/*",
+)
+
+_GUARDED = frozenset({"model", "name", "stream", "options", "messages", "prompt", "input"})
+_GUARDED_OPTIONS = frozenset({"num_predict"})
+_GENERATIONS = (Kind.CHAT, Kind.COMPLETION)
+
+_PROMPTS = {
+    Kind.CHAT: ("messages", "tools", "format"),
+    Kind.COMPLETION: ("prompt", "suffix", "system", "template", "context", "format", "images"),
+    Kind.EMBEDDING: ("input", "prompt"),
+    Kind.SHOW: (),
+}
+
+_TAG_FIELDS = ("modified_at", "size", "digest", "details", "capabilities")
+_RUNNING_FIELDS = ("size", "digest", "details", "expires_at", "size_vram", "context_length")
+"""What list entries may hold. Ollama's others (`remote_host`, ...) name addresses, which lists must not show (A8)."""
+
+
+class Ollama:
+    """Ollama's own API, as its command line and official clients speak it."""
+
+    name = "ollama"
+    framing = Framing.NDJSON
+
+    def routes(self) -> Sequence[Endpoint]:
+        """The rows of this dialect."""
+        rows = [self._row("POST", path, kind, upstream=path.encode()) for path, kind in _METERED.items()]
+        rows += [
+            self._row("GET", "/api/tags", Kind.MODELS),
+            self._row("GET", "/api/ps", Kind.RUNNING),
+            self._row("GET", "/api/version", Kind.LOCAL, local="version"),
+            # Clients ask it without a key, to see whether the server is there; the answer says nothing else.
+            self._row("GET", "/", Kind.LOCAL, local="root", access=Access.PUBLIC),
+        ]
+        rows += [self._row(ANY_METHOD, path, Kind.BLOCKED, access=Access.NEVER) for path in _BLOCKED]
+        return rows
+
+    def _row(
+        self,
+        method: str,
+        path: str,
+        kind: Kind,
+        *,
+        access: Access = Access.KEY,
+        upstream: bytes = b"",
+        local: str = "",
+    ) -> Endpoint:
+        return Endpoint(
+            method=method,
+            path=path,
+            kind=kind,
+            access=access,
+            dialect=self,
+            scope=_SCOPE if access is Access.KEY else "",
+            upstream=upstream,
+            framing=self.framing,
+            local=local,
+            engines=_ENGINES if upstream else frozenset(),
+        )
+
+    def read(self, endpoint: Endpoint, body: bytes) -> Ask:
+        """The view of a body. Raises BadRequest with a sentence that names the field."""
+        members = read_object(body, _GUARDED)
+        keys = _GUARDED.intersection(members)
+        kind = endpoint.kind
+        generates = kind in _GENERATIONS
+        _check_prompt(members, keys)
+        # `/api/show` takes the older `name` where `model` is absent or empty.
+        old_name = kind is Kind.SHOW and "name" in keys and not read_text(members, "model")
+        return Ask(
+            model=read_model(members, "name" if old_name else "model"),
+            stream=generates and read_flag(members, "stream", absent=True),
+            max_tokens=_limit(members) if generates and "options" in keys else None,
+            input_bytes=prompt_bytes(members, _PROMPTS[kind]),
+            keys=keys,
+        )
+
+    def edit(self, endpoint: Endpoint, body: bytes, ask: Ask, *, model: str, cap: int, engine: str) -> bytes:
+        """The body for the engine: served model name and output cap (tokens). All other bytes unchanged.
+
+        `engine` plays no part: only Ollama speaks this dialect.
+        """
+        changes: dict[str, bytes] = {}
+        if model != ask.model:
+            changes["model"] = msgspec.json.encode(model)
+        fits = ask.max_tokens is not None and 0 < ask.max_tokens <= cap
+        if endpoint.kind in _GENERATIONS and not fits:
+            changes["options"] = _capped_options(body, ask, cap)
+        if not changes:
+            return body
+        if ask.keys.isdisjoint(changes):
+            return insert_members(body, changes)
+        return with_members(body, changes)
+
+    def error(self, err: GatewayError, request_id: str) -> bytes:
+        """`{"error": "text"}` as Ollama writes it; code and request id stand beside, where its clients ignore them."""
+        detail: dict[str, object] = {"error": public_message(err), "code": err.code, "request_id": request_id}
+        if isinstance(err, Busy):
+            detail["ahead"] = err.ahead
+            detail["estimate"] = err.estimate
+        return msgspec.json.encode(detail)
+
+    def stream_error(self, err: GatewayError, request_id: str) -> bytes:
+        """A last line with `error` and no `done`, as Ollama fails mid-stream."""
+        return self.error(err, request_id) + b"\n"
+
+    def models(self, models: Sequence[ModelInfo]) -> bytes:
+        """The list of `GET /api/tags`."""
+        return msgspec.json.encode({"models": [_tag(model) for model in models]})
+
+    def model(self, model: ModelInfo) -> bytes:
+        """One entry of the list; the API itself has no such route."""
+        return msgspec.json.encode(_tag(model))
+
+    def running(self, models: Sequence[ModelInfo]) -> bytes:
+        """The list of `GET /api/ps`."""
+        return msgspec.json.encode({"models": [_running(model) for model in models]})
+
+    def version(self, version: str) -> bytes:
+        """The body of `GET /api/version`; `version` is the engine's own."""
+        return msgspec.json.encode({"version": version})
+
+
+def _check_prompt(members: Members, keys: frozenset[str]) -> None:
+    """Types only: Ollama takes a request without any prompt as an order to load the model."""
+    if "messages" in keys:
+        require(members, "messages", b"[", "an array of messages", needed=False)
+    if "prompt" in keys:
+        require(members, "prompt", b'"', "a string", needed=False)
+    if "input" in keys:
+        require(members, "input", b'"[', "a string or an array", needed=False)
+
+
+def _limit(members: Members) -> int | None:
+    """`options.num_predict`; -1 for every value that Ollama takes as no limit (its runners test `numPredict > 0`)."""
+    number = read_count(read_nested(members, "options", _GUARDED_OPTIONS), "num_predict", "options")
+    return -1 if number is not None and number <= 0 else number
+
+
+def _capped_options(body: bytes, ask: Ask, cap: int) -> bytes:
+    text = b"%d" % cap
+    given = bytes(read_object(body, _GUARDED)["options"]) if "options" in ask.keys else b"null"
+    return b'{"num_predict":%b}' % text if given == b"null" else with_members(given, {"num_predict": text})
+
+
+def _named(model: ModelInfo) -> dict[str, object]:
+    return {"name": model.name, "model": model.name}
+
+
+def _tag(model: ModelInfo) -> dict[str, object]:
+    own = {
+        "modified_at": datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z"),
+        "size": model.size,
+        "digest": model.digest,
+        "details": {},
+    }
+    return _named(model) | own | _pass(model.detail, _TAG_FIELDS)
+
+
+def _running(model: ModelInfo) -> dict[str, object]:
+    own = {"size": model.size, "digest": model.digest, "details": {}}
+    return _named(model) | own | _pass(model.detail, ("details",)) | _pass(model.running, _RUNNING_FIELDS)
+
+
+def _pass(record: dict[str, object], fields: tuple[str, ...]) -> dict[str, object]:
+    return {field: record[field] for field in fields if field in record}

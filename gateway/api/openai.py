@@ -1,0 +1,267 @@
+"""The OpenAI dialect: its routes, its request bodies, its error and list shapes.
+
+Served by every engine kind (Ollama too, on its own `/v1`). Must not know other dialects, services or transport.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from gateway.api.body import (
+    Members,
+    insert_members,
+    prompt_bytes,
+    prompts_in,
+    read_count,
+    read_flag,
+    read_model,
+    read_nested,
+    read_object,
+    read_text,
+    require,
+    with_members,
+)
+from gateway.api.dialect import Access, Ask, Endpoint, Framing, Kind, ModelInfo, public_message
+from gateway.errors import BadRequest, BudgetSpent, Busy, GatewayError
+
+CHOICES = 128
+"""Most answers one request may ask for (the API's own bound of `n`)."""
+
+_GENERATIONS = {
+    Kind.CHAT: ("max_tokens", "max_completion_tokens"),
+    Kind.COMPLETION: ("max_tokens",),
+    Kind.RESPONSES: ("max_output_tokens",),
+}
+"""Kinds that generate -> the keys by which the API limits the output; the first is added where all are absent."""
+
+_CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
+"""All keys some engine takes as output limit: clamped wherever they stand. llama.cpp prefers its own `n_predict`."""
+
+_MULTIPLIERS = ("n", "best_of", "n_cmpl")
+"""Keys that make one request generate several answers; `n_cmpl` is llama.cpp's."""
+
+_GUARDED = frozenset(
+    {"model", "stream", "stream_options", "messages", "prompt", "input", "user", *_CAPS, *_MULTIPLIERS}
+)
+_GUARDED_OPTIONS = frozenset({"include_usage"})
+
+_PROMPTS = {
+    Kind.CHAT: ("messages", "tools", "functions", "response_format"),
+    Kind.COMPLETION: ("prompt", "suffix"),
+    Kind.EMBEDDING: ("input", "messages"),
+    Kind.RESPONSES: ("input", "instructions", "tools"),
+    Kind.RERANK: ("query", "documents", "texts"),
+}
+
+_READS_MAX_TOKENS_ONLY = frozenset({"ollama", "llamacpp"})
+"""Engines of which not every version knows `max_completion_tokens`: they get `max_tokens` as well."""
+
+_ZERO_IS_UNLIMITED = frozenset({"ollama"})
+"""Ollama stops at the limit only where it is positive (its runners test `numPredict > 0`)."""
+
+_INCLUDE = b'{"include_usage":true}'
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_exceeded",
+    501: "not_supported_error",
+}
+"""Status -> error type; other 4xx are `invalid_request_error`, 5xx `server_error`."""
+
+
+class OpenAI:
+    """OpenAI's API, as the official clients speak it."""
+
+    name = "openai"
+    framing = Framing.SSE
+
+    def routes(self) -> Sequence[Endpoint]:
+        """The rows of this dialect."""
+        rows = [
+            self._row("chat/completions", Kind.CHAT, "chat"),
+            self._row("completions", Kind.COMPLETION, "completions"),
+            self._row("embeddings", Kind.EMBEDDING, "embeddings"),
+            self._row("responses", Kind.RESPONSES, "responses"),
+            self._row("rerank", Kind.RERANK, "rerank", frozenset({"vllm", "llamacpp", "openai"})),
+        ]
+        for path, kind in (("/v1/models", Kind.MODELS), ("/v1/models/*", Kind.MODEL)):
+            rows.append(Endpoint(method="GET", path=path, kind=kind, access=Access.KEY, dialect=self))
+        return rows
+
+    def _row(self, name: str, kind: Kind, scope: str, engines: frozenset[str] = frozenset()) -> Endpoint:
+        path = f"/v1/{name}"
+        return Endpoint(
+            method="POST",
+            path=path,
+            kind=kind,
+            access=Access.KEY,
+            dialect=self,
+            scope=scope,
+            upstream=path.encode(),
+            framing=self.framing,
+            engines=engines,
+        )
+
+    def read(self, endpoint: Endpoint, body: bytes) -> Ask:
+        """The view of a body. Raises BadRequest with a sentence that names the field."""
+        members = read_object(body, _GUARDED)
+        keys = _GUARDED.intersection(members)
+        kind = endpoint.kind
+        _require_prompt(kind, members)
+        stream = "stream" in keys and kind in _GENERATIONS and read_flag(members, "stream", absent=False)
+        return Ask(
+            model=read_model(members),
+            stream=stream,
+            max_tokens=_limit(kind, members, keys),
+            usage_asked=kind is Kind.RESPONSES or ("stream_options" in keys and _usage_asked(members)),
+            choices=_choices(members, keys) * (prompts_in(members, "prompt") if kind is Kind.COMPLETION else 1),
+            input_bytes=prompt_bytes(members, _PROMPTS[kind]),
+            user=read_text(members, "user") if "user" in keys else "",
+            keys=keys,
+        )
+
+    def edit(self, endpoint: Endpoint, body: bytes, ask: Ask, *, model: str, cap: int, engine: str) -> bytes:
+        """The body for the engine: served model name, output cap (tokens), usage request. All other bytes unchanged."""
+        changes: dict[str, bytes] = {}
+        if model != ask.model:
+            changes["model"] = msgspec.json.encode(model)
+        if endpoint.kind in _GENERATIONS:
+            _cap(changes, endpoint.kind, body, ask, cap, engine)
+            if ask.stream and not ask.usage_asked:
+                changes["stream_options"] = _including_usage(body, ask)
+        if not changes:
+            return body
+        if ask.keys.isdisjoint(changes):
+            return insert_members(body, changes)
+        return with_members(body, changes)
+
+    def error(self, err: GatewayError, request_id: str) -> bytes:
+        """`{"error": {...}}` with the members official clients read, and ours after them."""
+        return msgspec.json.encode({"error": _error_object(err, request_id)})
+
+    def stream_error(self, err: GatewayError, request_id: str) -> bytes:
+        """A `data:` frame: official clients raise on its `error`, and read nothing after it."""
+        return b"data: %b\n\n" % self.error(err, request_id)
+
+    def models(self, models: Sequence[ModelInfo]) -> bytes:
+        """The list of `GET /v1/models`."""
+        return msgspec.json.encode({"object": "list", "data": [_model(model) for model in models]})
+
+    def model(self, model: ModelInfo) -> bytes:
+        """One entry, as `GET /v1/models/{id}` gives it."""
+        return msgspec.json.encode(_model(model))
+
+    def running(self, models: Sequence[ModelInfo]) -> bytes:
+        """The API has no list of loaded models; the same list serves."""
+        return self.models(models)
+
+
+def _require_prompt(kind: Kind, members: Members) -> None:
+    if kind is Kind.CHAT:
+        require(members, "messages", b"[", "an array of messages")
+        if not memoryview(members["messages"])[1:-1].tobytes().strip():
+            raise BadRequest("`messages` must not be empty", param="messages")
+    elif kind is Kind.COMPLETION:
+        require(members, "prompt", b'"[{', "a string or an array", needed="prompt_embeds" not in members)
+    elif kind is Kind.EMBEDDING:
+        require(members, "input", b'"[', "a string or an array", needed="messages" not in members)
+    elif kind is Kind.RESPONSES:
+        require(members, "input", b'"[', "a string or an array", needed="prompt" not in members)
+    elif kind is Kind.RERANK:
+        require(members, "query", b'"[{', "a string")
+        require(members, "documents", b"[{", "an array of documents", needed="texts" not in members)
+
+
+def _limit(kind: Kind, members: Members, keys: frozenset[str]) -> int | None:
+    """The most tokens an answer may get by the body's own words: an upper bound over all keys some engine reads.
+
+    None where the API's own keys say nothing (the cap is then added), negative where one of them means no limit.
+    """
+    standard = _GENERATIONS.get(kind)
+    if standard is None:
+        return None
+    limit: int | None = None
+    asked = False
+    for key in _CAPS:
+        number = read_count(members, key) if key in keys else None
+        if number is None:
+            continue
+        if key in standard:
+            asked = True
+            if number < 0:
+                raise BadRequest(f"`{key}` must not be negative", param=key)
+        if number <= 0 or limit == -1:
+            limit = -1
+        elif limit is None or number > limit:
+            limit = number
+    return limit if asked else None
+
+
+def _choices(members: Members, keys: frozenset[str]) -> int:
+    most = 1
+    for key in _MULTIPLIERS:
+        number = read_count(members, key) if key in keys else None
+        if number is None:
+            continue
+        if not 1 <= number <= CHOICES:
+            raise BadRequest(f"`{key}` must be between 1 and {CHOICES}", param=key)
+        most = max(most, number)
+    return most
+
+
+def _usage_asked(members: Members) -> bool:
+    options = read_nested(members, "stream_options", _GUARDED_OPTIONS)
+    return read_flag(options, "include_usage", absent=False, parent="stream_options")
+
+
+def _including_usage(body: bytes, ask: Ask) -> bytes:
+    """The text of `stream_options` that asks for usage and keeps what else the client set."""
+    if "stream_options" not in ask.keys:
+        return _INCLUDE
+    given = bytes(read_object(body, _GUARDED)["stream_options"])
+    return _INCLUDE if given == b"null" else with_members(given, {"include_usage": b"true"})
+
+
+def _cap(changes: dict[str, bytes], kind: Kind, body: bytes, ask: Ask, cap: int, engine: str) -> None:
+    """Clamp what stands above the cap, add what is absent (A6)."""
+    standard = _GENERATIONS[kind]
+    primary = standard[0]
+    limit = ask.max_tokens
+    fits = limit is not None and 0 < limit <= cap
+    if fits and (engine not in _READS_MAX_TOKENS_ONLY or ask.keys.isdisjoint(standard[1:])):
+        return
+    if ask.keys.isdisjoint(_CAPS):
+        changes[primary] = b"%d" % cap
+        return
+    members = read_object(body, _GUARDED)
+    given = {key: number for key in _CAPS if (number := read_count(members, key)) is not None}
+    least = 1 if engine in _ZERO_IS_UNLIMITED else 0
+    for key, number in given.items():
+        if not least <= number <= cap:
+            changes[key] = b"%d" % cap
+    said = [min(given[key], cap) if given[key] >= least else cap for key in standard if key in given]
+    if not said:
+        changes[primary] = b"%d" % cap
+    elif primary not in given and engine in _READS_MAX_TOKENS_ONLY:
+        changes[primary] = b"%d" % said[0]
+
+
+def _error_object(err: GatewayError, request_id: str) -> dict[str, object]:
+    fallback = "invalid_request_error" if err.status < 500 else "server_error"
+    detail: dict[str, object] = {
+        "message": public_message(err),
+        "type": "insufficient_quota" if isinstance(err, BudgetSpent) else _TYPES.get(err.status, fallback),
+        "param": err.param,
+        "code": err.code,
+        "request_id": request_id,
+    }
+    if isinstance(err, Busy):
+        detail["ahead"] = err.ahead
+        detail["estimate"] = err.estimate
+    return detail
+
+
+def _model(model: ModelInfo) -> dict[str, object]:
+    return {"id": model.name, "object": "model", "created": model.created, "owned_by": model.owned_by}

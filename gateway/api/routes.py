@@ -1,0 +1,108 @@
+"""The route table: what exists, for which methods, and who may use it. Nothing else is served (H10).
+
+Built once. Must not know what a route does, nor who asks.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from gateway.api.dialect import ANY_METHOD, Access, Dialect, Endpoint, Kind
+from gateway.api.ollama import Ollama
+from gateway.api.openai import OpenAI
+from gateway.errors import MethodNotAllowed, NotFound
+
+_PREFIX = "*"
+_LOCALS = (
+    ("/healthz", "healthz", Access.PUBLIC),
+    ("/readyz", "readyz", Access.PUBLIC),
+    ("/playground", "playground", Access.PUBLIC),
+    ("/api/queue", "queue", Access.KEY),
+)
+
+
+class Routes:
+    """All rows, looked up by path then method. `default` renders errors where no dialect is known.
+
+    Raises ValueError at construction for a row that is not fit to serve: it must not start.
+    """
+
+    __slots__ = ("_exact", "_owners", "_prefixes", "default", "rows")
+
+    def __init__(self, dialects: Sequence[Dialect] | None = None, extra: Iterable[Endpoint] = ()) -> None:
+        known = (OpenAI(), Ollama()) if dialects is None else tuple(dialects)
+        self.default: Dialect = known[0]
+        self.rows: tuple[Endpoint, ...] = (
+            *(row for dialect in known for row in dialect.routes()),
+            *local_rows(self.default),
+            *extra,
+        )
+        self._exact: dict[str, dict[str, Endpoint]] = {}
+        self._prefixes: dict[str, dict[str, Endpoint]] = {}
+        for row in self.rows:
+            self._add(row)
+        self._owners = {"/v1/": self._named(known, "openai"), "/api/": self._named(known, "ollama")}
+
+    def _named(self, dialects: Sequence[Dialect], name: str) -> Dialect:
+        return next((dialect for dialect in dialects if dialect.name == name), self.default)
+
+    def _add(self, row: Endpoint) -> None:
+        check(row)
+        prefix = row.path.endswith(_PREFIX)
+        methods = (self._prefixes if prefix else self._exact).setdefault(row.path.removesuffix(_PREFIX), {})
+        for method in ("GET", "HEAD") if row.method == "GET" else (row.method,):
+            if method in methods or ANY_METHOD in methods:
+                raise ValueError(f"two rows for {method} {row.path}")
+            methods[method] = row
+
+    def match(self, method: str, path: str) -> Endpoint:
+        """The row of a request. `path` is percent-decoded and without query.
+
+        Raises NotFound, or MethodNotAllowed with the methods the path has.
+        """
+        methods = self._exact.get(path) or self._by_prefix(path)
+        if methods is None:
+            raise NotFound("There is no such route.")
+        row = methods.get(method) or methods.get(ANY_METHOD)
+        if row is None:
+            raise MethodNotAllowed("The route does not take this method.", ", ".join(sorted(methods)))
+        return row
+
+    def _by_prefix(self, path: str) -> dict[str, Endpoint] | None:
+        for prefix, methods in self._prefixes.items():
+            if path.startswith(prefix) and len(path) > len(prefix):
+                return methods
+        return None
+
+    def dialect_for(self, path: str) -> Dialect:
+        """Who renders the errors of a path that may not exist."""
+        for prefix, dialect in self._owners.items():
+            if path.startswith(prefix):
+                return dialect
+        return self.default
+
+
+def local_rows(dialect: Dialect) -> list[Endpoint]:
+    """What the gateway answers itself, apart from any client-facing API. Errors there look like `dialect`'s."""
+    return [
+        Endpoint(method="GET", path=path, kind=Kind.LOCAL, access=access, dialect=dialect, local=local)
+        for path, local, access in _LOCALS
+    ]
+
+
+def tail(endpoint: Endpoint, path: str) -> str:
+    """What a prefix row's path matched beyond its prefix: the model id of `/v1/models/{id}`."""
+    return path[len(endpoint.path) - len(_PREFIX) :]
+
+
+def check(row: Endpoint) -> None:
+    """Raise ValueError unless the row says who may use it and what it does."""
+    name = f"{row.method} {row.path}"
+    if not isinstance(row.access, Access) or not isinstance(row.kind, Kind):
+        raise ValueError(f"{name}: no access policy or kind")
+    if not row.path.startswith("/") or _PREFIX in row.path[:-1]:
+        raise ValueError(f"{name}: a path starts with / and may only end in {_PREFIX}")
+    if (row.kind is Kind.BLOCKED) != (row.access is Access.NEVER):
+        raise ValueError(f"{name}: blocked rows, and only they, are open to nobody")
+    if row.metered and not (row.access is Access.KEY and row.scope and row.upstream):
+        raise ValueError(f"{name}: a metered row needs a key, a scope and the engine's path")
+    if (row.kind is Kind.LOCAL) != bool(row.local):
+        raise ValueError(f"{name}: local rows, and only they, name their answer")

@@ -1,0 +1,371 @@
+"""Answers as they pass by: token usage, the dialect's own end, and the one frame that may have to be hidden.
+
+Owns frames (SSE and NDJSON) and `Usage`. Never rewrites a byte it need not. Must not know sockets or who is asking.
+Frames follow the WHATWG event stream format as the official clients read it: a frame ends at an empty line, lines end
+in LF, CR LF or CR.
+"""
+
+import re
+from typing import Final
+
+import msgspec
+
+from gateway.api.dialect import Endpoint, Framing
+
+TAIL = 64 * 1024
+"""Of a larger buffer only this much is kept: the end of a stream is what matters, and its last frame is small."""
+LONGEST_FRAME = 1024 * 1024
+"""Bytes kept of a frame that does not end. Ollama's last line may carry a whole context as numbers."""
+PARSED_WHOLE = 16 * 1024
+"""A plain answer up to this size is decoded for its usage; of a larger one the tail is searched first."""
+_LOOK_BACK: Final = 12  # frames searched from the end: usage, finish, `[DONE]` and room for comments
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """Tokens of one request. `cached_tokens` are part of `prompt_tokens`. Not `reported`: counted here, an estimate."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reported: bool = True
+
+
+class _Details(msgspec.Struct, gc=False):
+    cached_tokens: int | None = 0
+
+
+class _Block(msgspec.Struct, gc=False):
+    """OpenAI's `usage`, of chat (`prompt_tokens`) and of responses (`input_tokens`)."""
+
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+    prompt_tokens_details: _Details | None = None
+    input_tokens: int | None = 0
+    output_tokens: int | None = 0
+    input_tokens_details: _Details | None = None
+
+
+class _Timings(msgspec.Struct, gc=False):
+    """llama.cpp's own counts; `prompt_n` leaves the cached part out."""
+
+    prompt_n: int = 0
+    cache_n: int = 0
+    predicted_n: int = 0
+
+
+class _Response(msgspec.Struct, gc=False):
+    usage: _Block | None = None
+
+
+class _Frame(msgspec.Struct, gc=False):
+    """What matters of one JSON frame or whole answer, in either dialect."""
+
+    usage: _Block | None = None
+    timings: _Timings | None = None
+    response: _Response | str | None = None
+    type: str | None = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
+    done: bool | None = False
+    prompt_eval_count: int | None = None
+    eval_count: int | None = None
+
+
+class _Extra(msgspec.Struct, gc=False):
+    """Just enough to tell the extra usage frame from all others."""
+
+    choices: list[msgspec.Raw] | None = None
+    usage: _Block | None = None
+
+
+_FRAME = msgspec.json.Decoder(_Frame)
+_EXTRA = msgspec.json.Decoder(_Extra)
+_ENDS_OF_RESPONSE = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_FALSY = frozenset({b"null", b"false", b'""', b"{}", b"[]", b"0"})
+
+_CHUNK_SIZE = re.compile(rb"\r\n[0-9A-Fa-f]{1,16}(?:;[^\r\n]*)?\r\n")
+_FRAME_END = re.compile(rb"\n\r?\n|\r\r")
+_USAGE_OBJECT = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
+_HAS_CHOICES = re.compile(rb'"choices"[ \t]*:[ \t]*\[[ \t]*\{')
+_USAGE_AT_END = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+_COUNT_AT_END = re.compile(rb'"(prompt_eval_count|eval_count|total_duration)"\s*:\s*(\d{1,18})')
+_CLEAN_ENDS = (b"\n\n\r\n", b"\n\n")
+
+
+def needs_edit(data: bytes) -> bool:
+    """Whether a raw SSE buffer may hold (a part of) a usage frame, and must go through a `FrameFilter`.
+
+    False only for buffers that end at the end of a frame and hold no `usage` object. The caller still has to see that
+    the buffer ends between two HTTP chunks.
+    """
+    if not data.endswith(_CLEAN_ENDS):
+        return True
+    return b'"usage"' in data and _USAGE_OBJECT.search(data) is not None
+
+
+class Tap:
+    """Sees every raw buffer of one stream, HTTP chunk framing included, and keeps just enough of its end.
+
+    `frames` counts the frames so far; `hide_usage` says whether the extra usage frame is to be kept from the client. After the last buffer `finish` finds the usage and sets `terminated` (the
+    dialect's own end was seen) and `error_seen` (the engine failed in-band).
+    """
+
+    __slots__ = (
+        "_end",
+        "_framing",
+        "_last",
+        "_older",
+        "_oldest",
+        "_open",
+        "error_seen",
+        "frames",
+        "hide_usage",
+        "terminated",
+    )
+
+    def __init__(self, framing: Framing, *, hide_usage: bool = False) -> None:
+        self.hide_usage = hide_usage
+        self.frames = 0
+        self.terminated = False
+        self.error_seen = False
+        self._framing = framing
+        self._end = b"\n\n" if framing is Framing.SSE else b"}\n"
+        # Three runs of buffers, each up to and with one that ends a frame, and what came after them. Behind the frame
+        # with the usage only `[DONE]` follows, so the frame always begins within these runs.
+        self._oldest = b""
+        self._older = b""
+        self._last = b""
+        self._open = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Take note of one received buffer."""
+        ends = data.count(self._end)
+        if ends and not self._open and len(data) <= TAIL:
+            self.frames += ends
+            self._oldest = self._older
+            self._older = self._last
+            self._last = data
+        else:
+            self._gather(data, ends)
+
+    def _gather(self, data: bytes, ends: int) -> None:
+        """The uncommon buffers: without a frame end, after one without, or large."""
+        if not ends:
+            # Streams whose lines end in CR LF show their frame ends only here.
+            ends = data.count(b"}\r\n\r\n" if self._framing is Framing.SSE else b"}\r\n")
+        self.frames += ends
+        self._open += data
+        if len(self._open) > LONGEST_FRAME:
+            del self._open[:-TAIL]
+        if ends:
+            self._oldest = self._older
+            self._older = self._last
+            self._last = self._end_of(self._open)
+            self._open.clear()
+
+    def _end_of(self, run: bytearray) -> bytes:
+        """The last frames of a run: cut where a frame ends, so that the last one stays whole whatever its size."""
+        cut = run.rfind(self._end, 0, len(run) - TAIL) if len(run) > TAIL else -1
+        return bytes(run[cut + len(self._end) :] if cut >= 0 else run)
+
+    def finish(self) -> Usage | None:
+        """The usage the engine reported in its last frames, or None. May be called again after more buffers."""
+        payload = self._payload()
+        if self._framing is Framing.NDJSON:
+            return self._finish_lines(payload)
+        return self._finish_events(payload)
+
+    def estimate(self, prompt_tokens: int = 0) -> Usage:
+        """What an unfinished stream used at least: one token a frame, the prompt by the caller's own estimate."""
+        return Usage(prompt_tokens=prompt_tokens, completion_tokens=self.frames, reported=False)
+
+    def _payload(self) -> bytes:
+        """The kept end of the stream without HTTP chunk framing, line ends as LF."""
+        tail = b"".join((self._oldest, self._older, self._last, self._open))
+        if b"\r" in tail:
+            tail = _CHUNK_SIZE.sub(b"", tail)
+            tail = tail.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return tail
+
+    def _finish_events(self, payload: bytes) -> Usage | None:
+        for text in reversed(payload.rsplit(b"\n\n", _LOOK_BACK)):
+            data = _event_data(text)
+            if data.startswith(b"[DONE]"):
+                self.terminated = True
+                continue
+            frame = _decode(data)
+            if frame is None:
+                continue
+            self.error_seen = self.error_seen or _failed(frame)
+            self.terminated = self.terminated or frame.type in _ENDS_OF_RESPONSE
+            usage = _usage_of(frame)
+            if usage is not None:
+                return usage
+        return None
+
+    def _finish_lines(self, payload: bytes) -> Usage | None:
+        lines = [line for line in payload.rsplit(b"\n", _LOOK_BACK) if line.strip()]
+        for line in reversed(lines):
+            frame = _decode(line)
+            if frame is None:
+                usage = _lines_tail(line) if line is lines[-1] else None
+                self.terminated = self.terminated or usage is not None
+                if usage is not None:
+                    return usage
+                continue
+            self.error_seen = self.error_seen or _failed(frame)
+            if frame.done:
+                self.terminated = True
+                return _counts(frame)
+        return None
+
+
+def _event_data(frame: bytes) -> bytes:
+    """The data of one event: its `data:` lines without their names, joined."""
+    if frame.startswith(b"data: ") and b"\n" not in frame:
+        return frame[6:]
+    lines = [line[5:].removeprefix(b" ") for line in frame.split(b"\n") if line.startswith(b"data:")]
+    return b"\n".join(lines)
+
+
+def _decode(text: bytes) -> _Frame | None:
+    """One frame; None for what is not a JSON object or has other types than the APIs' own."""
+    if not text.lstrip().startswith(b"{"):
+        return None
+    try:
+        return _FRAME.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _failed(frame: _Frame) -> bool:
+    return bytes(frame.error) not in _FALSY
+
+
+def _usage_of(frame: _Frame) -> Usage | None:
+    """The usage of an OpenAI-shaped frame or answer."""
+    block = frame.usage
+    if block is None and isinstance(frame.response, _Response):
+        block = frame.response.usage
+    if block is not None:
+        return _of_block(block, frame.timings)
+    timings = frame.timings
+    if timings is None:
+        return None
+    return Usage(timings.prompt_n + timings.cache_n, timings.predicted_n, timings.cache_n)
+
+
+def _of_block(block: _Block, timings: _Timings | None = None) -> Usage:
+    details = block.prompt_tokens_details or block.input_tokens_details
+    cached = details.cached_tokens if details is not None else None
+    if cached is None:
+        cached = timings.cache_n if timings is not None else 0
+    prompt = block.prompt_tokens or block.input_tokens or 0
+    return Usage(prompt, block.completion_tokens or block.output_tokens or 0, cached)
+
+
+def _counts(frame: _Frame) -> Usage:
+    """Ollama's counts: a zero is left out."""
+    return Usage(frame.prompt_eval_count or 0, frame.eval_count or 0)
+
+
+def usage_of_body(endpoint: Endpoint, body: bytes) -> Usage | None:
+    """The usage of a whole JSON answer, or of the tail of a long one; None where the engine reported none."""
+    native = endpoint.framing is Framing.NDJSON
+    if len(body) > PARSED_WHOLE:
+        usage = _lines_tail(body) if native else _events_tail(body)
+        if usage is not None:
+            return usage
+    frame = _decode(body)
+    if frame is None:
+        return None
+    if not native:
+        return _usage_of(frame)
+    known = frame.done or frame.prompt_eval_count is not None or frame.eval_count is not None
+    return _counts(frame) if known else None
+
+
+def _events_tail(body: bytes) -> Usage | None:
+    """The last `usage` object near the end. A raw quote cannot stand inside a JSON string, so the key is a key."""
+    found = _USAGE_AT_END.findall(body, max(0, len(body) - 4096))
+    frame = _decode(b'{"usage":%b}' % found[-1]) if found else None
+    return _usage_of(frame) if frame is not None else None
+
+
+def _lines_tail(body: bytes) -> Usage | None:
+    counts = {key: int(number) for key, number in _COUNT_AT_END.findall(body, max(0, len(body) - 512))}
+    if b"total_duration" not in counts and b"prompt_eval_count" not in counts:
+        return None
+    return Usage(counts.get(b"prompt_eval_count", 0), counts.get(b"eval_count", 0))
+
+
+class FrameFilter:
+    """Takes the payload of an SSE stream, gives it back without the extra usage frame; every other byte stays.
+
+    The extra frame is the one with a `usage` object and an empty `choices` (A7). An incomplete frame is held back only
+    while it may still turn out to be that one. Frames of other framings pass as they come.
+    """
+
+    __slots__ = ("_held", "_inside", "_sse", "at_boundary")
+
+    def __init__(self, framing: Framing = Framing.SSE) -> None:
+        self._sse = framing is Framing.SSE
+        self._held = b""
+        self._inside = False  # the frame in progress was let through before its end
+        self.at_boundary = True  # the bytes given back so far end where a frame ends
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes that may pass now."""
+        if not self._sse:
+            self.at_boundary = data.endswith(b"\n") if data else self.at_boundary
+            return data
+        text = self._held + data if self._held else data
+        passed = []
+        start = 0
+        # An end may straddle the bytes that were held: at most two of its three bytes.
+        for end in _FRAME_END.finditer(text, max(0, len(self._held) - 2)):
+            frame = text[start : end.end()]
+            if self._inside or not _is_extra(frame):
+                passed.append(frame)
+            self._inside = False
+            start = end.end()
+        return self._rest(text[start:], passed)
+
+    def _rest(self, rest: bytes, passed: list[bytes]) -> bytes:
+        """Hold or let go the incomplete frame at the end."""
+        if rest and (self._inside or len(rest) > TAIL or _HAS_CHOICES.search(rest)):
+            self._inside = True
+            # The last bytes may be the first of a frame end, which has to be seen whole.
+            keep = len(rest) - len(rest.rstrip(b"\r\n"))
+            self._held = rest[len(rest) - keep :]
+            passed.append(rest[: len(rest) - keep])
+        else:
+            self._held = rest
+        out = b"".join(passed)
+        if out:
+            self.at_boundary = not self._inside
+        return out
+
+    @property
+    def idle(self) -> bool:
+        """Nothing held, and between two frames: whole raw buffers may pass by again."""
+        return not self._held and not self._inside
+
+    def flush(self) -> bytes:
+        """What is still held at the end of the stream: an unfinished frame is passed on unless it is the extra one."""
+        held, self._held = self._held, b""
+        if not held or (not self._inside and _is_extra(held)):
+            return b""
+        self.at_boundary = False
+        return held
+
+
+def _is_extra(frame: bytes) -> bool:
+    if b'"usage"' not in frame:
+        return False
+    if b"\r" in frame:
+        frame = frame.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    try:
+        extra = _EXTRA.decode(_event_data(frame.strip(b"\n")))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return extra.choices == [] and extra.usage is not None
