@@ -1,1 +1,16 @@
+"""Where keys, usage and the audit trail are kept: one protocol, an embedded and a shared form (D)."""
 
+from pathlib import Path
+
+from gateway.store.base import Store, StoreError
+from gateway.store.sqlite import open_sqlite
+
+
+async def open_store(url: str) -> Store:
+    """Open what `url` names: a path or `sqlite:///PATH`. The schema is brought up to date. Raises StoreError."""
+    scheme, sep, rest = url.partition("://")
+    if not sep:
+        return await open_sqlite(Path(url))
+    if scheme == "sqlite":
+        return await open_sqlite(Path(rest.removeprefix("/")))
+    raise StoreError(f"store: {scheme}:// is not a database this program knows")

@@ -1,0 +1,435 @@
+"""Who is asking: a key becomes a `Principal` (K). Owns verification, its caches and their revocation.
+
+Must not know limits, routing or HTTP. Rules:
+
+- A verified key is cached under a keyed digest (SHA-256 behind a key that lives and dies with the process): neither
+  the key nor anything that could be checked against a guess offline is kept. `lookup` serves from there without
+  waiting.
+- What Argon2id proved (this digest has that stored hash) is remembered apart from what the store says about the key.
+  So when an entry expires or its tenant changes, one read of the store renews it and no hashing is needed.
+- Everything the store says is fetched again after `cache_seconds`; a change (revocation, disabling) drops what was
+  derived from it at once. A verification under way when anything changes reads the store again before its result is
+  used, so it can never bring back a revoked key.
+- The store being down or slow denies with AuthUnavailable (K5).
+- Failures of one address are throttled before the store and Argon2 are asked. A key that was proven before is exempt:
+  one bad client must not lock out its neighbours behind the same address.
+- Unknown ids never reach Argon2; every failure is answered at a multiple of `FAILURE_QUANTUM` after its beginning, so
+  the time does not tell a wrong secret from an unknown id.
+"""
+
+import asyncio
+import enum
+import hashlib
+import ipaddress
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
+
+import argon2
+import msgspec
+
+from gateway.config import Identity
+from gateway.errors import AuthUnavailable, Forbidden, GatewayError, Unauthenticated
+from gateway.services.keyfmt import credential, parse
+from gateway.services.throttle import FailureThrottle
+from gateway.store.base import Chain, Changes, Store, StoreError
+
+_log = logging.getLogger("fairgate.keys")
+
+__all__ = ["SCOPES", "KeyService", "KeyStats", "Principal", "credential", "hasher", "principal_of", "secret_matches"]
+
+SCOPES = ("chat", "completions", "embeddings", "responses", "rerank", "messages", "ollama")
+"""What a route may ask of a key (K7), and what a key has unless it was made with less. `admin:*` is never implied."""
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+FAILURE_QUANTUM = 0.1
+"""Seconds; several times one Argon2id verification at the default cost (17 ms), see the rules above."""
+CHANGE_POLL = 0.5
+"""Seconds between two looks at the store's changes: a revocation elsewhere acts within 1 s (K3)."""
+_REREADS = 3
+"""How often a verification starts over because something changed meanwhile."""
+
+
+class Principal(msgspec.Struct, frozen=True, gc=False):
+    """Who is asking and what it may. Shares are weights of fair use; `queue_timeout` is seconds, `expires_at` Unix
+    seconds; `models` is the effective set (K8); `cidrs` are allowlists, each of which must contain the client."""
+
+    tenant: str
+    user: str
+    key: str
+    share: float = 1.0
+    tenant_share: float = 1.0
+    priority: str = "interactive"
+    allow_all_models: bool = False
+    models: frozenset[str] = frozenset()
+    scopes: frozenset[str] = frozenset()
+    queue_timeout: float | None = None
+    on_behalf: bool = False
+    force_model: str = ""
+    expires_at: float | None = None
+    cidrs: tuple[tuple[Network, ...], ...] = ()
+
+    def may_use(self, model: str) -> bool:
+        """Whether identity allows the model; discovery decides whether it exists."""
+        return self.allow_all_models or model in self.models
+
+
+class KeyStats(msgspec.Struct, frozen=True):
+    """Counters since start, and sizes now."""
+
+    hits: int
+    hashed: int
+    refused: int
+    unavailable: int
+    cached: int
+    negative: int
+    flights: int
+
+
+class _Entry(msgspec.Struct, frozen=True, gc=False):
+    until: float  # monotonic seconds: the earlier of the cache's and the key's own end
+    principal: Principal
+
+
+class _Refusal(enum.Enum):
+    """Why a verification did not give a principal. The holder of the right secret is told the reason."""
+
+    INVALID = "Incorrect API key provided."
+    EXPIRED = "This API key has expired."
+    REVOKED = "This API key has been revoked."
+    DISABLED = "The owner of this API key is disabled."
+    UNAVAILABLE = "Keys cannot be verified at the moment."
+    BUSY = "Too many keys are being verified at the moment."
+
+
+_DENIALS = frozenset({_Refusal.UNAVAILABLE, _Refusal.BUSY})
+
+_Verdict = Principal | _Refusal
+T = TypeVar("T")
+
+
+@lru_cache(maxsize=4096)
+def _inside(ip: str, cidrs: tuple[tuple[Network, ...], ...]) -> bool:
+    try:
+        address = ipaddress.ip_address(ip.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return all(any(address in network for network in allowed) for allowed in cidrs)
+
+
+def principal_of(chain: Chain) -> Principal:
+    """What a key may, out of its own row and its owners' (K1, K8)."""
+    tenant, user, key = chain.tenant, chain.user, chain.key
+    allow_all, models = _models(chain)
+    lists = [cidrs for cidrs in (tenant.cidrs, key.cidrs) if cidrs]
+    return Principal(
+        tenant=tenant.id,
+        user=user.id,
+        key=key.id,
+        share=user.share,
+        tenant_share=tenant.share,
+        priority=key.priority,
+        allow_all_models=allow_all,
+        models=models,
+        scopes=frozenset(key.scopes),
+        queue_timeout=key.queue_timeout,
+        on_behalf=key.on_behalf,
+        force_model=key.force_model,
+        expires_at=None if key.expires_at is None else key.expires_at / 1e6,
+        cidrs=tuple(tuple(ipaddress.ip_network(cidr) for cidr in cidrs) for cidrs in lists),
+    )
+
+
+def _models(chain: Chain) -> tuple[bool, frozenset[str]]:
+    """The tenant's set narrowed by the key's -> (all, named). Nothing named and nothing allowed is nothing (K8)."""
+    tenant, key = chain.tenant, chain.key
+    inherits = key.allow_all_models or (key.allow_all_models is None and not key.models)
+    if inherits:
+        return tenant.allow_all_models, frozenset() if tenant.allow_all_models else frozenset(tenant.models)
+    named = frozenset(key.models)
+    return False, named if tenant.allow_all_models else named & frozenset(tenant.models)
+
+
+class KeyService:
+    """Verifies keys. Belongs to one event loop; only Argon2 runs elsewhere. `wall` gives Unix seconds."""
+
+    def __init__(
+        self,
+        store: Store,
+        config: Identity,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._wall = wall
+        self._salt = secrets.token_bytes(32)
+        self._verified: dict[bytes, _Entry] = {}
+        self._negative: dict[bytes, float] = {}
+        self._proofs: dict[bytes, tuple[str, str]] = {}  # digest -> (key id, stored hash it matched)
+        self._flights: dict[bytes, asyncio.Task[_Verdict]] = {}
+        self._throttle = FailureThrottle(config.failures_per_minute)
+        self._hasher = hasher(config)
+        self._threads = ThreadPoolExecutor(config.argon2_threads, "fairgate-argon2")
+        self._epoch = 0  # moves whenever anything derived from the store may be stale
+        self._seen = 0  # version of the store's changes that was applied
+        self._used: dict[str, int] = {}
+        self._watcher: asyncio.Task[None] | None = None
+        self._hits = self._hashed = self._refused = self._unavailable = 0
+
+    # -- hot path
+
+    def lookup(self, token: bytes, ip: str) -> Principal | None:
+        """The principal of a key verified lately; None: ask `verify`. Raises Unauthenticated (failed lately),
+        RateLimited (this address fails too often) or Forbidden (not from this address)."""
+        digest = hashlib.sha256(self._salt + token).digest()
+        entry = self._verified.get(digest)
+        if entry is not None and entry.until > self._clock():
+            self._hits += 1
+            principal = entry.principal
+            if principal.cidrs and not _inside(ip, principal.cidrs):
+                raise Forbidden("This API key may not be used from this address.")
+            return principal
+        if digest not in self._proofs:
+            self._refuse_known(digest, ip)
+        return None
+
+    def _refuse_known(self, digest: bytes, ip: str) -> None:
+        now = self._clock()
+        self._throttle.check(ip, now)
+        if self._negative.get(digest, now) > now:
+            self._refused += 1
+            self._throttle.failed(ip, now)
+            raise Unauthenticated(_Refusal.INVALID.value)
+
+    # -- slow path
+
+    async def verify(self, token: bytes, ip: str) -> Principal:
+        """Verify against the store. Raises as `lookup`, and AuthUnavailable. May be interrupted: the verification
+        goes on for whoever else waits for the same key, and its result is cached."""
+        started = self._clock()
+        parsed = parse(token)
+        if parsed is None:
+            self._count_failure(ip)
+            raise Unauthenticated(_Refusal.INVALID.value)
+        digest = hashlib.sha256(self._salt + token).digest()
+        verdict = await self._joined(digest, *parsed)
+        if isinstance(verdict, Principal):
+            if verdict.cidrs and not _inside(ip, verdict.cidrs):
+                raise Forbidden("This API key may not be used from this address.")
+            return verdict
+        if verdict not in _DENIALS:
+            self._count_failure(ip)
+            await self._quantised(started)
+        raise self._error(verdict)
+
+    def _error(self, refusal: _Refusal) -> GatewayError:
+        if refusal in _DENIALS:
+            self._unavailable += 1
+            return AuthUnavailable(refusal.value, retry_after=1.0)
+        return Unauthenticated(refusal.value)
+
+    def _count_failure(self, ip: str) -> None:
+        self._refused += 1
+        self._throttle.failed(ip, self._clock())
+
+    def _quantised(self, started: float) -> "asyncio.Future[None]":
+        """Done at the next multiple of FAILURE_QUANTUM after `started`."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        rest = FAILURE_QUANTUM - (self._clock() - started) % FAILURE_QUANTUM
+        loop.call_later(rest, _settle, waiter, None)
+        return waiter
+
+    def _joined(self, digest: bytes, key_id: str, secret: bytes) -> "asyncio.Future[_Verdict]":
+        """A future of one's own on the one verification of this digest: giving it up disturbs nobody else."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[_Verdict] = loop.create_future()
+        flight = self._flights.get(digest)
+        if flight is None:
+            if len(self._flights) >= self._config.argon2_queue:
+                waiter.set_result(_Refusal.BUSY)
+                return waiter
+            flight = self._flights[digest] = loop.create_task(self._flight(digest, key_id, secret))
+            flight.add_done_callback(lambda _: self._flights.pop(digest, None))
+        flight.add_done_callback(lambda done: _settle(waiter, _verdict_of(done)))
+        return waiter
+
+    async def _flight(self, digest: bytes, key_id: str, secret: bytes) -> _Verdict:
+        for _ in range(_REREADS):
+            epoch = self._epoch
+            verdict = await self._judge(digest, key_id, secret)
+            if epoch == self._epoch:
+                self._remember(digest, verdict)
+                return verdict
+        return _Refusal.UNAVAILABLE
+
+    async def _judge(self, digest: bytes, key_id: str, secret: bytes) -> _Verdict:
+        """One read of the store, and Argon2 unless this digest was proven against that very hash."""
+        try:
+            async with asyncio.timeout(self._config.store_timeout):
+                chain = await self._store.chain(key_id)
+        except (StoreError, TimeoutError) as err:
+            _log.warning("the store did not answer for a key: %s", err or "timeout")
+            return _Refusal.UNAVAILABLE
+        if chain is None:
+            return _Refusal.INVALID
+        if self._proofs.get(digest) != (key_id, chain.key.hash):
+            self._proofs.pop(digest, None)
+            self._hashed += 1
+            matches = await asyncio.get_running_loop().run_in_executor(
+                self._threads, secret_matches, self._hasher, chain.key.hash, secret
+            )
+            if not matches:
+                return _Refusal.INVALID
+            _bounded(self._proofs, digest, (key_id, chain.key.hash), self._config.cache_size)
+        return self._status(chain)
+
+    def _status(self, chain: Chain) -> _Verdict:
+        if chain.key.revoked_at is not None:
+            return _Refusal.REVOKED
+        if chain.tenant.disabled_at is not None or chain.user.disabled_at is not None:
+            return _Refusal.DISABLED
+        if chain.key.expires_at is not None and chain.key.expires_at <= self._wall() * 1e6:
+            return _Refusal.EXPIRED
+        return principal_of(chain)
+
+    def _remember(self, digest: bytes, verdict: _Verdict) -> None:
+        """No await between the check of the epoch and this."""
+        now = self._clock()
+        if isinstance(verdict, Principal):
+            until = now + self._config.cache_seconds
+            if verdict.expires_at is not None:
+                until = min(until, now + verdict.expires_at - self._wall())
+            _bounded(self._verified, digest, _Entry(until, verdict), self._config.cache_size)
+            self._used[verdict.key] = int(self._wall() * 1e6)
+        elif verdict not in _DENIALS:
+            _bounded(self._negative, digest, now + self._config.cache_seconds, self._config.cache_size)
+
+    # -- revocation
+
+    async def revoke(self, key_id: str) -> bool:
+        """Revoke for good, here at once. False: no such key. Raises StoreError: nothing was revoked."""
+        known = await self._store.revoke_key(key_id, int(self._wall() * 1e6))
+        self._epoch += 1
+        self._drop(lambda principal: principal.key == key_id)
+        return known
+
+    def invalidate(self) -> None:
+        """Forget all that came from the store. Proofs stay: they hold only against the same stored hash."""
+        self._epoch += 1
+        self._verified.clear()
+        self._negative.clear()
+
+    def _apply(self, changes: Changes) -> None:
+        self._seen = changes.version
+        if not changes.complete:
+            self.invalidate()
+        elif changes.items:
+            self._epoch += 1
+            self._negative.clear()  # what failed may have been enabled
+            stale = {change.id for change in changes.items}
+            self._drop(lambda p: p.key in stale or p.user in stale or p.tenant in stale)
+
+    def _drop(self, stale: Callable[[Principal], bool]) -> None:
+        """A scan: 5 ms at the default bound of 100 000 keys, and changes are rare."""
+        for digest in [digest for digest, entry in self._verified.items() if stale(entry.principal)]:
+            del self._verified[digest]
+
+    # -- life
+
+    async def start(self) -> None:
+        """Begin to watch for changes made elsewhere. Raises StoreError."""
+        self._seen = await self._store.version()
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                await self._store.wait_change(CHANGE_POLL)
+                self._apply(await self._store.changes(self._seen))
+                await self._write_used()
+            except StoreError as err:
+                _log.warning("the store's changes could not be read: %s", err)
+                await asyncio.sleep(CHANGE_POLL)
+
+    async def _write_used(self) -> None:
+        if self._used:
+            used, self._used = self._used, {}
+            try:
+                await self._store.touch_keys(used)
+            except StoreError:
+                self._used = used | self._used
+                raise
+
+    async def close(self) -> None:
+        """Stop watching, write what is known of last uses, end the threads."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        await asyncio.gather(*self._flights.values(), return_exceptions=True)
+        try:
+            await self._write_used()
+        except StoreError as err:
+            _log.warning("the last uses of %d keys were not written: %s", len(self._used), err)
+        self._threads.shutdown(wait=False)
+
+    def stats(self) -> KeyStats:
+        """A snapshot for metrics."""
+        return KeyStats(
+            hits=self._hits,
+            hashed=self._hashed,
+            refused=self._refused,
+            unavailable=self._unavailable,
+            cached=len(self._verified),
+            negative=len(self._negative),
+            flights=len(self._flights),
+        )
+
+
+def hasher(config: Identity) -> argon2.PasswordHasher:
+    """Argon2id as configured (RFC 9106); verification reads its cost from the stored string."""
+    return argon2.PasswordHasher(
+        time_cost=config.argon2_time_cost, memory_cost=config.argon2_memory_kib, parallelism=1, hash_len=32
+    )
+
+
+def secret_matches(of: argon2.PasswordHasher, stored: str, secret: bytes) -> bool:
+    """Runs in a thread. A stored string that is no hash matches nothing."""
+    try:
+        return of.verify(stored, secret)
+    except (argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
+        return False
+
+
+def _bounded(cache: dict[bytes, T], digest: bytes, value: T, bound: int) -> None:
+    """Put at the young end; the oldest goes when there are too many."""
+    cache.pop(digest, None)
+    cache[digest] = value
+    if len(cache) > bound:
+        del cache[next(iter(cache))]
+
+
+def _settle(waiter: "asyncio.Future[T]", value: T) -> None:
+    if not waiter.done():
+        waiter.set_result(value)
+
+
+def _verdict_of(flight: "asyncio.Task[_Verdict]") -> _Verdict:
+    """A verification that broke denies; its exception goes to the log."""
+    if flight.cancelled():
+        return _Refusal.UNAVAILABLE
+    error = flight.exception()
+    if error is not None:
+        _log.error("a verification broke", exc_info=error)
+        return _Refusal.UNAVAILABLE
+    return flight.result()

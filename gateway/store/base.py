@@ -1,0 +1,201 @@
+"""What the gateway keeps, and the protocol that every database form implements.
+
+Owns the row types and the store's errors; must not know HTTP, requests in flight or any one database.
+
+Times are UTC, integer microseconds since the Unix epoch. Ids are opaque text and never reused, so rows of the audit
+trail may name what was disabled long ago (K6). Every method may raise `StoreError`: the caller decides what that
+denies.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, Protocol
+
+import msgspec
+
+AuditRow = tuple[str | int | float | bool | None, ...]
+
+AUDIT_COLUMNS = (
+    "id",
+    "started_at",
+    "tenant",
+    "user",
+    "key",
+    "ip",
+    "dialect",
+    "route",
+    "method",
+    "model_asked",
+    "model_served",
+    "backend",
+    "status",
+    "outcome",
+    "error",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "usage_estimated",
+    "queue_us",
+    "first_byte_us",
+    "total_us",
+    "bytes_in",
+    "bytes_out",
+    "rank",
+    "queue_len",
+    "usage_before",
+    "slot_us",
+)
+"""Columns of an audit row in order (U1); `services.audit.AuditRecord` has exactly these fields."""
+
+
+class StoreError(Exception):
+    """The database could not do what was asked; the cause is chained, its text is for logs only."""
+
+
+class Conflict(StoreError):
+    """A row with that name exists already, or it names a row that does not exist."""
+
+
+class Tenant(msgspec.Struct, frozen=True, kw_only=True):
+    """The outermost owner (K1). `models` and `allow_all_models` are a ceiling over all its keys (K8)."""
+
+    id: str
+    name: str
+    created_at: int
+    disabled_at: int | None = None
+    share: float = 1.0
+    allow_all_models: bool = False
+    models: tuple[str, ...] = ()
+    cidrs: tuple[str, ...] = ()
+
+
+class User(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is scheduled and billed. `name` is unique within its tenant."""
+
+    id: str
+    tenant: str
+    name: str
+    created_at: int
+    disabled_at: int | None = None
+    share: float = 1.0
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """One credential. `hash` is the Argon2id PHC string of the secret; the secret itself is never stored (K2).
+
+    `allow_all_models` is tri-state: True = all that the tenant may, False = `models` only, None = `models` when it
+    names any, else what the tenant may (K8). `queue_timeout` is in seconds; None = the gateway's.
+    """
+
+    id: str
+    user: str
+    name: str
+    hash: str
+    created_at: int
+    expires_at: int | None = None
+    revoked_at: int | None = None
+    last_used_at: int | None = None
+    allow_all_models: bool | None = None
+    models: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+    cidrs: tuple[str, ...] = ()
+    priority: str = "interactive"
+    queue_timeout: float | None = None
+    on_behalf: bool = False
+    force_model: str = ""
+
+
+class Chain(msgspec.Struct, frozen=True):
+    """A key with all it inherits from, read in one snapshot."""
+
+    tenant: Tenant
+    user: User
+    key: Key
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A row that was updated or deleted: whatever was derived from it is stale. Insertions are not changes."""
+
+    kind: Literal["tenant", "user", "key"]
+    id: str
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """What changed up to `version`. `complete` is False when older entries were dropped: assume that all changed."""
+
+    version: int
+    items: tuple[Change, ...] = ()
+    complete: bool = True
+
+
+class Store(Protocol):
+    """Identity and audit rows. Methods run off the event loop's thread or do not block it."""
+
+    async def close(self) -> None:
+        """Finish what was begun and release the database. Later calls raise StoreError."""
+        ...
+
+    async def ping(self) -> None:
+        """Raise StoreError unless the database answers."""
+        ...
+
+    async def add_tenant(self, tenant: Tenant) -> None:
+        """Raises Conflict when the name is taken."""
+        ...
+
+    async def tenants(self) -> list[Tenant]: ...
+
+    async def tenant(self, ref: str) -> Tenant | None:
+        """By id or name."""
+        ...
+
+    async def disable_tenant(self, tenant_id: str, at: int | None) -> bool:
+        """Set or (None) clear the disabling; False when there is no such tenant."""
+        ...
+
+    async def add_user(self, user: User) -> None:
+        """Raises Conflict when the name is taken within the tenant, or there is no such tenant."""
+        ...
+
+    async def users(self, tenant: str | None = None) -> list[User]: ...
+
+    async def user(self, tenant: str, ref: str) -> User | None:
+        """By id or name within a tenant (its id)."""
+        ...
+
+    async def disable_user(self, user_id: str, at: int | None) -> bool: ...
+
+    async def add_key(self, key: Key) -> None: ...
+
+    async def keys(self, user: str | None = None, tenant: str | None = None) -> list[Key]: ...
+
+    async def chain(self, key_id: str) -> Chain | None:
+        """The key and its owners, disabled and revoked ones included; None when the key is unknown."""
+        ...
+
+    async def revoke_key(self, key_id: str, at: int) -> bool:
+        """Revoke for good; an earlier revocation keeps its time. False when there is no such key."""
+        ...
+
+    async def touch_keys(self, used: Mapping[str, int]) -> None:
+        """Record key id -> time of last use; never moves one backwards. Not a change."""
+        ...
+
+    async def version(self) -> int:
+        """The number of the latest change."""
+        ...
+
+    async def changes(self, since: int) -> Changes:
+        """The changes after version `since`, in order."""
+        ...
+
+    async def wait_change(self, seconds: float) -> None:
+        """Return when a change may have happened, after `seconds` at the latest."""
+        ...
+
+    async def add_audit(self, rows: Iterable[AuditRow]) -> None:
+        """Append rows (AUDIT_COLUMNS order), all or none. The iterable may be consumed in another thread."""
+        ...
+
+    async def audit_tail(self, count: int) -> list[AuditRow]:
+        """The `count` latest rows, oldest first."""
+        ...

@@ -1,0 +1,167 @@
+"""The store's statements, written once for both databases, over two primitives that each database supplies.
+
+Statements use `$1`, `$2`, ... for values; names and values never meet in one string. Tuples are stored as JSON.
+Must not know a driver.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from gateway.store.base import AUDIT_COLUMNS, AuditRow, Chain, Change, Changes, Key, Tenant, User
+
+Row = TypeVar("Row", bound=msgspec.Struct)
+Value = str | int | float | bool | None
+
+_COMPUTED = {"last_used_at"}
+"""Fields read through a join; they have a table of their own so that using a key is not a change of the key."""
+
+
+def _columns(kind: type[msgspec.Struct]) -> list[str]:
+    return [name for name in kind.__struct_fields__ if name not in _COMPUTED]
+
+
+def _quoted(names: Sequence[str], table: str = "") -> str:
+    """`user` and `key` are reserved words in SQL."""
+    return ", ".join(f'{table}"{name}"' for name in names)
+
+
+def insert(table: str, columns: Sequence[str]) -> str:
+    """An INSERT of one row with numbered values."""
+    values = ", ".join(f"${n}" for n in range(1, len(columns) + 1))
+    return f'INSERT INTO "{table}" ({_quoted(columns)}) VALUES ({values})'  # noqa: S608 -- names are constants of ours
+
+
+def encode(row: msgspec.Struct) -> list[Value]:
+    """A row's values in column order."""
+    return [_flat(getattr(row, name)) for name in _columns(type(row))]
+
+
+def _flat(value: Any) -> Value:
+    return msgspec.json.encode(value).decode() if isinstance(value, tuple) else value
+
+
+def decode(kind: type[Row], values: Mapping[str, Any], prefix: str = "") -> Row:
+    """The struct of a fetched row. JSON text becomes tuples; databases without booleans give 0 and 1."""
+    fields = {f.name: f.type for f in msgspec.structs.fields(kind)}
+    raw = {n: values[prefix + n] for n in fields if prefix + n in values.keys()}  # noqa: SIM118 -- not all rows iterate keys
+    for name, of in fields.items():
+        if of == tuple[str, ...] and name in raw:
+            raw[name] = msgspec.json.decode(raw[name])
+    return msgspec.convert(raw, kind, strict=False)
+
+
+_TENANTS = f"SELECT {_quoted(_columns(Tenant))} FROM tenants"  # noqa: S608 -- constants
+_USERS = f"SELECT {_quoted(_columns(User))} FROM users"  # noqa: S608 -- constants
+_KEYS = (
+    f"SELECT {_quoted(_columns(Key), 'k.')}, u.last_used_at FROM keys k "  # noqa: S608 -- constants
+    'LEFT JOIN key_use u ON u."key" = k.id'
+)
+
+
+def _prefixed(kind: type[msgspec.Struct], table: str) -> str:
+    return ", ".join(f'{table}."{name}" AS {table}_{name}' for name in _columns(kind))
+
+
+_CHAIN = (
+    f"SELECT {_prefixed(Tenant, 't')}, {_prefixed(User, 'u')}, {_prefixed(Key, 'k')} "  # noqa: S608 -- constants
+    'FROM keys k JOIN users u ON u.id = k."user" JOIN tenants t ON t.id = u.tenant WHERE k.id = $1'
+)
+_TOUCH = (
+    'INSERT INTO key_use ("key", last_used_at) VALUES ($1, $2) ON CONFLICT ("key") DO UPDATE '
+    "SET last_used_at = excluded.last_used_at WHERE excluded.last_used_at > key_use.last_used_at"
+)
+_TAIL = f"SELECT {_quoted(AUDIT_COLUMNS)} FROM audit ORDER BY seq DESC LIMIT $1"  # noqa: S608 -- constants
+ADD_AUDIT = insert("audit", AUDIT_COLUMNS)
+
+
+class SqlStore:
+    """Every method of `Store` that is plain SQL. A database adds the primitives, `wait_change` and `add_audit`."""
+
+    async def _fetch(self, sql: str, *values: Value) -> Sequence[Any]:
+        """Rows that answer `row["column"]` and `row.keys()`."""
+        raise NotImplementedError
+
+    async def _execute(self, sql: str, rows: Sequence[Sequence[Value]]) -> int:
+        """Run one statement for each row of values in one transaction -> number of rows changed."""
+        raise NotImplementedError
+
+    async def ping(self) -> None:
+        await self._fetch("SELECT 1 AS one")
+
+    async def _add(self, table: str, row: msgspec.Struct) -> None:
+        await self._execute(insert(table, _columns(type(row))), [encode(row)])
+
+    async def add_tenant(self, tenant: Tenant) -> None:
+        await self._add("tenants", tenant)
+
+    async def tenants(self) -> list[Tenant]:
+        return [decode(Tenant, row) for row in await self._fetch(f"{_TENANTS} ORDER BY name")]
+
+    async def tenant(self, ref: str) -> Tenant | None:
+        rows = await self._fetch(f"{_TENANTS} WHERE id = $1 OR name = $1", ref)
+        return decode(Tenant, rows[0]) if rows else None
+
+    async def disable_tenant(self, tenant_id: str, at: int | None) -> bool:
+        return bool(await self._execute("UPDATE tenants SET disabled_at = $2 WHERE id = $1", [(tenant_id, at)]))
+
+    async def add_user(self, user: User) -> None:
+        await self._add("users", user)
+
+    async def users(self, tenant: str | None = None) -> list[User]:
+        if tenant is None:
+            rows = await self._fetch(f"{_USERS} ORDER BY tenant, name")
+        else:
+            rows = await self._fetch(f"{_USERS} WHERE tenant = $1 ORDER BY name", tenant)
+        return [decode(User, row) for row in rows]
+
+    async def user(self, tenant: str, ref: str) -> User | None:
+        rows = await self._fetch(f"{_USERS} WHERE tenant = $1 AND (id = $2 OR name = $2)", tenant, ref)
+        return decode(User, rows[0]) if rows else None
+
+    async def disable_user(self, user_id: str, at: int | None) -> bool:
+        return bool(await self._execute("UPDATE users SET disabled_at = $2 WHERE id = $1", [(user_id, at)]))
+
+    async def add_key(self, key: Key) -> None:
+        await self._add("keys", key)
+
+    async def keys(self, user: str | None = None, tenant: str | None = None) -> list[Key]:
+        if user is not None:
+            rows = await self._fetch(f'{_KEYS} WHERE k."user" = $1 ORDER BY k.created_at, k.id', user)
+        elif tenant is not None:
+            of = 'WHERE k."user" IN (SELECT id FROM users WHERE tenant = $1)'
+            rows = await self._fetch(f"{_KEYS} {of} ORDER BY k.created_at, k.id", tenant)
+        else:
+            rows = await self._fetch(f"{_KEYS} ORDER BY k.created_at, k.id")
+        return [decode(Key, row) for row in rows]
+
+    async def chain(self, key_id: str) -> Chain | None:
+        rows = await self._fetch(_CHAIN, key_id)
+        if not rows:
+            return None
+        row = rows[0]
+        return Chain(decode(Tenant, row, "t_"), decode(User, row, "u_"), decode(Key, row, "k_"))
+
+    async def revoke_key(self, key_id: str, at: int) -> bool:
+        sql = "UPDATE keys SET revoked_at = coalesce(revoked_at, $2) WHERE id = $1"
+        return bool(await self._execute(sql, [(key_id, at)]))
+
+    async def touch_keys(self, used: Mapping[str, int]) -> None:
+        await self._execute(_TOUCH, list(used.items()))
+
+    async def version(self) -> int:
+        rows = await self._fetch("SELECT coalesce(max(version), 0) AS version FROM changes")
+        return int(rows[0]["version"])
+
+    async def changes(self, since: int) -> Changes:
+        sql = "SELECT version, kind, id FROM changes WHERE version > $1 ORDER BY version"
+        rows = await self._fetch(sql, since)
+        if not rows:
+            return Changes(since)
+        items = tuple(Change(row["kind"], row["id"]) for row in rows)
+        return Changes(int(rows[-1]["version"]), items, complete=int(rows[0]["version"]) == since + 1)
+
+    async def audit_tail(self, count: int) -> list[AuditRow]:
+        rows = await self._fetch(_TAIL, count)
+        return [tuple(row[name] for name in AUDIT_COLUMNS) for row in reversed(rows)]

@@ -1,0 +1,192 @@
+"""The embedded store: one SQLite file, driven by one thread that owns the connection.
+
+Write-ahead log, synchronous=FULL: a committed key, revocation or audit batch survives a power cut; commits happen in
+batches, so their fsync costs nobody a request. The file and its companions are readable by their owner only.
+"""
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gateway.store.base import AuditRow, Conflict, StoreError
+from gateway.store.schema import migrations, statements
+from gateway.store.sql import ADD_AUDIT, SqlStore, Value
+
+T = TypeVar("T")
+
+OLDEST_SQLITE = (3, 37, 0)
+"""STRICT tables (sqlite.org/stricttables.html)."""
+OPEN_BUSY_MS = 10_000
+"""At open another process may be migrating."""
+BUSY_MS = 1_000
+"""Other writers (the command line) hold the lock for milliseconds."""
+_SLICE = 50
+_BREATH = 50e-6
+"""Binding rows holds the interpreter, which a waiting loop gets only after its switch interval (5 ms) unless this
+thread steps aside: every 50 rows (0.1 to 0.2 ms) it does, for 50 us."""
+
+
+async def open_sqlite(path: Path) -> "SqliteStore":
+    """Open, create or migrate the file. Raises StoreError when that cannot be done."""
+    thread = ThreadPoolExecutor(1, "fairgate-sqlite")
+    try:
+        connection = await asyncio.get_running_loop().run_in_executor(thread, _connect, path)
+    except BaseException:
+        thread.shutdown(wait=False)
+        raise
+    return SqliteStore(path, connection, thread)
+
+
+class SqliteStore(SqlStore):
+    """`Store` on one SQLite file."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+        self._path = path
+        self._connection = connection
+        self._thread = thread
+        self._closed = False
+
+    async def _run(self, work: Callable[..., T], *args: Any) -> T:
+        """Do `work(connection, *args)` in the store's thread. Work that was begun is finished even if nobody waits."""
+        if self._closed:
+            raise StoreError(f"{self._path}: closed")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, _guarded, self._connection, work, args)
+
+    async def _fetch(self, sql: str, *values: Value) -> Sequence[Any]:
+        return await self._run(_fetch, _numbered(sql), values)
+
+    async def _execute(self, sql: str, rows: Sequence[Sequence[Value]]) -> int:
+        return await self._run(_execute, _numbered(sql), rows)
+
+    async def wait_change(self, seconds: float) -> None:
+        """SQLite tells nobody about other processes: the caller polls."""
+        await asyncio.sleep(seconds)
+
+    async def add_audit(self, rows: Iterable[AuditRow]) -> None:
+        await self._run(_append, _numbered(ADD_AUDIT), rows)
+
+    async def close(self) -> None:
+        if not self._closed:
+            try:
+                await self._run(sqlite3.Connection.close)
+            finally:
+                self._closed = True
+                self._thread.shutdown(wait=False)
+
+    def __repr__(self) -> str:
+        return f"<SqliteStore {self._path}{' closed' if self._closed else ''}>"
+
+
+def _numbered(sql: str) -> str:
+    """`$1` -> `?1`: SQLite reads the first as a name."""
+    return sql.replace("$", "?")
+
+
+def _guarded(connection: sqlite3.Connection, work: Callable[..., T], args: tuple[Any, ...]) -> T:
+    """Translate the driver's exceptions at this boundary."""
+    try:
+        return work(connection, *args)
+    except sqlite3.IntegrityError as err:
+        raise Conflict(str(err)) from err
+    except (sqlite3.Error, OSError) as err:
+        raise StoreError(f"{type(err).__name__}: {err}") from err
+
+
+def _fetch(connection: sqlite3.Connection, sql: str, values: Sequence[Value]) -> list[sqlite3.Row]:
+    return connection.execute(sql, values).fetchall()
+
+
+def _execute(connection: sqlite3.Connection, sql: str, rows: Sequence[Sequence[Value]]) -> int:
+    with _transaction(connection):
+        return connection.executemany(sql, rows).rowcount
+
+
+def _append(connection: sqlite3.Connection, sql: str, rows: Iterable[AuditRow]) -> None:
+    """One transaction, in slices (see _SLICE)."""
+    remaining = iter(rows)
+    with _transaction(connection):
+        while batch := list(islice(remaining, _SLICE)):
+            connection.executemany(sql, batch)
+            time.sleep(_BREATH)
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Any:
+    """BEGIN IMMEDIATE: the lock is waited for here, never in the middle."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; 3.37 or later is needed")
+    try:
+        _restrict(path)
+        connection = sqlite3.connect(path, isolation_level=None)
+    except (sqlite3.Error, OSError) as err:
+        raise StoreError(f"{path}: {err}") from err
+    try:
+        return _guarded(connection, _prepare, (path,))
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _restrict(path: Path) -> None:
+    """Create the file, or take it back, so that only its owner reads it; SQLite gives its companions the same mode."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            path.chmod(0o600)
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    connection.row_factory = sqlite3.Row
+    connection.execute(f"PRAGMA busy_timeout = {OPEN_BUSY_MS}")
+    _wal(connection)
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    _migrate(connection, path)
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+    return connection
+
+
+def _wal(connection: sqlite3.Connection) -> None:
+    """The change to the write-ahead log does not honour busy_timeout when two processes create the file at once."""
+    deadline = time.monotonic() + OPEN_BUSY_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Apply what is missing under the write lock; a file from a newer program is refused."""
+    known = migrations("sqlite")
+    with _transaction(connection):
+        done = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        if done > len(known):
+            raise StoreError(f"{path}: schema {done} is newer than this program knows ({len(known)})")
+        for migration in known[done:]:
+            for statement in statements(migration.sql):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {len(known)}")
