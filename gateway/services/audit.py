@@ -59,6 +59,11 @@ class AuditRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     usage_before: float = 0.0
     slot_us: int = 0
 
+    @classmethod
+    def of(cls, row: AuditRow) -> "AuditRecord":
+        """From a row of the store."""
+        return msgspec.convert(dict(zip(AUDIT_COLUMNS, row, strict=True)), cls, strict=False)
+
 
 if AuditRecord.__struct_fields__ != AUDIT_COLUMNS:
     raise TypeError("AuditRecord and the store's audit columns differ")

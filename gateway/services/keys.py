@@ -19,7 +19,6 @@ Must not know limits, routing or HTTP. Rules:
 
 import asyncio
 import enum
-import hashlib
 import ipaddress
 import logging
 import secrets
@@ -27,6 +26,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from hashlib import sha256
 from typing import TypeVar
 
 import argon2
@@ -82,7 +82,6 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
 class KeyStats(msgspec.Struct, frozen=True):
     """Counters since start, and sizes now."""
 
-    hits: int
     hashed: int
     refused: int
     unavailable: int
@@ -184,17 +183,16 @@ class KeyService:
         self._seen = 0  # version of the store's changes that was applied
         self._used: dict[str, int] = {}
         self._watcher: asyncio.Task[None] | None = None
-        self._hits = self._hashed = self._refused = self._unavailable = 0
+        self._hashed = self._refused = self._unavailable = 0
 
     # -- hot path
 
     def lookup(self, token: bytes, ip: str) -> Principal | None:
         """The principal of a key verified lately; None: ask `verify`. Raises Unauthenticated (failed lately),
         RateLimited (this address fails too often) or Forbidden (not from this address)."""
-        digest = hashlib.sha256(self._salt + token).digest()
+        digest = sha256(self._salt + token).digest()
         entry = self._verified.get(digest)
         if entry is not None and entry.until > self._clock():
-            self._hits += 1
             principal = entry.principal
             if principal.cidrs and not _inside(ip, principal.cidrs):
                 raise Forbidden("This API key may not be used from this address.")
@@ -221,7 +219,7 @@ class KeyService:
         if parsed is None:
             self._count_failure(ip)
             raise Unauthenticated(_Refusal.INVALID.value)
-        digest = hashlib.sha256(self._salt + token).digest()
+        digest = sha256(self._salt + token).digest()
         verdict = await self._joined(digest, *parsed)
         if isinstance(verdict, Principal):
             if verdict.cidrs and not _inside(ip, verdict.cidrs):
@@ -386,7 +384,6 @@ class KeyService:
     def stats(self) -> KeyStats:
         """A snapshot for metrics."""
         return KeyStats(
-            hits=self._hits,
             hashed=self._hashed,
             refused=self._refused,
             unavailable=self._unavailable,

@@ -5,6 +5,8 @@ from pathlib import Path
 from gateway.store.base import Store, StoreError
 from gateway.store.sqlite import open_sqlite
 
+__all__ = ["Store", "StoreError", "open_store"]
+
 
 async def open_store(url: str) -> Store:
     """Open what `url` names: a path or `sqlite:///PATH`. The schema is brought up to date. Raises StoreError."""

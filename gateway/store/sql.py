@@ -100,7 +100,7 @@ class SqlStore:
         return [decode(Tenant, row) for row in await self._fetch(f"{_TENANTS} ORDER BY name")]
 
     async def tenant(self, ref: str) -> Tenant | None:
-        rows = await self._fetch(f"{_TENANTS} WHERE id = $1 OR name = $1", ref)
+        rows = await self._fetch(f"{_TENANTS} WHERE id = $1 OR name = $1 ORDER BY id <> $1", ref)
         return decode(Tenant, rows[0]) if rows else None
 
     async def disable_tenant(self, tenant_id: str, at: int | None) -> bool:
@@ -117,7 +117,9 @@ class SqlStore:
         return [decode(User, row) for row in rows]
 
     async def user(self, tenant: str, ref: str) -> User | None:
-        rows = await self._fetch(f"{_USERS} WHERE tenant = $1 AND (id = $2 OR name = $2)", tenant, ref)
+        rows = await self._fetch(
+            f"{_USERS} WHERE tenant = $1 AND (id = $2 OR name = $2) ORDER BY id <> $2", tenant, ref
+        )
         return decode(User, rows[0]) if rows else None
 
     async def disable_user(self, user_id: str, at: int | None) -> bool:

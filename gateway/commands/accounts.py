@@ -1,0 +1,286 @@
+"""`fairgate tenants|users|keys`: who may use the gateway. Must not know how a key is verified."""
+
+import argparse
+import time
+from typing import Any
+
+import msgspec
+
+from gateway.commands.common import (
+    CommandError,
+    Commands,
+    names,
+    say,
+    show_json,
+    store_options,
+    table,
+    when,
+    with_store,
+)
+from gateway.config import Config
+from gateway.services import accounts
+from gateway.services.accounts import KeyTerms
+from gateway.services.keys import SCOPES
+from gateway.store.base import Key, Store, Tenant, User
+
+
+def add(commands: Commands) -> None:
+    """Declare the three families."""
+    _add_tenants(commands.add_parser("tenants", help="create, list and disable tenants"))
+    _add_users(commands.add_parser("users", help="create, list and disable users"))
+    _add_keys(commands.add_parser("keys", help="create, list and revoke keys"))
+
+
+def _verb(verbs: Commands, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=summary)
+    parser.set_defaults(run=run)
+    store_options(parser)
+    return parser
+
+
+def _add_tenants(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    create = _verb(verbs, "create", create_tenant, "Create a tenant. Without models it may use none.")
+    create.add_argument("name")
+    create.add_argument("--models", type=names, default=(), metavar="A,B", help="models its keys may use")
+    create.add_argument("--all-models", action="store_true", help="its keys may use every model")
+    create.add_argument("--share", type=float, default=1.0, help="weight of fair use among tenants (default: 1)")
+    create.add_argument("--cidrs", type=names, default=(), metavar="NET,NET", help="networks its keys may be used from")
+    _verb(verbs, "list", list_tenants, "List tenants.")
+    disable = _verb(verbs, "disable", disable_tenant, "Refuse all keys of a tenant.")
+    disable.add_argument("name")
+    enable = _verb(verbs, "enable", enable_tenant, "Undo the disabling of a tenant.")
+    enable.add_argument("name")
+
+
+def _add_users(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    create = _verb(verbs, "create", create_user, "Create a user of a tenant.")
+    create.add_argument("name")
+    create.add_argument("--share", type=float, default=1.0, help="weight of fair use within the tenant (default: 1)")
+    disable = _verb(verbs, "disable", disable_user, "Refuse all keys of a user.")
+    disable.add_argument("name")
+    enable = _verb(verbs, "enable", enable_user, "Undo the disabling of a user.")
+    enable.add_argument("name")
+    for verb in (create, disable, enable):
+        verb.add_argument("--tenant", required=True, help="name or id")
+    listing = _verb(verbs, "list", list_users, "List users.")
+    listing.add_argument("--tenant", help="only of this tenant")
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    create = _verb(verbs, "create", create_key, "Create a key of a user and print it, once.")
+    create.add_argument("--tenant", required=True, help="name or id")
+    create.add_argument("--user", required=True, help="name or id")
+    create.add_argument("--name", default="", help="what the key is for")
+    _add_terms(create)
+    listing = _verb(verbs, "list", list_keys, "List keys; the keys themselves are not known any more.")
+    listing.add_argument("--tenant", help="only of this tenant")
+    listing.add_argument("--user", help="only of this user of the tenant")
+    revoke = _verb(verbs, "revoke", revoke_key, "Revoke a key for good; running gateways refuse it within a second.")
+    revoke.add_argument("id", help="the key's public id")
+
+
+def _add_terms(create: argparse.ArgumentParser) -> None:
+    create.add_argument("--models", type=names, default=(), metavar="A,B", help="narrow the tenant's models to these")
+    create.add_argument(
+        "--all-models",
+        action=argparse.BooleanOptionalAction,
+        help="all the tenant may use, or (--no-all-models) only those named; neither: named ones if any, else all",
+    )
+    create.add_argument("--scopes", type=names, default=SCOPES, metavar="A,B", help=f"default: {','.join(SCOPES)}")
+    create.add_argument("--cidrs", type=names, default=(), metavar="NET,NET", help="networks it may be used from")
+    create.add_argument(
+        "--expires-days", type=_days, default=accounts.DEFAULT_DAYS, metavar="N", help="1-365, or never (default: 90)"
+    )
+    create.add_argument("--queue-timeout", type=float, metavar="SECONDS", help="longest wait for a slot")
+    create.add_argument("--priority", choices=accounts.PRIORITIES, default="interactive")
+    create.add_argument("--on-behalf", action="store_true", help="may name the end user it acts for (chat UIs)")
+    create.add_argument("--force-model", default="", metavar="MODEL", help="serve this model whatever is asked")
+
+
+def _days(text: str) -> int | None:
+    return None if text == "never" else int(text)
+
+
+# -- tenants
+
+
+def create_tenant(args: argparse.Namespace) -> int:
+    async def work(store: Store, _: Config) -> Tenant:
+        return await accounts.create_tenant(
+            store,
+            args.name,
+            models=args.models,
+            allow_all_models=args.all_models,
+            share=args.share,
+            cidrs=args.cidrs,
+        )
+
+    tenant = with_store(args, work)
+    _show_tenants([tenant], args.json, one=True)
+    if not tenant.models and not tenant.allow_all_models:
+        say("It may use no model yet: nothing is allowed by default.")
+    return 0
+
+
+def list_tenants(args: argparse.Namespace) -> int:
+    _show_tenants(with_store(args, lambda store, _: store.tenants()), args.json)
+    return 0
+
+
+def _show_tenants(tenants: list[Tenant], as_json: bool, *, one: bool = False) -> None:
+    if as_json:
+        show_json(tenants[0] if one else tenants)
+        return
+    rows = [(t.name, t.id, _models(t), t.share, t.cidrs, when(t.disabled_at)) for t in tenants]
+    print(table(("TENANT", "ID", "MODELS", "SHARE", "NETWORKS", "DISABLED"), rows))
+
+
+def _models(tenant: Tenant) -> str:
+    return "all" if tenant.allow_all_models else ",".join(tenant.models) or "none"
+
+
+def disable_tenant(args: argparse.Namespace) -> int:
+    return _set_tenant(args, accounts.now_us(), "disabled")
+
+
+def enable_tenant(args: argparse.Namespace) -> int:
+    return _set_tenant(args, None, "enabled")
+
+
+def _set_tenant(args: argparse.Namespace, at: int | None, done: str) -> int:
+    async def work(store: Store, _: Config) -> str:
+        tenant = await accounts.find_tenant(store, args.name)
+        await store.disable_tenant(tenant.id, at)
+        return tenant.id
+
+    _show_done(args, with_store(args, work), done)
+    return 0
+
+
+# -- users
+
+
+def create_user(args: argparse.Namespace) -> int:
+    async def work(store: Store, _: Config) -> User:
+        tenant = await accounts.find_tenant(store, args.tenant)
+        return await accounts.create_user(store, tenant, args.name, share=args.share)
+
+    user = with_store(args, work)
+    if args.json:
+        show_json(user)
+    else:
+        print(table(("USER", "ID", "SHARE"), [(user.name, user.id, user.share)]))
+    return 0
+
+
+def list_users(args: argparse.Namespace) -> int:
+    async def work(store: Store, _: Config) -> tuple[dict[str, str], list[User]]:
+        tenant = await accounts.find_tenant(store, args.tenant) if args.tenant else None
+        tenants = {t.id: t.name for t in await store.tenants()}
+        return tenants, await store.users(tenant.id if tenant else None)
+
+    tenants, users = with_store(args, work)
+    if args.json:
+        show_json(users)
+    else:
+        rows = [(tenants[u.tenant], u.name, u.id, u.share, when(u.disabled_at)) for u in users]
+        print(table(("TENANT", "USER", "ID", "SHARE", "DISABLED"), rows))
+    return 0
+
+
+def disable_user(args: argparse.Namespace) -> int:
+    return _set_user(args, accounts.now_us(), "disabled")
+
+
+def enable_user(args: argparse.Namespace) -> int:
+    return _set_user(args, None, "enabled")
+
+
+def _set_user(args: argparse.Namespace, at: int | None, done: str) -> int:
+    async def work(store: Store, _: Config) -> str:
+        user = await accounts.find_user(store, await accounts.find_tenant(store, args.tenant), args.name)
+        await store.disable_user(user.id, at)
+        return user.id
+
+    _show_done(args, with_store(args, work), done)
+    return 0
+
+
+# -- keys
+
+
+def create_key(args: argparse.Namespace) -> int:
+    terms = KeyTerms(
+        name=args.name,
+        days=args.expires_days,
+        models=args.models,
+        allow_all_models=args.all_models,
+        scopes=args.scopes,
+        cidrs=args.cidrs,
+        priority=args.priority,
+        queue_timeout=args.queue_timeout,
+        on_behalf=args.on_behalf,
+        force_model=args.force_model,
+    )
+
+    async def work(store: Store, config: Config) -> tuple[Key, str]:
+        user = await accounts.find_user(store, await accounts.find_tenant(store, args.tenant), args.user)
+        return await accounts.create_key(store, user, terms, config.identity)
+
+    key, token = with_store(args, work)
+    if args.json:
+        show_json({"token": token, **_public(key)})
+    else:
+        say("This is the only time the key is shown:")
+        print(token)
+        say(f"id {key.id}, expires {when(key.expires_at)}")
+    return 0
+
+
+def _public(key: Key) -> dict[str, Any]:
+    """A key without its hash."""
+    shown = msgspec.structs.asdict(key)
+    del shown["hash"]
+    return shown
+
+
+def list_keys(args: argparse.Namespace) -> int:
+    if args.user and not args.tenant:
+        raise CommandError("--user needs --tenant")
+
+    async def work(store: Store, _: Config) -> tuple[dict[str, User], list[Key]]:
+        tenant = await accounts.find_tenant(store, args.tenant) if args.tenant else None
+        user = await accounts.find_user(store, tenant, args.user) if tenant and args.user else None
+        users = {u.id: u for u in await store.users(tenant.id if tenant else None)}
+        return users, await store.keys(user.id if user else None, tenant.id if tenant else None)
+
+    users, keys = with_store(args, work)
+    if args.json:
+        show_json([_public(key) for key in keys])
+    else:
+        rows = [(k.id, users[k.user].name, k.name, _state(k), when(k.expires_at), when(k.last_used_at)) for k in keys]
+        print(table(("KEY", "USER", "NAME", "STATE", "EXPIRES", "LAST USED"), rows))
+    return 0
+
+
+def _state(key: Key) -> str:
+    if key.revoked_at is not None:
+        return "revoked"
+    return "expired" if key.expires_at is not None and key.expires_at <= time.time() * 1e6 else "active"
+
+
+def revoke_key(args: argparse.Namespace) -> int:
+    if not with_store(args, lambda store, _: store.revoke_key(args.id, accounts.now_us())):
+        raise CommandError(f"there is no key {args.id!r}")
+    _show_done(args, args.id, "revoked")
+    return 0
+
+
+def _show_done(args: argparse.Namespace, row_id: str, done: str) -> None:
+    if args.json:
+        show_json({"id": row_id, "status": done})
+    else:
+        print(f"{row_id} {done}")

@@ -1,0 +1,95 @@
+"""What all commands share: the options that name a store, how results are shown, which errors are a person's.
+
+A command is a function of the parsed arguments that returns its exit code: 0 done, 1 could not be done. Results go to
+standard output, as a table or (`--json`) as one JSON document; sentences for the person go to standard error.
+"""
+
+import argparse
+import asyncio
+import datetime
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from gateway import config as cfg
+from gateway.store import open_store
+from gateway.store.base import Store
+
+T = TypeVar("T")
+Commands = Any
+"""argparse's own type of a group of commands is private."""
+
+
+class CommandError(Exception):
+    """The command cannot be done; the message is for the person."""
+
+
+def json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def store_options(parser: argparse.ArgumentParser) -> None:
+    """`--store` names it; else the configuration does; else the default of the configuration."""
+    parser.add_argument("--store", metavar="URL", help="SQLite file or URL (default: as configured, else fairgate.db)")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="configuration file that names the store")
+    json_option(parser)
+
+
+def configuration(args: argparse.Namespace) -> cfg.Config:
+    """The configuration the arguments name, or the defaults."""
+    return cfg.load(args.config) if args.config is not None else cfg.Config()
+
+
+def with_store(args: argparse.Namespace, work: Callable[[Store, cfg.Config], Awaitable[T]]) -> T:
+    """Run `work` with the store open."""
+
+    async def run() -> T:
+        config = configuration(args)
+        store = await open_store(args.store or config.store)
+        try:
+            return await work(store, config)
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
+def say(sentence: str) -> None:
+    """To the person, beside the result."""
+    print(sentence, file=sys.stderr)
+
+
+def show_json(document: Any) -> None:
+    """One JSON document, indented. Structs become objects."""
+    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Left-aligned columns, two blanks apart."""
+    cells = [list(header), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[n]) for row in cells) for n in range(len(header))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    if value is None or value == "" or value == ():
+        return "-"
+    if isinstance(value, tuple):
+        return ",".join(str(item) for item in value)
+    return str(value)
+
+
+def when(micros: int | None) -> str:
+    """A time of the store for a person, in UTC."""
+    if micros is None:
+        return "-"
+    return datetime.datetime.fromtimestamp(micros / 1e6, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def names(text: str) -> tuple[str, ...]:
+    """`a,b` -> ("a", "b"): an argparse type."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
