@@ -1,0 +1,29 @@
+"""The gateways compared, by name, in the order tables show them."""
+
+from __future__ import annotations
+
+from bench.peers.base import Peer
+from bench.peers.fairgate import Fairgate, FairgateOllama, FairgateSystem
+from bench.peers.gateways import LiteLlm, Portkey, SglangRouter, VllmRouter
+from bench.peers.plain import Direct, Haproxy, Nginx
+from bench.peers.python import Aiohttp, FastApi
+
+PEERS: dict[str, type[Peer]] = {
+    kind.name: kind
+    for kind in (
+        Direct,
+        Nginx,
+        Haproxy,
+        Fairgate,
+        FairgateSystem,
+        FairgateOllama,
+        VllmRouter,
+        SglangRouter,
+        Aiohttp,
+        FastApi,
+        Portkey,
+        LiteLlm,
+    )
+}
+
+__all__ = ["PEERS", "Peer"]

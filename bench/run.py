@@ -1,0 +1,184 @@
+"""Interleaved rounds: every scenario on every gateway in turn, once per round, all gateways up all the time.
+
+Owns the order, the window in which CPU is read, and the rows written. Must not know how a gateway starts or a table
+looks.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import machine
+from bench.peers import PEERS, Peer
+from bench.scenarios import SCENARIOS, Scenario
+from bench.tools import Backend, BenchError, run_load
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run. Cores are CPU numbers; seconds is the measured window of one run."""
+
+    peers: list[str]
+    scenarios: list[str]
+    rounds: int = 3
+    seconds: float = 5.0
+    warmup: float = 1.0
+    spins: tuple[bool, ...] = (True,)
+    proxy_core: int = 0
+    load_core: int = 1
+
+
+@dataclass
+class Window:
+    """CPU and memory of a process tree over the measured window."""
+
+    pids: list[int]
+    begin: machine.Cpu = field(default_factory=lambda: machine.Cpu(0, 0))
+    used: machine.Cpu = field(default_factory=lambda: machine.Cpu(0, 0))
+    pss_mb: float = 0.0
+
+    def on_begin(self) -> None:
+        self.begin = machine.cpu_of(self.pids)
+
+    def on_end(self) -> None:
+        self.used = machine.cpu_of(self.pids) - self.begin
+        self.pss_mb = machine.pss_mb(self.pids)  # the streams are still open here
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def fits(peer: Peer, scenario: Scenario) -> bool:
+    return scenario.api in peer.speaks and (peer.needs_key or not scenario.bad_key)
+
+
+def load_arguments(peer: Peer, scenario: Scenario, backend: Backend, plan: Plan, spin: bool) -> list[str]:
+    """The load generator's command line for this gateway and scenario."""
+    options = ["--port", str(peer.port), "--duration", str(plan.seconds), "--warmup", str(plan.warmup)]
+    options += scenario.arguments()
+    if scenario.bad_key:
+        options += ["--header", "Authorization: Bearer fg_nobody_wrong_key_000000000000"]
+    else:
+        for line in peer.headers():
+            options += ["--header", line]
+    if peer.exact:
+        bytes_ = backend.expected_bytes(api=scenario.api, stream=scenario.stream, frames=scenario.frames, usage=False)
+        options += ["--expect-bytes", str(bytes_)]
+    if peer.usage_hidden:
+        options += ["--expect-usage", str(int(not scenario.stream or scenario.api == "ollama"))]
+    return options + (["--spin"] if spin else [])
+
+
+def measure(peer: Peer, scenario: Scenario, backend: Backend, plan: Plan, spin: bool) -> Row:
+    """One run of one scenario on one gateway. A row: the load's result, CPU, memory, and what the backend saw."""
+    backend.set(frames=scenario.frames, rate=scenario.frame_rate, spin=int(spin))
+    backend.stats()
+    window = Window(peer.pids())
+    arguments = load_arguments(peer, scenario, backend, plan, spin)
+    try:
+        result = run_load(plan.load_core, arguments, window.on_begin, window.on_end)
+    finally:
+        backend.set(spin=0)
+    units = result["requests"] if scenario.unit == "request" else result["frames"]
+    seen = backend.stats()
+    aborts = seen.pop("aborts")
+    return {
+        "peer": peer.name,
+        "scenario": scenario.name,
+        "spin": spin,
+        "unit": scenario.unit,
+        "units_per_s": units / plan.seconds,
+        "cpu_us": window.used.total * 1e6 / units if units else None,
+        "cpu_user_share": window.used.user / window.used.total if window.used.total else None,
+        "core_share": window.used.total / plan.seconds,
+        "pss_mb": window.pss_mb,
+        "base_mb": peer.base_mb,
+        "abort_us": abort_delays(result.pop("aborts"), aborts),
+        "load": result,
+        "backend": seen,
+    }
+
+
+def abort_delays(left: list[list[int]], seen: list[list[int]]) -> list[float]:
+    """Microseconds from a client's close to the backend seeing its upstream closed, for the streams both lists name."""
+    seen_at = dict(map(tuple, seen))
+    return sorted((seen_at[seed] - at) / 1e3 for seed, at in left if seed in seen_at)
+
+
+def start_peers(plan: Plan, backend: Backend) -> list[Peer]:
+    """All gateways of the plan that can run here, installed and answering; the others are named and left out."""
+    started: list[Peer] = []
+    for name in plan.peers:
+        peer = PEERS[name](plan.proxy_core, backend.port)
+        reason = peer.missing()
+        if reason:
+            peer.install()
+            reason = peer.missing()
+        if not reason:
+            try:
+                peer.start()
+            except BenchError as error:
+                reason = str(error)
+                peer.stop()
+        if reason:
+            say(f"skipped {name}: {reason}")
+            continue
+        say(f"started {name} in {peer.started_in:.2f} s: {peer.version()}, {peer.base_mb:.0f} MB")
+        started.append(peer)
+    return started
+
+
+def turns(plan: Plan, peers: list[Peer]) -> Iterator[tuple[int, bool, Scenario, Peer]]:
+    """The order of runs: per round and scenario all gateways in turn, each round beginning with another one."""
+    for number in range(plan.rounds):
+        for name in plan.scenarios:
+            for spin in plan.spins:
+                shift = number % len(peers)
+                for peer in peers[shift:] + peers[:shift]:
+                    if fits(peer, SCENARIOS[name]):
+                        yield number, spin, SCENARIOS[name], peer
+
+
+def line_of(row: Row) -> str:
+    cpu = "" if not row["cpu_us"] else f"{row['cpu_us']:.1f} us/{row['unit']} "
+    load = row["load"]
+    return (
+        f"{row['scenario']:9} {'spin' if row['spin'] else 'rest'} {row['peer']:16} {row['units_per_s']:9.0f}/s {cpu}"
+        f"core {row['core_share']:.2f} p50 {load['latency_us']['p50']:.0f} p99 {load['latency_us']['p99']:.0f} us"
+        + (f" ERRORS {load['troubles']}" if load["errors"] else "")
+    )
+
+
+def run(plan: Plan, rows_to: Path, on_row: Callable[[Row], None] = lambda row: say(line_of(row))) -> list[Row]:
+    """Run the plan. Rows go to the JSON lines file as they come, after a first line with the facts of the run."""
+    machine.allow_many_files()
+    rows: list[Row] = []
+    with Backend(plan.load_core) as backend, rows_to.open("w") as out:
+        peers: list[Peer] = []
+        try:
+            peers = start_peers(plan, backend)
+            starts = {
+                peer.name: {"version": peer.version(), "note": peer.note, "base_mb": round(peer.base_mb, 1),
+                            "start_s": round(peer.started_in, 3)}
+                for peer in peers
+            }  # fmt: skip
+            facts = {"facts": machine.facts(), "peers": starts, "rounds": plan.rounds, "seconds": plan.seconds}
+            out.write(json.dumps(facts) + "\n")
+            for number, spin, scenario, peer in turns(plan, peers):
+                row = {"round": number, **measure(peer, scenario, backend, plan, spin)}
+                out.write(json.dumps(row) + "\n")
+                out.flush()
+                rows.append(row)
+                on_row(row)
+        finally:
+            for peer in peers:
+                peer.stop()
+    return [facts, *rows]
