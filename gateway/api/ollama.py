@@ -211,7 +211,7 @@ def _tag(model: ModelInfo) -> dict[str, object]:
 
 def _running(model: ModelInfo) -> dict[str, object]:
     own = {"size": model.size, "digest": model.digest, "details": {}}
-    return _named(model) | own | _pass(model.detail, ("details",)) | _pass(model.running, _RUNNING_FIELDS)
+    return _named(model) | own | _pass(model.detail, ("digest", "details")) | _pass(model.running, _RUNNING_FIELDS)
 
 
 def _pass(record: dict[str, object], fields: tuple[str, ...]) -> dict[str, object]:

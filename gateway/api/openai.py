@@ -22,7 +22,7 @@ from gateway.api.body import (
     with_members,
 )
 from gateway.api.dialect import Access, Ask, Endpoint, Framing, Kind, ModelInfo, public_message
-from gateway.errors import BadRequest, BudgetSpent, Busy, GatewayError
+from gateway.errors import BadRequest, BudgetSpent, Busy, GatewayError, ModelUnavailable
 
 CHOICES = 128
 """Most answers one request may ask for (the API's own bound of `n`)."""
@@ -253,7 +253,7 @@ def _error_object(err: GatewayError, request_id: str) -> dict[str, object]:
     detail: dict[str, object] = {
         "message": public_message(err),
         "type": "insufficient_quota" if isinstance(err, BudgetSpent) else _TYPES.get(err.status, fallback),
-        "param": err.param,
+        "param": "model" if isinstance(err, ModelUnavailable) else err.param,  # one answer (K8)
         "code": err.code,
         "request_id": request_id,
     }

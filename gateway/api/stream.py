@@ -105,8 +105,9 @@ def needs_edit(data: bytes) -> bool:
 class Tap:
     """Sees every raw buffer of one stream, HTTP chunk framing included, and keeps just enough of its end.
 
-    `frames` counts the frames so far; `hide_usage` says whether the extra usage frame is to be kept from the client. After the last buffer `finish` finds the usage and sets `terminated` (the
-    dialect's own end was seen) and `error_seen` (the engine failed in-band).
+    `frames` counts the frames so far. After the last buffer `finish` finds the usage and sets `terminated` (the
+    dialect's own end was seen) and `error_seen` (the engine failed in-band). `hide_usage` is for the relay: whether
+    the extra usage frame must not reach the client.
     """
 
     __slots__ = (
@@ -182,7 +183,7 @@ class Tap:
         """The kept end of the stream without HTTP chunk framing, line ends as LF."""
         tail = b"".join((self._oldest, self._older, self._last, self._open))
         if b"\r" in tail:
-            tail = _CHUNK_SIZE.sub(b"", tail)
+            tail = _CHUNK_SIZE.sub(b"", b"\r\n" + tail)  # it may begin with a chunk size
             tail = tail.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         return tail
 
@@ -271,13 +272,12 @@ def _counts(frame: _Frame) -> Usage:
 def usage_of_body(endpoint: Endpoint, body: bytes) -> Usage | None:
     """The usage of a whole JSON answer, or of the tail of a long one; None where the engine reported none."""
     native = endpoint.framing is Framing.NDJSON
-    if len(body) > PARSED_WHOLE:
-        usage = _lines_tail(body) if native else _events_tail(body)
-        if usage is not None:
-            return usage
+    in_tail = _lines_tail if native else _events_tail
+    if len(body) > PARSED_WHOLE and (usage := in_tail(body)) is not None:
+        return usage
     frame = _decode(body)
     if frame is None:
-        return None
+        return in_tail(body)
     if not native:
         return _usage_of(frame)
     known = frame.done or frame.prompt_eval_count is not None or frame.eval_count is not None

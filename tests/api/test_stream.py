@@ -1,0 +1,259 @@
+"""`gateway.api.stream`: usage, ends and the hidden frame, under every way bytes may be cut."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.api.dialect import Framing
+from gateway.api.routes import Routes
+from gateway.api.stream import FrameFilter, Tap, Usage, needs_edit, usage_of_body
+from tests.api.streams import Stream, content, cuts, events, framed, lines
+
+ROUTES = Routes()
+CHAT = ROUTES.match("POST", "/v1/chat/completions")
+NATIVE = ROUTES.match("POST", "/api/chat")
+USAGE = b'{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}'
+EXTRA = b'data: {"choices":[],"usage":%b}\n\n' % USAGE
+CACHED = b'{"cached_tokens":5}'
+DONE = b"data: [DONE]\n\n"
+FRAME = b'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
+
+
+def chunk(payload: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(payload), payload)
+
+
+def tapped(buffers: list[bytes], framing: Framing = Framing.SSE) -> Tap:
+    tap = Tap(framing)
+    for buffer in buffers:
+        tap.feed(buffer)
+    return tap
+
+
+@given(st.data(), st.one_of(events().map(lambda s: (Framing.SSE, s)), lines().map(lambda s: (Framing.NDJSON, s))))
+def test_the_tap_finds_the_truth_however_the_bytes_are_cut(data: st.DataObject, case: tuple[Framing, Stream]) -> None:
+    """A7: usage and the dialect's own end, from raw buffers with HTTP framing around them."""
+    framing, stream = case
+    raw = data.draw(framed(stream.payload)) if data.draw(st.booleans()) else stream.payload
+    tap = tapped(data.draw(cuts(raw)), framing)
+    assert tap.finish() == stream.usage
+    assert tap.terminated is stream.terminated
+    assert tap.error_seen is False
+
+
+@given(st.data(), events())
+def test_the_filter_takes_out_the_extra_frame_and_nothing_else(data: st.DataObject, stream: Stream) -> None:
+    """A7, and the third rule: no surprise on the wire."""
+    frames = FrameFilter()
+    passed = b""
+    for part in data.draw(cuts(stream.payload)):
+        passed += frames.feed(part)
+        assert stream.passed.startswith(passed)
+        ends = not passed or passed.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
+        assert frames.at_boundary is ends
+    assert passed + frames.flush() == stream.passed
+
+
+@given(st.data(), events())
+def test_whole_buffers_that_need_no_edit_may_pass_by_the_filter(data: st.DataObject, stream: Stream) -> None:
+    """The relay's rule: raw buffers pass while none needs an edit; the filter takes over in between."""
+    frames = FrameFilter()
+    passed = b""
+    for part in data.draw(cuts(stream.payload)):
+        if frames.idle and not needs_edit(part):
+            passed += part
+        else:
+            passed += frames.feed(part)
+    assert passed + frames.flush() == stream.passed
+
+
+@given(st.data(), events())
+def test_an_unfinished_frame_waits_only_while_it_may_be_the_extra_one(data: st.DataObject, stream: Stream) -> None:
+    """A frame with content is let go as soon as its content shows."""
+    frames = FrameFilter()
+    head = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"'
+    assert frames.feed(head) == head
+    assert not frames.at_boundary
+    assert frames.feed(b"more\\n\\n ") == b"more\\n\\n "
+    assert frames.feed(b'"}}]}\n') == b'"}}]}'
+    assert frames.feed(b"\n") == b"\n\n"
+    assert frames.at_boundary
+    assert frames.feed(EXTRA[:-1]) == b""
+    assert frames.at_boundary
+    assert frames.flush() == b""
+
+
+def test_usage_that_rides_on_a_frame_with_choices_passes() -> None:
+    """transformers serve and vLLM's continuous statistics: only the extra frame is ours to hide."""
+    riding = b'data: {"choices":[{"index":0}],"usage":%b}\n\n' % USAGE
+    frames = FrameFilter()
+    assert frames.feed(riding + EXTRA + DONE) == riding + DONE
+    early = b'data: {"choices":[],"prompt_filter_results":[],"usage":null}\n\n'
+    assert FrameFilter().feed(early) == early
+
+
+def test_a_stream_cut_within_the_extra_frame_hides_what_was_held() -> None:
+    frames = FrameFilter()
+    assert frames.feed(FRAME + EXTRA[:-2]) == FRAME
+    assert frames.flush() == b""
+    frames = FrameFilter()
+    assert frames.feed(FRAME + EXTRA[:20]) == FRAME
+    assert frames.at_boundary
+    assert frames.flush() == EXTRA[:20]
+    assert not frames.at_boundary
+
+
+def test_a_huge_frame_is_not_held_to_its_end() -> None:
+    frames = FrameFilter()
+    start = b'data: {"other":"' + b"x" * 70_000
+    assert frames.feed(start) == start
+    assert frames.feed(b'"}\n\n' + EXTRA) == b'"}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("data", "edit"),
+    [
+        (chunk(FRAME), False),
+        (FRAME, False),
+        (chunk(FRAME) + chunk(FRAME), False),
+        (chunk(FRAME.replace(b"}]}", b'}],"usage":null}')), False),
+        (chunk(EXTRA), True),
+        (chunk(EXTRA.replace(b'"usage":', b'"usage" : ')), True),
+        (chunk(FRAME)[:-9], True),
+        (FRAME + EXTRA[:30], True),
+        (chunk(b'data: {"a":"\\"usage\\":{"}\n\n'), False),
+    ],
+)
+def test_the_cheap_test_errs_only_to_the_careful_side(data: bytes, edit: bool) -> None:
+    assert needs_edit(data) is edit
+
+
+@pytest.mark.parametrize(
+    ("frame", "usage"),
+    [
+        (b'{"usage":{"prompt_tokens":9,"completion_tokens":2,"prompt_tokens_details":%b}}' % CACHED, Usage(9, 2, 5)),
+        (b'{"usage":{"prompt_tokens":9,"completion_tokens":null,"prompt_tokens_details":null}}', Usage(9, 0)),
+        (b'{"usage":{"prompt_tokens":9,"completion_tokens":2},"timings":{"cache_n":4,"prompt_n":5}}', Usage(9, 2, 4)),
+        (b'{"timings":{"cache_n":4,"prompt_n":5,"prompt_ms":1.5,"predicted_n":2}}', Usage(9, 2, 4)),
+        (b'{"usage":{"input_tokens":9,"output_tokens":2,"input_tokens_details":{"cached_tokens":1}}}', Usage(9, 2, 1)),
+        (b'{"usage":{"prompt_tokens":8,"total_tokens":8},"data":[]}', Usage(8, 0)),
+        (b'{"usage":null}', None),
+        (b'{"choices":[]}', None),
+        (b'{"usage":{"prompt_tokens":"many"}}', None),
+        (b"[]", None),
+        (b"", None),
+        (b'{"usage":', None),
+    ],
+)  # fmt: skip
+def test_usage_of_openai_answers(frame: bytes, usage: Usage | None) -> None:
+    assert usage_of_body(CHAT, frame) == usage
+    assert tapped([chunk(b"data: %b\n\n" % frame), chunk(DONE)]).finish() == usage
+
+
+@pytest.mark.parametrize(
+    ("body", "usage"),
+    [
+        (b'{"done":true,"prompt_eval_count":5,"eval_count":6}', Usage(5, 6)),
+        (b'{"done":true,"eval_count":6}', Usage(0, 6)),
+        (b'{"done":true}', Usage(0, 0)),
+        (b'{"embeddings":[[1]],"prompt_eval_count":5}', Usage(5, 0)),
+        (b'{"embedding":[1]}', None),
+        (b'{"response":"text","done":true,"prompt_eval_count":5}', Usage(5, 0)),
+        (b"{", None),
+    ],
+)
+def test_usage_of_ollama_answers(body: bytes, usage: Usage | None) -> None:
+    assert usage_of_body(NATIVE, body) == usage
+
+
+def test_usage_of_large_answers_is_read_from_their_end() -> None:
+    vectors = json.dumps([[0.25] * 5000]).encode()
+    openai = b'{"data":%b,"usage":{"prompt_tokens":8,"total_tokens":8}}' % vectors
+    native = b'{"embeddings":%b,"total_duration":1,"prompt_eval_count":5}' % vectors
+    assert usage_of_body(CHAT, openai) == Usage(8, 0)
+    assert usage_of_body(CHAT, openai[-3000:]) == Usage(8, 0)
+    assert usage_of_body(NATIVE, native) == Usage(5, 0)
+    first = b'{"usage":{"prompt_tokens":8},"data":%b}' % vectors
+    assert usage_of_body(CHAT, first) == Usage(8, 0)
+    assert usage_of_body(NATIVE, b'{"embedding":%b}' % vectors) is None
+
+
+@pytest.mark.parametrize(
+    ("framing", "line"),
+    [
+        (Framing.SSE, b'data: {"error":{"message":"out of memory"}}\n\n'),
+        (Framing.SSE, b'event: error\ndata: {"error": "x"}\n\n'),
+        (Framing.NDJSON, b'{"error":"out of memory"}\n'),
+        (Framing.NDJSON, b'{"error": "x"}'),
+    ],
+)
+def test_errors_in_band_are_seen(framing: Framing, line: bytes) -> None:
+    """A5: an engine that fails mid-stream says so in a frame; the stream is not whole then."""
+    tap = tapped([chunk(FRAME), chunk(line), b"0\r\n\r\n"], framing)
+    assert tap.finish() is None
+    assert (tap.error_seen, tap.terminated) == (True, False)
+
+
+@pytest.mark.parametrize("empty", [b"null", b'""', b"{}", b"false"])
+def test_an_empty_error_member_is_none(empty: bytes) -> None:
+    tap = tapped([b'data: {"error":%b}\n\n' % empty])
+    tap.finish()
+    assert not tap.error_seen
+
+
+@pytest.mark.parametrize("kind", ["completed", "incomplete", "failed"])
+def test_responses_end_with_an_event_of_their_own(kind: str) -> None:
+    body = b'{"type":"response.%b","response":{"usage":{"input_tokens":4,"output_tokens":2}}}' % kind.encode()
+    tap = tapped([b"event: response.%b\ndata: %b\n\n" % (kind.encode(), body)])
+    assert tap.finish() == Usage(4, 2)
+    assert tap.terminated
+
+
+def test_a_stream_broken_off_is_estimated_by_its_frames() -> None:
+    """A7: counted from what was relayed, and marked."""
+    tap = tapped([chunk(FRAME)] * 5)
+    assert tap.finish() is None
+    assert not tap.terminated
+    assert tap.frames == 5
+    assert tap.estimate(prompt_tokens=9) == Usage(9, 5, reported=False)
+
+
+def test_continuous_statistics_give_the_exact_usage_of_a_broken_stream() -> None:
+    running = [content("x") | {"usage": {"prompt_tokens": 3, "completion_tokens": n}} for n in range(9)]
+    tap = tapped([chunk(b"data: %b\n\n" % json.dumps(frame).encode()) for frame in running])
+    assert tap.finish() == Usage(3, 8)
+    assert not tap.terminated
+
+
+@pytest.mark.parametrize("size", [100_000, 900_000, 3_000_000])
+@pytest.mark.parametrize("piece", [1000, 65_536, 10**9])
+def test_ollamas_last_line_may_be_huge(size: int, piece: int) -> None:
+    """`context` of /api/generate stands before the counts."""
+    last = b'{"model":"m","done":true,"context":[%b1],"total_duration":7,"prompt_eval_count":3,"eval_count":4}\n'
+    data = b'{"response":"x","done":false}\n' * 20 + last % (b"1," * (size // 2))
+    tap = tapped([data[at : at + piece] for at in range(0, len(data), piece)], Framing.NDJSON)
+    assert tap.finish() == Usage(3, 4)
+    assert tap.terminated
+
+
+def test_the_tap_keeps_little_of_a_long_stream() -> None:
+    """Memory per stream: a few frames, whatever went by and however it was cut."""
+
+    def kept(tap: Tap) -> int:
+        held: list[Any] = [getattr(tap, name) for name in ("_oldest", "_older", "_last", "_open")]
+        return sum(map(len, held))
+
+    assert kept(tapped([chunk(FRAME)] * 1000)) < 4 * len(chunk(FRAME))
+    assert kept(tapped([FRAME * 5000] * 10)) < 4 * 64 * 1024
+    assert kept(tapped([b"x" * 10_000] * 1000)) <= 1024 * 1024
+    no_ends = [chunk(FRAME.replace(b"\n\n", b"\r\n\r\n"))] * 1000
+    assert kept(tapped(no_ends)) < 4 * len(no_ends[0])
+
+
+def test_the_tap_counts_frames_of_every_line_ending() -> None:
+    assert tapped([chunk(FRAME.replace(b"\n\n", b"\r\n\r\n"))] * 7 + [b"0\r\n\r\n"]).frames == 7
+    assert tapped([chunk(b'{"done":false}\r\n')] * 7 + [b"0\r\n\r\n"], Framing.NDJSON).frames == 7
+    assert tapped([chunk(b'{"done":false}\n')] * 7 + [b"0\r\n\r\n"], Framing.NDJSON).frames == 7
