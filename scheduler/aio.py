@@ -1,0 +1,286 @@
+"""The scheduler on an asyncio loop: futures for those that wait, one timer for deadlines, leases for those that run.
+
+Owns turning the core's decisions into wake-ups. Must not know policy, HTTP or what a pool is. Single-threaded: call it
+from the loop's thread only.
+
+A slot is handed over inside one synchronous call (end of one lease -> choice -> next lease exists), so it is never free
+in between: nobody barges in and no wake-up is lost. A waiter that is already gone when its turn comes gives the slot
+back at once and the next is chosen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
+
+from scheduler.core import Core
+from scheduler.model import Decision, Granted, Place, Queued, Refused, Saved, Stats, Ticket
+from scheduler.reservations import Window
+from scheduler.settings import Settings
+
+
+class Rejected(Exception):
+    """The ticket was refused; `refused` says why and when to come back."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused.reason.value)
+        self.refused = refused
+
+
+class Lease:
+    """One slot, held from its grant until `release`; spans the whole answer, to the last byte of a stream."""
+
+    __slots__ = ("_live", "_scheduler", "gate", "id", "queue_len", "rank", "usage", "waited")
+
+    def __init__(self, scheduler: Scheduler, granted: Granted) -> None:
+        self._scheduler = scheduler
+        self._live = True
+        self.id = granted.id
+        self.gate = granted.gate
+        self.waited = granted.waited
+        self.rank = granted.rank
+        self.queue_len = granted.queue_len
+        self.usage = granted.usage
+
+    def __repr__(self) -> str:
+        return f"<Lease {self.id} on {self.gate} {'live' if self._live else 'released'}>"
+
+    @property
+    def live(self) -> bool:
+        """Whether the slot is still held."""
+        return self._live
+
+    def release(self, cost: float) -> None:
+        """Give the slot back; `cost` is the actual cost in units, 0 if it failed before producing anything. Later
+        calls do nothing. A cost that is not a number is a bug of the caller: the slot is given back as if it had cost
+        0, then `ValueError`."""
+        if not self._live:
+            return
+        self._live = False
+        self._scheduler._end(self.id, cost)
+
+    def charge(self, extra: float) -> None:
+        """The stream has outgrown its estimate by `extra` cost units (call every 256 tokens). After the release:
+        nothing."""
+        if self._live:
+            self._scheduler._charge(self.id, extra)
+
+
+class Waiter:
+    """A ticket in the queue. `future` gets the `Lease`, or `Rejected`.
+
+    Whoever stops waiting calls `cancel`, in every case: it also gives back a slot that was granted in the same moment.
+    """
+
+    __slots__ = ("_scheduler", "future", "id", "queue_len", "rank")
+
+    def __init__(self, scheduler: Scheduler, queued: Queued, future: asyncio.Future[Lease]) -> None:
+        self._scheduler = scheduler
+        self.future = future
+        self.id = queued.id
+        self.rank = queued.rank
+        self.queue_len = queued.queue_len
+
+    def __repr__(self) -> str:
+        return f"<Waiter {self.id} {'done' if self.future.done() else 'waiting'}>"
+
+    def cancel(self) -> None:
+        """Leave the queue; a slot already granted but not released is given back with cost 0. Does nothing after the
+        lease's own release, a refusal or an earlier cancel. Do not call it once the lease is in use."""
+        self._scheduler._abandon(self)
+
+    def position(self) -> Place | None:
+        """Where it stands; None once it is decided. Recomputed at most once a second per model."""
+        return self._scheduler.position(self.id)
+
+
+class Scheduler:
+    """A `Core` with a clock. `clock` gives monotonic seconds; by default the running loop's time."""
+
+    def __init__(self, settings: Settings | None = None, clock: Callable[[], float] | None = None) -> None:
+        self._clock = asyncio.get_running_loop().time if clock is None else clock
+        self.core = Core(settings, self._clock())
+        self.mismatches = 0
+        """Times the core's running count and the live leases differed at a landmark. Above 0: a bug, not repaired."""
+        self._waiters: dict[int, Waiter] = {}
+        self._leases = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf
+        self._landmarks = 0
+        self._idle: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Scheduler waiting={len(self._waiters)} leases={self._leases}>"
+
+    # -- tickets -----------------------------------------------------------------------------------------------
+
+    def submit(self, ticket: Ticket) -> Lease | Waiter:
+        """A `Lease` at once if a slot is free, else a `Waiter`. `Rejected` if refused at once, `ValueError` for NaN
+        in the ticket. Needs no task and creates no future unless the ticket waits."""
+        answer, others = self.core.submit(self._clock(), ticket)
+        if isinstance(answer, Granted):
+            self._leases += 1
+            lease = Lease(self, answer)
+            if others:
+                self._apply(others)
+            return lease
+        if isinstance(answer, Refused):
+            if others:
+                self._apply(others)
+            raise Rejected(answer)
+        waiter = Waiter(self, answer, asyncio.get_running_loop().create_future())
+        self._waiters[answer.id] = waiter
+        self._apply(others)
+        return waiter
+
+    async def acquire(self, ticket: Ticket) -> Lease:
+        """A `Lease`, or `Rejected`. Whatever is thrown in while it waits (cancellation, or any other exception) takes
+        the ticket out of the queue or, if the grant came first, gives the slot back."""
+        answer = self.submit(ticket)
+        if isinstance(answer, Lease):
+            return answer
+        try:
+            return await answer.future
+        except BaseException:
+            answer.cancel()
+            raise
+
+    def _abandon(self, waiter: Waiter) -> None:
+        if self._waiters.pop(waiter.id, None) is not None:
+            waiter.future.cancel()
+            self._apply(self.core.cancel(self._clock(), waiter.id))
+            return
+        future = waiter.future
+        if future.done() and not future.cancelled() and future.exception() is None:
+            future.result().release(0.0)
+
+    def _end(self, number: int, cost: float) -> None:
+        self._leases -= 1
+        try:
+            decided = self.core.release(self._clock(), number, cost)
+        except ValueError:
+            self._apply(self.core.release(self._clock(), number, 0.0))
+            raise
+        if decided:
+            self._apply(decided)
+        if self._idle is not None:
+            self._check_idle()
+
+    def _charge(self, number: int, extra: float) -> None:
+        decided = self.core.charge(self._clock(), number, extra)
+        if decided:
+            self._apply(decided)
+
+    # -- decisions ---------------------------------------------------------------------------------------------
+
+    def _apply(self, decided: Sequence[Decision]) -> None:
+        """Wake who is decided about; slots of those that are gone go on to the next."""
+        pending = list(decided)
+        for decision in pending:
+            # The list grows while it is walked: a slot given back may be granted again.
+            waiter = self._waiters.pop(decision.id, None)
+            if waiter is not None and not waiter.future.done():
+                self._wake(waiter, decision)
+            elif isinstance(decision, Granted):
+                pending.extend(self.core.release(self._clock(), decision.id, 0.0))
+        if self.core.landmarks != self._landmarks:
+            self._landmarks = self.core.landmarks
+            self.mismatches += self.core.running != self._leases
+        self._arm()
+
+    def _wake(self, waiter: Waiter, decision: Decision) -> None:
+        if isinstance(decision, Granted):
+            self._leases += 1
+            waiter.future.set_result(Lease(self, decision))
+        else:
+            waiter.future.set_exception(Rejected(decision))
+
+    def _arm(self) -> None:
+        """One timer, for the earliest thing that happens by itself; an earlier one that finds nothing due is fine."""
+        due = self.core.next_deadline()
+        if due >= self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._timer_at = None, inf
+        if due < inf:
+            self._timer_at = due
+            delay = max(0.0, due - self._clock())
+            self._timer = asyncio.get_running_loop().call_later(min(delay, 3600.0), self.tick)
+
+    def tick(self) -> None:
+        """Let happen what is due; the timer calls it, and tests that own the clock."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_at = None, inf
+        self._apply(self.core.tick(self._clock()))
+
+    # -- definition and views ----------------------------------------------------------------------------------
+
+    def set_gate(self, gate: str, slots: int) -> None:
+        """See `Core.set_gate`."""
+        self._apply(self.core.set_gate(self._clock(), gate, slots))
+
+    def remove_gate(self, gate: str) -> None:
+        """See `Core.remove_gate`."""
+        self._apply(self.core.remove_gate(self._clock(), gate))
+
+    def set_pool(self, pool: str, gates: Sequence[tuple[str, int]]) -> None:
+        """See `Core.set_pool`."""
+        self._apply(self.core.set_pool(self._clock(), pool, gates))
+
+    def remove_pool(self, pool: str) -> None:
+        """See `Core.remove_pool`."""
+        self._apply(self.core.remove_pool(self._clock(), pool))
+
+    def set_settings(self, settings: Settings) -> None:
+        """See `Core.set_settings`."""
+        self._apply(self.core.set_settings(self._clock(), settings))
+
+    def set_reservations(self, windows: Iterable[Window]) -> None:
+        """See `Core.set_reservations`; times are this scheduler's clock."""
+        self._apply(self.core.set_reservations(self._clock(), windows))
+
+    def export_usage(self) -> Saved:
+        """See `Core.export_usage`."""
+        return self.core.export_usage(self._clock())
+
+    def import_usage(self, saved: Saved, age: float = 0.0) -> None:
+        """See `Core.import_usage`."""
+        self.core.import_usage(self._clock(), saved, age)
+
+    def position(self, number: int) -> Place | None:
+        """See `Core.position`."""
+        return self.core.position(self._clock(), number)
+
+    def waiting(self, tenant: str, user: str) -> list[Place]:
+        """See `Core.waiting`."""
+        return self.core.waiting(self._clock(), tenant, user)
+
+    def stats(self) -> Stats:
+        """See `Core.stats`."""
+        return self.core.stats(self._clock())
+
+    @property
+    def leases(self) -> int:
+        """Live leases; equals `core.running` between calls."""
+        return self._leases
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Drain: all waiters get `Rejected` (DRAINING), later tickets too; leases live on."""
+        self._apply(self.core.close(self._clock()))
+
+    async def drained(self) -> None:
+        """Return when no lease is left. Cancelling it changes nothing."""
+        while self._leases:
+            if self._idle is None:
+                self._idle = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._idle)
+
+    def _check_idle(self) -> None:
+        if not self._leases and self._idle is not None:
+            self._idle.set_result(None)
+            self._idle = None

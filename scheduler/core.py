@@ -1,0 +1,468 @@
+"""Who runs next, over all models and backends: the pure scheduler.
+
+Owns tickets from submit to release, the bounds of the queues, the order of events in time. Must not know asyncio, HTTP,
+what a pool or a gate stands for, or any clock: `now` is an argument, in seconds of a clock that should not go back (a
+`now` before the last one counts as the last one).
+
+A *pool* is a model's queue, a *gate* one backend's slots; a pool names the gates that serve it, a gate may serve many
+pools. A freed slot goes, within the same call, to the best head among the pools its gate serves. Calls return what they
+decided about tickets; nothing waits inside.
+
+Who is first is defined in `ranking`, what a dispatch costs in `pool`, what the settings mean in `settings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import inf, isfinite, isnan
+from zlib import crc32
+
+import msgspec
+
+from scheduler.crowd import Crowd, load
+from scheduler.deadlines import Deadlines
+from scheduler.fleet import Fleet
+from scheduler.gates import Gate, best_gate
+from scheduler.model import Decision, Granted, Place, Queued, Refusal, Refused, Saved, Stats, Ticket
+from scheduler.party import QUEUED, RUNNING, Request, User
+from scheduler.pool import Pool
+from scheduler.position import place
+from scheduler.reservations import Calendar, Window
+from scheduler.settings import Settings
+from scheduler.statistics import collect
+
+NOTHING: tuple[Decision, ...] = ()
+MAX_COST = 1e12
+MIN_SHARE, MAX_SHARE = 1e-3, 1e6
+MAX_OFFSET = 1e4
+
+
+class Core:
+    """The scheduler without a clock and without I/O. `now` is the time of its creation."""
+
+    def __init__(self, settings: Settings | None = None, now: float = 0.0) -> None:
+        settings = Settings() if settings is None else settings
+        self.now = now
+        self.fleet = Fleet(settings, now)
+        self.calendar = Calendar()
+        self.queued = 0
+        self.running = 0
+        self.draining = False
+        self.granted = 0
+        self.refused: dict[Refusal, int] = dict.fromkeys(Refusal, 0)
+        self.stray_releases = 0
+        self.landmarks = 0
+        self._requests: dict[int, Request] = {}
+        self._last_id = 0
+        self._deadlines = Deadlines()
+        self._crowd: Crowd | None = None
+        self._landmark = now + settings.landmark_every
+        self._boundary = inf
+        self._due = self._landmark
+        """Nothing happens by itself before this time."""
+        self._pools = self.fleet.pools
+
+    def __repr__(self) -> str:
+        return (
+            f"<Core queued={self.queued} running={self.running} pools={len(self._pools)} gates={len(self.fleet.gates)}>"
+        )
+
+    # -- tickets -----------------------------------------------------------------------------------------------
+
+    def submit(self, now: float, ticket: Ticket) -> tuple[Granted | Queued | Refused, Sequence[Decision]]:
+        """Take a ticket. Returns what became of it, and decisions about other tickets that this brought about
+        (an eviction, timeouts that were due). `ValueError` for NaN, an infinite cost or share."""
+        now, others = self._begin(now)
+        if not (
+            0.0 <= ticket.cost <= MAX_COST
+            and MIN_SHARE <= ticket.share <= MAX_SHARE
+            and MIN_SHARE <= ticket.tenant_share <= MAX_SHARE
+            and ticket.timeout == ticket.timeout
+            and -MAX_OFFSET <= ticket.class_offset <= MAX_OFFSET
+        ):
+            ticket = _clamped(ticket)
+        self._last_id = number = self._last_id + 1
+        pool = self._pools.get(ticket.pool)
+        if pool is None or self.draining:
+            return self._refuse(number, Refusal.UNKNOWN_POOL if pool is None else Refusal.DRAINING), others
+        node = pool.node(ticket)
+        request = Request(number, ticket, pool, node, now, ticket.cost)
+        if (
+            not node.n
+            and (gate := best_gate(pool.places)) is not None
+            and (not pool.windows or pool.eligible(now, request))
+        ):
+            request.usage = self.fleet.ledger.usage(node.account, now)
+            request.queue_len = pool.queued
+            pool.admit(now, request)
+            self._requests[number] = request
+            return self._start(gate, request, 0.0), others
+        return self._wait(now, pool, request, others)
+
+    def cancel(self, now: float, number: int) -> Sequence[Decision]:
+        """Give a ticket up. Waiting: it leaves, usage untouched. Already granted: its slot is given back with cost 0.
+        Over or unknown: nothing happens."""
+        now, others = self._begin(now)
+        request = self._requests.get(number)
+        if request is None:
+            return others
+        if request.state == RUNNING:
+            return self._finish(now, request, 0.0, others)
+        self._unqueue(now, request)
+        return others
+
+    def release(self, now: float, number: int, cost: float) -> Sequence[Decision]:
+        """The request ended and cost so much (clamped to 0..1e12; `ValueError` for NaN). 0 refunds it: it failed
+        before it produced anything. An id without a slot changes nothing and is counted in `stray_releases`."""
+        if isnan(cost):
+            raise ValueError("release: cost is NaN")
+        now, others = self._begin(now)
+        request = self._requests.get(number)
+        if request is None or request.state != RUNNING:
+            self.stray_releases += 1
+            return others
+        return self._finish(now, request, min(max(cost, 0.0), MAX_COST), others)
+
+    def charge(self, now: float, number: int, extra: float) -> Sequence[Decision]:
+        """A running request has outgrown its estimate by `extra` cost units. Ignored for an id without a slot;
+        `ValueError` unless finite and >= 0."""
+        if not 0.0 <= extra < inf:
+            raise ValueError(f"charge: {extra!r} is not a finite cost")
+        now, others = self._begin(now)
+        request = self._requests.get(number)
+        if request is not None and request.state == RUNNING:
+            request.pool.charge(now, request, min(extra, MAX_COST))
+        return others
+
+    def tick(self, now: float) -> Sequence[Decision]:
+        """Let happen what is due: timeouts, boundaries of reservations, landmarks. Call at `next_deadline`."""
+        return self._begin(now)[1]
+
+    def next_deadline(self) -> float:
+        """When `tick` has something to do by itself; infinity if nothing waits and nothing is reserved."""
+        due = min(self._deadlines.next(), self._boundary)
+        return min(due, self._landmark) if self.queued or self.running or self.fleet.sweeping else due
+
+    def close(self, now: float) -> Sequence[Decision]:
+        """Drain: all that wait are refused, so is every later ticket; what runs runs on."""
+        now, others = self._begin(now)
+        self.draining = True
+        decided = list(others)
+        for request in [r for r in self._requests.values() if r.state == QUEUED]:
+            self._unqueue(now, request)
+            decided.append(self._refuse(request.id, Refusal.DRAINING, waited=now - request.arrival))
+        return decided
+
+    # -- waiting -----------------------------------------------------------------------------------------------
+
+    def _wait(
+        self, now: float, pool: Pool, request: Request, others: Sequence[Decision]
+    ) -> tuple[Queued | Refused, Sequence[Decision]]:
+        node, ticket = request.node, request.ticket
+        reason = self._bar(now, pool, request)
+        if reason is None and self.queued >= self.fleet.settings.global_cap:
+            victim = self._evict(now, node)
+            if victim is None:
+                reason = Refusal.QUEUE_FULL
+            else:
+                others = [*others, victim]
+        if reason is not None:
+            return self._refuse_at(now, request, reason), others
+        request.usage = self.fleet.ledger.usage(node.account, now)
+        request.queue_len = pool.queued
+        pool.enqueue(now, request)
+        self.queued += 1
+        self._requests[request.id] = request
+        if ticket.timeout < inf:
+            request.deadline = now + ticket.timeout
+            self._deadlines.push(request)
+            self._due = min(self._due, request.deadline)
+        if self.queued * 2 >= self.fleet.settings.global_cap:
+            self._watch(node)
+        request.rank = place(pool, now, node, node.n - 1)[0]
+        return Queued(request.id, request.rank, request.queue_len), others
+
+    def _bar(self, now: float, pool: Pool, request: Request) -> Refusal | None:
+        """Why the request may not even wait, by its party's own doing or a reservation; None if it may."""
+        node, timeout = request.node, request.ticket.timeout
+        if node.n >= self.fleet.settings.user_cap:
+            return Refusal.QUEUE_FULL
+        if timeout <= 0.0 or node.n * node.gap > self.fleet.settings.give_up * timeout:
+            return Refusal.QUEUE_TIMEOUT
+        if pool.windows and not pool.eligible(now, request) and self._blocked_for(now, pool, request) > timeout:
+            return Refusal.RESERVED
+        return None
+
+    def _blocked_for(self, now: float, pool: Pool, request: Request) -> float:
+        """Seconds until no exclusive window of somebody else is left, plus the party's own backlog."""
+        key = request.node.account.key
+        ends = [w.end for w in pool.windows if w.mode == "exclusive" and not w.holds(key)]
+        own = request.node.n * pool.averages.service / max(pool.slots, 1.0)
+        return max(ends, default=now) - now + own
+
+    def _watch(self, node: User) -> None:
+        if self._crowd is None:
+            self._crowd = Crowd([n for pool in self._pools.values() for n in pool.nodes.values() if n.n])
+        else:
+            self._crowd.grew(node)
+
+    def _evict(self, now: float, newcomer: User) -> Refused | None:
+        """Make room: the newest request of the longest queue goes. None if the newcomer's own would be the longest."""
+        if self._crowd is None:
+            self._watch(newcomer)
+        longest = self._crowd.longest() if self._crowd is not None else None
+        if longest is None or (newcomer.n + 1) / newcomer.account.share >= load(longest):
+            return None
+        request = longest.newest()
+        self._unqueue(now, request)
+        return self._refuse_at(now, request, Refusal.EVICTED)
+
+    def _unqueue(self, now: float, request: Request) -> None:
+        """Take a waiting request out of everything."""
+        del self._requests[request.id]
+        request.pool.remove(now, request)
+        self.queued -= 1
+        if request.deadline < inf:
+            self._deadlines.live -= 1
+        if self._crowd is not None and self.queued * 4 < self.fleet.settings.global_cap:
+            self._crowd = None
+
+    def _refuse(self, number: int, reason: Refusal, waited: float = 0.0) -> Refused:
+        self.refused[reason] += 1
+        return Refused(number, reason, waited=waited)
+
+    def _refuse_at(self, now: float, request: Request, reason: Refusal) -> Refused:
+        """A refusal that says when to come back."""
+        self.refused[reason] += 1
+        pool, node = request.pool, request.node
+        ahead, seconds = place(pool, now, node, node.n)
+        if reason is Refusal.RESERVED:
+            seconds = self._blocked_for(now, pool, request)
+        # Spread by party, so that a party's figure still grows with its own backlog.
+        spread = 1.0 + 0.2 * (crc32("/".join(node.account.key).encode()) / 0xFFFFFFFF)
+        retry = min(max(seconds, 1.0), 600.0) * spread
+        return Refused(request.id, reason, ahead, seconds, retry, now - request.arrival)
+
+    # -- slots -------------------------------------------------------------------------------------------------
+
+    def _start(self, gate: Gate, request: Request, waited: float) -> Granted:
+        gate.running += 1
+        self.running += 1
+        self.granted += 1
+        request.gate = gate
+        return Granted(request.id, gate.name, waited, request.rank, request.queue_len, request.usage)
+
+    def _finish(self, now: float, request: Request, cost: float, others: Sequence[Decision]) -> Sequence[Decision]:
+        del self._requests[request.id]
+        gate = request.gate
+        if gate is None:
+            raise RuntimeError(f"request {request.id} runs on no gate")
+        gate.running -= 1
+        self.running -= 1
+        request.pool.finish(now, request, cost)
+        if not self.queued or gate.running >= gate.slots:
+            return others
+        decided = list(others)
+        self._fill(now, gate, decided)
+        return decided
+
+    def _fill(self, now: float, gate: Gate, decided: list[Decision]) -> None:
+        """Hand the gate's free slots to the best heads it may serve."""
+        while gate.running < gate.slots:
+            best = self._best(now, gate.pools)
+            if best is None:
+                return
+            pool, node = best
+            request = pool.take(now, node)
+            self.queued -= 1
+            if request.deadline < inf:
+                self._deadlines.live -= 1
+            decided.append(self._start(gate, request, now - request.arrival))
+
+    def _best(self, now: float, pools: list[Pool]) -> tuple[Pool, User] | None:
+        """The best head over several models: points are in each model's own units, so they compare. Tenants first;
+        between heads of one tenant, its users."""
+        heads: list[tuple[Pool, User]] = [
+            (pool, node) for pool in pools if pool.queued and (node := pool.choose(now)) is not None
+        ]
+        if len(heads) < 2:
+            return heads[0] if heads else None
+        owners = {node.owner.tenant for _, node in heads}
+
+        def points(head: tuple[Pool, User]) -> tuple[float, int]:
+            pool, node = head
+            return pool.priority(now, node if len(owners) == 1 else node.tenant), -node.tie
+
+        return max(heads, key=points)
+
+    # -- events ------------------------------------------------------------------------------------------------
+
+    def _begin(self, now: float) -> tuple[float, Sequence[Decision]]:
+        """Common entry: time never goes back; what is due happens first."""
+        if now > self.now:
+            self.now = now
+        elif now != now:
+            raise ValueError("now is NaN")
+        else:
+            now = self.now
+        if now < self._due:
+            return now, NOTHING
+        decided: list[Decision] = []
+        self._run_due(now, decided)
+        return now, decided
+
+    def _run_due(self, now: float, decided: list[Decision]) -> None:
+        while (request := self._deadlines.pop_due(now)) is not None:
+            self._expire(now, request, decided)
+        if now >= self._landmark:
+            self.landmarks += 1
+            self._landmark = now + self.fleet.settings.landmark_every
+            self.fleet.landmark(now)
+            self._rebind(now, decided)
+        elif now >= self._boundary:
+            self._rebind(now, decided)
+        if self.fleet.sweeping:
+            self.fleet.drop_idle(now)
+        self._due = now if self.fleet.sweeping else min(self._deadlines.next(), self._boundary, self._landmark)
+
+    def _expire(self, now: float, request: Request, decided: list[Decision]) -> None:
+        blocked = bool(request.pool.windows) and not request.pool.eligible(now, request)
+        self._unqueue(now, request)
+        decided.append(self._refuse_at(now, request, Refusal.RESERVED if blocked else Refusal.QUEUE_TIMEOUT))
+
+    def _rebind(self, now: float, decided: list[Decision]) -> None:
+        """Let the windows bind that bind now, and find out when that changes."""
+        self.calendar.prune(now)
+        self._boundary = inf
+        for pool in self._pools.values():
+            lead = pool.averages.late
+            windows = self.calendar.binding(now, pool.name, lead)
+            if windows or pool.windows:
+                pool.bind(now, windows)
+                self._fill_pool(now, pool, decided)
+            self._boundary = min(self._boundary, self.calendar.next_boundary(now, pool.name, lead))
+        self._due = min(self._due, self._boundary)
+
+    def _fill_pool(self, now: float, pool: Pool, decided: list[Decision]) -> None:
+        while pool.queued and (gate := best_gate(pool.places)) is not None:
+            before = len(decided)
+            self._fill(now, gate, decided)
+            if len(decided) == before:
+                return
+
+    # -- capacity, settings, reservations, memory ----------------------------------------------------------------
+
+    def set_gate(self, now: float, name: str, slots: int) -> Sequence[Decision]:
+        """Define a gate or change its slots. 0 closes it; below 0: `ValueError`. Lowering ends nothing that runs; a
+        gate that was removed while requests ran comes back with their count."""
+        now, others = self._begin(now)
+        decided = list(others)
+        self._fill(now, self.fleet.set_gate(now, name, slots), decided)
+        return decided
+
+    def remove_gate(self, now: float, name: str) -> Sequence[Decision]:
+        """The gate takes no more requests and leaves all pools; what runs there runs on. Unknown: nothing happens."""
+        now, others = self._begin(now)
+        self.fleet.remove_gate(now, name)
+        return others
+
+    def set_pool(self, now: float, name: str, places: Sequence[tuple[str, int]]) -> Sequence[Decision]:
+        """Define a model's queue, or change the gates that serve it: (gate, preference), lower preference first.
+        `KeyError` for an unknown gate, `ValueError` for one named twice. Without gates its tickets wait."""
+        now, others = self._begin(now)
+        decided = list(others)
+        pool = self.fleet.set_pool(now, name, places)
+        self._rebind(now, decided)
+        self._fill_pool(now, pool, decided)
+        return decided
+
+    def remove_pool(self, now: float, name: str) -> Sequence[Decision]:
+        """The model is gone: who waits is refused, what runs runs on. Unknown: nothing happens."""
+        now, others = self._begin(now)
+        pool = self._pools.get(name)
+        if pool is None:
+            return others
+        decided = list(others)
+        for request in self._waiting_for(pool):
+            self._unqueue(now, request)
+            decided.append(self._refuse(request.id, Refusal.UNKNOWN_POOL, waited=now - request.arrival))
+        self.fleet.remove_pool(pool)
+        return decided
+
+    def _waiting_for(self, pool: Pool) -> list[Request]:
+        return [r for node in pool.nodes.values() if node.n for r in node.waiting()]
+
+    def set_settings(self, now: float, settings: Settings) -> Sequence[Decision]:
+        """Replace the settings, all at once. Requests that wait keep their deadlines."""
+        now, others = self._begin(now)
+        self.fleet.set_settings(now, settings)
+        self._landmark = now + settings.landmark_every
+        self._due = min(self._due, self._landmark)
+        return others
+
+    def set_reservations(self, now: float, windows: Iterable[Window]) -> Sequence[Decision]:
+        """Replace all reservation windows (times in this core's clock); those that are over are dropped."""
+        now, others = self._begin(now)
+        decided = list(others)
+        self.calendar.replace(now, windows)
+        self._rebind(now, decided)
+        return decided
+
+    def export_usage(self, now: float) -> Saved:
+        """What a restart must not forget: plain data, `age` of which is 0 now."""
+        return self.fleet.save(self._begin_quietly(now))
+
+    def import_usage(self, now: float, saved: Saved, age: float = 0.0) -> None:
+        """Take over what an earlier run exported `age` seconds ago (wall-clock seconds between the two, told by the
+        caller; below 0 counts as 0). Define the pools first: S and C of unknown ones are dropped. `ValueError` for
+        usage that is negative or not finite; then nothing was taken."""
+        self.fleet.restore(self._begin_quietly(now), saved, age)
+
+    def _begin_quietly(self, now: float) -> float:
+        """Time of a call that decides nothing."""
+        self.now = now = max(now, self.now)
+        return now
+
+    # -- views -------------------------------------------------------------------------------------------------
+
+    def position(self, now: float, number: int) -> Place | None:
+        """Where a waiting ticket stands; None if it does not wait. Costs a count of its party's queue."""
+        now = max(now, self.now)
+        request = self._requests.get(number)
+        if request is None or request.state != QUEUED:
+            return None
+        k = sum(1 for r in request.node.waiting() if r.id < number)
+        return _place(now, request, k)
+
+    def waiting(self, now: float, tenant: str, user: str) -> list[Place]:
+        """All waiting tickets of one user, oldest first per model."""
+        now = max(now, self.now)
+        found: list[Place] = []
+        for pool in self._pools.values():
+            node = pool.nodes.get((tenant, user))
+            if node is not None:
+                found.extend(_place(now, request, k) for k, request in enumerate(node.waiting()))
+        return found
+
+    def stats(self, now: float) -> Stats:
+        """A frozen record of this moment. Looks at every party: for people and scrapes, not for decisions."""
+        return collect(self, max(now, self.now))
+
+
+def _place(now: float, request: Request, k: int) -> Place:
+    ahead, seconds = place(request.pool, now, request.node, k)
+    return Place(request.id, request.pool.name, request.ticket.tag, ahead, seconds, now - request.arrival)
+
+
+def _clamped(ticket: Ticket) -> Ticket:
+    """The ticket with finite values brought into range; `ValueError` for NaN and infinities."""
+    numbers = (ticket.cost, ticket.share, ticket.tenant_share, ticket.class_offset)
+    if not all(map(isfinite, numbers)) or isnan(ticket.timeout):
+        raise ValueError("ticket: cost, shares and class_offset must be finite, timeout a number")
+    return msgspec.structs.replace(
+        ticket,
+        cost=min(max(ticket.cost, 0.0), MAX_COST),
+        share=min(max(ticket.share, MIN_SHARE), MAX_SHARE),
+        tenant_share=min(max(ticket.tenant_share, MIN_SHARE), MAX_SHARE),
+        class_offset=min(max(ticket.class_offset, -MAX_OFFSET), MAX_OFFSET),
+    )

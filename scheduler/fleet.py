@@ -1,0 +1,183 @@
+"""What exists: models' queues, backends' slots, parties' accounts, and the settings they all go by.
+
+Owns definition and removal of pools and gates, landmarks, the forgetting of idle parties, and what is saved across a
+restart. Must not know tickets, deadlines or who runs next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+
+from scheduler.gates import Gate
+from scheduler.model import Saved, SavedParty, SavedPool
+from scheduler.pool import Pool
+from scheduler.settings import Settings
+from scheduler.usage import Ledger, UserAccount
+
+_SWEEP = 256
+"""Idle accounts looked at in one go after a landmark."""
+_WORTH = 0.01
+"""Usage below this part of the smallest scale no longer changes an order."""
+
+
+class Fleet:
+    """Mutable state without behaviour in time; `core.Core` drives it."""
+
+    def __init__(self, settings: Settings, now: float) -> None:
+        self.settings = settings
+        self.ledger = Ledger(now, settings.half_life)
+        self.pools: dict[str, Pool] = {}
+        self.gates: dict[str, Gate] = {}
+        self._retired: dict[str, Gate] = {}
+        """Removed gates on which something still runs: they come back with their count."""
+        self._closed: dict[str, Pool] = {}
+        """Removed pools of which something still runs."""
+        self._sweep: list[tuple[str, str]] = []
+
+    def everything(self) -> list[Pool]:
+        """All pools that hold state, removed ones included."""
+        return [*self.pools.values(), *self._closed.values()]
+
+    # -- gates and pools ---------------------------------------------------------------------------------------
+
+    def set_gate(self, now: float, name: str, slots: int) -> Gate:
+        """Define a gate or change its slots; `ValueError` below 0."""
+        if slots < 0:
+            raise ValueError(f"gate {name}: slots must not be negative")
+        gate = self.gates.get(name)
+        if gate is None:
+            gate = self.gates[name] = self._retired.pop(name) if name in self._retired else Gate(name, slots)
+        gate.slots = slots
+        self._count_slots(now)
+        return gate
+
+    def remove_gate(self, now: float, name: str) -> None:
+        """The gate leaves all pools; unknown: nothing happens."""
+        gate = self.gates.pop(name, None)
+        if gate is None:
+            return
+        for pool in gate.pools:
+            pool.places = [place for place in pool.places if place[0] is not gate]
+        gate.pools = []
+        gate.slots = 0
+        self._retired = {g.name: g for g in (*self._retired.values(), gate) if g.running}
+        self._count_slots(now)
+
+    def set_pool(self, now: float, name: str, places: Sequence[tuple[str, int]]) -> Pool:
+        """Define a pool or change who serves it; `KeyError` for an unknown gate, `ValueError` for one named twice."""
+        if len({gate for gate, _ in places}) != len(places):
+            raise ValueError(f"pool {name}: a gate is named twice")
+        gates = [(self.gates[gate], preference) for gate, preference in places]
+        pool = self.pools.get(name)
+        if pool is None:
+            closed = self._closed
+            pool = closed.pop(name) if name in closed else Pool(name, self.ledger, self.settings, now)
+            self.pools[name] = pool
+        for gate, _ in pool.places:
+            gate.pools.remove(pool)
+        pool.places = gates
+        for gate, _ in gates:
+            gate.pools.append(pool)
+        self._count_slots(now)
+        return pool
+
+    def remove_pool(self, pool: Pool) -> None:
+        """The pool, with nobody waiting any more, is gone."""
+        for gate, _ in pool.places:
+            gate.pools.remove(pool)
+        pool.places = []
+        del self.pools[pool.name]
+        self._closed = {p.name: p for p in (*self._closed.values(), pool) if p.running}
+
+    def _count_slots(self, now: float) -> None:
+        for pool in self.pools.values():
+            pool.resize(now, float(sum(gate.slots for gate, _ in pool.places)))
+
+    # -- time --------------------------------------------------------------------------------------------------
+
+    def landmark(self, now: float) -> None:
+        """Freeze the estimates of now; begin to look for parties that can be forgotten."""
+        if now >= self.ledger.limit:
+            self._rebase(now)
+        known = [pool.averages.service for pool in self.pools.values() if pool.averages.samples]
+        for pool in self.everything():
+            if known and not pool.averages.samples and not pool.averages.assumed:
+                pool.averages.assumed = sum(known) / len(known)
+            pool.refreeze(now)
+        if not self._sweep:
+            self._sweep = list(self.ledger.users)
+
+    @property
+    def sweeping(self) -> bool:
+        """Whether `drop_idle` has accounts left to look at."""
+        return bool(self._sweep)
+
+    def _rebase(self, now: float) -> None:
+        factor = self.ledger.rebase(now, self.settings.half_life)
+        for pool in self.everything():
+            pool.rescale(now, factor)
+
+    def drop_idle(self, now: float) -> None:
+        """Forget some of the parties that neither wait nor run and whose usage no longer counts."""
+        scale = min((pool.epoch.scale for pool in self.pools.values()), default=0.0)
+        floor = _WORTH * scale * self.ledger.growth(now)
+        for _ in range(min(_SWEEP, len(self._sweep))):
+            account = self.ledger.users.get(self._sweep.pop())
+            if account is not None and not account.queued and not account.running and account.grown <= floor:
+                self._drop(account)
+
+    def _drop(self, account: UserAccount) -> None:
+        self.ledger.drop(account)
+        for pool in self.everything():
+            pool.forget(account)
+
+    def set_settings(self, now: float, settings: Settings) -> None:
+        """Replace the settings; ranks follow in slices, as at a landmark."""
+        regroup = settings.levels != self.settings.levels
+        self.settings = settings
+        self._rebase(now)
+        if regroup:
+            self.ledger.regroup(two_levels=settings.levels == 2)
+        for pool in self.everything():
+            pool.settings = settings
+            pool.refreeze(now)
+            for node in (*pool.nodes.values(), *pool.tenants.values()):
+                node.free = settings.free
+            if regroup:
+                pool.regroup(now)
+
+    # -- memory across restarts --------------------------------------------------------------------------------
+
+    def save(self, now: float) -> Saved:
+        """Every party's decayed usage and every pool's S and C."""
+        ledger = self.ledger
+        return Saved(
+            users=tuple(SavedParty(*account.key, ledger.usage(account, now)) for account in ledger.users.values()),
+            tenants=tuple(SavedParty(*account.key, ledger.usage(account, now)) for account in ledger.tenants.values()),
+            pools=tuple(
+                SavedPool(pool.name, pool.averages.service, pool.averages.cost)
+                for pool in self.pools.values()
+                if pool.averages.samples
+            ),
+        )
+
+    def restore(self, now: float, saved: Saved, age: float) -> None:
+        """Add usage saved `age` seconds ago to the accounts, decayed since."""
+        for party in (*saved.users, *saved.tenants):
+            if not (isfinite(party.usage) and party.usage >= 0.0):
+                raise ValueError(f"saved usage of {party.tenant}/{party.user} is not a finite amount")
+        grown = 2.0 ** (-max(0.0, age) / self.settings.half_life) * self.ledger.growth(now)
+        two = self.settings.levels == 2
+        for party in saved.users:
+            group = party.tenant if two else ""
+            self.ledger.user((party.tenant, party.user), group, 1.0, 1.0).grown += party.usage * grown
+        for party in saved.tenants:
+            tenant = self.ledger.tenants.get(party.tenant)
+            if tenant is not None:
+                tenant.grown += party.usage * grown
+        for known in saved.pools:
+            pool = self.pools.get(known.pool)
+            if pool is not None and isfinite(known.service_time) and isfinite(known.mean_cost):
+                pool.averages.restore(max(0.0, known.service_time), max(0.0, known.mean_cost))
+                pool.refreeze(now)

@@ -1,0 +1,44 @@
+"""Slots: how many requests each backend may run, and which backend takes the next one.
+
+Owns the counts per gate (one backend's slot group) and the choice of a gate for a pool. Must not know parties or ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scheduler.pool import Pool
+
+
+class Gate:
+    """One backend's slots. Lowering `slots` never ends what runs: it grants nothing until enough has ended."""
+
+    __slots__ = ("name", "pools", "running", "slots")
+
+    def __init__(self, name: str, slots: int) -> None:
+        self.name = name
+        self.slots = slots
+        self.running = 0
+        self.pools: list[Pool] = []
+
+    def __repr__(self) -> str:
+        return f"<Gate {self.name} {self.running}/{self.slots}>"
+
+
+Place = tuple[Gate, int]
+"""A gate that serves a pool, and its preference (lower first: a backend that has the model loaded)."""
+
+
+def best_gate(places: Sequence[Place]) -> Gate | None:
+    """The gate for the next request: lowest preference, then most free slots, then as listed; None if all are full."""
+    best: Gate | None = None
+    best_preference, best_free = 0, 0
+    for gate, preference in places:
+        free = gate.slots - gate.running
+        if free <= 0:
+            continue
+        if best is None or preference < best_preference or (preference == best_preference and free > best_free):
+            best, best_preference, best_free = gate, preference, free
+    return best

@@ -1,0 +1,241 @@
+"""One party on one pool: its waiting requests and what ranks it there.
+
+Owns the first-in-first-out queue per class of a party and the choice among its classes. Must not know other parties,
+slots or how ranks are computed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from scheduler.model import Ticket
+from scheduler.usage import Account, UserAccount
+
+if TYPE_CHECKING:
+    from scheduler.gates import Gate
+    from scheduler.pool import Pool
+    from scheduler.ranking import Ranking
+
+QUEUED, RUNNING, OVER = 0, 1, 2
+_GAP_WEIGHT = 0.3
+_MEAN_WEIGHT = 0.1
+
+
+class Request(msgspec.Struct, gc=False):
+    """A ticket inside. Not tracked by the garbage collector (100 000 may wait): a scheduler that is thrown away with
+    requests still in it must be closed first, or their memory stays."""
+
+    id: int
+    ticket: Ticket
+    pool: Pool
+    node: User
+    arrival: float
+    cost: float
+    charged: float = 0.0
+    """Cost units charged so far: the estimate, then the corrections of its stream."""
+    factor: float = 1.0
+    """What part of the cost counts as usage: 0 inside a paid window."""
+    deadline: float = inf
+    state: int = QUEUED
+    started: float = 0.0
+    gate: Gate | None = None
+    rank: int = 0
+    queue_len: int = 0
+    usage: float = 0.0
+
+
+class Node:
+    """What ranks one party (a user, or a tenant over its users) on one pool."""
+
+    __slots__ = (
+        "account",
+        "ended",
+        "free",
+        "inside",
+        "lift",
+        "mean",
+        "n",
+        "offset",
+        "paid",
+        "ranking",
+        "running",
+        "since",
+        "tie",
+        "ver",
+    )
+
+    def __init__(self, account: Account, ranking: Ranking[Any], free: float) -> None:
+        self.account = account
+        self.ranking = ranking
+        self.free = free
+        self.n = 0
+        """Waiting requests, alive ones."""
+        self.running = 0
+        self.inside = False
+        """Competes in its ranking."""
+        self.ver = 0
+        """Version of its live entry in the ranking."""
+        self.tie = 0
+        """Id of its head: older goes first among equals."""
+        self.offset = 0.0
+        self.since = 0.0
+        self.paid = -inf
+        self.mean = 0.0
+        """Mean actual cost of its requests here; 0 until one has ended."""
+        self.ended = 0
+        self.lift = 0.0
+        """What the return from idleness added, as a grown sum."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'/'.join(self.account.key)} n={self.n} running={self.running}>"
+
+    def learn(self, cost: float) -> None:
+        """Take the actual cost of an ended request into the running mean (of ten, then exponential with 0.1)."""
+        self.ended = n = self.ended + 1
+        self.mean += (cost - self.mean) * (_MEAN_WEIGHT if n > 10 else 1.0 / n)
+
+
+class Tenant(Node):
+    """A tenant on one pool."""
+
+    __slots__ = ("offsets", "users")
+
+    def __init__(self, account: Account, ranking: Ranking[Tenant], free: float, users: Ranking[User]) -> None:
+        super().__init__(account, ranking, free)
+        self.users = users
+        self.offsets: dict[float, int] | None = None
+        """Its waiting users by class offset; None while no class is in play. It competes with the highest."""
+
+    def offer(self, offset: float) -> bool:
+        """A waiting user of this class more. True if the tenant's own class rose."""
+        counts = self.offsets
+        if counts is None:
+            return False
+        counts[offset] = counts.get(offset, 0) + 1
+        old, self.offset = self.offset, max(counts)
+        return self.offset > old
+
+    def withdraw(self, offset: float) -> None:
+        """A waiting user of this class less."""
+        counts = self.offsets
+        if counts is None:
+            return
+        counts[offset] -= 1
+        if not counts[offset]:
+            del counts[offset]
+        if counts:
+            self.offset = max(counts)
+
+
+class User(Node):
+    """A user on one pool, with its waiting requests."""
+
+    __slots__ = ("dead", "extra", "fifo", "gap", "klass", "last", "owner", "tenant")
+
+    def __init__(self, owner: UserAccount, tenant: Tenant, free: float) -> None:
+        super().__init__(owner, tenant.users, free)
+        self.owner = owner
+        """Its account, as the kind it is."""
+        self.tenant = tenant
+        self.fifo: deque[Request] = deque()
+        """Waiting requests of class `klass`; the first is alive."""
+        self.klass = 0.0
+        self.extra: dict[float, deque[Request]] | None = None
+        """Waiting requests of other classes by offset; the first of each is alive."""
+        self.dead = 0
+        """Cancelled requests still standing in the queues."""
+        self.gap = 0.0
+        """Mean seconds between its dispatches while it had a queue; 0: unknown."""
+        self.last = -inf
+
+    def dispatched(self, now: float) -> None:
+        """Learn the gap between own dispatches; call with `n` already lowered."""
+        if self.last != -inf:
+            gap = now - self.last
+            self.gap += (gap - self.gap) * _GAP_WEIGHT if self.gap else gap
+        self.last = now if self.n else -inf
+
+    def append(self, request: Request) -> bool:
+        """The request waits behind the others of its class. True if the head may have changed."""
+        offset = request.ticket.class_offset
+        self.n += 1
+        if self.n == 1:
+            self.klass = offset
+            self.fifo.append(request)
+            return True
+        if offset == self.klass:
+            self.fifo.append(request)
+            return False
+        if self.extra is None:
+            self.extra = {}
+        self.extra.setdefault(offset, deque()).append(request)
+        return True
+
+    def pop(self) -> Request:
+        """Take the head out."""
+        self.n -= 1
+        request = self.fifo.popleft()
+        if self.dead:
+            self._sweep()
+        return request
+
+    def discard(self, request: Request) -> bool:
+        """A request that is no longer alive leaves. True if it was the head."""
+        self.n -= 1
+        if not self.n:
+            self.fifo.clear()
+            self.extra, self.dead = None, 0
+            return True
+        head = self.fifo[0] is request
+        self.dead += 1
+        self._sweep()
+        if self.dead > self.n + 8:
+            self._compact()
+        return head
+
+    def pick(self, per_wait: float) -> Request:
+        """Choose the class to serve next, make it current, return its head. A class is worth its offset in waiting
+        time of the request itself, so no class of a party starves behind another of the same party."""
+        queues = self.extra
+        if queues is None:
+            return self.fifo[0]
+        queues[self.klass] = self.fifo
+        for offset in [offset for offset, queue in queues.items() if not queue]:
+            del queues[offset]
+        best = min(queues, key=lambda offset: (per_wait * queues[offset][0].arrival - offset, queues[offset][0].id))
+        self.fifo, self.klass = queues.pop(best), best
+        if not queues:
+            self.extra = None
+        return self.fifo[0]
+
+    def newest(self) -> Request:
+        """The newest waiting request."""
+        return max(
+            (r for q in (self.fifo, *(self.extra or {}).values()) for r in reversed(q) if r.state == QUEUED),
+            key=lambda request: request.id,
+        )
+
+    def heads(self) -> list[Request]:
+        """The oldest waiting request of each class."""
+        return [queue[0] for queue in (self.fifo, *(self.extra or {}).values()) if queue]
+
+    def waiting(self) -> list[Request]:
+        """All waiting requests, oldest first."""
+        found = [r for queue in (self.fifo, *(self.extra or {}).values()) for r in queue if r.state == QUEUED]
+        return sorted(found, key=lambda request: request.id)
+
+    def _sweep(self) -> None:
+        for queue in (self.fifo, *(self.extra or {}).values()):
+            while queue and queue[0].state != QUEUED:
+                queue.popleft()
+                self.dead -= 1
+
+    def _compact(self) -> None:
+        self.fifo = deque(request for request in self.fifo if request.state == QUEUED)
+        if self.extra:
+            self.extra = {o: deque(r for r in queue if r.state == QUEUED) for o, queue in self.extra.items()}
+        self.dead = 0

@@ -1,0 +1,443 @@
+"""One model's queue: who waits for it, who goes next, and the bookkeeping of a dispatch and of an end.
+
+Owns the two-level choice (tenant, then user) and the parties' state on this model. Must not know slots (the core, or an
+outside caller, says when one is free), deadlines, asyncio or a clock of its own.
+
+At a dispatch the party is charged its estimate, at the end the difference to the actual cost. Waiting counts from
+
+    since = max(arrival of the head, paid)
+    paid  = t_dispatch + max(0, mean / (C * share) - free) * S * A / slots        A = total share queueing
+
+so that a deep backlog buys nothing: what counts is how long the party has been owed service.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from scheduler.averages import Averages
+from scheduler.model import Ticket
+from scheduler.party import OVER, RUNNING, Node, Request, Tenant, User
+from scheduler.ranking import Epoch, Ranking
+from scheduler.usage import Account, Ledger, UserAccount
+
+if TYPE_CHECKING:
+    from scheduler.gates import Place
+    from scheduler.position import Snapshot
+    from scheduler.reservations import Window
+    from scheduler.settings import Settings
+
+_TINY = 1e-9
+_NO_UNIT = 1e12
+"""Service time before any is known: waits then only break ties."""
+
+
+class Pool:
+    """The queue of one model. All times are the caller's clock, in seconds, and never go back."""
+
+    __slots__ = (
+        "averages",
+        "epoch",
+        "ledger",
+        "name",
+        "nodes",
+        "parked",
+        "places",
+        "plain",
+        "queued",
+        "root",
+        "running",
+        "settings",
+        "slots",
+        "snapshot",
+        "tenants",
+        "windows",
+    )
+
+    def __init__(self, name: str, ledger: Ledger, settings: Settings, now: float, slots: float = 1.0) -> None:
+        self.name = name
+        self.ledger = ledger
+        self.settings = settings
+        self.slots = slots
+        self.places: list[Place] = []
+        self.queued = 0
+        self.running = 0
+        self.averages = Averages()
+        self.nodes: dict[tuple[str, str], User] = {}
+        self.tenants: dict[str, Tenant] = {}
+        self.parked: list[User] = []
+        """Parties that wait but may not run until a window ends."""
+        self.windows: list[Window] = []
+        """Reservation windows that bind now."""
+        self.plain = True
+        """No class offset was ever seen here: tenants need no account of their users' classes."""
+        self.snapshot: Snapshot | None = None
+        self.epoch = self._new_epoch(now)
+        self.root: Ranking[Tenant] = Ranking(self.epoch)
+
+    # -- landmarks ---------------------------------------------------------------------------------------------
+
+    def _new_epoch(self, now: float) -> Epoch:
+        settings, averages = self.settings, self.averages
+        slots = max(self.slots, 1.0)
+        mean_cost = max(averages.cost, _TINY)
+        round_cost = slots * mean_cost
+        service = averages.service if averages.samples else averages.assumed or _NO_UNIT
+        return Epoch(
+            at=now,
+            service=max(service, _TINY),
+            mean_cost=mean_cost,
+            slots=slots,
+            scale=settings.rounds * round_cost if settings.usage_scale is None else settings.usage_scale,
+            credit=inf if settings.credit is None else settings.credit * round_cost,
+            wait_weight=settings.wait_weight,
+            usage_weight=settings.usage_weight,
+            decayed=1.0 / self.ledger.growth(now),
+        )
+
+    def refreeze(self, now: float) -> None:
+        """A landmark: freeze S, C, slots and the decay of now; rankings follow in slices."""
+        self.epoch = self._new_epoch(now)
+
+    def resize(self, now: float, slots: float) -> None:
+        """Tell how many slots the model has; changes the usage scale, not who runs."""
+        if slots != self.slots:
+            self.slots = slots
+            self.refreeze(now)
+
+    def rankings(self) -> list[Ranking[Any]]:
+        """The ranking of tenants and each tenant's ranking of users."""
+        return [self.root, *(tenant.users for tenant in self.tenants.values())]
+
+    def rescale(self, now: float, factor: float) -> None:
+        """The ledger moved its origin: all stored sums are worth `factor` of what they were (0: nothing)."""
+        for node in (*self.nodes.values(), *self.tenants.values()):
+            node.lift *= factor
+        epochs = {id(epoch): epoch for ranking in self.rankings() for epoch in (ranking.epoch, ranking.coming)}
+        epochs[id(self.epoch)] = self.epoch
+        for ranking in self.rankings():
+            ranking.level *= factor
+        if factor:
+            for epoch in epochs.values():
+                epoch.factor /= factor
+            return
+        self.refreeze(now)
+        for ranking in self.rankings():
+            ranking.rebuild(self.epoch)
+
+    # -- parties -----------------------------------------------------------------------------------------------
+
+    def node(self, ticket: Ticket) -> User:
+        """The party's state on this model; its shares follow the ticket."""
+        node = self.nodes.get((ticket.tenant, ticket.user))
+        if node is None:
+            return self._open(ticket)
+        owner = node.owner
+        if owner.share != ticket.share:
+            set_share(owner, ticket.share)
+        if owner.tenant.share != ticket.tenant_share and self.settings.levels == 2:
+            set_share(owner.tenant, ticket.tenant_share)
+        return node
+
+    def _open(self, ticket: Ticket) -> User:
+        two = self.settings.levels == 2
+        group, share = (ticket.tenant, ticket.tenant_share) if two else ("", 1.0)
+        account = self.ledger.user((ticket.tenant, ticket.user), group, ticket.share, share)
+        self.nodes[account.key] = User(account, self._tenant(account), self.settings.free)
+        return self.node(ticket)
+
+    def _tenant(self, account: UserAccount) -> Tenant:
+        """The node of the account's tenant, made if need be."""
+        owner = account.tenant
+        tenant = self.tenants.get(owner.key[0])
+        if tenant is None:
+            tenant = Tenant(owner, self.root, self.settings.free, Ranking(self.epoch))
+            tenant.offsets = None if self.plain else {}
+            self.tenants[owner.key[0]] = tenant
+        return tenant
+
+    def forget(self, account: UserAccount) -> None:
+        """Drop an idle user's node; call after the ledger dropped the account."""
+        self.nodes.pop(account.key, None)
+        if not account.tenant.children:
+            self.tenants.pop(account.tenant.key[0], None)
+
+    def regroup(self, now: float) -> None:
+        """The accounts have other tenants now (`levels` changed): put every node under the right one."""
+        waiting = [node for node in self.nodes.values() if node.inside]
+        for node in waiting:
+            self._leave(node)
+        self.tenants.clear()
+        self.root = Ranking(self.epoch)
+        for node in self.nodes.values():
+            node.tenant = tenant = self._tenant(node.owner)
+            node.ranking = tenant.users
+            tenant.n += node.n
+            tenant.running += node.running
+            tenant.since, tenant.tie = now, node.tie
+        for node in waiting:
+            self._enter(node)
+
+    def _lift(self, now: float, node: Node) -> None:
+        """The party returns from idleness: bound how far it is ahead of those that stayed."""
+        account = node.account
+        floor = (node.ranking.level - self.epoch.credit * self.ledger.growth(now)) * account.share - account.grown
+        node.lift = floor if floor > 0.0 else 0.0
+
+    # -- waiting -----------------------------------------------------------------------------------------------
+
+    def enqueue(self, now: float, request: Request) -> None:
+        """The request waits behind its party's others of its class."""
+        node = request.node
+        tenant = node.tenant
+        if not self.averages.samples and self.averages.guess(request.cost):
+            self.refreeze(now)
+        if self.plain and request.ticket.class_offset:
+            self._count_classes()
+        if not node.n and not node.running:
+            self._lift(now, node)
+        if not tenant.n:
+            if not tenant.running:
+                self._lift(now, tenant)
+            tenant.since = now if now > tenant.paid else tenant.paid
+            tenant.tie = request.id
+        tenant.n += 1
+        node.account.queued += 1
+        self.queued += 1
+        if node.append(request):
+            if node.n == 1:
+                self._head(now, node)
+                self._enter(node)
+            else:
+                self._new_head(now, node)
+        self._advance(tenant)
+
+    def remove(self, now: float, request: Request) -> None:
+        """A waiting request goes (cancelled, expired, evicted); usage is untouched."""
+        request.state = OVER
+        node = request.node
+        tenant = node.tenant
+        tenant.n -= 1
+        node.account.queued -= 1
+        self.queued -= 1
+        if not node.discard(request):
+            return
+        if node.n:
+            self._new_head(now, node)
+        elif node.inside:
+            self._leave(node)
+        else:
+            self.parked.remove(node)
+
+    def _head(self, now: float, node: User) -> None:
+        """Take over what ranks the party from its head."""
+        head = node.pick(self.epoch.per_wait) if node.extra else node.fifo[0]
+        node.since = head.arrival if head.arrival > node.paid else node.paid
+        node.tie = head.id
+        offset = head.ticket.class_offset
+        for window in self.windows:
+            offset += window.bonus(now, node.account.key)
+        node.offset = offset
+
+    def _new_head(self, now: float, node: User) -> None:
+        """The head may be another: re-rank. A parked party competes again; `choose` parks it anew if it must."""
+        old = node.offset
+        self._head(now, node)
+        if node.inside:
+            self._move_class(node, old)
+            node.ranking.renew(node)
+        else:
+            self.parked.remove(node)
+            self._enter(node)
+
+    def _enter(self, node: User) -> None:
+        tenant = node.tenant
+        node.ranking.enter(node)
+        risen = tenant.offer(node.offset)
+        if not tenant.inside:
+            self.root.enter(tenant)
+        elif risen:
+            self.root.renew(tenant)
+
+    def _leave(self, node: User) -> None:
+        tenant = node.tenant
+        node.ranking.leave(node)
+        tenant.withdraw(node.offset)
+        if not node.ranking.active:
+            self.root.leave(tenant)
+
+    # A tenant competes with the highest class among its users' heads. A fall of it is found at the top of the ranking.
+
+    def _count_classes(self) -> None:
+        self.plain = False
+        for tenant in self.tenants.values():
+            tenant.offsets = {}
+        for node in self.nodes.values():
+            if node.inside:
+                node.tenant.offer(node.offset)
+
+    def _move_class(self, node: User, old: float) -> None:
+        if node.offset != old:
+            if node.tenant.offer(node.offset) and node.tenant.inside:
+                self.root.renew(node.tenant)
+            node.tenant.withdraw(old)
+
+    # -- reservations ------------------------------------------------------------------------------------------
+
+    def eligible(self, now: float, request: Request) -> bool:
+        """Whether the windows that bind now let this request start."""
+        key, seconds = request.node.account.key, self.averages.expected(request.cost)
+        return all(window.admits(now, key, seconds) for window in self.windows)
+
+    def bind(self, now: float, windows: list[Window]) -> None:
+        """Other windows bind from now on: everybody competes again under them, with `since` unchanged."""
+        self.windows = windows
+        if windows and self.plain:
+            self._count_classes()
+        for node in [node for node in self.nodes.values() if node.n]:
+            self._new_head(now, node)
+
+    # -- choice ------------------------------------------------------------------------------------------------
+
+    def choose(self, now: float) -> User | None:
+        """The party whose head goes next, or None if nobody waits who may run."""
+        root, epoch = self.root, self.epoch
+        if root.epoch is not epoch or root.fresh is not None:
+            root.advance(epoch)
+        while True:
+            tenant = root.top()
+            if tenant is None:
+                return None
+            ranking = tenant.users
+            if ranking.epoch is not epoch or ranking.fresh is not None:
+                ranking.advance(epoch)
+            node = ranking.top()
+            if node is None:
+                raise RuntimeError(f"{tenant!r} competes without a user")
+            if not self.windows or self.eligible(now, node.fifo[0]):
+                return node
+            self._leave(node)
+            self.parked.append(node)
+
+    def _advance(self, tenant: Tenant) -> None:
+        """Spend one slice on each ranking that is on its way to another epoch."""
+        root, ranking = self.root, tenant.users
+        if root.fresh is not None or root.epoch is not self.epoch:
+            root.advance(self.epoch)
+        if ranking.fresh is not None or ranking.epoch is not self.epoch:
+            ranking.advance(self.epoch)
+
+    def priority(self, now: float, node: Node) -> float:
+        """The formula's points of a waiting party now (see `ranking`)."""
+        epoch = node.ranking.epoch
+        return self.settings.base_priority + epoch.per_wait * (now - epoch.at) - epoch.rank(node)
+
+    def take(self, now: float, node: User) -> Request:
+        """Dispatch the head of the party that `choose` just returned."""
+        tenant, ranking, root = node.tenant, node.ranking, self.root
+        request = node.pop()
+        tenant.n -= 1
+        node.account.queued -= 1
+        self.queued -= 1
+        crowd = root.shares
+        level = (node.account.grown + node.lift) / node.account.share
+        if level > ranking.level and (node.n or ranking.active > 1):
+            ranking.level = level
+        level = (tenant.account.grown + tenant.lift) / tenant.account.share
+        if level > root.level and (tenant.n or root.active > 1):
+            root.level = level
+        self._charge(now, request, ranking.shares * crowd / tenant.account.share, crowd)
+        node.dispatched(now)
+        tenant.since = tenant.paid
+        if node.n:
+            old = node.offset
+            self._head(now, node)
+            ranking.replace_top(node)
+            self._move_class(node, old)
+        else:
+            self._leave(node)
+        if tenant.inside:
+            root.replace_top(tenant)
+        return request
+
+    def admit(self, now: float, request: Request) -> None:
+        """Dispatch a request of a party without a queue at once, past the ranking: only while nobody eligible waits."""
+        node = request.node
+        tenant = node.tenant
+        if not self.averages.samples and self.averages.guess(request.cost):
+            self.refreeze(now)
+        if not node.running:
+            self._lift(now, node)
+        if not tenant.running and not tenant.n:
+            self._lift(now, tenant)
+        self._charge(now, request, node.account.share, tenant.account.share)
+
+    def _charge(self, now: float, request: Request, crowd: float, tenant_crowd: float) -> None:
+        """Start the request: charge its estimate to user and tenant, set when they will have paid."""
+        node, epoch = request.node, self.epoch
+        tenant = node.tenant
+        account = node.owner
+        for window in self.windows:
+            request.factor = min(request.factor, window.factor(now, account.key))
+        request.state = RUNNING
+        request.started = now
+        request.charged = request.cost
+        grown = request.cost * request.factor * self.ledger.growth(now)
+        account.grown += grown
+        account.running += 1
+        account.grants += 1
+        account.waited += now - request.arrival
+        node.running += 1
+        node.paid = now + epoch.pay(node, crowd) if node.mean else now
+        tenant.account.grown += grown
+        tenant.account.running += 1
+        tenant.running += 1
+        tenant.paid = now + epoch.pay(tenant, tenant_crowd) if tenant.mean else now
+        self.running += 1
+
+    # -- running -----------------------------------------------------------------------------------------------
+
+    def charge(self, now: float, request: Request, extra: float) -> None:
+        """Charge `extra` cost units more (less, if negative) to a running request."""
+        request.charged += extra
+        grown = extra * request.factor * self.ledger.growth(now)
+        account = request.node.owner
+        owner = account.tenant
+        account.grown = max(0.0, account.grown + grown)
+        owner.grown = max(0.0, owner.grown + grown)
+        if grown < 0.0:
+            # A refund makes stored keys too bad, which a heap does not forgive.
+            for place in account.nodes:
+                place.ranking.renew(place)
+            for place in owner.nodes:
+                place.ranking.renew(place)
+
+    def finish(self, now: float, request: Request, cost: float) -> None:
+        """The request ended with this actual cost. 0: it failed before producing anything, is refunded in full and
+        teaches nothing about S and C."""
+        request.state = OVER
+        node = request.node
+        tenant = node.tenant
+        node.running -= 1
+        node.account.running -= 1
+        tenant.running -= 1
+        tenant.account.running -= 1
+        self.running -= 1
+        if cost > 0.0:
+            node.learn(cost)
+            tenant.learn(cost)
+            if self.averages.learn(now - request.started, cost):
+                self.refreeze(now)
+        if cost != request.charged:
+            self.charge(now, request, cost - request.charged)
+        self._advance(tenant)
+
+
+def set_share(account: Account, share: float) -> None:
+    """Change a party's share, wherever it waits."""
+    gained = share - account.share
+    account.share = share
+    for node in account.nodes:
+        node.ranking.shares += gained
+        node.ranking.renew(node)

@@ -1,0 +1,223 @@
+"""The order of parties waiting for one model: a heap with static keys that equals the exhaustive choice.
+
+Owns the rank formula, the frozen figures it is computed with (`Epoch`) and the heap (`Ranking`). Must not know slots,
+requests' contents, reservations or the wall clock.
+
+A party's priority at time t, highest first, is
+
+    base + offset + ww * (t - since) / S - uw * ln(1 + (U + lift) / (scale * share))
+
+Between two waiting parties `ww * t / S` cancels and decay, applied to usage and scale alike, cancels inside the
+logarithm, so the rank below (lowest first) does not change until the party is charged, refunded or gets a new head:
+
+    rank = ww * (since - landmark) / S + uw * ln(1 + (u + lift) * f / share) - offset,   f = e^(...) / scale
+
+Keys in the heap may be too good (a charge, another model's dispatch): they are corrected when they reach the top. They
+may never be too bad: whoever improves a party (refund, larger share, better class) calls `renew` at once. At a landmark
+the pool has a new `Epoch`; a ranking moves to it in slices of `SLICE` parties an operation, keeping the old order exact
+until the new heap is complete, so that no operation takes long.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush, heapreplace
+from math import inf, log1p
+from typing import Generic, TypeVar
+
+from scheduler.party import Node
+
+SLICE = 128
+"""Parties re-keyed per operation while a ranking moves to a new epoch: about 0.1 ms."""
+
+
+class Epoch:
+    """The figures frozen between two landmarks of one pool."""
+
+    __slots__ = (
+        "at",
+        "credit",
+        "factor",
+        "mean_cost",
+        "per_cost",
+        "per_wait",
+        "scale",
+        "service",
+        "slots",
+        "usage_weight",
+    )
+
+    def __init__(
+        self,
+        *,
+        at: float,
+        service: float,
+        mean_cost: float,
+        slots: float,
+        scale: float,
+        credit: float,
+        wait_weight: float,
+        usage_weight: float,
+        decayed: float,
+    ) -> None:
+        self.at = at
+        self.service = service
+        self.mean_cost = mean_cost
+        self.slots = slots
+        self.scale = scale
+        self.credit = credit
+        """Cost units a returning party may be ahead of the level; infinity: no bound."""
+        self.per_wait = wait_weight / service
+        self.usage_weight = usage_weight
+        self.factor = decayed / scale
+        """Turns a stored (grown) sum into scales: e^(-rate * (at - origin)) / scale."""
+        self.per_cost = 1.0 / mean_cost
+
+    def rank(self, node: Node) -> float:
+        """The static key, lowest first."""
+        account = node.account
+        return (
+            self.per_wait * (node.since - self.at)
+            + self.usage_weight * log1p((account.grown + node.lift) * self.factor / account.share)
+            - node.offset
+        )
+
+    def pay(self, node: Node, crowd: float) -> float:
+        """Seconds after its dispatch at which the party has paid for it; `crowd` = total share queueing on the model.
+        The running mean of its actual costs pays, never an estimate: noise there starves parties."""
+        excess = node.mean * self.per_cost / node.account.share - node.free
+        return excess * self.service * crowd / self.slots if excess > 0.0 else 0.0
+
+
+N = TypeVar("N", bound=Node)
+
+
+class Ranking(Generic[N]):
+    """A heap of waiting parties; `top` is the exact best."""
+
+    __slots__ = ("active", "coming", "entries", "epoch", "fresh", "level", "position", "shares", "source")
+
+    def __init__(self, epoch: Epoch) -> None:
+        self.epoch = epoch
+        self.entries: list[tuple[float, int, int, N]] = []
+        self.active = 0
+        self.shares = 0.0
+        """Total share of the parties inside."""
+        self.level = 0.0
+        """V: the highest (U + lift) / share at a dispatch that left somebody waiting, as a grown sum."""
+        self.fresh: list[tuple[float, int, int, N]] | None = None
+        """The heap of the coming epoch while it is being built from `source`."""
+        self.coming = epoch
+        self.source: list[tuple[float, int, int, N]] = []
+        self.position = 0
+
+    def __repr__(self) -> str:
+        return f"<Ranking active={self.active} entries={len(self.entries)} building={self.fresh is not None}>"
+
+    def enter(self, node: N) -> None:
+        """The party begins to compete."""
+        node.inside = True
+        if not self.active:
+            # Nothing but dead entries: start clean.
+            self.entries.clear()
+            self.fresh = None
+            self.shares = 0.0
+        self.active += 1
+        self.shares += node.account.share
+        node.account.nodes.append(node)
+        self.renew(node)
+
+    def leave(self, node: N) -> None:
+        """The party competes no more; its entry dies with its version."""
+        node.inside = False
+        node.ver += 1
+        self.active -= 1
+        self.shares -= node.account.share
+        node.account.nodes.remove(node)
+
+    def renew(self, node: N) -> None:
+        """Give the party a new key; required at once when it improved, allowed always."""
+        node.ver = ver = node.ver + 1
+        if self.active == 1 and self.fresh is None:
+            # Alone it needs no key; minus infinity is "too good" and is corrected when a rival makes it matter.
+            self.entries.clear()
+            self.entries.append((-inf, node.tie, ver, node))
+            return
+        heappush(self.entries, (self.epoch.rank(node), node.tie, ver, node))
+        if self.fresh is not None:
+            heappush(self.fresh, (self.coming.rank(node), node.tie, ver, node))
+        elif len(self.entries) > 4 * self.active + 64:
+            self._build(self.epoch)
+
+    def replace_top(self, node: N) -> None:
+        """As `renew` for the party that `top` returned last, without leaving a dead entry."""
+        node.ver = ver = node.ver + 1
+        if self.active == 1 and self.fresh is None:
+            self.entries.clear()
+            self.entries.append((-inf, node.tie, ver, node))
+            return
+        heapreplace(self.entries, (self.epoch.rank(node), node.tie, ver, node))
+        if self.fresh is not None:
+            heappush(self.fresh, (self.coming.rank(node), node.tie, ver, node))
+
+    def top(self) -> N | None:
+        """The best party now, or None. Corrects keys that are too good on the way."""
+        entries = self.entries
+        while entries:
+            key, tie, ver, node = entries[0]
+            if ver != node.ver:
+                heappop(entries)
+                continue
+            if self.active == 1:
+                return node
+            exact = self.epoch.rank(node)
+            if exact <= key:
+                return node
+            heapreplace(entries, (exact, tie, ver, node))
+        return None
+
+    def advance(self, epoch: Epoch) -> None:
+        """Move towards `epoch` by one slice; the order stays that of the old one until the move is complete."""
+        if self.fresh is None:
+            if self.active <= 1:
+                self.epoch = epoch
+                self._only()
+                return
+            self._build(epoch)
+        self._slice()
+
+    def _only(self) -> None:
+        """Keys of a lone party mean nothing, those of dead entries less."""
+        self.entries = [(-inf, tie, ver, node) for _, tie, ver, node in self.entries if ver == node.ver]
+
+    def _build(self, epoch: Epoch) -> None:
+        self.fresh = []
+        self.coming = epoch
+        self.source = self.entries[:]
+        self.position = 0
+
+    def _slice(self) -> None:
+        fresh, rank = self.fresh, self.coming.rank
+        if fresh is None:
+            return
+        start = self.position
+        self.position = end = start + SLICE
+        for _, tie, ver, node in self.source[start:end]:
+            if ver == node.ver:
+                heappush(fresh, (rank(node), tie, ver, node))
+        if end >= len(self.source):
+            self.entries = fresh
+            self.epoch = self.coming
+            self.fresh = None
+            self.source = []
+
+    def rebuild(self, epoch: Epoch) -> None:
+        """Move to `epoch` at once, whatever it takes; for a gap so long that every stored sum is void."""
+        live = [(tie, ver, node) for _, tie, ver, node in self.entries if ver == node.ver]
+        self.fresh, self.source = None, []
+        self.epoch = self.coming = epoch
+        self.entries = [(epoch.rank(node), tie, ver, node) for tie, ver, node in live]
+        heapify(self.entries)
+
+    def parties(self) -> list[N]:
+        """Who competes, in no order."""
+        return [node for _, _, ver, node in self.entries if ver == node.ver]

@@ -1,0 +1,77 @@
+"""The frozen statistics of a core, collected on demand.
+
+Owns the mapping from live state to the `Stats` record. Must not change anything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scheduler.model import GateStats, PartyStats, PoolStats, Stats
+from scheduler.pool import Pool
+from scheduler.usage import Ledger, UserAccount
+
+if TYPE_CHECKING:
+    from scheduler.core import Core
+
+
+def collect(core: Core, now: float) -> Stats:
+    """Everything at this moment."""
+    fleet = core.fleet
+    return Stats(
+        now=now,
+        queued=core.queued,
+        running=core.running,
+        pools=tuple(_pool(pool, now) for pool in fleet.pools.values()),
+        gates=tuple(GateStats(gate.name, gate.slots, gate.running) for gate in fleet.gates.values()),
+        parties=tuple(_party(fleet.ledger, account, now) for account in fleet.ledger.users.values()),
+        tenants=_tenants(fleet.ledger, now),
+        granted=core.granted,
+        refused={reason.value: count for reason, count in core.refused.items()},
+        stray_releases=core.stray_releases,
+    )
+
+
+def _pool(pool: Pool, now: float) -> PoolStats:
+    oldest = min((request.arrival for node in pool.nodes.values() if node.n for request in node.heads()), default=now)
+    return PoolStats(
+        pool=pool.name,
+        queued=pool.queued,
+        running=pool.running,
+        slots=int(pool.slots),
+        oldest_wait=now - oldest,
+        service_time=pool.averages.service,
+        mean_cost=pool.averages.cost,
+        scale=pool.epoch.scale,
+    )
+
+
+def _party(ledger: Ledger, account: UserAccount, now: float) -> PartyStats:
+    return PartyStats(
+        tenant=account.key[0],
+        user=account.key[1],
+        usage=ledger.usage(account, now),
+        share=account.share,
+        queued=account.queued,
+        running=account.running,
+        grants=account.grants,
+        waited=account.waited,
+    )
+
+
+def _tenants(ledger: Ledger, now: float) -> tuple[PartyStats, ...]:
+    """Tenants, their counts summed over the users that are remembered."""
+    counts: dict[int, list[float]] = {}
+    for account in ledger.users.values():
+        row = counts.setdefault(id(account.tenant), [0, 0, 0.0])
+        row[0] += account.queued
+        row[1] += account.grants
+        row[2] += account.waited
+    rows = []
+    for tenant in ledger.tenants.values():
+        queued, grants, waited = counts.get(id(tenant), [0, 0, 0.0])
+        usage = ledger.usage(tenant, now)
+        rows.append(
+            PartyStats(tenant.key[0], "", usage, tenant.share, int(queued), tenant.running, int(grants), waited)
+        )
+    return tuple(rows)
