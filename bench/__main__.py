@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench import check, report, tools
+from bench import check, report
 from bench.peers import PEERS
 from bench.peers.fairgate import Fairgate
 from bench.run import Plan, run
@@ -49,7 +49,6 @@ def compare(given: argparse.Namespace) -> None:
     """Run and print the table; rows and table also land in bench/out/."""
     if given.python:
         Fairgate.python = str(Path(given.python).absolute())
-    tools.NICENESS = given.nice
     spins = {"yes": (True,), "no": (False,), "both": (True, False)}[given.spin]
     plan = Plan(
         peers=names(given.peers, dict(PEERS)),
@@ -59,6 +58,7 @@ def compare(given: argparse.Namespace) -> None:
         spins=spins,
         proxy_core=given.proxy_core,
         load_core=given.load_core,
+        nice=given.nice,
     )
     OUT.mkdir(exist_ok=True)
     rows_path = OUT / time.strftime("run-%Y%m%d-%H%M%S.jsonl")

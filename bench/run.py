@@ -7,6 +7,7 @@ looks.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class Plan:
     spins: tuple[bool, ...] = (True,)
     proxy_core: int = 0
     load_core: int = 1
+    nice: int = 0
 
 
 @dataclass
@@ -125,6 +127,8 @@ def start_peers(plan: Plan, backend: Backend) -> list[Peer]:
         if not reason:
             try:
                 peer.start()
+                for pid in peer.pids() if plan.nice else ():
+                    machine.prioritise(pid, plan.nice)
             except BenchError as error:
                 reason = str(error)
                 peer.stop()
@@ -160,6 +164,8 @@ def line_of(row: Row) -> str:
 def run(plan: Plan, rows_to: Path, on_row: Callable[[Row], None] = lambda row: say(line_of(row))) -> list[Row]:
     """Run the plan. Rows go to the JSON lines file as they come, after a first line with the facts of the run."""
     machine.allow_many_files()
+    if plan.nice:
+        machine.prioritise(os.getpid(), plan.nice)  # the tools inherit it
     rows: list[Row] = []
     with Backend(plan.load_core) as backend, rows_to.open("w") as out:
         peers: list[Peer] = []

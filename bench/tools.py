@@ -37,14 +37,8 @@ def compile_tool(name: str) -> Path:
     return program
 
 
-# Set by --nice: on a machine that others use too, processes of a higher priority are disturbed less.
-NICENESS = 0
-
-
 def pinned(core: int, command: list[str]) -> list[str]:
-    """The command bound to one core, at the priority of this session."""
-    nice = ["nice", "-n", str(NICENESS)] if NICENESS else []
-    return [*nice, "taskset", "-c", str(core), *command]
+    return ["taskset", "-c", str(core), *command]
 
 
 def fetch(

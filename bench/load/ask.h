@@ -8,7 +8,7 @@
 struct ask {
     const char *path, *query; /* both NUL-terminated copies inside `target` */
     char target[512];
-    bool post, close;
+    bool post, close, broken; /* broken: not HTTP/1, as a gateway probing for gRPC sends */
     const char *body;
     size_t body_length, total_length;
     int stream; /* -1 not said */
@@ -158,6 +158,11 @@ static inline bool read_ask(struct buffer *in, struct ask *ask)
         return false;
     char *body = head_end + 4, *limit = in->data + in->length, *end = body;
     *ask = (struct ask){.stream = -1, .frames = -1, .seed = -1, .rate = -1, .body = body};
+    char *line_end = memchr(in->data, '\r', (size_t)(body - in->data));
+    if (!memmem(in->data, (size_t)(line_end - in->data), " HTTP/1.", 8)) {
+        ask->broken = true;
+        return true;
+    }
     const char *length = header_value(in->data, body, "content-length:");
     const char *coding = header_value(in->data, body, "transfer-encoding:");
     if (coding && !strncasecmp(coding, "chunked", 7)) {

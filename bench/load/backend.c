@@ -370,6 +370,10 @@ static bool serve(struct connection *c)
         c->in.data[c->in.length] = 0;
         if (!read_ask(&c->in, &ask))
             return true;
+        if (ask.broken) {
+            connection_end(c);
+            return false;
+        }
         answer_request(c, &ask);
         buffer_consume(&c->in, ask.total_length);
         if (c->close && !c->streaming && !c->out.length) {

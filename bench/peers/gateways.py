@@ -71,7 +71,12 @@ class LiteLlm(_FromPyPI):
     usage_hidden = False
 
     def environment(self) -> dict[str, str]:
-        return {"LITELLM_TELEMETRY": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+        return {
+            "LITELLM_TELEMETRY": "False",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_LOG": "ERROR",
+            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+        }
 
     def command(self) -> list[str]:
         base = f"http://127.0.0.1:{self.backend_port}/v1"
