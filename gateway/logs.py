@@ -223,16 +223,16 @@ class Logging:
         self._root = root
         self._before = (root.level, root.handlers[:])
 
-    @property
-    def dropped(self) -> int:
-        """Lines lost because nobody took them."""
-        return self.sink.dropped
-
     def stop(self) -> None:
         level, handlers = self._before
         self._root.handlers[:] = handlers
         self._root.setLevel(level)
         self.sink.stop()
+
+
+def dropped() -> int:
+    """Lines that the process's log lost because nobody took them."""
+    return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, Sink))
 
 
 def setup(level: str = "info", *, secrets: Iterable[str] = (), stream: TextIO | None = None) -> Logging:

@@ -111,11 +111,11 @@ METRICS: Final = (
     Described("fairgate_audit_pending", "gauge", "Audit rows not yet in the store."),
     Described("fairgate_audit_written_total", "counter", "Audit rows written to the store."),
     Described("fairgate_audit_failures_total", "counter", "Failed writes of audit batches."),
+    Described("fairgate_audit_dropped_total", "counter", "Audit rows lost because there was no room."),
     Described("fairgate_connections", "gauge", "Open connections.", labels=("side",)),
     Described("fairgate_buffered_bytes", "gauge", "Bytes held.", labels=("held",)),
     Described("fairgate_log_lines_dropped_total", "counter", "Log lines dropped because nobody took them."),
     Described("fairgate_scrape_failures_total", "counter", "Sources that failed while being scraped."),
-    Described("fairgate_config_generation", "gauge", "Times the configuration was taken into use."),
     Described("fairgate_build_info", "gauge", "1; the version of this build.", labels=("version", "python")),
 )
 

@@ -55,7 +55,7 @@ def busy() -> Metrics:
             ("fairgate_connections", ("client",), 5),
             ("fairgate_buffered_bytes", ("bodies",), 6),
             ("fairgate_log_lines_dropped_total", (), 0),
-            ("fairgate_config_generation", (), 1),
+            ("fairgate_audit_dropped_total", (), 0),
         ],
     )
     return made

@@ -1,0 +1,173 @@
+"""The control plane: an ASGI application on a listener of its own, in the same event loop as the data plane.
+
+/metrics, /healthz, /readyz with its reasons, and /stats. It reads; it never waits on the data plane and holds the loop
+only for short turns. Must not know the data plane's sockets.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.admin.state import Gateway, readiness, register_sources, stats
+from gateway.config import parse_listen
+
+__all__ = ["AdminServer", "Gateway", "admin_app", "serve_admin"]
+
+BACKLOG: Final = 128
+CONCURRENT: Final = 64  # requests at once; a scraper, a console and a few probes need less
+GRACE: Final = 1  # seconds that answers under way get when it closes
+_SECURITY: Final = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+
+def admin_app(gateway: Gateway) -> Starlette:
+    """The application over a running gateway; its metrics read the gateway's services from now on."""
+    register_sources(gateway)
+
+    async def metrics(request: Request) -> Response:
+        content_type, parts = gateway.metrics.exposition(request.headers.get("accept", ""))
+        return StreamingResponse(_with_turns(parts), headers={"content-type": content_type})
+
+    async def healthz(request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(request: Request) -> Response:
+        state = readiness(gateway)
+        return _json(state, 200 if state["ready"] else 503)
+
+    async def everything(request: Request) -> Response:
+        return _json(stats(gateway))
+
+    app = Starlette(
+        routes=[
+            Route("/metrics", metrics),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/stats", everything),
+        ]
+    )
+    app.add_middleware(_SecurityHeaders)
+    return app
+
+
+async def _with_turns(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Let the loop turn between two metrics: a scrape of many models must not stall streams."""
+    for part in parts:
+        yield part
+        await asyncio.sleep(0)
+
+
+def _json(body: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status, media_type="application/json")
+
+
+class _SecurityHeaders:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_SECURITY)
+            await send(message)
+
+        await self._app(scope, receive, sending)
+
+
+class _Server(uvicorn.Server):
+    """Signals belong to `gateway.app`; `ready` tells when requests are answered."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Until `should_exit`, or until cancelled: then the listener closes at once (uvloop cannot close a loop with
+        a listener that is still open)."""
+        try:
+            await super().serve(sockets=sockets)
+        finally:
+            for listener in getattr(self, "servers", ()):  # set by startup
+                listener.close()
+            for bound in sockets or ():
+                bound.close()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self.ready.set()
+
+
+class AdminServer:
+    """The running listener."""
+
+    def __init__(self, server: _Server, task: "asyncio.Task[None]", port: int) -> None:
+        self._server = server
+        self._task = task
+        self.port = port
+
+    def __repr__(self) -> str:
+        return f"<AdminServer port={self.port} {'closed' if self._task.done() else 'open'}>"
+
+    async def close(self) -> None:
+        """Stop listening; answers under way get GRACE seconds. Idempotent."""
+        self._server.should_exit = True
+        await asyncio.wait({self._task})
+        await self._task
+
+
+async def serve_admin(listen: str, app: Any) -> AdminServer:
+    """Serve the ASGI application `app` on `HOST:PORT` in this loop until closed.
+
+    Raises OSError when the address cannot be had and ValueError when it is none.
+    """
+    host, port = parse_listen(listen)
+    bound = socket.create_server(
+        (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
+    )
+    bound.setblocking(False)
+    config = uvicorn.Config(
+        app,
+        http="h11",  # bounds what it buffers of a head
+        ws="none",
+        loop="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=CONCURRENT,
+        timeout_graceful_shutdown=GRACE,
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[bound]), name="admin")
+    ready = asyncio.create_task(server.ready.wait())
+    try:
+        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ready.cancel()
+    if task.done():
+        bound.close()
+        await task
+        raise OSError(f"the admin listener on {listen} ended at its start")
+    return AdminServer(server, task, bound.getsockname()[1])

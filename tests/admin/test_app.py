@@ -1,0 +1,288 @@
+"""The control plane over real sockets, in the loop it shares with the rest."""
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar
+
+import httpx
+import pytest
+import uvloop
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from starlette.responses import StreamingResponse
+
+from gateway import config
+from gateway.admin.app import AdminServer, admin_app, serve_admin
+from gateway.flow.ledger import LedgerStats
+from gateway.http1.server import ServerStats
+from gateway.services.audit import AuditStats
+from gateway.services.backends import BackendService
+from gateway.services.keys import KeyStats
+from gateway.services.metrics import Metrics
+from scheduler.model import GateStats, PoolStats, Stats
+from tests.services.engines import Engine, running, vllm
+
+SECRET = "sk-backend-secret-0123456789"
+Record = TypeVar("Record")
+
+
+class Fixed(Generic[Record]):
+    """A service that stands still: one record for ever."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def stats(self) -> Record:
+        return self._record
+
+
+class World:
+    """A gateway for the control plane to look at: real backends and metrics, the rest standing still."""
+
+    def __init__(self, *sections: config.Backend) -> None:
+        self.metrics = Metrics(dialects=["openai"], routes=["/v1/chat/completions"], clock=time.monotonic)
+        self.metrics.know(models=["m"], backends=["a", "b"])
+        self.backends = BackendService(
+            sections,
+            config.Discovery(timeout=2.0, eject_after=1),
+            config.Upstream(),
+            {},
+            clock=time.monotonic,
+            on_change=lambda topology: None,
+        )
+        pool = PoolStats(pool="m", queued=3, running=2, slots=4, oldest_wait=1, service_time=1, mean_cost=1, scale=1)
+        self.scheduler = Fixed(
+            Stats(
+                now=0.0,
+                queued=3,
+                running=2,
+                pools=(pool,),
+                gates=(GateStats(gate="a", slots=4, running=2),),
+                parties=(),
+                tenants=(),
+                granted=5,
+                refused={},
+                stray_releases=0,
+            )
+        )
+        self.audit = Fixed(AuditStats(written=7, pending=1, failures=0, dropped=0, oldest_seconds=0.1))
+        self.keys = Fixed(KeyStats(hashed=1, refused=0, unavailable=0, cached=1, negative=0, flights=0))
+        self.server = Fixed(ServerStats(open=4, busy=1, accepted=9, refused=0, requests=12, timed_out=0))
+        self.ledger = Fixed(LedgerStats(open=2, body_bytes=2048, waiting=3))
+        self.pools: dict[str, Any] = {}
+        self.draining = False
+
+    def ready(self) -> bool:
+        return not self.draining and bool(self.backends.models())
+
+
+def section(name: str, engine: Engine) -> config.Backend:
+    return config.Backend(name=name, url=engine.url, engine="vllm", key=SECRET)
+
+
+def run(body: Callable[[], Awaitable[None]], *, uv: bool = True) -> None:
+    async def main() -> None:
+        await body()
+
+    uvloop.run(main()) if uv else asyncio.run(main())
+
+
+async def get(admin: AdminServer, path: str, **more: Any) -> httpx.Response:
+    async with httpx.AsyncClient(trust_env=False) as http:
+        return await http.request(more.pop("method", "GET"), f"http://127.0.0.1:{admin.port}{path}", **more)
+
+
+@pytest.mark.parametrize("uv", [True, False])
+def test_metrics_in_both_formats(uv: bool) -> None:
+    """O2: services' statistics are read at scrape."""
+
+    async def body() -> None:
+        engine = vllm("m")
+        async with running(engine):
+            world = World(section("a", engine))
+            await world.backends.refresh()
+            world.metrics.count_request("openai", "/v1/chat/completions", 200, "done")
+            admin = await serve_admin("127.0.0.1:0", admin_app(world))
+            plain = await get(admin, "/metrics")
+            assert plain.headers["content-type"].startswith("text/plain")
+            found = {(s.name, *sorted(s.labels.values())): s.value for f in parse_text(plain.text) for s in f.samples}
+            assert found["fairgate_requests_total", "/v1/chat/completions", "2xx", "done", "openai"] == 1
+            assert found["fairgate_queue_depth", "m"] == 3
+            assert found["fairgate_slots_running", "a"] == 2
+            assert found["fairgate_backend_up", "a"] == 1
+            assert found["fairgate_audit_written_total",] == 7
+            assert found["fairgate_connections", "client"] == 4
+            assert found["fairgate_buffered_bytes", "bodies"] == 2048
+            opened = await get(admin, "/metrics", headers={"accept": "application/openmetrics-text;version=1.0.0"})
+            assert opened.headers["content-type"].startswith("application/openmetrics-text")
+            assert {family.name for family in parse_openmetrics(opened.text)} >= {"fairgate_requests"}
+            await admin.close()
+
+    run(body, uv=uv)
+
+
+def test_health_and_readiness_with_reasons() -> None:
+    """O1"""
+
+    async def body() -> None:
+        engine, dead = vllm("m"), vllm("n")
+        async with running(engine, dead):
+            world = World(section("a", engine), section("b", dead))
+            admin = await serve_admin("127.0.0.1:0", admin_app(world))
+            assert (await get(admin, "/healthz")).text == "ok\n"
+            before = await get(admin, "/readyz")
+            assert before.status_code == 503
+            assert before.json()["backends"] == {"a": "not looked at yet", "b": "not looked at yet"}
+            await dead.stop()
+            await world.backends.refresh()
+            after = await get(admin, "/readyz")
+            assert after.status_code == 200
+            assert after.json()["ready"] is True
+            assert after.json()["backends"]["a"] == "ok"
+            assert after.json()["backends"]["b"].startswith("ejected: ConnectError")
+            world.draining = True
+            drained = await get(admin, "/readyz")
+            assert (drained.status_code, drained.json()["draining"]) == (503, True)
+            assert (await get(admin, "/healthz")).status_code == 200, "alive while it drains"
+            await admin.close()
+
+    run(body)
+
+
+def test_stats_and_no_secret_in_any_of_it() -> None:
+    """O3, O5: what `fairgate top` reads; backend keys appear nowhere."""
+
+    async def body() -> None:
+        engine = vllm("m")
+        engine.says("/v1/models", {"error": SECRET})
+        async with running(engine):
+            world = World(section("a", engine))
+            await world.backends.refresh()
+            engine.says("/v1/models", {"data": [{"id": "m"}]})
+            await world.backends.refresh()
+            admin = await serve_admin("127.0.0.1:0", admin_app(world))
+            stats = (await get(admin, "/stats")).json()
+            assert stats["backends"][0]["name"] == "a"
+            assert stats["backends"][0]["loaded"] == ["m"]
+            assert stats["scheduler"]["pools"][0]["queued"] == 3
+            assert (stats["audit"]["written"], stats["ledger"]["waiting"]) == (7, 3)
+            for path in ("/stats", "/metrics", "/readyz", "/healthz"):
+                assert SECRET not in (await get(admin, path)).text, path
+            await admin.close()
+
+    run(body)
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/stats", "/nothing"])
+def test_headers_methods_and_unknown_paths(path: str) -> None:
+    """H8, H10, H11"""
+
+    async def body() -> None:
+        admin = await serve_admin("127.0.0.1:0", admin_app(World()))
+        answer = await get(admin, path)
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["cache-control"] == "no-store"
+        assert "server" not in answer.headers
+        assert (answer.status_code == 404) == (path == "/nothing")
+        posted = await get(admin, path, method="POST")
+        assert posted.status_code == (404 if path == "/nothing" else 405)
+        await admin.close()
+
+    run(body)
+
+
+def test_it_leaves_signals_alone() -> None:
+    """H13: SIGTERM and SIGINT belong to the application."""
+
+    async def body() -> None:
+        handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+        admin = await serve_admin("127.0.0.1:0", admin_app(World()))
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+        await admin.close()
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+    run(body)
+
+
+def test_close_ends_the_listener_and_is_idempotent() -> None:
+    """H13: also while a client keeps its connection and another waits for an answer that takes too long."""
+
+    async def body() -> None:
+        started = asyncio.Event()
+
+        async def endless() -> Any:
+            started.set()
+            yield b"x"
+            await asyncio.Event().wait()
+
+        app = admin_app(World())
+        app.add_route("/endless", lambda request: StreamingResponse(endless()))
+        admin = await serve_admin("127.0.0.1:0", app)
+        _reader, writer = await asyncio.open_connection("127.0.0.1", admin.port)
+        writer.write(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
+        await started.wait()
+        async with httpx.AsyncClient(trust_env=False) as kept:
+            assert (await kept.get(f"http://127.0.0.1:{admin.port}/healthz")).status_code == 200
+            await asyncio.wait_for(admin.close(), 20)
+        await admin.close()
+        assert "closed" in repr(admin)
+        writer.close()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", admin.port)
+
+    run(body)
+
+
+def test_a_listener_nobody_closed_ends_with_its_loop() -> None:
+    """H13: a start that fails after the admin listener must end, not hang."""
+    ports: list[int] = []
+
+    async def body() -> None:
+        admin = await serve_admin("127.0.0.1:0", admin_app(World()))
+        ports.append(admin.port)
+        assert (await get(admin, "/healthz")).status_code == 200
+
+    run(body)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", ports[0]), timeout=5)
+
+
+def test_an_address_in_use_is_told() -> None:
+    """H10: at start, not in a log line later."""
+
+    async def body() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+            await serve_admin(f"127.0.0.1:{taken.getsockname()[1]}", admin_app(World()))
+        with pytest.raises(ValueError, match="not HOST:PORT"):
+            await serve_admin("nonsense", admin_app(World()))
+
+    run(body)
+
+
+def test_a_scrape_of_many_models_lets_the_loop_turn() -> None:
+    """O2: parts, so that streams go on in between."""
+
+    async def body() -> None:
+        world = World()
+        world.metrics.know(models=[f"m{n}" for n in range(100)])
+        admin = await serve_admin("127.0.0.1:0", admin_app(world))
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        text = (await get(admin, "/metrics")).text
+        counting.cancel()
+        assert text.count("\n") > 5000
+        assert turns > 20
+        await admin.close()
+
+    run(body)
