@@ -21,15 +21,18 @@ _DIGITS = re.compile(rb"[0-9]{1,18}")
 _SINGLE = (b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", b"location")
 
 
-def parse_response_head(buffer: bytes, method: str, start: int = 0) -> tuple[ResponseHead, int] | None:
+def parse_response_head(
+    buffer: bytes, method: str, start: int = 0, searched: int = 0
+) -> tuple[ResponseHead, int] | None:
     """The response head that begins at `start`, and the index of its body's first byte; None if it is incomplete.
 
-    `method` is the request's: an answer to HEAD has no body. Interim heads (1xx) are returned like others. Raises
+    `method` is the request's: an answer to HEAD has no body. Interim heads (1xx) are returned like others. `searched`
+    spares a second look at bytes of an earlier call that returned None: the length of its buffer. Raises
     `UpstreamWireError` on anything malformed, ambiguous or longer than `HEAD_BYTES`.
     """
-    end = buffer.find(b"\r\n\r\n", start, start + HEAD_BYTES)
+    end = buffer.find(b"\r\n\r\n", max(start, searched - 3), start + HEAD_BYTES)
     if end < 0:
-        _check_incomplete(buffer, start)
+        _check_incomplete(buffer, start, max(start, searched - 1))
         return None
     end += 4
     match = _HEAD.fullmatch(buffer, start, end)
@@ -45,13 +48,13 @@ def parse_response_head(buffer: bytes, method: str, start: int = 0) -> tuple[Res
     return _framed(int(digits), minor == b"1", headers, method), end
 
 
-def _check_incomplete(buffer: bytes, start: int) -> None:
+def _check_incomplete(buffer: bytes, start: int, unseen: int) -> None:
     """Refuse at once what no further byte can mend."""
     if len(buffer) - start >= HEAD_BYTES:
         raise UpstreamWireError("response head too long")
     if not b"HTTP/1.".startswith(buffer[start : start + 7]):
         raise UpstreamWireError("not an HTTP/1 response")
-    if _BROKEN.search(buffer, start):
+    if _BROKEN.search(buffer, unseen):
         raise UpstreamWireError("control byte, bare CR or bare LF in response head")
 
 

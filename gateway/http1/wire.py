@@ -176,13 +176,13 @@ class RequestReader:
     def _check_partial(self, buffer: bytes) -> None:
         """Refuse at once what no further byte can mend."""
         rules.check_partial(buffer, self._limits.target_bytes, max(self._scanned - 1, 0))
+        if not self._line_checked and b"\r\n" in buffer:
+            rules.check_line(buffer, self._limits.target_bytes)
+            self._line_checked = True
         if len(buffer) > self._limits.head_bytes:
             raise WireError(431, "request head too long")
         if buffer.count(b"\n") - 1 > self._limits.header_count:
             raise WireError(431, "too many header fields")
-        if not self._line_checked and b"\r\n" in buffer:
-            rules.check_line(buffer, self._limits.target_bytes)
-            self._line_checked = True
         self._scanned = max(len(buffer) - 3, 0)
 
     def _open(self, head: bytes) -> None:
