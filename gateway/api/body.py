@@ -26,22 +26,21 @@ _NUMBER = msgspec.json.Decoder(int | float | None)
 
 # Possessive repeats: a valid body never needs to backtrack, and ten million escapes must not pile up a stack.
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_KEY = re.compile(rb"[ \t\r\n]*+(%b)[ \t\r\n]*+:[ \t\r\n]*+" % _STRING, re.DOTALL)
+_KEY = re.compile(rb"[ \t\r\n]*+,?[ \t\r\n]*+(%b)[ \t\r\n]*+:[ \t\r\n]*+" % _STRING, re.DOTALL)
 _STRING_VALUE = re.compile(_STRING, re.DOTALL)
 _SCALAR = re.compile(rb"[^,}\] \t\r\n]++")
 _BRACKET = re.compile(rb"%b|[][{}]" % _STRING, re.DOTALL)
-_NEXT = re.compile(rb"[ \t\r\n]*+([,}])")
-_OPEN = re.compile(rb"[ \t\r\n]*+\{[ \t\r\n]*+")
+_AFTER_SCALAR = frozenset(b",} \t\r\n")
 
 _BLOB = re.compile(rb';base64,[A-Za-z0-9+/=_-]*+|"images"[ \t\r\n]*+:[ \t\r\n]*+\[[^]]*+')
 _BLOB_FROM = 64 * 1024
-"""A prompt part below this size counts as text whatever it holds: searching it would cost as much as decoding it."""
+"""A body up to this size counts as text whatever it holds: searching it would cost as much as decoding it."""
 _BLOB_AS_BYTES = 4096
 """What one image counts for in place of its base64: about a thousand tokens."""
 
 
 class Member(NamedTuple):
-    """One member of an object: its key as text, whether the key is spelled plainly, the span of its value."""
+    """One member of an object: its key as text, whether the key is spelled without escapes, the span of its value."""
 
     key: str
     plain: bool
@@ -63,10 +62,17 @@ def read_object(body: bytes, guarded: frozenset[str], parent: str = "") -> Membe
     names = "\n".join(members)
     if names.casefold() != names:
         _refuse_variants(members, guarded, parent)
-    # Compact JSON with distinct, unescaped keys has exactly this length; whatever else stands there makes it longer.
-    if len(names) + sum(map(len, members.values())) + 3 * len(members) + 2 != len(body):
+    if len(names) + _around(members) != len(body):
         _refuse_repeats(body, members, guarded, parent)
     return members
+
+
+def _around(members: Members) -> int:
+    """Bytes of a compact object apart from its keys joined by one byte each: values, quotes, colons, commas, braces.
+
+    A body of just this length has distinct keys without escapes and no white space: each of those would make it longer.
+    """
+    return sum(map(len, members.values())) + 3 * len(members) + 2
 
 
 def _complaint(body: bytes, err: Exception, parent: str) -> str:
@@ -118,30 +124,35 @@ def scan(body: bytes, members: Members) -> list[Member]:
     `members` are its decoded members: where a value is the one known, it is stepped over without reading it.
     """
     found = []
-    opening = _OPEN.match(body)
-    at = opening.end() if opening else 0
-    while key := _KEY.match(body, at):
-        text: str = msgspec.json.decode(key[1], type=str)
-        end = _value_end(body, key.end(), members.get(text))
-        found.append(Member(text, len(text.encode()) + 2 == len(key[1]), key.end(), end))
-        separator = _NEXT.match(body, end)
-        if separator is None or separator[1] == b"}":
-            break
-        at = separator.end()
+    at = body.index(b"{") + 1
+    while match := _KEY.match(body, at):
+        raw = match[1]
+        plain = b"\\" not in raw
+        key = raw[1:-1].decode() if plain else _TEXT.decode(raw) or ""
+        start = match.end()
+        at = _value_end(body, start, members.get(key))
+        found.append(Member(key, plain, start, at))
     return found
 
 
 def _value_end(body: bytes, start: int, known: msgspec.Raw | None) -> int:
-    """Where the value at `start` ends. Only strings, arrays and objects show their own end, so only these are known."""
+    """Where the value at `start` ends; `known` is stepped over where it is the value."""
     first = body[start]
-    if first not in b'"[{':
-        scalar = _SCALAR.match(body, start)
-        return scalar.end() if scalar else start
     if known is not None and body.startswith(bytes(known), start):
-        return start + len(known)
+        end = start + len(known)
+        # Strings, arrays and objects show their own end; the start of a number may be a shorter number.
+        if first in b'"[{' or body[end] in _AFTER_SCALAR:
+            return end
     if first == 0x22:
         string = _STRING_VALUE.match(body, start)
         return string.end() if string else len(body)
+    if first in b"[{":
+        return _brackets_end(body, start)
+    scalar = _SCALAR.match(body, start)
+    return scalar.end() if scalar else start
+
+
+def _brackets_end(body: bytes, start: int) -> int:
     depth = 0
     for token in _BRACKET.finditer(body, start):
         mark = body[token.start()]
@@ -154,6 +165,20 @@ def _value_end(body: bytes, start: int, known: msgspec.Raw | None) -> int:
     return len(body)
 
 
+def _spans(body: bytes, members: Members, values: Mapping[str, bytes]) -> list[tuple[int, int, bytes]]:
+    """Where the present keys of `values` have their values, with the new texts."""
+    if len("\n".join(members)) + _around(members) != len(body):
+        return [(m.start, m.end, values[m.key]) for m in scan(body, members) if m.key in values]
+    spans = []
+    at = 1
+    for key, raw in members.items():
+        start = at + len(key) + 3
+        at = start + len(raw) + 1
+        if key in values:
+            spans.append((start, at - 1, values[key]))
+    return spans
+
+
 def with_members(body: bytes, values: Mapping[str, bytes]) -> bytes:
     """`body`, a valid JSON object, with each key of `values` set to that JSON text; all other bytes as they are.
 
@@ -161,11 +186,15 @@ def with_members(body: bytes, values: Mapping[str, bytes]) -> bytes:
     plain ASCII names that stand at most once (`read_object` has refused the rest).
     """
     members = _OBJECT.decode(body)
-    spans = []
-    if not members.keys().isdisjoint(values):
-        spans = [(m.start, m.end, values[m.key]) for m in scan(body, members) if m.key in values]
     head = b",".join(b'"%b":%b' % (key.encode(), text) for key, text in values.items() if key not in members)
-    return _splice(body, spans, head + b"," if head and members else head)
+    at = body.index(b"{") + 1
+    parts = [body[:at], head + b"," if head and members else head]
+    if not members.keys().isdisjoint(values):
+        for start, end, text in _spans(body, members, values):
+            parts += (body[at:start], text)
+            at = end
+    parts.append(body[at:])
+    return b"".join(parts)
 
 
 def insert_members(body: bytes, values: Mapping[str, bytes]) -> bytes:
@@ -173,16 +202,6 @@ def insert_members(body: bytes, values: Mapping[str, bytes]) -> bytes:
     fresh = [b'"%b":%b' % (key.encode(), text) for key, text in values.items()]
     at = body.index(b"{") + 1
     return b"".join((body[:at], b",".join(fresh), b",", body[at:]))
-
-
-def _splice(body: bytes, spans: list[tuple[int, int, bytes]], head: bytes) -> bytes:
-    at = body.index(b"{") + 1
-    parts = [body[:at], head]
-    for start, end, text in sorted(spans):
-        parts += (body[at:start], text)
-        at = end
-    parts.append(body[at:])
-    return b"".join(parts)
 
 
 def read_model(members: Members, key: str = "model") -> str:
@@ -266,14 +285,14 @@ def prompts_in(members: Members, key: str) -> int:
     return len(_LIST.decode(text))
 
 
-def prompt_bytes(members: Members, keys: tuple[str, ...]) -> int:
-    """Size of the members that make up the prompt; in large ones an image counts as a flat amount, not as text."""
+def prompt_bytes(body: bytes, members: Members, keys: tuple[str, ...]) -> int:
+    """Size of the prompt in bytes, for an estimate: of a small body all of it, of a large one the members `keys`.
+
+    In large ones an image counts as a flat amount, not as text.
+    """
+    if len(body) <= _BLOB_FROM:
+        return len(body)
     total = 0
-    for key in keys:
-        raw = members.get(key)
-        if raw is None:
-            continue
-        total += len(raw)
-        if len(raw) > _BLOB_FROM:
-            total -= sum(max(0, m.end() - m.start() - _BLOB_AS_BYTES) for m in _BLOB.finditer(bytes(raw)))
+    for text in (bytes(members[key]) for key in keys if key in members):
+        total += len(text) - sum(max(0, m.end() - m.start() - _BLOB_AS_BYTES) for m in _BLOB.finditer(text))
     return total

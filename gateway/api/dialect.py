@@ -70,7 +70,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     @property
     def metered(self) -> bool:
         """Whether the route goes through limits, queue and backend."""
-        return self.kind in METERED
+        return bool(self.upstream)
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):

@@ -54,13 +54,15 @@ _BLOCKED = (
 
 _GUARDED = frozenset({"model", "name", "stream", "options", "messages", "prompt", "input"})
 _GUARDED_OPTIONS = frozenset({"num_predict"})
-_GENERATIONS = (Kind.CHAT, Kind.COMPLETION)
+_GENERATES = frozenset({b"/api/chat", b"/api/generate"})
+"""Engine paths that generate text: they stream unless told not to, and have an output limit."""
 
 _PROMPTS = {
-    Kind.CHAT: ("messages", "tools", "format"),
-    Kind.COMPLETION: ("prompt", "suffix", "system", "template", "context", "format", "images"),
-    Kind.EMBEDDING: ("input", "prompt"),
-    Kind.SHOW: (),
+    b"/api/chat": ("messages", "tools", "format"),
+    b"/api/generate": ("prompt", "suffix", "system", "template", "context", "format", "images"),
+    b"/api/embed": ("input",),
+    b"/api/embeddings": ("prompt",),
+    b"/api/show": (),
 }
 
 _TAG_FIELDS = ("modified_at", "size", "digest", "details", "capabilities")
@@ -114,16 +116,16 @@ class Ollama:
         """The view of a body. Raises BadRequest with a sentence that names the field."""
         members = read_object(body, _GUARDED)
         keys = _GUARDED.intersection(members)
-        kind = endpoint.kind
-        generates = kind in _GENERATIONS
+        path = endpoint.upstream
+        generates = path in _GENERATES
         _check_prompt(members, keys)
         # `/api/show` takes the older `name` where `model` is absent or empty.
-        old_name = kind is Kind.SHOW and "name" in keys and not read_text(members, "model")
+        old_name = "name" in keys and endpoint.kind is Kind.SHOW and not read_text(members, "model")
         return Ask(
             model=read_model(members, "name" if old_name else "model"),
             stream=generates and read_flag(members, "stream", absent=True),
             max_tokens=_limit(members) if generates and "options" in keys else None,
-            input_bytes=prompt_bytes(members, _PROMPTS[kind]),
+            input_bytes=prompt_bytes(body, members, _PROMPTS[path]),
             keys=keys,
         )
 
@@ -136,7 +138,7 @@ class Ollama:
         if model != ask.model:
             changes["model"] = msgspec.json.encode(model)
         fits = ask.max_tokens is not None and 0 < ask.max_tokens <= cap
-        if endpoint.kind in _GENERATIONS and not fits:
+        if not fits and endpoint.upstream in _GENERATES:
             changes["options"] = _capped_options(body, ask, cap)
         if not changes:
             return body

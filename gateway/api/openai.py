@@ -3,7 +3,7 @@
 Served by every engine kind (Ollama too, on its own `/v1`). Must not know other dialects, services or transport.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -27,31 +27,16 @@ from gateway.errors import BadRequest, BudgetSpent, Busy, GatewayError, ModelUna
 CHOICES = 128
 """Most answers one request may ask for (the API's own bound of `n`)."""
 
-_GENERATIONS = {
-    Kind.CHAT: ("max_tokens", "max_completion_tokens"),
-    Kind.COMPLETION: ("max_tokens",),
-    Kind.RESPONSES: ("max_output_tokens",),
-}
-"""Kinds that generate -> the keys by which the API limits the output; the first is added where all are absent."""
-
-_CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
+_CAPS = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"})
 """All keys some engine takes as output limit: clamped wherever they stand. llama.cpp prefers its own `n_predict`."""
 
-_MULTIPLIERS = ("n", "best_of", "n_cmpl")
+_MULTIPLIERS = frozenset({"n", "best_of", "n_cmpl"})
 """Keys that make one request generate several answers; `n_cmpl` is llama.cpp's."""
 
 _GUARDED = frozenset(
-    {"model", "stream", "stream_options", "messages", "prompt", "input", "user", *_CAPS, *_MULTIPLIERS}
+    {"model", "stream", "stream_options", "messages", "prompt", "input", "user"} | _CAPS | _MULTIPLIERS
 )
 _GUARDED_OPTIONS = frozenset({"include_usage"})
-
-_PROMPTS = {
-    Kind.CHAT: ("messages", "tools", "functions", "response_format"),
-    Kind.COMPLETION: ("prompt", "suffix"),
-    Kind.EMBEDDING: ("input", "messages"),
-    Kind.RESPONSES: ("input", "instructions", "tools"),
-    Kind.RERANK: ("query", "documents", "texts"),
-}
 
 _READS_MAX_TOKENS_ONLY = frozenset({"ollama", "llamacpp"})
 """Engines of which not every version knows `max_completion_tokens`: they get `max_tokens` as well."""
@@ -108,16 +93,15 @@ class OpenAI:
         """The view of a body. Raises BadRequest with a sentence that names the field."""
         members = read_object(body, _GUARDED)
         keys = _GUARDED.intersection(members)
-        kind = endpoint.kind
-        _require_prompt(kind, members)
-        stream = "stream" in keys and kind in _GENERATIONS and read_flag(members, "stream", absent=False)
+        shape = _SHAPES[endpoint.upstream]
+        shape.check(members)
         return Ask(
             model=read_model(members),
-            stream=stream,
-            max_tokens=_limit(kind, members, keys),
-            usage_asked=kind is Kind.RESPONSES or ("stream_options" in keys and _usage_asked(members)),
-            choices=_choices(members, keys) * (prompts_in(members, "prompt") if kind is Kind.COMPLETION else 1),
-            input_bytes=prompt_bytes(members, _PROMPTS[kind]),
+            stream="stream" in keys and bool(shape.limits) and read_flag(members, "stream", absent=False),
+            max_tokens=None if keys.isdisjoint(_CAPS) else _limit(shape.limits, members, keys),
+            usage_asked=not shape.asks_usage or ("stream_options" in keys and _usage_asked(members)),
+            choices=_choices(shape, members, keys),
+            input_bytes=prompt_bytes(body, members, shape.prompts),
             user=read_text(members, "user") if "user" in keys else "",
             keys=keys,
         )
@@ -127,10 +111,11 @@ class OpenAI:
         changes: dict[str, bytes] = {}
         if model != ask.model:
             changes["model"] = msgspec.json.encode(model)
-        if endpoint.kind in _GENERATIONS:
-            _cap(changes, endpoint.kind, body, ask, cap, engine)
-            if ask.stream and not ask.usage_asked:
-                changes["stream_options"] = _including_usage(body, ask)
+        shape = _SHAPES[endpoint.upstream]
+        if shape.limits:
+            _cap(changes, shape.limits, body, ask, cap, engine)
+        if ask.stream and not ask.usage_asked:
+            changes["stream_options"] = _including_usage(body, ask)
         if not changes:
             return body
         if ask.keys.isdisjoint(changes):
@@ -158,34 +143,67 @@ class OpenAI:
         return self.models(models)
 
 
-def _require_prompt(kind: Kind, members: Members) -> None:
-    if kind is Kind.CHAT:
-        require(members, "messages", b"[", "an array of messages")
-        if not memoryview(members["messages"])[1:-1].tobytes().strip():
-            raise BadRequest("`messages` must not be empty", param="messages")
-    elif kind is Kind.COMPLETION:
-        require(members, "prompt", b'"[{', "a string or an array", needed="prompt_embeds" not in members)
-    elif kind is Kind.EMBEDDING:
-        require(members, "input", b'"[', "a string or an array", needed="messages" not in members)
-    elif kind is Kind.RESPONSES:
-        require(members, "input", b'"[', "a string or an array", needed="prompt" not in members)
-    elif kind is Kind.RERANK:
-        require(members, "query", b'"[{', "a string")
-        require(members, "documents", b"[{", "an array of documents", needed="texts" not in members)
+def _check_chat(members: Members) -> None:
+    require(members, "messages", b"[", "an array of messages")
+    messages = members["messages"]
+    if len(messages) < len(b"[{}]") and not bytes(messages)[1:-1].strip():
+        raise BadRequest("`messages` must not be empty", param="messages")
 
 
-def _limit(kind: Kind, members: Members, keys: frozenset[str]) -> int | None:
+def _check_completion(members: Members) -> None:
+    require(members, "prompt", b'"[{', "a string or an array", needed="prompt_embeds" not in members)
+
+
+def _check_embedding(members: Members) -> None:
+    require(members, "input", b'"[', "a string or an array", needed="messages" not in members)
+
+
+def _check_response(members: Members) -> None:
+    require(members, "input", b'"[', "a string or an array", needed="prompt" not in members)
+
+
+def _check_rerank(members: Members) -> None:
+    require(members, "query", b'"[{', "a string")
+    require(members, "documents", b"[{", "an array of documents", needed="texts" not in members)
+
+
+class _Shape(msgspec.Struct, frozen=True):
+    """What the bodies of one route have. `check` refuses one without prompt, `prompts` are the keys of its input.
+
+    `limits` are the keys by which the API limits the output, the first is added where all are absent; empty for routes
+    that generate nothing. `asks_usage`: streams report usage only if asked.
+    """
+
+    check: Callable[[Members], None]
+    prompts: tuple[str, ...]
+    limits: tuple[str, ...] = ()
+    asks_usage: bool = False
+
+
+_SHAPES = {
+    b"/v1/chat/completions": _Shape(
+        _check_chat,
+        ("messages", "tools", "functions", "response_format"),
+        ("max_tokens", "max_completion_tokens"),
+        asks_usage=True,
+    ),
+    b"/v1/completions": _Shape(_check_completion, ("prompt", "suffix"), ("max_tokens",), asks_usage=True),
+    b"/v1/embeddings": _Shape(_check_embedding, ("input", "messages")),
+    b"/v1/responses": _Shape(_check_response, ("input", "instructions", "tools"), ("max_output_tokens",)),
+    b"/v1/rerank": _Shape(_check_rerank, ("query", "documents", "texts")),
+}
+"""By the engine's path."""
+
+
+def _limit(standard: tuple[str, ...], members: Members, keys: frozenset[str]) -> int | None:
     """The most tokens an answer may get by the body's own words: an upper bound over all keys some engine reads.
 
     None where the API's own keys say nothing (the cap is then added), negative where one of them means no limit.
     """
-    standard = _GENERATIONS.get(kind)
-    if standard is None:
-        return None
     limit: int | None = None
     asked = False
-    for key in _CAPS:
-        number = read_count(members, key) if key in keys else None
+    for key in keys & _CAPS:
+        number = read_count(members, key)
         if number is None:
             continue
         if key in standard:
@@ -199,16 +217,20 @@ def _limit(kind: Kind, members: Members, keys: frozenset[str]) -> int | None:
     return limit if asked else None
 
 
-def _choices(members: Members, keys: frozenset[str]) -> int:
+def _choices(shape: _Shape, members: Members, keys: frozenset[str]) -> int:
+    """Answers the engine may generate: several for each prompt, and a completion may bring several prompts."""
+    prompts = prompts_in(members, "prompt") if "prompt" in keys and shape.limits else 1
+    if keys.isdisjoint(_MULTIPLIERS):
+        return prompts
     most = 1
-    for key in _MULTIPLIERS:
-        number = read_count(members, key) if key in keys else None
+    for key in keys & _MULTIPLIERS:
+        number = read_count(members, key)
         if number is None:
             continue
         if not 1 <= number <= CHOICES:
             raise BadRequest(f"`{key}` must be between 1 and {CHOICES}", param=key)
         most = max(most, number)
-    return most
+    return most * prompts
 
 
 def _usage_asked(members: Members) -> bool:
@@ -224,9 +246,8 @@ def _including_usage(body: bytes, ask: Ask) -> bytes:
     return _INCLUDE if given == b"null" else with_members(given, {"include_usage": b"true"})
 
 
-def _cap(changes: dict[str, bytes], kind: Kind, body: bytes, ask: Ask, cap: int, engine: str) -> None:
+def _cap(changes: dict[str, bytes], standard: tuple[str, ...], body: bytes, ask: Ask, cap: int, engine: str) -> None:
     """Clamp what stands above the cap, add what is absent (A6)."""
-    standard = _GENERATIONS[kind]
     primary = standard[0]
     limit = ask.max_tokens
     fits = limit is not None and 0 < limit <= cap

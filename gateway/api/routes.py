@@ -5,7 +5,7 @@ Built once. Must not know what a route does, nor who asks.
 
 from collections.abc import Iterable, Sequence
 
-from gateway.api.dialect import ANY_METHOD, Access, Dialect, Endpoint, Kind
+from gateway.api.dialect import ANY_METHOD, METERED, Access, Dialect, Endpoint, Kind
 from gateway.api.ollama import Ollama
 from gateway.api.openai import OpenAI
 from gateway.errors import MethodNotAllowed, NotFound
@@ -102,7 +102,7 @@ def check(row: Endpoint) -> None:
         raise ValueError(f"{name}: a path starts with / and may only end in {_PREFIX}")
     if (row.kind is Kind.BLOCKED) != (row.access is Access.NEVER):
         raise ValueError(f"{name}: blocked rows, and only they, are open to nobody")
-    if row.metered and not (row.access is Access.KEY and row.scope and row.upstream):
+    if row.metered != (row.kind in METERED) or (row.metered and not (row.access is Access.KEY and row.scope)):
         raise ValueError(f"{name}: a metered row needs a key, a scope and the engine's path")
     if (row.kind is Kind.LOCAL) != bool(row.local):
         raise ValueError(f"{name}: local rows, and only they, name their answer")

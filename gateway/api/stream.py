@@ -99,7 +99,7 @@ def needs_edit(data: bytes) -> bool:
     """
     if not data.endswith(_CLEAN_ENDS):
         return True
-    return b'"usage"' in data and _USAGE_OBJECT.search(data) is not None
+    return data.rfind(b'"usage"') >= 0 and _USAGE_OBJECT.search(data) is not None
 
 
 class Tap:

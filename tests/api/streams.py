@@ -67,8 +67,8 @@ def events(draw: st.DrawFn) -> Stream:
     if where == "riding":
         values.append(content("last") | {"usage": block(usage)})  # type: ignore[arg-type]
     frames = [colon + json.dumps(value, **style) + end * 2 for value in values]
-    if draw(st.booleans()):
-        frames.insert(draw(st.integers(0, len(frames))), ": keep-alive" + end * 2)
+    if draw(st.booleans()) and frames:
+        frames.insert(draw(st.integers(0, len(frames) - 1)), ": keep-alive" + end * 2)
     hidden = ""
     if where == "extra":
         hidden = colon + json.dumps({"id": "c", "choices": [], "usage": block(usage)}, **style) + end * 2  # type: ignore[arg-type]

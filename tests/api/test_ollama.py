@@ -31,11 +31,12 @@ def edit(body: bytes, name: str = "chat", model: str = "m") -> bytes:
 
 
 def test_the_view_of_a_chat_body() -> None:
-    ask = read(b'{"model":"m","messages":[{}],"options":{"num_predict":5},"stream":false}')
+    body = b'{"model":"m","messages":[{}],"options":{"num_predict":5},"stream":false}'
+    ask = read(body)
     assert ask == Ask(
         model="m",
         max_tokens=5,
-        input_bytes=4,
+        input_bytes=len(body),
         keys=frozenset({"model", "messages", "options", "stream"}),
     )
 

@@ -43,14 +43,15 @@ def edited(body: bytes, **given: Any) -> dict[str, Any]:
 
 
 def test_the_view_of_a_chat_body() -> None:
-    ask = read(chat(b'"stream":true,"max_tokens":7,"n":2,"user":"ann","stream_options":{"include_usage":true}'))
+    body = chat(b'"stream":true,"max_tokens":7,"n":2,"user":"ann","stream_options":{"include_usage":true}')
+    ask = read(body)
     assert ask == Ask(
         model="m",
         stream=True,
         max_tokens=7,
         usage_asked=True,
         choices=2,
-        input_bytes=len(MESSAGES) - len(b'"messages":'),
+        input_bytes=len(body),
         user="ann",
         keys=frozenset({"model", "messages", "stream", "max_tokens", "n", "user", "stream_options"}),
     )
