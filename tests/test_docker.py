@@ -1,0 +1,362 @@
+"""The files under docker/: parsed, and held to the rules that make them safe to use as they are.
+
+No container engine runs here; what one would say is replaced by rules of our own on the parsed files, and by promtool,
+`docker compose config` and systemd-analyze where the machine has them.
+"""
+
+import importlib.util
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from gateway import config
+from gateway.services.metrics_table import BY_NAME, METRICS
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCKER = ROOT / "docker"
+COMPOSE = ["compose.yaml", "compose.demo.yaml"]
+PUBLISHES = {"fairgate", "grafana"}
+
+
+def script(path: Path) -> ModuleType:
+    """A script of docker/ as a module, without making docker/ a package."""
+    spec = importlib.util.spec_from_file_location(f"docker_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def compose(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((DOCKER / name).read_text(encoding="utf-8"))
+    return document
+
+
+def manifests() -> Iterator[dict[str, Any]]:
+    for path in sorted((DOCKER / "kubernetes").rglob("*.yaml")):
+        yield from yaml.safe_load_all(path.read_text(encoding="utf-8"))
+
+
+def of_kind(*kinds: str) -> list[dict[str, Any]]:
+    return [one for one in manifests() if one["kind"] in kinds]
+
+
+def test_every_yaml_file_parses() -> None:
+    files = [*DOCKER.rglob("*.yaml"), ROOT / "mkdocs.yml"]
+    assert len(files) > 10
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        if path.name != "mkdocs.yml":
+            assert list(yaml.safe_load_all(text)), path
+
+
+# ---- compose
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_no_engine_or_database_publishes_a_port(name: str) -> None:
+    """N-1, S-N1: an engine that can be reached directly makes every other control worthless."""
+    services = compose(name)["services"]
+    for service, definition in services.items():
+        assert definition.get("network_mode") != "host", service
+        if service not in PUBLISHES:
+            assert "ports" not in definition, service
+        for port in definition.get("ports", []):
+            assert str(port).startswith("127.0.0.1:"), f"{service} publishes beyond loopback"
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_engines_live_on_an_internal_network_that_only_the_gateway_joins(name: str) -> None:
+    document = compose(name)
+    assert document["networks"]["engines"]["internal"] is True
+    members = {service for service, one in document["services"].items() if "engines" in one["networks"]}
+    assert "fairgate" in members
+    for service in members - {"fairgate"}:
+        assert document["services"][service]["networks"] == ["engines"], service
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_services_are_hardened(name: str) -> None:
+    for service, definition in compose(name)["services"].items():
+        assert "no-new-privileges:true" in definition["security_opt"], service
+        assert not definition.get("privileged"), service
+        if service not in {"ollama", "vllm"} or name == "compose.demo.yaml":
+            assert definition["read_only"] is True, service
+            assert definition["cap_drop"] == ["ALL"], service
+        for volume in definition.get("volumes", []):
+            assert "docker.sock" not in volume, service
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_images_are_pinned_and_secrets_are_files(name: str) -> None:
+    document = compose(name)
+    for service, definition in document["services"].items():
+        image = re.sub(r"\$\{\w+:-(.*)\}", r"\1", definition["image"])
+        assert re.search(r":[\w.-]*[\d.]+\w*$|:local$|@sha256:", image), f"{service} has no version: {image}"
+        for key, value in (definition.get("environment") or {}).items():
+            secret = re.search(r"(?i)password|secret|token|_key$", key)
+            assert not secret or key.endswith("__FILE") or str(value).startswith("/run/secrets/"), f"{service}: {key}"
+    for secret in document.get("secrets", {}).values():
+        assert list(secret) == ["file"]
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_compose_itself_accepts_the_file(name: str) -> None:
+    docker = shutil.which("docker")
+    plugin = docker and subprocess.run([docker, "compose", "version"], capture_output=True, timeout=20).returncode == 0
+    if not docker or not plugin:
+        pytest.skip("the docker compose plugin is not on this machine")
+    command = [docker, "compose", "--file", str(DOCKER / name), "--profile", "*", "config", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "production.yaml"])
+def test_shipped_configurations_are_valid(name: str, tmp_path: Path) -> None:
+    text = (DOCKER / "config" / name).read_text(encoding="utf-8")
+    key = tmp_path / "vllm_key"
+    key.write_text("f00d" * 8, encoding="utf-8")
+    parsed = config.parse(text.replace("/run/secrets/vllm_key", str(key)))
+    assert parsed.backends
+    assert parsed.playground is (name == "demo.yaml")
+
+
+# ---- the image
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    steps: list[tuple[str, str]] = script(DOCKER / "replay.py").instructions(
+        (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+    )
+    return steps
+
+
+def test_the_image_is_slim_pinned_staged_and_nobody() -> None:
+    steps = dockerfile()
+    stages = [rest for word, rest in steps if word == "FROM"]
+    assert len(stages) >= 3
+    base = next(rest for word, rest in steps if word == "ARG")
+    assert re.fullmatch(r"PYTHON_IMAGE=python:\d+\.\d+\.\d+-slim-\w+(@sha256:[0-9a-f]{64})?", base)
+    users = [rest for word, rest in steps if word == "USER"]
+    assert users == ["10001:10001"], "a number, so that runAsNonRoot can be verified"
+    after = steps[[word for word, _ in steps].index("USER") :]
+    assert not [rest for word, rest in after if word in ("RUN", "ADD", "COPY")], "nothing is installed as the user"
+    assert all(rest.startswith("[") for word, rest in steps if word in ("CMD", "ENTRYPOINT")), (
+        "exec form: signals arrive"
+    )
+    assert not [rest for word, rest in steps if word == "ADD"]
+    assert [rest for word, rest in steps if word == "HEALTHCHECK"]
+
+
+def test_dependencies_are_installed_by_hash_only() -> None:
+    for word, rest in dockerfile():
+        if word == "RUN" and "pip install" in rest:
+            for install in re.findall(r"pip install ([^&]*)", rest):
+                assert "--require-hashes" in install or "--no-index" in install, install
+            assert not re.search(r"curl|wget|apt-get", rest)
+
+
+def test_lock_files_have_a_hash_for_each_version_and_name_no_index() -> None:
+    for name in ("requirements.lock", "build.lock"):
+        text = (DOCKER / name).read_text(encoding="utf-8")
+        entries = re.split(r"\n(?=[a-z])", text.split("\n", 1)[1].strip())
+        assert len(entries) > 5
+        for entry in entries:
+            assert re.match(r"[a-z0-9._-]+(\[\w+\])?==[\w.]+", entry), entry[:80]
+            assert "--hash=sha256:" in entry, entry[:80]
+        assert not script(DOCKER / "lock.py").ADDRESS.search(text)
+
+
+def test_lock_file_covers_the_declared_dependencies() -> None:
+    declared = script(DOCKER / "lock.py").inputs()["requirements.lock"]
+    locked = (DOCKER / "requirements.lock").read_text(encoding="utf-8")
+    for requirement in declared:
+        name = re.split(r"[\[<>=~; ]", requirement)[0]
+        assert re.search(rf"(?m)^{re.escape(name)}(\[\w+\])?==", locked), f"{name}: run python docker/lock.py"
+
+
+# ---- Kubernetes
+
+
+def test_pods_meet_the_restricted_standard() -> None:
+    pods = [one["spec"]["template"]["spec"] for one in of_kind("Deployment", "StatefulSet")]
+    assert len(pods) == 2
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        assert not [volume for volume in pod["volumes"] if "hostPath" in volume]
+        for container in pod["containers"]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["capabilities"]["drop"] == ["ALL"]
+    namespace = of_kind("Namespace")[0]["metadata"]["labels"]
+    assert namespace["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_network_is_denied_by_default_and_engines_are_the_gateways_alone() -> None:
+    policies = {one["metadata"]["name"]: one["spec"] for one in of_kind("NetworkPolicy")}
+    deny = policies["default-deny"]
+    assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    engines = policies["engines"]
+    sources = [source for rule in engines["ingress"] for source in rule["from"]]
+    assert sources == [{"podSelector": {"matchLabels": {"app": "fairgate"}}}]
+    assert engines["egress"] == []
+
+
+def test_services_are_internal_and_the_admin_listener_is_apart() -> None:
+    services = of_kind("Service")
+    assert {service["spec"]["type"] for service in services} == {"ClusterIP"}
+    api = next(one for one in services if one["metadata"]["name"] == "fairgate")
+    assert [port["targetPort"] for port in api["spec"]["ports"]] == ["api"]
+
+
+def test_termination_outlasts_the_drain() -> None:
+    """H13: whoever stops the gateway waits longer than it drains."""
+    drain = config.Timeouts().drain
+    pod = of_kind("StatefulSet")[0]["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > drain
+    assert int(compose("compose.yaml")["services"]["fairgate"]["stop_grace_period"].rstrip("s")) > drain
+    unit = (DOCKER / "systemd" / "fairgate.service").read_text(encoding="utf-8")
+    assert float(re.search(r"TimeoutStopSec=(\d+)", unit)[1]) > drain  # type: ignore[index]  # absent is a failure too
+
+
+def test_the_manifests_configuration_is_valid(tmp_path: Path) -> None:
+    text = of_kind("ConfigMap")[0]["data"]["fairgate.yaml"]
+    key = tmp_path / "key"
+    key.write_text("f00d" * 8, encoding="utf-8")
+    assert config.parse(text.replace("/run/secrets/engines/vllm_key", str(key))).backends
+
+
+# ---- systemd
+
+
+def test_the_unit_is_hardened() -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not on this machine")
+    command = [analyze, "security", "--offline=true", "--threshold=20", str(DOCKER / "systemd" / "fairgate.service")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if "Overall exposure" not in done.stdout:
+        pytest.skip(f"this systemd-analyze cannot rate a unit offline: {done.stderr.strip()[:100]}")
+    assert done.returncode == 0, done.stdout.splitlines()[-1]
+
+
+def test_the_unit_says_the_essentials() -> None:
+    unit = (DOCKER / "systemd" / "fairgate.service").read_text(encoding="utf-8")
+    for line in (
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+        "LimitCORE=0",
+        "CapabilityBoundingSet=",
+        "User=fairgate",
+    ):
+        assert f"\n{line}\n" in unit, line
+
+
+# ---- watching
+
+
+def alerts() -> list[dict[str, Any]]:
+    document = yaml.safe_load((DOCKER / "prometheus" / "alerts.yaml").read_text(encoding="utf-8"))
+    return [rule for group in document["groups"] for rule in group["rules"]]
+
+
+def test_alerts_ask_only_for_metrics_that_exist() -> None:
+    watch = re.findall(r"# TYPE (\w+)", script(DOCKER / "watch" / "unusual.py").exposition(0, 0, 0.0))
+    known = set(BY_NAME) | {f"{name}_bucket" for name, one in BY_NAME.items() if one.kind == "histogram"} | set(watch)
+    for rule in alerts():
+        names = set(re.findall(r"\bfairgate_\w+", rule["expr"]))
+        assert names <= known, f"{rule['alert']}: {names - known}"
+
+
+def test_alerts_name_label_values_that_exist() -> None:
+    from gateway.services.metrics_table import LABELS
+
+    for rule in alerts():
+        for label, _, values in re.findall(r'(\w+)(=~|=)"([^"]+)"', rule["expr"]):
+            if label in LABELS:
+                assert any(re.fullmatch(values, known) for known in LABELS[label]), f"{rule['alert']}: {label}={values}"
+
+
+def test_every_alert_has_a_unit_test_that_fires_and_one_that_does_not() -> None:
+    tests = yaml.safe_load((DOCKER / "prometheus" / "alerts.test.yaml").read_text(encoding="utf-8"))["tests"]
+    cases = [case for one in tests for case in one["alert_rule_test"]]
+    names = {rule["alert"] for rule in alerts()}
+    assert names == {case["alertname"] for case in cases if case.get("exp_alerts")}
+    assert names == {case["alertname"] for case in cases if not case.get("exp_alerts")}
+
+
+@pytest.mark.parametrize("arguments", [["check", "rules", "alerts.yaml"], ["test", "rules", "alerts.test.yaml"]])
+def test_promtool_agrees(arguments: list[str]) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not on this machine (Debian package prometheus); tox -e alerts asks for it")
+    done = subprocess.run([promtool, *arguments], cwd=DOCKER / "prometheus", capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_dashboard_is_current_and_shows_every_metric() -> None:
+    dashboard = script(DOCKER / "grafana" / "dashboard.py")
+    text = (DOCKER / "grafana" / "dashboard.json").read_text(encoding="utf-8")
+    assert text == dashboard.text(), "run: python docker/grafana/dashboard.py"
+    queries = " ".join(one["expr"] for panel in json.loads(text)["panels"] for one in panel.get("targets", []))
+    assert [metric.name for metric in METRICS if metric.name not in queries] == []
+
+
+NOW = 1_800_000_000.0
+
+
+def row(key: str, hours_ago: float, tokens: int = 1000, ip: str = "192.0.2.7", status: int = 200) -> dict[str, Any]:
+    started = int((NOW - hours_ago * 3600) * 1e6)
+    return {
+        "key": key, "started_at": started, "prompt_tokens": tokens, "completion_tokens": 0, "ip": ip, "status": status,
+    }  # fmt: skip
+
+
+def test_the_watch_finds_a_key_far_above_itself() -> None:
+    watch = script(DOCKER / "watch" / "unusual.py")
+    usual = [row(key, hours, 30_000) for key in ("steady", "stolen") for hours in (1.5, 2.5, 26.5)]
+    rows = [*usual, row("steady", 0.5, 90_000), row("stolen", 0.5, 900_000), row("new", 0.5, 900_000), row("", 0.5, 1)]
+    assert watch.unusual(rows, NOW) == [("stolen", 900_000, 30_000)]
+
+
+def test_the_watch_finds_a_network_a_key_never_came_from() -> None:
+    watch = script(DOCKER / "watch" / "unusual.py")
+    rows = [
+        row("a", 30), row("a", 0.5), row("a", 0.4, ip="192.0.2.200"), row("a", 0.3, ip="198.51.100.1"),
+        row("b", 0.2, ip="203.0.113.5"), row("c", 30), row("c", 0.2, ip="203.0.113.5", status=401),
+    ]  # fmt: skip
+    assert watch.new_networks(rows, NOW) == [("a", "198.51.100.0/24")]
+    assert watch.network("2001:db8:1:2::3") == "2001:db8:1::/48"
+
+
+def test_the_watch_writes_counts_and_never_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch = script(DOCKER / "watch" / "unusual.py")
+    shift = time.time() - NOW
+    rows = [row("leaked", 30), row("leaked", 0.5, ip="198.51.100.1")]
+    for one in rows:
+        one["started_at"] += int(shift * 1e6)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(rows)))
+    out = tmp_path / "fairgate.prom"
+    assert watch.main(["--textfile", str(out)]) == 1
+    assert "leaked" in capsys.readouterr().out
+    text = out.read_text(encoding="utf-8")
+    assert "fairgate_new_networks 1\n" in text
+    assert "leaked" not in text
