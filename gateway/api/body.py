@@ -7,7 +7,6 @@ spans and keep every other byte. Must not know dialects, engines or transport.
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import msgspec
 
@@ -39,13 +38,8 @@ _BLOB_AS_BYTES = 4096
 """What one image counts for in place of its base64: about a thousand tokens."""
 
 
-class Member(NamedTuple):
-    """One member of an object: its key as text, whether the key is spelled without escapes, the span of its value."""
-
-    key: str
-    plain: bool
-    start: int
-    end: int
+Member = tuple[str, bool, int, int]
+"""One member of an object: its key, whether the key is written without escapes, start and end of its value."""
 
 
 def read_object(body: bytes, guarded: frozenset[str], parent: str = "") -> Members:
@@ -103,15 +97,16 @@ def _refuse_variants(members: Members, guarded: frozenset[str], parent: str) -> 
 def _refuse_repeats(body: bytes, members: Members, guarded: frozenset[str], parent: str) -> None:
     """Refuse a guarded key that stands twice or is written with escapes."""
     seen: set[str] = set()
-    for member in scan(body, members):
-        if member.key not in guarded:
+    for key, plain, _, _ in scan(body, members):
+        if key not in guarded:
             continue
-        name = _named(member.key, parent)
-        if not member.plain:
+        if not plain:
+            name = _named(key, parent)
             raise BadRequest(f"`{name}` must be written without escapes", param=name)
-        if member.key in seen:
+        if key in seen:
+            name = _named(key, parent)
             raise BadRequest(f"`{name}` appears more than once", param=name)
-        seen.add(member.key)
+        seen.add(key)
 
 
 def _named(key: str, parent: str) -> str:
@@ -130,19 +125,20 @@ def scan(body: bytes, members: Members) -> list[Member]:
         plain = b"\\" not in raw
         key = raw[1:-1].decode() if plain else _TEXT.decode(raw) or ""
         start = match.end()
-        at = _value_end(body, start, members.get(key))
-        found.append(Member(key, plain, start, at))
+        known = members.get(key)
+        if known is not None and body.startswith(bytes(known), start):
+            at = start + len(known)
+            # Strings, arrays and objects show their own end; the start of a number may be a shorter number.
+            if body[start] not in b'"[{' and body[at] not in _AFTER_SCALAR:
+                at = _value_end(body, start)
+        else:
+            at = _value_end(body, start)
+        found.append((key, plain, start, at))
     return found
 
 
-def _value_end(body: bytes, start: int, known: msgspec.Raw | None) -> int:
-    """Where the value at `start` ends; `known` is stepped over where it is the value."""
+def _value_end(body: bytes, start: int) -> int:
     first = body[start]
-    if known is not None and body.startswith(bytes(known), start):
-        end = start + len(known)
-        # Strings, arrays and objects show their own end; the start of a number may be a shorter number.
-        if first in b'"[{' or body[end] in _AFTER_SCALAR:
-            return end
     if first == 0x22:
         string = _STRING_VALUE.match(body, start)
         return string.end() if string else len(body)
@@ -168,7 +164,7 @@ def _brackets_end(body: bytes, start: int) -> int:
 def _spans(body: bytes, members: Members, values: Mapping[str, bytes]) -> list[tuple[int, int, bytes]]:
     """Where the present keys of `values` have their values, with the new texts."""
     if len("\n".join(members)) + _around(members) != len(body):
-        return [(m.start, m.end, values[m.key]) for m in scan(body, members) if m.key in values]
+        return [(start, end, values[key]) for key, _, start, end in scan(body, members) if key in values]
     spans = []
     at = 1
     for key, raw in members.items():
@@ -265,12 +261,12 @@ def read_nested(members: Members, key: str, guarded: frozenset[str]) -> Members:
 def require(members: Members, key: str, opening: bytes, what: str, *, needed: bool = True) -> None:
     """Refuse a body whose `key` is missing (if needed) or whose value does not start with a byte of `opening`."""
     raw = members.get(key)
-    text = b"null" if raw is None else memoryview(raw)[:4].tobytes()
-    if text == b"null":
-        if needed:
-            raise BadRequest(f"`{key}` is required: {what}", param=key)
-    elif text[0] not in opening:
+    if raw is not None and memoryview(raw)[0] in opening:
+        return
+    if raw is not None and bytes(raw) != b"null":
         raise BadRequest(f"`{key}` must be {what}", param=key)
+    if needed:
+        raise BadRequest(f"`{key}` is required: {what}", param=key)
 
 
 def prompts_in(members: Members, key: str) -> int:
