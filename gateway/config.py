@@ -7,7 +7,6 @@ the environment.
 
 import difflib
 import ipaddress
-import math
 import os
 import re
 import stat
@@ -18,6 +17,8 @@ from urllib.parse import urlsplit
 import msgspec
 import yaml
 from msgspec import Meta
+
+from scheduler.settings import Settings
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=10_000_000)]
@@ -124,29 +125,6 @@ class Discovery(_Section, frozen=True):
     eject_for: Annotated[Seconds, Meta(description="how long the breaker stays open before one probe")] = 10.0
 
 
-class Scheduling(_Section, frozen=True):
-    """The fair-use scheduler; see docs/scheduler.md for what each one does."""
-
-    base_priority: Annotated[float, Meta(ge=-1e6, le=1e6, description="constant of the formula")] = 100.0
-    wait_weight: Annotated[float, Meta(ge=0, le=1e3, description="points per service time of owed wait")] = 0.4
-    usage_weight: Annotated[float, Meta(ge=0, le=1e4, description="points per e-fold of recent usage")] = 10.0
-    half_life: Annotated[float, Meta(ge=1, le=86_400, description="decay of usage")] = 300.0
-    rounds: Annotated[float, Meta(gt=0, le=1e3, description="usage scale in rounds of the slots")] = 4.0
-    credit: (
-        Annotated[float, Meta(ge=0, le=1e6, description="credit of a returning user, in rounds; null: unlimited")]
-        | None
-    ) = 2.0
-    free: Annotated[
-        float, Meta(ge=0, le=1e3, description="mean requests that need not be paid before waiting counts")
-    ] = 2.0
-    queue_timeout: Annotated[Seconds, Meta(description="longest wait for a slot")] = 60.0
-    user_queue: Annotated[Count, Meta(description="waiting requests of one user and model")] = 64
-    total_queue: Annotated[Count, Meta(description="waiting requests of all")] = 10_000
-    input_weight: Annotated[float, Meta(ge=0, le=1e3, description="cost of an uncached input token")] = 1.0
-    cached_weight: Annotated[float, Meta(ge=0, le=1e3, description="cost of a cached input token")] = 0.1
-    output_weight: Annotated[float, Meta(ge=0, le=1e3, description="cost of an output token")] = 2.0
-
-
 class Identity(_Section, frozen=True):
     """Keys and how failures are answered (K)."""
 
@@ -196,7 +174,9 @@ class Config(_Section, frozen=True):
     timeouts: Timeouts = Timeouts()
     upstream: Upstream = Upstream()
     discovery: Discovery = Discovery()
-    scheduling: Scheduling = Scheduling()
+    scheduling: Annotated[
+        Settings, Meta(description="the fair-use scheduler; docs/scheduler.md says what each does")
+    ] = Settings()
     identity: Identity = Identity()
     audit: Audit = Audit()
     admin: Admin = Admin()
@@ -325,9 +305,6 @@ def check(config: Config) -> None:
     _check_backends(config.backends)
     if "*" in config.cors.origins and config.cors.credentials:
         raise ConfigError("cors.credentials: refused together with the origin '*'")
-    for number in msgspec.structs.astuple(config.scheduling):
-        if isinstance(number, float) and not math.isfinite(number):
-            raise ConfigError("scheduling: NaN and infinity are refused")
 
 
 def _check_addresses(config: Config) -> None:

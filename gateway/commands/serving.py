@@ -1,0 +1,74 @@
+"""`fairgate serve` and `fairgate demo`: the commands that run the gateway."""
+
+import argparse
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+
+from gateway import config
+from gateway.app import serve
+from gateway.commands.common import CommandError
+from gateway.demo import DemoError, Options, demo
+from gateway.logs import setup
+
+T = TypeVar("T")
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the commands to the tree."""
+    server = commands.add_parser("serve", help="run the gateway")
+    server.add_argument("--config", type=Path, required=True, metavar="FILE", help="the YAML file")
+    server.set_defaults(run=_serve)
+    trial = commands.add_parser("demo", help="try the gateway in front of a local or simulated Ollama")
+    trial.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="port 0 takes a free one")
+    trial.add_argument("--backend", default="", metavar="URL", help="an engine; default: local Ollama, else simulated")
+    trial.add_argument("--engine", default="ollama", choices=("ollama", "vllm", "llamacpp", "openai"))
+    trial.add_argument("--model", default="", metavar="NAME", help="the model to show; default: the first")
+    trial.add_argument("--slots", type=int, metavar="N", help="requests at once; default: discovered, else 4")
+    trial.add_argument("--json", action="store_true", help="print one JSON line when ready")
+    trial.add_argument("--once", action="store_true", help="run the five commands, show them and exit")
+    trial.set_defaults(run=_demo)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    settings = config.load(args.config)
+    with _logging(settings):
+        _run(serve(settings))
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    options = Options(
+        listen=args.listen,
+        backend=args.backend,
+        engine=args.engine,
+        model=args.model,
+        slots=args.slots,
+        json=args.json,
+        once=args.once,
+    )
+    with _logging(config.Config(log=config.Log(level="warning"))):
+        return _run(demo(options))
+
+
+@contextlib.contextmanager
+def _logging(settings: config.Config) -> Iterator[None]:
+    """JSON lines on standard error; the configured secrets never appear in them."""
+    logging = setup(settings.log.level, secrets=[backend.key for backend in settings.backends if backend.key])
+    try:
+        yield
+    finally:
+        logging.stop()
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
+    """On uvloop; what cannot be started is one sentence, not a trace."""
+    try:
+        with contextlib.closing(asyncio.Runner(loop_factory=uvloop.new_event_loop)) as runner:
+            return runner.run(main)
+    except (DemoError, OSError) as err:
+        raise CommandError(str(err)) from err

@@ -1,0 +1,261 @@
+"""`fairgate demo`: the gateway on the embedded default, in front of a real or a simulated Ollama, with a key to try.
+
+Owns the throw-away set-up (temporary store, tenant, user, key, engine) and what it prints. The gateway it starts is
+the real one. Everything it started ends with it.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from gateway import config as cfg
+from gateway.app import App, serve
+from gateway.services.accounts import KeyTerms, create_key, create_tenant, create_user
+from gateway.store import open_store
+
+OLLAMA = "http://localhost:11434"
+
+
+class DemoError(Exception):
+    """The demo cannot start; the message says why."""
+
+
+class Options(msgspec.Struct, frozen=True):
+    """The command line. `backend` empty: a local Ollama if one answers, else the simulated one."""
+
+    listen: str = "127.0.0.1:8080"
+    backend: str = ""
+    engine: cfg.EngineKind = "ollama"
+    model: str = ""
+    slots: int | None = None
+    json: bool = False
+    once: bool = False
+
+
+class Target(msgspec.Struct, frozen=True):
+    """The engine behind the demo."""
+
+    url: str
+    engine: cfg.EngineKind
+    simulated: bool
+
+
+class Command(msgspec.Struct, frozen=True):
+    """One request to paste, and what its answer must be."""
+
+    title: str
+    method: str
+    path: str
+    body: dict[str, object] | None
+    key: bool
+    status: int
+    expect: str  # must stand in the answer
+
+
+def commands(model: str) -> list[Command]:
+    """The five commands of the demo."""
+    messages = [{"role": "user", "content": "Why is the sky blue? One sentence."}]
+    chat: dict[str, object] = {"model": model, "messages": messages}
+    streamed = chat | {"stream": True}
+    return [
+        Command("OpenAI chat (SSE)", "POST", "/v1/chat/completions", streamed, True, 200, "data: [DONE]"),
+        Command("Ollama chat (NDJSON)", "POST", "/api/chat", chat, True, 200, '"done":true'),
+        Command("the models this key may use", "GET", "/v1/models", None, True, 200, '"object":"list"'),
+        Command("without a key: 401", "GET", "/v1/models", None, False, 401, '"error"'),
+        Command("changing the engine is refused: 403", "POST", "/api/pull", {"model": model}, True, 403, '"error"'),
+    ]  # fmt: skip
+
+
+def curl(command: Command, url: str, key: str) -> list[str]:
+    """The command as an argument list for curl."""
+    line = ["curl", "-sN"]
+    if command.method != "GET":
+        line += ["-X", command.method]
+    line.append(url + command.path)
+    if command.key:
+        line += ["-H", f"Authorization: Bearer {key}"]
+    if command.body is not None:
+        line += ["-H", "Content-Type: application/json", "-d", json.dumps(command.body)]
+    return line
+
+
+async def demo(options: Options) -> int:
+    """Run the demo; the exit status. Raises DemoError, ConfigError, OSError."""
+    with tempfile.TemporaryDirectory(prefix="fairgate-demo-") as folder:
+        async with _target(options) as target:
+            config = _config(options, target, Path(folder) / "fairgate.db")
+            key = await _provision(config)
+            if options.once:
+                return await _once(config, key, target)
+            await serve(config, lambda app: _show(app, options, target, key))
+    return 0
+
+
+@contextlib.asynccontextmanager
+async def _target(options: Options) -> AsyncIterator[Target]:
+    if options.backend:
+        yield Target(options.backend, options.engine, False)
+    elif await _answers(OLLAMA):
+        yield Target(OLLAMA, "ollama", False)
+    else:
+        async with _simulated(options.slots or 4) as url:
+            yield Target(url, "ollama", True)
+
+
+async def _answers(url: str) -> bool:
+    try:
+        async with httpx.AsyncClient(timeout=0.5, trust_env=False) as http:
+            return (await http.get(f"{url}/api/version")).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@contextlib.asynccontextmanager
+async def _simulated(slots: int) -> AsyncIterator[str]:
+    """The simulated Ollama in a process of its own; it also ends when this one dies (its standard input closes)."""
+    command = (sys.executable, "-m", "gateway.simulated", "--listen", "127.0.0.1:0", "--slots", str(slots))
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *command, "--exit-with-stdin", stdin=pipe, stdout=pipe, start_new_session=True
+    )
+    assert process.stdout is not None  # noqa: S101  # asked for as a pipe
+    try:
+        line = await process.stdout.readline()
+        if not line:
+            raise DemoError("the simulated Ollama did not start")
+        yield json.loads(line)["url"]
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+def _config(options: Options, target: Target, store: Path) -> cfg.Config:
+    backend = cfg.Backend(name="demo", url=target.url, engine=target.engine, slots=options.slots)
+    config = cfg.Config(
+        listen=options.listen,
+        store=str(store),
+        playground=True,
+        backends=[backend],
+        admin=cfg.Admin(listen="127.0.0.1:0"),
+        log=cfg.Log(level="warning"),
+    )
+    cfg.check(config)
+    return config
+
+
+async def _provision(config: cfg.Config) -> str:
+    """A tenant that may use every model, a user and a key for a day; the key's text."""
+    store = await open_store(config.store)
+    try:
+        tenant = await create_tenant(store, "demo", allow_all_models=True)
+        user = await create_user(store, tenant, "demo")
+        _, token = await create_key(store, user, KeyTerms(name="demo", days=1), config.identity)
+    finally:
+        await store.close()
+    return token
+
+
+def _models(app: App, options: Options) -> tuple[str, str]:
+    """A chat and an embedding model to show."""
+    names = [model.name for model in app.backends.models()]
+    chat = [name for name in names if "embed" not in name] or names
+    embed = [name for name in names if "embed" in name] or chat
+    if not names:
+        raise DemoError("the backend shows no models")
+    return options.model or chat[0], embed[0]
+
+
+def _urls(app: App) -> tuple[str, str]:
+    host, _ = cfg.parse_listen(app.config.listen)
+    shown = f"[{host}]" if ":" in host else host
+    admin = f"http://127.0.0.1:{app.admin.port}" if app.admin is not None else ""
+    return f"http://{shown}:{app.port}", admin
+
+
+def _show(app: App, options: Options, target: Target, key: str) -> None:
+    url, admin = _urls(app)
+    model, embed = _models(app, options)
+    if options.json:
+        facts = {"url": url, "admin_url": admin, "key": key, "model": model, "embed_model": embed, "pid": os.getpid()}
+        print(json.dumps(facts), flush=True)
+        return
+    engine = "a SIMULATED Ollama (no real model answers)" if target.simulated else f"{target.engine} at {target.url}"
+    lines = [
+        f"fairgate listens on {url}, in front of {engine}",
+        f"key        {key}",
+        f"playground {url}/playground",
+        f"metrics    {admin}/metrics",
+    ]
+    for each in commands(model):
+        lines += ["", f"# {each.title}", shlex.join(curl(each, url, key))]
+    print("\n".join(lines), _snippet(url, key, model), "\nCtrl-C ends all of it.", sep="\n", flush=True)
+
+
+def _snippet(url: str, key: str, model: str) -> str:
+    return f"""
+# OpenAI SDK
+from openai import OpenAI
+client = OpenAI(base_url="{url}/v1", api_key="{key}")
+for chunk in client.chat.completions.create(
+    model="{model}", stream=True, messages=[{{"role": "user", "content": "Why is the sky blue?"}}]
+):
+    print(chunk.choices[0].delta.content or "", end="", flush=True)"""
+
+
+async def _once(config: cfg.Config, key: str, target: Target) -> int:
+    """Start, run the five commands, stop. 0 only if each gave what it should."""
+    ready: asyncio.Future[App] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(serve(config, ready.set_result))
+    try:
+        serving.add_done_callback(lambda _: ready.done() or ready.cancel())
+        try:
+            app = await ready
+        except asyncio.CancelledError:
+            await serving  # it ended before it was ready: this raises why
+            raise
+        url, _ = _urls(app)
+        model, _ = _models(app, Options())
+        print(f"fairgate listens on {url}, in front of {'a SIMULATED Ollama' if target.simulated else target.url}")
+        wrong = 0
+        for command in commands(model):
+            wrong += not await _try(command, url, key)
+        print(f"\n{len(commands(model)) - wrong} of {len(commands(model))} commands gave what they should")
+        return 1 if wrong else 0
+    finally:
+        os.kill(os.getpid(), 15)  # the same way out as everybody's: a drain
+        await serving
+
+
+async def _try(command: Command, url: str, key: str) -> bool:
+    line = curl(command, url, key)
+    print(f"\n# {command.title}\n$ {shlex.join(line)}", flush=True)
+    run: Callable[..., object] = _by_curl if shutil.which("curl") else _by_httpx
+    status, text = await run(command, line, url, key)  # type: ignore[misc]  # both are coroutines of this shape
+    good = status == command.status and command.expect in text.replace('": ', '":')
+    print(text.rstrip(), f"[{status}: {'as it should' if good else 'NOT AS IT SHOULD'}]", sep="\n", flush=True)
+    return good
+
+
+async def _by_curl(command: Command, line: list[str], url: str, key: str) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(*line, "-w", "\n%{http_code}", stdout=asyncio.subprocess.PIPE)
+    out, _err = await process.communicate()
+    text, _, status = out.decode().rpartition("\n")
+    return int(status), text
+
+
+async def _by_httpx(command: Command, line: list[str], url: str, key: str) -> tuple[int, str]:
+    headers = {"Authorization": f"Bearer {key}"} if command.key else {}
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
+        answer = await http.request(command.method, url + command.path, json=command.body, headers=headers)
+    return answer.status_code, answer.text

@@ -1,0 +1,143 @@
+"""One request's state, and the world it runs in.
+
+`Exchange` is the only mutable object of a request: its fields stand in the order of the phases that fill them and are
+None (or zero) until then; a phase may rely on those before it, only `settle` and `refuse` ask how far it came.
+`Runtime` is frozen: one generation of configuration and service handles.
+"""
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gateway.api.dialect import Ask, Endpoint
+from gateway.api.routes import Routes
+from gateway.api.stream import Usage
+from gateway.config import Config
+from gateway.errors import GatewayError
+from gateway.flow.ledger import Ledger
+from gateway.http1.client import Pool, UpstreamConnection
+from gateway.http1.message import RequestHead, ResponseHead
+from gateway.http1.server import Connection
+from gateway.services.audit import AuditService
+from gateway.services.backends import Backend, BackendService, Route
+from gateway.services.keys import KeyService, Principal
+from gateway.services.metrics import Metrics
+from scheduler.aio import Lease, Scheduler, Waiter
+from scheduler.estimate import Estimator
+
+if TYPE_CHECKING:
+    from gateway.flow.relay import Relay
+
+
+class Outcome(StrEnum):
+    """How a request ended."""
+
+    DONE = "done"
+    REFUSED = "refused"
+    UPSTREAM_FAILED = "upstream_failed"
+    CLIENT_GONE = "client_gone"
+    TIMED_OUT = "timed_out"
+    BUG = "bug"
+
+
+class Runtime(msgspec.Struct, frozen=True):
+    """What the phases use. Long-lived services are shared by all generations; `config` is this generation's own."""
+
+    config: Config
+    routes: Routes
+    keys: KeyService
+    backends: BackendService
+    scheduler: Scheduler
+    estimator: Estimator
+    pools: Mapping[str, Pool]
+    audit: AuditService
+    metrics: Metrics
+    ledger: Ledger
+    now: Callable[[], float]
+    """Seconds, monotonic."""
+    wall: Callable[[], float]
+    """Seconds since the epoch."""
+    ready: Callable[[], bool]
+    client_ip: Callable[[str, RequestHead], str]
+    """Peer address and head -> the client's address (H9)."""
+
+
+_UNSET: Any = None
+
+
+class Exchange:
+    """One request. Times are seconds of `Runtime.now`; 0.0 means "has not happened"."""
+
+    __slots__ = (
+        "ask",
+        "backend",
+        "body",
+        "body_bytes",
+        "body_held",
+        "connection",
+        "counted",
+        "endpoint",
+        "error",
+        "first_byte_at",
+        "granted_at",
+        "head",
+        "id",
+        "ip",
+        "lease",
+        "outcome",
+        "principal",
+        "queued_at",
+        "relay",
+        "reply",
+        "route",
+        "sent_at",
+        "started",
+        "started_wall",
+        "status",
+        "upstream",
+        "usage",
+        "waiter",
+    )
+
+    def __init__(self, request_id: str, connection: Connection, started: float, started_wall: float) -> None:
+        # arrival
+        self.id = request_id
+        self.connection = connection
+        self.head: RequestHead = connection.head or _UNSET
+        self.started = started
+        self.started_wall = started_wall
+        self.ip = connection.peer_ip
+        # classify, authenticate
+        self.endpoint: Endpoint = _UNSET
+        self.principal: Principal = _UNSET
+        # read
+        self.body_held = 0  # bytes counted in the ledger
+        self.body = b""
+        self.body_bytes = 0
+        self.ask: Ask = _UNSET
+        # route, admit
+        self.route: Route = _UNSET
+        self.counted = False  # among its key's open requests
+        # queue
+        self.queued_at = 0.0
+        self.waiter: Waiter | None = None
+        self.lease: Lease | None = None
+        self.granted_at = 0.0
+        # forward, relay
+        self.backend: Backend = _UNSET
+        self.upstream: UpstreamConnection | None = None
+        self.sent_at = 0.0
+        self.reply: ResponseHead = _UNSET
+        self.relay: Relay | None = None
+        self.first_byte_at = 0.0
+        # settle
+        self.usage: Usage | None = None
+        self.status = 0
+        self.outcome = Outcome.DONE
+        self.error: GatewayError | None = None
+
+    def __repr__(self) -> str:
+        where = self.endpoint.path if self.endpoint is not None else "?"
+        return f"<Exchange {self.id} {where} {self.outcome} status={self.status}>"

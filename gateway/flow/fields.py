@@ -1,0 +1,92 @@
+"""Header fields that cross the gateway, both ways, as ready bytes.
+
+Towards the engine only what is listed here goes (R9), towards the client only what the gateway says itself and the
+answer's media type (H8): no field of one side reaches the other by default.
+"""
+
+import random
+
+from gateway.errors import BudgetSpent, Busy, GatewayError, MethodNotAllowed
+from gateway.http1.message import RequestHead
+from gateway.services.backends import Backend
+
+JSON = b"application/json"
+SECURITY = (
+    b"X-Content-Type-Options: nosniff\r\n"
+    b"X-Frame-Options: DENY\r\n"
+    b"Referrer-Policy: no-referrer\r\n"
+    b"Permissions-Policy: camera=(), geolocation=(), microphone=()\r\n"
+    b"Cross-Origin-Opener-Policy: same-origin\r\n"
+    b"Cross-Origin-Resource-Policy: same-origin\r\n"
+)
+NO_STORE = b"Cache-Control: no-store\r\n"
+HSTS = b"Strict-Transport-Security: max-age=31536000\r\n"
+TRACE_FIELDS = (b"traceparent", b"tracestate")
+RETRY_AFTER_MAX = 60.0  # seconds; SDKs ignore longer ones (protocols.md section 3)
+
+_request_heads: dict[tuple[Backend, bytes], bytes] = {}
+
+
+def request_head(backend: Backend, target: bytes, request_id: str, length: int, head: RequestHead) -> bytes:
+    """The head of a request to an engine: its own Host, our length, an allowlist of the client's fields."""
+    fixed = _request_heads.get((backend, target))
+    if fixed is None:
+        fixed = _request_heads[backend, target] = _fixed_request_head(backend, target)
+    extra = b"".join(b"%b: %b\r\n" % (name, head.headers[name]) for name in TRACE_FIELDS if name in head.headers)
+    return b"%bX-Request-ID: %b\r\n%bContent-Length: %d\r\n\r\n" % (fixed, request_id.encode(), extra, length)
+
+
+def _fixed_request_head(backend: Backend, target: bytes) -> bytes:
+    lines = [
+        b"POST %b%b HTTP/1.1" % (backend.base_path, target),
+        b"Host: " + backend.host_header,
+        b"Content-Type: application/json",
+        b"Accept: */*",
+        b"Accept-Encoding: identity",
+    ]
+    if backend.auth:
+        lines.append(b"Authorization: " + backend.auth)
+    return b"\r\n".join(lines) + b"\r\n"
+
+
+def forget_request_heads() -> None:
+    """Drop what was made for backends of an earlier configuration."""
+    _request_heads.clear()
+
+
+_answers: dict[bytes, bytes] = {}
+
+
+def answer_fields(media_type: bytes, request_id: str, extra: bytes = b"") -> bytes:
+    """The fields of an API answer, framing excluded."""
+    fixed = _answers.get(media_type)
+    if fixed is None:
+        fixed = b"Content-Type: %b\r\n%b%b" % (media_type, SECURITY, NO_STORE)
+        if len(_answers) < 64:  # engines name a handful of media types; a hostile one must not fill memory
+            _answers[media_type] = fixed
+    return b"%bX-Request-ID: %b\r\n%b" % (fixed, request_id.encode(), extra)
+
+
+def error_fields(error: GatewayError, request_id: str) -> bytes:
+    """The fields of an error answer: who failed, whether and when to come again (A10, A11)."""
+    extra = b"" if error.source == "upstream" else b"x-fairgate-error: gateway\r\n"
+    if isinstance(error, BudgetSpent):
+        extra += b"x-should-retry: false\r\n"
+    if error.status in (429, 503):
+        extra += retry_fields(error)
+    if isinstance(error, MethodNotAllowed):
+        extra += b"Allow: %b\r\n" % error.allow.encode()
+    if error.status == 401:
+        extra += b'WWW-Authenticate: Bearer realm="fairgate"\r\n'
+    return answer_fields(JSON, request_id, extra)
+
+
+def retry_fields(error: GatewayError) -> bytes:
+    """`Retry-After` in whole seconds and `retry-after-ms`; jittered so that clients do not come back together."""
+    seconds = error.retry_after
+    if seconds is None:
+        seconds = 1.0 * random.uniform(1.0, 1.2)  # noqa: S311  # spread, not secrecy
+    elif not isinstance(error, Busy):
+        seconds *= random.uniform(1.0, 1.2)  # noqa: S311  # the scheduler has jittered its own
+    seconds = min(max(seconds, 1.0), RETRY_AFTER_MAX)
+    return b"Retry-After: %d\r\nretry-after-ms: %d\r\n" % (-int(-seconds // 1), int(seconds * 1000))

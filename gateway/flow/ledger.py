@@ -1,0 +1,82 @@
+"""What all requests together hold: body bytes, open requests of each key, and who waits for a slot.
+
+Plain counters of one process, kept exact by `settle`. Must not know how a request is served.
+"""
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from gateway.flow.exchange import Exchange
+
+
+class LedgerStats(msgspec.Struct, frozen=True):
+    """Now: requests past admission, bytes of request bodies, requests waiting for a slot."""
+
+    open: int
+    body_bytes: int
+    waiting: int
+
+
+class Ledger:
+    """Bounds of the process (H3) and the view behind `GET /api/queue`."""
+
+    def __init__(self, body_bytes: int) -> None:
+        self.body_limit = body_bytes
+        self.body_bytes = 0
+        self._open: dict[str, int] = {}
+        self._waiting: dict[str, dict[str, Exchange]] = {}
+
+    def hold_body(self, x: "Exchange", size: int) -> bool:
+        """Count `size` bytes for this request's body, before they arrive. False: no room."""
+        if self.body_bytes + size > self.body_limit:
+            return False
+        self.body_bytes += size - x.body_held
+        x.body_held = size
+        return True
+
+    def shrink_body(self, x: "Exchange", size: int) -> None:
+        """The body turned out smaller than what was held for it; 0 when it is no longer needed."""
+        self.body_bytes += size - x.body_held
+        x.body_held = size
+
+    def enter(self, x: "Exchange", most: int) -> bool:
+        """Count a request of its key as open. False: the key has `most` open already."""
+        key = x.principal.key
+        count = self._open.get(key, 0)
+        if count >= most:
+            return False
+        self._open[key] = count + 1
+        x.counted = True
+        return True
+
+    def leave(self, x: "Exchange") -> None:
+        """Give back all that `x` holds. Idempotent."""
+        if x.body_held:
+            self.shrink_body(x, 0)
+        if x.counted:
+            x.counted = False
+            key = x.principal.key
+            if self._open[key] == 1:
+                del self._open[key]
+            else:
+                self._open[key] -= 1
+
+    def queued(self, x: "Exchange") -> None:
+        self._waiting.setdefault(x.principal.key, {})[x.id] = x
+
+    def dequeued(self, x: "Exchange") -> None:
+        mine = self._waiting.get(x.principal.key)
+        if mine is not None:
+            mine.pop(x.id, None)
+            if not mine:
+                del self._waiting[x.principal.key]
+
+    def waiting(self, key: str) -> "list[Exchange]":
+        """The requests of `key` that wait for a slot, oldest first."""
+        return list(self._waiting.get(key, {}).values())
+
+    def stats(self) -> LedgerStats:
+        waiting = sum(len(mine) for mine in self._waiting.values())
+        return LedgerStats(open=sum(self._open.values()), body_bytes=self.body_bytes, waiting=waiting)

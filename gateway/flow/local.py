@@ -1,0 +1,110 @@
+"""Answers without an engine: model lists, health, version, own queue, playground.
+
+Each is a function (exchange, runtime) -> (status, media type, body). Must not know the scheduler's policy.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+
+from gateway import __version__
+from gateway.api.dialect import Kind, ModelInfo
+from gateway.api.routes import tail
+from gateway.errors import ModelUnavailable, NotFound
+from gateway.flow import fields
+from gateway.flow.exchange import Exchange, Runtime
+from gateway.flow.playground import page
+
+Answer = tuple[int, bytes, bytes]
+TEXT = b"text/plain; charset=utf-8"
+HTML = b"text/html; charset=utf-8"
+
+
+def respond(x: Exchange, rt: Runtime) -> None:
+    """Answer a local endpoint. Raises ModelUnavailable, NotFound."""
+    kind = x.endpoint.kind
+    answer = LOCALS[x.endpoint.local] if kind is Kind.LOCAL else LISTS[kind]
+    status, media_type, body = answer(x, rt)
+    x.status = status
+    extra = b""
+    if x.endpoint.local == "playground":
+        extra = b"Content-Security-Policy: %b\r\n" % page()[1]
+    x.connection.respond(status, fields.answer_fields(media_type, x.id, extra), body)
+
+
+def usable(x: Exchange, rt: Runtime) -> list[ModelInfo]:
+    """The models this key may use, as discovery sees them now (A8, K8)."""
+    return [model for model in rt.backends.models() if x.principal.may_use(model.name)]
+
+
+def _models(x: Exchange, rt: Runtime) -> Answer:
+    return 200, fields.JSON, x.endpoint.dialect.models(usable(x, rt))
+
+
+def _model(x: Exchange, rt: Runtime) -> Answer:
+    name = tail(x.endpoint, x.head.path)
+    for model in usable(x, rt):
+        if model.name == name or model.name == f"{name}:latest":
+            return 200, fields.JSON, x.endpoint.dialect.model(model)
+    raise ModelUnavailable("The model does not exist or this key may not use it.", param="model")
+
+
+def _running(x: Exchange, rt: Runtime) -> Answer:
+    return 200, fields.JSON, x.endpoint.dialect.running([model for model in usable(x, rt) if model.loaded])
+
+
+def _root(x: Exchange, rt: Runtime) -> Answer:
+    return 200, TEXT, b"Ollama is running"
+
+
+def _version(x: Exchange, rt: Runtime) -> Answer:
+    """The first Ollama's own version, since clients choose features by it; ours where there is none."""
+    engines = (each.version for each in rt.backends.stats() if each.engine == "ollama" and each.version)
+    return 200, fields.JSON, msgspec.json.encode({"version": next(engines, __version__)})
+
+
+def _healthz(x: Exchange, rt: Runtime) -> Answer:
+    return 200, TEXT, b"ok\n"
+
+
+def _readyz(x: Exchange, rt: Runtime) -> Answer:
+    return (200, TEXT, b"ready\n") if rt.ready() else (503, TEXT, b"not ready\n")
+
+
+def _queue(x: Exchange, rt: Runtime) -> Answer:
+    """The caller's own waiting requests: position and time are "about", and may rise (a priority queue)."""
+    rows = []
+    for other in rt.ledger.waiting(x.principal.key):
+        place = other.waiter.position() if other.waiter is not None else None
+        if place is not None:
+            rows.append(
+                {
+                    "id": other.id,
+                    "model": other.route.model,
+                    "position": place.ahead,
+                    "estimate_s": round(place.estimate, 1),
+                    "since": round(other.started_wall, 3),
+                }
+            )
+    return 200, fields.JSON, msgspec.json.encode({"waiting": rows})
+
+
+def _playground(x: Exchange, rt: Runtime) -> Answer:
+    if not rt.config.playground:
+        raise NotFound("There is no such route.")
+    return 200, HTML, page()[0]
+
+
+LISTS: dict[Kind, Callable[[Exchange, Runtime], Answer]] = {
+    Kind.MODELS: _models,
+    Kind.MODEL: _model,
+    Kind.RUNNING: _running,
+}
+LOCALS: dict[str, Callable[[Exchange, Runtime], Answer]] = {
+    "root": _root,
+    "version": _version,
+    "healthz": _healthz,
+    "readyz": _readyz,
+    "queue": _queue,
+    "playground": _playground,
+}

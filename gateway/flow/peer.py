@@ -1,0 +1,57 @@
+"""Who the client is, by address (H9). Pure."""
+
+import ipaddress
+from collections.abc import Callable, Sequence
+
+from gateway.http1.message import RequestHead
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def client_ip_of(trusted: Sequence[str]) -> Callable[[str, RequestHead], str]:
+    """A function (peer, head) -> client address.
+
+    The peer itself, unless it is inside `trusted` (CIDRs); then the right-most entry of `X-Forwarded-For` that is not.
+    A malformed entry ends the search: what stands left of it was written by somebody nobody vouches for.
+    """
+    networks = [ipaddress.ip_network(cidr) for cidr in trusted]
+    if not networks:
+        return lambda peer, head: peer
+
+    def client_ip(peer: str, head: RequestHead) -> str:
+        forwarded = head.headers.get(b"x-forwarded-for")
+        if forwarded is None or not _within(peer, networks):
+            return peer
+        address = peer
+        for entry in reversed(forwarded.split(b",")):
+            known = _address(entry)
+            if known is None:
+                return address
+            address = known
+            if not _within(address, networks):
+                return address
+        return address
+
+    return client_ip
+
+
+def _address(entry: bytes) -> str | None:
+    """`1.2.3.4`, `1.2.3.4:80`, `2001:db8::1` or `[2001:db8::1]:80`, as proxies write them."""
+    text = entry.strip().decode("ascii", "replace")
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
+
+
+def _within(address: str, networks: Sequence[Network]) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return any((mapped or parsed) in network for network in networks)

@@ -1,0 +1,459 @@
+"""The phases of a request, in their order, and the only `try/finally` that ends one.
+
+Each phase fills its own fields of the exchange or raises; phases that cannot wait are not coroutines. Must not know
+sockets, SQL or Redis. The coroutine runs without a Task (`http1.eager`), so nothing here may need a current Task.
+"""
+
+import itertools
+import logging
+import os
+from collections.abc import Callable
+from typing import cast
+
+from gateway.api.dialect import Access, Dialect, Endpoint, Framing, Kind
+from gateway.errors import (
+    AuditUnavailable,
+    BadRequest,
+    Bug,
+    Busy,
+    ClientGone,
+    ConnectFailed,
+    Draining,
+    ExpectationFailed,
+    Forbidden,
+    GatewayError,
+    HeadTooLarge,
+    ModelUnavailable,
+    MutationBlocked,
+    NoBackend,
+    NotImplementedHere,
+    Overloaded,
+    QueueFull,
+    QueueTimeout,
+    RateLimited,
+    RequestTimeout,
+    Reserved,
+    TooLarge,
+    UpstreamError,
+    UpstreamTimeout,
+    UriTooLong,
+    VersionUnsupported,
+)
+from gateway.flow import fields, local
+from gateway.flow.exchange import Exchange, Outcome, Runtime
+from gateway.flow.refusals import Collector, engine_refused
+from gateway.flow.relay import CHUNKED, Relay
+from gateway.flow.settle import settle
+from gateway.http1.chunks import LAST_CHUNK, encode_chunk
+from gateway.http1.client import StaleConnection
+from gateway.http1.message import RequestHead, ResponseHead
+from gateway.http1.server import Connection
+from gateway.http1.wire import WireError
+from gateway.services.backends import Failure
+from gateway.services.keys import credential
+from scheduler.aio import Lease, Rejected, Waiter
+from scheduler.model import Refusal, Refused, Ticket
+
+log = logging.getLogger("fairgate.flow")
+
+SSE_COMMENT = b": keep-alive\n\n"
+STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
+_REQUEST_ID = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+_ID_PREFIX = os.urandom(6).hex()
+_ID_COUNT = itertools.count(1)
+
+
+async def handle(x: Exchange, rt: Runtime) -> None:
+    """One request, from its head to its record."""
+    try:
+        endpoint = classify(x, rt)
+        if endpoint.access is not Access.PUBLIC:
+            await authenticate(x, rt)
+        if endpoint.metered:
+            await read(x, rt)
+            route(x, rt)
+            admit(x, rt)
+            await queue(x, rt)
+            await forward(x, rt)
+            await relay(x, rt)
+        else:
+            local.respond(x, rt)
+    except ClientGone:
+        x.outcome = Outcome.CLIENT_GONE
+    except GatewayError as error:
+        refuse(x, rt, error)
+    except WireError as error:
+        refuse(x, rt, wire_error(error))
+    except Exception as error:
+        log.exception("a request failed by a bug", extra={"request_id": x.id})
+        refuse(x, rt, Bug("Something went wrong in the gateway.", cause=repr(error)))
+    finally:
+        settle(x, rt)
+
+
+class Phases:
+    """The server's handler: makes an exchange of each request and pins the current runtime to it."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+
+    async def request(self, connection: Connection) -> None:
+        rt = self.runtime
+        await handle(Exchange(request_id(connection), connection, rt.now(), rt.wall()), rt)
+
+    def malformed(self, connection: Connection, error: WireError) -> None:
+        """A request that could not be read still gets an answer in a dialect, and a record."""
+        rt = self.runtime
+        x = Exchange(request_id(connection), connection, rt.now(), rt.wall())
+        refuse(x, rt, wire_error(error))
+        settle(x, rt)
+
+
+def request_id(connection: Connection) -> str:
+    """The client's own id if it is harmless (H7), else a new one."""
+    head = connection.head
+    given = head.headers.get(b"x-request-id") if head is not None else None
+    if given and len(given) <= 64 and _REQUEST_ID.issuperset(given):
+        return given.decode()
+    return f"{_ID_PREFIX}{next(_ID_COUNT):08x}"
+
+
+# ---- classify
+
+
+def classify(x: Exchange, rt: Runtime) -> Endpoint:
+    """Head -> endpoint. Raises NotFound, MethodNotAllowed, MutationBlocked."""
+    head = x.head
+    x.ip = rt.client_ip(x.ip, head)
+    endpoint = x.endpoint = rt.routes.match(head.method, head.path)
+    if endpoint.access is Access.NEVER:
+        raise MutationBlocked("This operation changes the engine and is not available through the gateway.")
+    return endpoint
+
+
+# ---- authenticate
+
+
+async def authenticate(x: Exchange, rt: Runtime) -> None:
+    """Head -> principal. Raises Unauthenticated, Forbidden, RateLimited, AuthUnavailable."""
+    token = credential(x.head.headers)
+    principal = rt.keys.lookup(token, x.ip)
+    if principal is None:
+        principal = await rt.keys.verify(token, x.ip)
+    x.principal = principal
+    if x.endpoint.scope and x.endpoint.scope not in principal.scopes:
+        raise Forbidden(f"This key lacks the scope {x.endpoint.scope!r}.")
+
+
+# ---- read
+
+
+async def read(x: Exchange, rt: Runtime) -> None:
+    """Bytes -> ask. Raises TooLarge, Overloaded, BadRequest, RequestTimeout, ClientGone."""
+    announced = x.head.content_length
+    if not rt.ledger.hold_body(x, rt.config.caps.body_bytes if announced is None else announced):
+        raise Overloaded("The gateway holds too many request bodies.")
+    x.body = await x.connection.body()
+    x.body_bytes = x.connection.reader.body_received
+    if announced is None:
+        rt.ledger.shrink_body(x, len(x.body))
+    x.ask = x.endpoint.dialect.read(x.endpoint, x.body)
+
+
+# ---- route
+
+
+def route(x: Exchange, rt: Runtime) -> None:
+    """Model and principal -> route. One answer for forbidden and unknown (K8)."""
+    model = x.principal.force_model or x.ask.model
+    found = rt.backends.route(model, x.endpoint.dialect.name, x.endpoint.kind)
+    if found is None or not x.principal.may_use(found.model):
+        raise ModelUnavailable("The model does not exist or this key may not use it.", param="model")
+    x.route = found
+
+
+# ---- admit
+
+
+def admit(x: Exchange, rt: Runtime) -> None:
+    """Limits that do not wait. Raises RateLimited, AuditUnavailable."""
+    if rt.audit.full:
+        raise AuditUnavailable("The audit trail cannot take more records.")
+    if not rt.ledger.enter(x, rt.config.caps.connections_per_key):
+        raise RateLimited("Too many requests of this key are open at once.")
+
+
+# ---- queue
+
+
+def _busy(kind: type[Busy], message: str) -> Callable[[Refused], GatewayError]:
+    return lambda r: kind(message, retry_after=r.retry_after, ahead=r.ahead, estimate=r.estimate)
+
+
+REFUSALS: dict[Refusal, Callable[[Refused], GatewayError]] = {
+    Refusal.QUEUE_FULL: _busy(QueueFull, "Too many requests of this user wait already."),
+    Refusal.EVICTED: _busy(QueueFull, "The queue is full and this user's is the longest."),
+    Refusal.QUEUE_TIMEOUT: _busy(QueueTimeout, "No slot became free in time."),
+    Refusal.RESERVED: _busy(Reserved, "The model is reserved at the moment."),
+    Refusal.DRAINING: _busy(Draining, "The gateway is shutting down."),
+    Refusal.UNKNOWN_POOL: lambda _: NoBackend("No backend serves this model now."),
+}
+
+
+async def queue(x: Exchange, rt: Runtime) -> None:
+    """Ticket -> lease. Raises what REFUSALS says, or ClientGone. An interruption gives the place or the slot back."""
+    x.queued_at = rt.now()
+    try:
+        got = rt.scheduler.submit(ticket(x, rt))
+        x.lease = got if isinstance(got, Lease) else await _wait(x, rt, got)
+    except Rejected as rejected:
+        raise REFUSALS[rejected.refused.reason](rejected.refused) from None
+    x.granted_at = rt.now()
+
+
+def ticket(x: Exchange, rt: Runtime) -> Ticket:
+    """What the scheduler is told: who pays, and about how much (scheduler.md 5.3)."""
+    principal, ask, found = x.principal, x.ask, x.route
+    produces = x.endpoint.kind in GENERATIONS
+    cap = output_cap(ask.max_tokens, found.terms.max_output_tokens) if produces else 0
+    cost = rt.estimator.request_cost(
+        found.model, principal.tenant, principal.user, ask.input_bytes, cap * ask.choices, found.terms.cost_factor
+    )
+    return Ticket(
+        pool=found.pool,
+        tenant=principal.tenant,
+        user=principal.user,
+        share=principal.share,
+        tenant_share=principal.tenant_share,
+        cost=cost,
+        class_offset=CLASS_OFFSETS[principal.priority],
+        timeout=queue_timeout(x, rt),
+        tag=x.id,
+    )
+
+
+GENERATIONS = frozenset({Kind.CHAT, Kind.COMPLETION, Kind.RESPONSES})
+CLASS_OFFSETS = {"batch": -20.0, "interactive": 0.0, "system": 20.0}
+
+
+def output_cap(asked: int | None, cap: int) -> int:
+    """Output tokens the request may produce: what it asked for within the model's cap; negative means unlimited."""
+    return cap if asked is None or asked < 0 else min(asked, cap)
+
+
+def queue_timeout(x: Exchange, rt: Runtime) -> float:
+    """Seconds: the setting, tightened by the key and by the request's own `x-queue-timeout`."""
+    timeout = rt.config.scheduling.queue_timeout
+    if x.principal.queue_timeout is not None:
+        timeout = min(timeout, x.principal.queue_timeout)
+    asked = x.head.headers.get(b"x-queue-timeout")
+    if asked is not None:
+        if not asked.isdigit() or len(asked) > 6:
+            raise BadRequest("x-queue-timeout must be whole seconds.")
+        timeout = min(timeout, float(asked))
+    return timeout
+
+
+async def _wait(x: Exchange, rt: Runtime, waiter: Waiter) -> Lease:
+    x.waiter = waiter
+    rt.ledger.queued(x)
+    _comment_while_silent(x, rt)
+    try:
+        return await waiter.future
+    except BaseException:
+        waiter.cancel()
+        raise
+    finally:
+        rt.ledger.dequeued(x)
+
+
+# ---- forward
+
+
+async def forward(x: Exchange, rt: Runtime) -> None:
+    """Body and lease -> response head of an engine. Only this phase retries, and only before any byte of an answer."""
+    retries = x.route.terms.retries
+    while True:
+        try:
+            x.reply = await _attempt(x, rt)
+            break
+        except (ConnectFailed, StaleConnection) as error:
+            _let_go(x)
+            elsewhere = isinstance(error, ConnectFailed)
+            if retries <= 0 or (elsewhere and len(x.route.candidates) < 2):
+                raise
+            retries -= 1
+            if elsewhere:
+                _release_slot(x)
+                await queue(x, rt)
+    if not 200 <= x.reply.status < 300:
+        await _refused_by_engine(x, rt)
+
+
+async def _attempt(x: Exchange, rt: Runtime) -> ResponseHead:
+    """One try on the backend of the lease. A kept connection may be stale: the caller tries again."""
+    assert x.lease is not None  # noqa: S101  # queue ran
+    terms = x.route.terms
+    backend = x.backend = rt.backends.backend(x.lease.gate)
+    pool = rt.pools[backend.name]
+    body = x.endpoint.dialect.edit(
+        x.endpoint, x.body, x.ask, model=x.route.model, cap=terms.max_output_tokens, engine=backend.engine
+    )
+    head = fields.request_head(backend, x.endpoint.upstream, x.id, len(body), x.head)
+    try:
+        x.upstream = pool.take() or await pool.dial(terms.connect)
+        x.sent_at = rt.now()
+        answer = x.upstream.send(
+            head, body, "POST", first_byte=terms.first_byte, between=terms.between, total=terms.total
+        )
+        _comment_while_silent(x, rt)
+        reply = await answer
+    except UpstreamError as error:
+        if not isinstance(error, StaleConnection):
+            rt.backends.failed(backend.name, _failure_of(error))
+        raise
+    rt.backends.succeeded(backend.name)
+    return reply
+
+
+def _let_go(x: Exchange) -> None:
+    upstream, x.upstream = x.upstream, None
+    if upstream is not None:
+        upstream.release()
+
+
+# ---- relay
+
+
+def _release_slot(x: Exchange) -> None:
+    """Give the slot back unused: the request has cost the engine nothing."""
+    if x.lease is not None:
+        x.lease.release(0.0)
+        x.lease = None
+
+
+async def _refused_by_engine(x: Exchange, rt: Runtime) -> None:
+    """The engine answered with an error: read its text for the log, tell the client our own sentence (H8)."""
+    assert x.upstream is not None  # noqa: S101  # the attempt succeeded
+    x.upstream.sink = collector = Collector(x.upstream)
+    await collector.done
+    # Not a failure for the breaker: a caller who can make an engine answer 500 must not eject it for all.
+    raise engine_refused(x.reply.status, collector.body())
+
+
+def _failure_of(error: UpstreamError) -> Failure:
+    if isinstance(error, ConnectFailed):
+        return "connect"
+    return "timeout" if isinstance(error, UpstreamTimeout) else "broken"
+
+
+async def relay(x: Exchange, rt: Runtime) -> None:
+    """Engine's bytes -> client. Never retries. Raises ClientGone; a broken stream is told in the stream."""
+    media_type = x.reply.get(b"content-type") or fields.JSON
+    streaming = media_type.startswith(STREAM_TYPES)
+    endpoint = x.endpoint
+    assert x.upstream is not None  # noqa: S101  # forward ran
+    x.relay = Relay(
+        x.connection,
+        x.upstream,
+        endpoint,
+        lambda: _first_byte(x, rt, media_type),
+        streaming=streaming,
+        hide_usage=streaming and endpoint.framing is Framing.SSE and not x.ask.usage_asked,
+        stream_error=lambda error: endpoint.dialect.stream_error(error, x.id),
+    )
+    x.upstream.sink = x.relay
+    x.body = b""  # the engine has begun to answer: no retry can need it any more
+    rt.ledger.shrink_body(x, 0)
+    await x.relay.done
+    if x.relay.error is not None:
+        rt.backends.failed(x.backend.name, _failure_of(x.relay.error))
+        raise x.relay.error
+
+
+def _first_byte(x: Exchange, rt: Runtime, media_type: bytes) -> bytes:
+    """The answer's fields, asked for when its first byte is about to go out."""
+    x.first_byte_at = rt.now()
+    x.status = x.reply.status
+    waited = x.granted_at - x.queued_at
+    overhead = (x.sent_at - x.started) - waited
+    own = b"x-fairgate-queue-ms: %d\r\nx-fairgate-overhead-ms: %.2f\r\n" % (waited * 1000, overhead * 1000)
+    return fields.answer_fields(media_type, x.id, own)
+
+
+# ---- keep-alive comments (A11)
+
+
+def _comment_while_silent(x: Exchange, rt: Runtime) -> None:
+    """From now on, an SSE client that hears nothing for a while gets a comment."""
+    if x.ask.stream and x.endpoint.framing is Framing.SSE and x.head.version >= 11:
+        connection, seen = x.connection, x.connection.bytes_out
+        connection.quiet_call = lambda: _comment(x, rt, seen)
+        connection.quiet_at = connection.clock() + rt.config.timeouts.comment
+
+
+def _comment(x: Exchange, rt: Runtime, seen: int) -> None:
+    connection = x.connection
+    if connection.bytes_out == seen and connection.writable:
+        if x.relay is not None:
+            x.relay.comment(SSE_COMMENT)
+        elif connection.begun:
+            connection.write(encode_chunk(SSE_COMMENT))
+        else:
+            x.status = 200
+            head = fields.answer_fields(b"text/event-stream", x.id)
+            connection.begin(200, head, framing=CHUNKED, first=encode_chunk(SSE_COMMENT))
+    _comment_while_silent(x, rt)
+
+
+# ---- the end
+
+
+WIRE_ERRORS: dict[int, type[GatewayError]] = {
+    400: BadRequest,
+    408: RequestTimeout,
+    413: TooLarge,
+    414: UriTooLong,
+    417: ExpectationFailed,
+    431: HeadTooLarge,
+    501: NotImplementedHere,
+    505: VersionUnsupported,
+}
+
+
+def wire_error(error: WireError) -> GatewayError:
+    """What the wire refused, as the error a dialect can render."""
+    kind = WIRE_ERRORS.get(error.status, BadRequest)
+    return kind(f"{error.reason[:1].upper()}{error.reason[1:]}.")
+
+
+def refuse(x: Exchange, rt: Runtime, error: GatewayError) -> None:
+    """Tell the client, in its dialect: as an answer, or as a frame where the answer has begun."""
+    x.error = error
+    x.outcome = _outcome_of(error)
+    connection = x.connection
+    dialect = _dialect(x, rt)
+    if connection.begun:
+        if x.relay is None or not x.relay.begun:
+            connection.write(encode_chunk(dialect.stream_error(error, x.id)) + LAST_CHUNK)
+        return
+    x.status = error.status
+    connection.respond(error.status, fields.error_fields(error, x.id), dialect.error(error, x.id))
+
+
+def _dialect(x: Exchange, rt: Runtime) -> Dialect:
+    """Whose shape an error takes: the route's, the path's, or the default where not even a head was read."""
+    endpoint, head = cast("Endpoint | None", x.endpoint), cast("RequestHead | None", x.head)
+    if endpoint is not None:
+        return endpoint.dialect
+    return rt.routes.dialect_for(head.path) if head is not None else rt.routes.default
+
+
+def _outcome_of(error: GatewayError) -> Outcome:
+    if isinstance(error, Bug):
+        return Outcome.BUG
+    if isinstance(error, (UpstreamTimeout, QueueTimeout, RequestTimeout)):
+        return Outcome.TIMED_OUT
+    if isinstance(error, UpstreamError):
+        return Outcome.UPSTREAM_FAILED
+    return Outcome.REFUSED

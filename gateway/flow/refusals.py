@@ -1,0 +1,79 @@
+"""An engine's own errors: read for the log, told to the client in our words (H8, R7).
+
+Owns the reading of an error answer and the mapping of its status and text to one of our errors. What the engine said
+about itself (hosts, paths, stack traces) stays in `cause`.
+"""
+
+import re
+
+from gateway.errors import (
+    EngineBusy,
+    GatewayError,
+    ModelLoading,
+    ModelUnavailable,
+    UpstreamBroke,
+    UpstreamError,
+    UpstreamRejected,
+)
+from gateway.http1.client import UpstreamConnection
+from gateway.http1.eager import Signal
+
+MOST = 64 * 1024
+LOADING_RETRY = 5.0  # seconds; engines load a small model in about that time
+
+# What engines say (lower case) -> what the caller may know. First match wins.
+SENTENCES: tuple[tuple[re.Pattern[bytes], str], ...] = (
+    (re.compile(rb"context (length|window|size)|maximum context|exceeds? the (available )?context|too many tokens"),
+     "The prompt and the asked output are longer than the model's context."),
+    (re.compile(rb"does not support (tools|thinking|images?|vision|chat|generate|embeddings?|insert)|no multimodal"),
+     "The model does not support what this request asks for."),
+    (re.compile(rb"tool[ _](choice|call|parser)|function call"), "The engine refused the tools of this request."),
+    (re.compile(rb"image|base64|audio"), "The engine could not read an image or audio part of this request."),
+    (re.compile(rb"grammar|json_schema|response_format|guided"), "The engine refused the output format asked for."),
+)  # fmt: skip
+
+
+class Collector:
+    """A sink that keeps the first bytes of an answer and waits for its end."""
+
+    __slots__ = ("_parts", "_size", "done", "upstream")
+
+    def __init__(self, upstream: UpstreamConnection) -> None:
+        self.done: Signal[None] = Signal()
+        self.upstream = upstream
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def data(self, data: bytes) -> None:
+        self._parts.append(data[: MOST - self._size])
+        self._size += len(data)
+        if self._size >= MOST:
+            self.upstream.abort()
+            self.done.set(None)
+
+    def last(self, data: bytes) -> None:
+        self._parts.append(data[: max(0, MOST - self._size)])
+        self.done.set(None)
+
+    def broke(self, error: UpstreamError) -> None:
+        self.done.set(None)
+
+    def body(self) -> bytes:
+        """What was kept; chunk framing may still be around it, which reading for a log does not mind."""
+        return b"".join(self._parts)
+
+
+def engine_refused(status: int, body: bytes) -> GatewayError:
+    """The error to raise for an engine's answer that is not a 2xx."""
+    cause = f"status {status}: {body[:2048]!r}"
+    text = body.lower()
+    if status == 404:  # the model went away since discovery saw it: the same answer as for one never there (K8)
+        return ModelUnavailable("The model does not exist or this key may not use it.", param="model", cause=cause)
+    if status == 503 and b"loading" in text:
+        return ModelLoading("The engine is loading the model.", retry_after=LOADING_RETRY, cause=cause)
+    if status in (429, 503):
+        return EngineBusy("The engine is too busy.", cause=cause)
+    if status in (400, 413, 422):
+        sentence = next((sentence for pattern, sentence in SENTENCES if pattern.search(text)), None)
+        return UpstreamRejected(sentence or "The engine refused this request as invalid.", 400, cause=cause)
+    return UpstreamBroke("The engine failed to answer this request.", cause=cause)

@@ -1,0 +1,262 @@
+"""The answer on its way from backend to client: the same bytes, flow control both ways, usage read in passing.
+
+Whole buffers pass as they came, HTTP chunk framing included. Only where bytes must differ (a hidden usage frame, an
+HTTP/1.0 client, a body that ends with its connection) is the payload taken out and framed anew. Must not know
+authentication or queueing. One `Relay` is the upstream connection's sink and the client connection's stream at once.
+"""
+
+from collections.abc import Callable
+
+from gateway.api.dialect import Endpoint, Framing
+from gateway.api.stream import FrameFilter, Tap, Usage, needs_edit, usage_of_body
+from gateway.errors import UpstreamBroke, UpstreamError
+from gateway.http1.chunks import LAST_CHUNK, ChunkDecoder, encode_chunk
+from gateway.http1.client import UpstreamConnection
+from gateway.http1.eager import Signal
+from gateway.http1.message import ResponseHead
+from gateway.http1.server import Connection
+
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+KEEP_FOR_USAGE = 256 * 1024  # of a plain JSON answer; longer ones (embeddings) are read from their tail
+CHARGE_EVERY = 256  # output tokens between two corrections of a running request's cost (scheduler.md 5.3)
+FRAME_END = {Framing.SSE: b"\n\n", Framing.NDJSON: b"\n"}
+
+
+class Relay:
+    """One answer. Await `done`; then `error` says whether it is whole. `start` gives the fields at the first byte."""
+
+    __slots__ = (
+        "_chunked_out",
+        "_decoder",
+        "_filter",
+        "_kept",
+        "_kept_bytes",
+        "_last_buffer",
+        "_start",
+        "_tail_seen",
+        "begun",
+        "connection",
+        "data",
+        "done",
+        "endpoint",
+        "error",
+        "on_tokens",
+        "reply",
+        "stream_error",
+        "tap",
+        "tokens_due",
+        "upstream",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        upstream: UpstreamConnection,
+        endpoint: Endpoint,
+        start: Callable[[], bytes],
+        *,
+        streaming: bool,
+        hide_usage: bool,
+        stream_error: Callable[[UpstreamError], bytes],
+    ) -> None:
+        reply = upstream.head
+        assert reply is not None  # noqa: S101  # a relay starts at a response head
+        self.connection = connection
+        self.upstream = upstream
+        self.endpoint = endpoint
+        self.reply: ResponseHead = reply
+        self.stream_error = stream_error
+        self.done: Signal[None] = Signal()
+        self.error: UpstreamError | None = None
+        self.begun = connection.begun
+        self.tap: Tap | None = Tap(endpoint.framing, hide_usage=hide_usage) if streaming else None
+        self.on_tokens: Callable[[int], None] | None = None
+        self.tokens_due = CHARGE_EVERY
+        self._start = start
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._last_buffer = b""
+        self._tail_seen = False
+        self._decoder: ChunkDecoder | None = None
+        self._filter = FrameFilter(endpoint.framing) if hide_usage and streaming else None
+        self._chunked_out = self._choose_framing()
+        self.data: Callable[[bytes], None] = self._choose_path()
+        connection.stream = self
+        if not connection.writable:
+            upstream.pause()
+
+    def _choose_framing(self) -> bool:
+        """Whether the client gets chunks: where the length is unknown or may change, and it can read them."""
+        head = self.connection.head
+        new_enough = head is not None and head.version >= 11
+        fixed = self.reply.content_length is not None and self._filter is None and not self.begun
+        return new_enough and not fixed
+
+    def _choose_path(self) -> Callable[[bytes], None]:
+        if self.reply.chunked != self._chunked_out:
+            self._decoder = ChunkDecoder() if self.reply.chunked else None
+            return self._reframe
+        if self._filter is not None:
+            return self._pass_or_hide if self._chunked_out else self._reframe
+        return self._pass
+
+    # ---- Stream: the client's window
+
+    def pause(self) -> None:
+        self.upstream.pause()
+
+    def resume(self) -> None:
+        self.upstream.resume()
+
+    # ---- Sink: `data` is one of the three paths below
+
+    def _pass(self, data: bytes) -> None:
+        """The common path: one buffer in, the same buffer out."""
+        tap = self.tap
+        if tap is not None:
+            tap.feed(data)
+            if tap.frames >= self.tokens_due:
+                self._charge(tap.frames)
+        else:
+            self._keep(data)
+        walker = self.upstream.walker
+        if walker is not None and walker.last_chunk_at >= 0:
+            self._tail_seen = True  # the end follows: hold it back, so that an error or a clean end can take its place
+            data = data[: walker.last_chunk_at]
+        elif self._tail_seen:
+            return
+        if data:
+            self._last_buffer = data
+        if self.begun:
+            self.connection.write(data)
+        elif data:
+            self._begin(data)
+
+    def _pass_or_hide(self, data: bytes) -> None:
+        """As `_pass` while reads hold whole frames and none is the usage frame; else through the filter."""
+        walker = self.upstream.walker
+        between = walker is not None and walker.boundary
+        if between and self._decoder is None and not needs_edit(data):
+            self._pass(data)
+            return
+        if self._decoder is None:
+            self._decoder = ChunkDecoder()
+        self._reframe(data)
+        if between and self._filter is not None and self._filter.idle:
+            self._decoder = None  # between two frames and two chunks: the common path may take over again
+
+    def _reframe(self, data: bytes) -> None:
+        """Payload out, edit, frame anew."""
+        if self.tap is not None:
+            self.tap.feed(data)
+            if self.tap.frames >= self.tokens_due:
+                self._charge(self.tap.frames)
+        else:
+            self._keep(data)
+        payload = data if self._decoder is None else self._decoder.decode(data)
+        if self._filter is not None:
+            payload = self._filter.feed(payload)
+        self._send(payload)
+
+    def _send(self, payload: bytes) -> None:
+        if not payload:
+            return
+        self._last_buffer = payload
+        framed = encode_chunk(payload) if self._chunked_out else payload
+        if self.begun:
+            self.connection.write(framed)
+        else:
+            self._begin(framed)
+
+    def last(self, data: bytes) -> None:
+        """The end came: pass it on, unless the dialect's own end is missing (A5)."""
+        if data:
+            self.data(data)
+        if self._filter is not None:
+            self._send(self._filter.flush())
+        if self.tap is not None:
+            self.tap.finish()
+            if not (self.tap.terminated or self.tap.error_seen):
+                self.broke(UpstreamBroke("The engine's stream ended before it was complete."))
+                return
+        self._end()
+
+    def _end(self) -> None:
+        """Write what ends the body in the client's framing."""
+        passed_whole = self.reply.chunked and self._decoder is None and self._chunked_out and not self._tail_seen
+        if not self.begun:
+            self._begin(b"")
+        if self._chunked_out and not passed_whole:
+            self.connection.write(LAST_CHUNK)
+        self.done.set(None)
+
+    def broke(self, error: UpstreamError) -> None:
+        """The answer stops here: tell the client in a frame where its framing allows, else cut the connection."""
+        self.error = error
+        if self.begun and self._can_tell():
+            frame = self.stream_error(error)
+            self.connection.write(encode_chunk(frame) + LAST_CHUNK if self._chunked_out else frame)
+            self.connection.keep = self.connection.keep and self._chunked_out
+        elif self.begun:
+            self.connection.abort()
+        self.done.set(None)
+
+    def _can_tell(self) -> bool:
+        """Whether an error frame would stand between two frames, and between two chunks."""
+        if self.tap is None or self.reply.content_length is not None:
+            return False
+        if self._filter is not None and not self._filter.at_boundary:
+            return False
+        end = FRAME_END[self.endpoint.framing]
+        if self._last_buffer and not self._last_buffer.endswith((end, end + b"\r\n")):
+            return False
+        walker = self.upstream.walker
+        own_chunks = walker is None or self._decoder is not None
+        return own_chunks or self._tail_seen or (walker is not None and walker.boundary)
+
+    def _begin(self, first: bytes) -> None:
+        """The head goes out with the first bytes, so that a failure before them is still a proper status."""
+        self.begun = True
+        if self._chunked_out:
+            framing = CHUNKED
+        elif self.reply.content_length is not None:
+            framing = b"Content-Length: %d\r\n" % self.reply.content_length
+        else:
+            framing = b""
+        self.connection.begin(self.reply.status, self._start(), framing=framing, first=first)
+
+    def comment(self, text: bytes) -> bool:
+        """Send an SSE comment if the stream stands between two frames (A11). False: not now."""
+        if self.endpoint.framing is not Framing.SSE or not self._chunked_out or not self._can_tell():
+            return False
+        if self.begun:
+            self.connection.write(encode_chunk(text))
+        else:
+            self._begin(encode_chunk(text))
+        return True
+
+    # ---- what was used
+
+    def _keep(self, data: bytes) -> None:
+        """Hold on to what the usage will be read from; references, no copies."""
+        self._kept.append(data)
+        self._kept_bytes += len(data)
+        while self._kept_bytes - len(self._kept[0]) > KEEP_FOR_USAGE:
+            self._kept_bytes -= len(self._kept.pop(0))
+
+    def _charge(self, frames: int) -> None:
+        self.tokens_due = frames + CHARGE_EVERY
+        if self.on_tokens is not None:
+            self.on_tokens(frames)
+
+    def usage(self) -> Usage | None:
+        """Tokens of this answer: as reported, or counted from what was relayed (A7)."""
+        if self.tap is not None:
+            return self.tap.finish() or (self.tap.estimate() if self.tap.frames else None)
+        body = b"".join(self._kept)
+        if self.reply.chunked and self.error is None and self.done.is_set and self._kept_bytes <= KEEP_FOR_USAGE:
+            body = ChunkDecoder().decode(body)
+        return usage_of_body(self.endpoint, body)
+
+    def __repr__(self) -> str:
+        return f"<Relay begun={self.begun} done={self.done.is_set} error={self.error!r}>"

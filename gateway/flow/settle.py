@@ -1,0 +1,137 @@
+"""The end of every request: slot, holds, counters and the one audit record. Never waits, never raises.
+
+`settle` runs in the `finally` of `phases.handle`, so it must cope with an exchange that stopped after any phase.
+"""
+
+import logging
+from typing import cast
+
+from gateway.api.stream import Usage
+from gateway.flow.exchange import Exchange, Outcome, Runtime
+from gateway.services.audit import AuditRecord
+from gateway.services.backends import Route
+from scheduler.estimate import cost
+
+log = logging.getLogger("fairgate.flow")
+
+NO_USAGE = Usage(prompt_tokens=0, completion_tokens=0, cached_tokens=0, reported=False)
+GONE_STATUS = 499  # what logs and engines call a request whose client left (nginx, Ollama)
+
+
+def settle(x: Exchange, rt: Runtime) -> None:
+    """Give everything back and write down what happened."""
+    ended = rt.now()
+    if x.outcome is Outcome.CLIENT_GONE:
+        x.status = GONE_STATUS
+    x.usage = _usage(x)
+    upstream, x.upstream = x.upstream, None
+    if upstream is not None:
+        upstream.release()
+    cost_units = _cost(x, rt)
+    if x.lease is not None:
+        x.lease.release(cost_units)
+    rt.ledger.leave(x)
+    _learn(x, rt)
+    rt.audit.put(_record(x, ended))
+    _count(x, rt, ended, cost_units)
+    if x.error is not None and x.error.cause:
+        log.warning("request failed", extra={"request_id": x.id, "code": x.error.code, "cause": x.error.cause})
+    x.connection.stream = None
+    x.connection.quiet_call = None
+
+
+def _usage(x: Exchange) -> Usage:
+    if x.relay is None:
+        return NO_USAGE
+    return x.relay.usage() or NO_USAGE
+
+
+def _cost(x: Exchange, rt: Runtime) -> float:
+    """Cost units to charge (scheduler.md 5.3): the truth if reported; nothing if no engine worked for it."""
+    if not x.sent_at or (x.relay is None and x.outcome is not Outcome.CLIENT_GONE):
+        return 0.0
+    usage = x.usage or NO_USAGE
+    prompt: float = usage.prompt_tokens
+    if not usage.reported:
+        prompt = rt.estimator.input_tokens(x.route.model, x.ask.input_bytes)
+    uncached = max(0.0, prompt - usage.cached_tokens)
+    return cost(
+        rt.estimator.settings, uncached, usage.cached_tokens, usage.completion_tokens, x.route.terms.cost_factor
+    )
+
+
+def _learn(x: Exchange, rt: Runtime) -> None:
+    usage = x.usage
+    if usage is not None and usage.reported and x.outcome is Outcome.DONE:
+        who = x.principal
+        rt.estimator.observe(
+            x.route.model, who.tenant, who.user, x.ask.input_bytes, usage.prompt_tokens, usage.completion_tokens
+        )
+
+
+def _record(x: Exchange, ended: float) -> AuditRecord:
+    """The request as one flat row (U1). Durations are whole microseconds."""
+    endpoint, who, usage = x.endpoint, x.principal, x.usage or NO_USAGE
+    known, lease = who is not None, x.lease
+    return AuditRecord(
+        id=x.id,
+        started_at=int(x.started_wall * 1e6),
+        tenant=who.tenant if known else "",
+        user=who.user if known else "",
+        key=who.key if known else "",
+        ip=x.ip,
+        dialect=endpoint.dialect.name if endpoint is not None else "",
+        route=endpoint.path if endpoint is not None else "",
+        method=x.head.method if x.head is not None else "",
+        model_asked=x.ask.model[:256] if x.ask is not None else "",
+        model_served=x.route.model if x.route is not None else "",
+        backend=x.backend.name if x.backend is not None else "",
+        status=x.status,
+        outcome=str(x.outcome),
+        error=x.error.code if x.error is not None else "",
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+        usage_estimated=x.relay is not None and not usage.reported,
+        queue_us=_us(x.granted_at or ended, x.queued_at),
+        first_byte_us=_us(x.first_byte_at, x.started) if x.first_byte_at else 0,
+        total_us=_us(ended, x.started),
+        bytes_in=x.body_bytes,
+        bytes_out=x.connection.bytes_out,
+        rank=lease.rank if lease is not None else 0,
+        queue_len=lease.queue_len if lease is not None else 0,
+        usage_before=lease.usage if lease is not None else 0.0,
+        slot_us=_us(ended, x.granted_at) if lease is not None else 0,
+    )
+
+
+def _us(end: float, start: float) -> int:
+    return int((end - start) * 1e6) if start else 0
+
+
+def _count(x: Exchange, rt: Runtime, ended: float, cost_units: float) -> None:
+    metrics, endpoint = rt.metrics, x.endpoint
+    route = endpoint.path if endpoint is not None else "other"
+    dialect = endpoint.dialect.name if endpoint is not None else "other"
+    metrics.count_request(dialect, route, x.status, str(x.outcome))
+    if x.error is not None:
+        metrics.refused(x.error.code)
+    if cast("Route | None", x.route) is None:
+        return
+    usage = x.usage or NO_USAGE
+    waited = x.granted_at - x.queued_at if x.granted_at else None
+    metrics.settle(
+        x.route.model,
+        duration=ended - x.started,
+        queue=waited,
+        first_byte=x.first_byte_at - x.started if x.first_byte_at else None,
+        prompt=usage.prompt_tokens,
+        completion=usage.completion_tokens,
+        cached=usage.cached_tokens,
+        estimated=x.relay is not None and not usage.reported,
+        bytes_in=x.body_bytes,
+        bytes_out=x.connection.bytes_out,
+        overhead=x.sent_at - x.started - (waited or 0.0) if x.sent_at else None,
+        party=x.principal.user,
+        cost=cost_units / x.principal.share,
+    )

@@ -1,0 +1,90 @@
+"""A scripted OpenAI-shaped engine: lists one model, and lets a test decide how it answers a chat."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+
+from tests.wire import Backend, read_request
+
+Answer = Callable[[bytes, bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def frame(content: str) -> bytes:
+    body = {"id": "c", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": content}}]}
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+USAGE_FRAME = b"data: " + json.dumps({"id": "c", "choices": [], "usage": USAGE}).encode() + b"\n\n"
+DONE = b"data: [DONE]\n\n"
+SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+PLAIN = json.dumps({"object": "chat.completion", "choices": [], "usage": USAGE}).encode()
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def json_answer(body: bytes, status: str = "200 OK") -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+class Engine(Backend):
+    """`answer` is called for each chat with head, body, reader and writer. `chats` counts them."""
+
+    def __init__(self, answer: Answer, models: tuple[str, ...] = ("m",)) -> None:
+        super().__init__(self._serve)
+        self.answer = answer
+        self.models = models
+        self.chats: asyncio.Queue[tuple[bytes, bytes]] = asyncio.Queue()
+        self.aborted: asyncio.Queue[None] = asyncio.Queue()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head, body = await read_request(reader)
+            if head.startswith(b"GET"):
+                data = [{"id": name, "object": "model", "created": 1, "owned_by": "x"} for name in self.models]
+                writer.write(json_answer(json.dumps({"object": "list", "data": data}).encode()))
+                continue
+            self.chats.put_nowait((head, body))
+            try:
+                await self.answer(head, body, reader, writer)
+            except (ConnectionError, asyncio.IncompleteReadError):
+                self.aborted.put_nowait(None)
+                raise
+
+
+async def plain(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(json_answer(PLAIN))
+
+
+async def stream(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Three frames, usage if asked, the end; each frame a chunk and a write of its own."""
+    writer.write(SSE_HEAD)
+    frames = [frame("a"), frame("b"), frame("c")]
+    if json.loads(body).get("stream_options", {}).get("include_usage"):
+        frames.append(USAGE_FRAME)
+    for data in [*frames, DONE]:
+        writer.write(chunk(data))
+        await writer.drain()
+        await asyncio.sleep(0)
+    writer.write(b"0\r\n\r\n")
+
+
+async def hang(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Never answer; raise when the peer leaves."""
+    if not await reader.read(1):
+        raise ConnectionError
+
+
+async def start_and_hang(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Two frames, then silence until the peer leaves."""
+    writer.write(SSE_HEAD + chunk(frame("a")))
+    await writer.drain()
+    writer.write(chunk(frame("b")))
+    await hang(head, body, reader, writer)

@@ -1,0 +1,371 @@
+"""The main job end to end on real sockets: bytes pass unchanged, are metered and recorded, and all is given back."""
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvloop
+
+from gateway import config as cfg
+from tests.flow.engine import (
+    DONE,
+    PLAIN,
+    SSE_HEAD,
+    USAGE_FRAME,
+    Answer,
+    Engine,
+    chunk,
+    frame,
+    hang,
+    json_answer,
+    plain,
+    start_and_hang,
+    stream,
+)
+from tests.gateway import Gateway, chat, gateway
+from tests.wire import WAIT
+
+CHAT = "/v1/chat/completions"
+Test = Callable[[Gateway, Engine], Coroutine[Any, Any, None]]
+
+
+def run(answer: Answer, test: Test, **settings: Any) -> None:
+    async def main() -> None:
+        async with Engine(answer) as engine, gateway(engine.url, **settings) as g:
+            await test(g, engine)
+            await g.idle()
+
+    uvloop.run(main())
+
+
+def test_a_plain_answer_passes_unchanged_and_is_recorded() -> None:
+    """U1, H7, H8, R9"""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        status, fields, body = await g.ask(CHAT, chat(), extra="X-Fairgate-User: boss\r\nCookie: c=1\r\n")
+        assert (status, body) == (200, PLAIN)
+        assert fields["content-type"] == "application/json"
+        assert fields["x-content-type-options"] == "nosniff"
+        assert int(fields["x-fairgate-queue-ms"]) == 0
+        head, sent = engine.chats.get_nowait()
+        assert f"Host: 127.0.0.1:{engine.port}".encode() in head
+        assert b"authorization" not in head.lower()
+        assert b"cookie" not in head.lower()
+        assert b"x-fairgate" not in head.lower()
+        assert json.loads(sent) == chat(max_tokens=4096)
+        (record,) = await g.records(1)
+        assert record["id"] == fields["x-request-id"]
+        assert (record["status"], record["outcome"], record["error"]) == (200, "done", "")
+        assert (record["prompt_tokens"], record["completion_tokens"], record["usage_estimated"]) == (7, 3, 0)
+        assert (record["model_served"], record["backend"], record["dialect"]) == ("m", "engine", "openai")
+        assert record["bytes_out"] > len(PLAIN)
+        assert record["total_us"] >= record["first_byte_us"] > 0
+
+    run(plain, test)
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["usage asked", "usage hidden"])
+def test_a_stream_is_metered_and_the_usage_frame_goes_only_to_who_asked(asked: bool) -> None:
+    """A7"""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        options = {"stream_options": {"include_usage": True}} if asked else {}
+        _, fields, body = await g.ask(CHAT, chat(stream=True, **options))
+        frames = frame("a") + frame("b") + frame("c")
+        assert body == frames + (USAGE_FRAME if asked else b"") + DONE
+        assert fields["content-type"] == "text/event-stream"
+        (record,) = await g.records(1)
+        assert (record["prompt_tokens"], record["completion_tokens"], record["usage_estimated"]) == (7, 3, 0)
+
+    run(stream, test)
+
+
+def test_http_1_0_gets_the_payload_without_chunks() -> None:
+    """H1"""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        client = await g.connect()
+        await client.send(g.request(CHAT, chat(stream=True)).replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+        status, fields, body = await client.answer()
+        assert status == 200
+        assert "transfer-encoding" not in fields
+        assert body == frame("a") + frame("b") + frame("c") + DONE
+
+    run(stream, test)
+
+
+def test_keep_alive_across_streams_and_refusals() -> None:
+    """Bad input leaves the connection usable where the framing allows."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        client = await g.connect()
+        for body, status in [(chat(stream=True), 200), (b"{", 400), ({"messages": []}, 400), (chat(), 200)]:
+            await client.send(g.request(CHAT, body))
+            assert (await client.answer())[0] == status
+        await client.send(g.request("/v1/nothing"))
+        assert (await client.answer())[0] == 404
+        await client.send(g.request(CHAT))
+        status, fields, _ = await client.answer()
+        assert (status, fields["allow"]) == (405, "POST")
+        assert [r["status"] for r in await g.records(6)] == [200, 400, 400, 200, 404, 405]
+
+    run(stream, test)
+
+
+BAD = [
+    (CHAT, b"{", 400, "invalid_request"),
+    (CHAT, b"[]", 400, "invalid_request"),
+    (CHAT, {"messages": []}, 400, "invalid_request"),
+    (CHAT, chat(model=7), 400, "invalid_request"),
+    (CHAT, chat(max_tokens="many"), 400, "invalid_request"),
+    (CHAT, chat(model="other"), 403, "model_not_available"),
+    ("/api/chat", chat(model="other"), 403, "model_not_available"),
+    (CHAT, b"x" * 2_000_000, 413, "request_too_large"),
+    ("/api/pull", {"model": "m"}, 403, "operation_blocked"),
+    ("/nowhere", None, 404, "not_found"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "status", "code"), BAD)
+def test_bad_input_gets_a_clear_error_in_the_callers_dialect(path: str, body: Any, status: int, code: str) -> None:
+    """A5, H10, U1: and one audit row, and no engine is asked."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        got, fields, text = await g.ask(path, body)
+        error = json.loads(text)["error"]
+        assert got == status
+        assert isinstance(error, str) == path.startswith("/api/")
+        assert fields["x-fairgate-error"] == "gateway"
+        (record,) = await g.records(1)
+        assert (record["status"], record["outcome"], record["error"]) == (status, "refused", code)
+        assert engine.chats.empty()
+
+    run(plain, test, caps=cfg.Caps(body_bytes=1_000_000))
+
+
+def test_without_a_key_nothing_is_served() -> None:
+    """H10, K2: all routes that are not public answer 401, before any body is read."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        for row in g.app.routes.rows:
+            method = "POST" if row.method == "*" else row.method
+            path = row.path.replace("*", "x")
+            status, fields, _ = await g.ask(path, None if method == "GET" else chat(), key="", method=method)
+            expected = {"public": (200, 404), "key": (401,), "never": (403,)}[row.access]
+            assert status in expected, path
+            assert ("www-authenticate" in fields) == (status == 401)
+        assert engine.chats.empty()
+
+    run(plain, test)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+PHASES = ["queued", "connecting", "waiting for the head", "mid-stream", "non-stream"]
+
+
+@pytest.mark.parametrize("leave", ["close", "reset"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_client_that_leaves_frees_everything_at_once(phase: str, leave: str) -> None:
+    """H6: the engine sees the abort, slot and ledger return to zero, one row says client_gone."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        blocker = None
+        if phase == "queued":
+            blocker = await g.connect()
+            await blocker.send(g.request(CHAT, chat()))
+            await engine.chats.get()
+        if phase == "connecting":
+            g.app.pools["engine"].dial = never  # type: ignore[method-assign]  # a dial that does not come back
+        client = await g.connect()
+        await client.send(g.request(CHAT, chat(stream=phase == "mid-stream")))
+        if phase == "queued":
+            await _until(lambda: g.app.scheduler.stats().queued == 1)
+        elif phase == "connecting":
+            await _until(lambda: g.app.scheduler.stats().running == 1)
+        else:
+            await asyncio.wait_for(engine.chats.get(), WAIT)
+        if phase == "mid-stream":
+            assert (await client.head())[0] == 200
+        getattr(client, leave)()
+        if phase in PHASES[2:]:
+            await asyncio.wait_for(engine.aborted.get(), WAIT)
+        (record,) = await g.records(1)
+        assert (record["outcome"], record["status"]) == ("client_gone", 499)
+        if phase == "mid-stream":
+            assert record["usage_estimated"]
+            assert record["completion_tokens"] in (1, 2)
+        if blocker is not None:
+            blocker.close()
+        await g.idle()
+        assert g.app.scheduler.stats().running == 0
+
+    async def never(timeout: float) -> Any:  # noqa: ASYNC109  # the signature it stands in for
+        await asyncio.get_running_loop().create_future()
+
+    run(start_and_hang if phase == "mid-stream" else hang, test, slots=1)
+
+
+def cut(*wires: bytes) -> Answer:
+    """An engine that sends these and closes."""
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for wire in wires:
+            writer.write(wire)
+            await writer.drain()
+            await asyncio.sleep(0.01)  # so that each is a read of its own
+        raise ConnectionError
+
+    return answer
+
+
+BROKEN = {
+    "no answer": (cut(), 502, b""),
+    "half a head": (cut(b"HTTP/1.1 200 OK\r\nCont"), 502, b""),
+    "garbage": (cut(b"SSH-2.0\r\n\r\n"), 502, b""),
+    "head, then nothing": (cut(SSE_HEAD), 502, b""),
+    "ends without [DONE]": (cut(SSE_HEAD + chunk(frame("a")), b"0\r\n\r\n"), 200, frame("a")),
+    "cut between frames": (cut(SSE_HEAD + chunk(frame("a"))), 200, frame("a")),
+    "broken chunk": (cut(SSE_HEAD + chunk(frame("a")), b"zz\r\n"), 200, frame("a")),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_an_engine_that_breaks_is_told_in_dialect(case: str) -> None:
+    """A5: a status before the first byte, an error frame after it; never a clean end."""
+    answer, status, before = BROKEN[case]
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        got, _, body = await g.ask(CHAT, chat(stream=True))
+        assert got == status
+        assert body.startswith(before)
+        rest = body[len(before) :]
+        error = json.loads(rest.removeprefix(b"data: "))["error"]
+        assert error["code"] == "upstream_broke"
+        assert b"[DONE]" not in body
+        (record,) = await g.records(1)
+        assert (record["outcome"], record["error"]) == ("upstream_failed", "upstream_broke")
+
+    run(answer, test)
+
+
+def test_a_stream_cut_inside_a_frame_is_cut_for_the_client_too() -> None:
+    async def test(g: Gateway, engine: Engine) -> None:
+        client = await g.connect()
+        await client.send(g.request(CHAT, chat(stream=True, stream_options={"include_usage": True})))
+        await client.head()
+        rest = await client.rest()
+        assert not rest.endswith(b"0\r\n\r\n")
+        (record,) = await g.records(1)
+        assert record["outcome"] == "upstream_failed"
+
+    run(cut(SSE_HEAD + chunk(frame("a")), b"20\r\ndata: {"), test)
+
+
+REFUSALS = [
+    ("400 Bad Request", b'{"error":{"message":"The maximum context length is 2048"}}', 400, "upstream_rejected"),
+    ("401 Unauthorized", b'{"error":"Unauthorized"}', 502, "upstream_broke"),
+    ("404 Not Found", b'{"error":"model \\"m\\" not found"}', 403, "model_not_available"),
+    ("500 Internal Server Error", b"Traceback at 10.0.0.5:/srv/secret.py", 502, "upstream_broke"),
+    ("503 Service Unavailable", b'{"error":{"message":"Loading model"}}', 503, "model_loading"),
+    ("503 Service Unavailable", b'{"error":"server busy"}', 503, "engine_busy"),
+]
+
+
+@pytest.mark.parametrize(("line", "text", "status", "code"), REFUSALS)
+def test_what_the_engine_says_of_itself_stays_inside(line: str, text: bytes, status: int, code: str) -> None:
+    """H8, R7: its status class and our sentence; `Retry-After` on every 503."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        got, fields, body = await g.ask(CHAT, chat())
+        assert got == status
+        assert json.loads(body)["error"]["code"] == code
+        assert not any(word in body for word in (b"10.0.0.5", b"secret", b"2048", b"Unauthorized"))
+        assert ("retry-after" in fields) == (status == 503)
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(json_answer(text, line))
+
+    run(answer, test)
+
+
+def test_the_slot_is_held_to_the_last_byte_and_the_newcomer_is_next() -> None:
+    """S: 1 slot, one user with many queued, another arrives: served next, and not before the stream has ended."""
+    gates: list[asyncio.Event] = []
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        gate = asyncio.Event()
+        gates.append(gate)
+        writer.write(SSE_HEAD + chunk(frame("a")))
+        await gate.wait()
+        writer.write(chunk(USAGE_FRAME) + chunk(DONE) + b"0\r\n\r\n")
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        heavy, light = g.key, await g.add_key(user="light")
+        clients = []
+        for key in (heavy, light):
+            assert (await g.ask("/v1/models", key=key))[0] == 200  # verified keys are taken in order of arrival
+        for n in range(30):
+            client = await g.connect()
+            await client.send(g.request(CHAT, chat(stream=True, user=f"heavy{n}"), key=heavy))
+            clients.append(client)
+        await _until(lambda: g.app.scheduler.stats().queued == 29)
+        client = await g.connect()
+        await client.send(g.request(CHAT, chat(stream=True, user="light"), key=light))
+        clients.append(client)
+        await _until(lambda: g.app.scheduler.stats().queued == 30)
+        order = []
+        for n in range(3):
+            _, body = await asyncio.wait_for(engine.chats.get(), WAIT)
+            order.append(json.loads(body)["user"])
+            await _until(lambda n=n: len(gates) == n + 1)
+            assert engine.chats.empty()
+            assert g.app.scheduler.stats().running == 1
+            gates[n].set()
+        assert order == ["heavy0", "light", "heavy1"]
+        for client in clients:
+            client.close()
+
+    run(answer, test, slots=1)
+
+
+def test_a_queue_timeout_is_a_429_with_retry_after() -> None:
+    """A10"""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        blocker = await g.connect()
+        await blocker.send(g.request(CHAT, chat()))
+        await engine.chats.get()
+        other = await g.add_key(user="other")
+        status, fields, body = await g.ask(CHAT, chat(), key=other, extra="x-queue-timeout: 0\r\n")
+        assert status == 429
+        assert json.loads(body)["error"]["code"] == "queue_timeout"
+        assert 1 <= int(fields["retry-after"]) <= 60
+        assert int(fields["retry-after-ms"]) >= 1000
+        blocker.close()
+        outcomes = {record["outcome"] for record in await g.records(2)}
+        assert outcomes == {"timed_out", "client_gone"}
+
+    run(hang, test, slots=1)
+
+
+def test_silence_is_filled_with_comments_that_clients_ignore() -> None:
+    """A11: while queued and while the engine thinks; the stream itself is unchanged."""
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.3)
+        await stream(head, body, reader, writer)
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        status, _, body = await g.ask(CHAT, chat(stream=True))
+        assert status == 200
+        assert body.startswith(b": keep-alive\n\n")
+        assert body.replace(b": keep-alive\n\n", b"") == frame("a") + frame("b") + frame("c") + DONE
+
+    run(answer, test, timeouts=cfg.Timeouts(comment=0.05))
