@@ -311,6 +311,7 @@ class KeyService:
             _bounded(self._verified, digest, _Entry(until, verdict), self._config.cache_size)
             self._used[verdict.key] = int(self._wall() * 1e6)
         elif verdict not in _DENIALS:
+            self._proofs.pop(digest, None)  # a revoked key's holder is throttled like any stranger
             _bounded(self._negative, digest, now + self._config.cache_seconds, self._config.cache_size)
 
     # -- revocation

@@ -1,0 +1,546 @@
+"""From a key to a principal: verification, caches, revocation, failures (K)."""
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from pathlib import Path
+
+import argon2
+import msgspec
+import pytest
+
+from gateway.errors import AuthUnavailable, Forbidden, GatewayError, RateLimited, Unauthenticated
+from gateway.http1.eager import Call
+from gateway.services import keys as keys_module
+from gateway.services.keyfmt import checksum, mint
+from gateway.services.keys import FAILURE_QUANTUM, SCOPES, KeyService, Principal, principal_of
+from gateway.store.base import Chain, Key, Tenant, User
+from tests.services.keyring import CHEAP, IP, Clock, Gate, connection, ring, service
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return str(tmp_path / "fairgate.db")
+
+
+async def answer(keys: KeyService, token: bytes, ip: str = IP) -> Principal:
+    """As the phase does: the cache first."""
+    return keys.lookup(token, ip) or await keys.verify(token, ip)
+
+
+def test_a_key_becomes_a_principal_and_is_cached(url: str) -> None:
+    """K2, K3"""
+
+    async def body() -> None:
+        async with ring(url) as it, service(it.store) as keys:
+            assert keys.lookup(it.token, IP) is None
+            principal = await keys.verify(it.token, IP)
+            assert (principal.tenant, principal.user, principal.key) == (it.tenant.id, it.user.id, it.key.id)
+            assert principal.scopes == frozenset(SCOPES)
+            assert keys.lookup(it.token, IP) is principal
+            assert keys.stats().hashed == 1
+
+    asyncio.run(body())
+
+
+def test_neither_the_token_nor_the_secret_is_kept(url: str) -> None:
+    """K3: the cache holds digests under a key of the process; the store holds Argon2id."""
+
+    async def body() -> None:
+        async with ring(url) as it, service(it.store) as keys:
+            await keys.verify(it.token, IP)
+            held = repr(vars(keys)).encode()
+            assert it.token not in held
+            assert it.token[16:44] not in held
+            assert it.key.hash.startswith("$argon2id$")
+        for file in Path(url).parent.iterdir():
+            assert it.token[16:44] not in file.read_bytes()
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("change", ["key", "tenant", "user"])
+def test_revoking_and_disabling_act_at_once_across_processes(url: str, change: str) -> None:
+    """K3: a change made through another connection acts within a second."""
+
+    async def body() -> None:
+        async with ring(url) as it, connection(url) as elsewhere, service(it.store) as keys:
+            await keys.verify(it.token, IP)
+            began = time.monotonic()
+            if change == "key":
+                await elsewhere.revoke_key(it.key.id, 1)
+            elif change == "tenant":
+                await elsewhere.disable_tenant(it.tenant.id, 1)
+            else:
+                await elsewhere.disable_user(it.user.id, 1)
+            while keys.lookup(it.token, IP) is not None:
+                assert time.monotonic() - began < 1.0
+                await asyncio.sleep(0.01)
+            with pytest.raises(Unauthenticated, match=r"revoked|disabled"):
+                await keys.verify(it.token, IP)
+
+    asyncio.run(body())
+
+
+def test_enabling_again_acts_too(url: str) -> None:
+    """K6: what was refused is asked for again after a change."""
+
+    async def body() -> None:
+        async with ring(url) as it, service(it.store) as keys:
+            await it.store.disable_user(it.user.id, 1)
+            with pytest.raises(Unauthenticated):
+                await keys.verify(it.token, IP)
+            await it.store.disable_user(it.user.id, None)
+            deadline = time.monotonic() + 1.0
+            while True:
+                try:
+                    assert (await answer(keys, it.token)).key == it.key.id
+                    return
+                except Unauthenticated:
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.05)
+
+    asyncio.run(body())
+
+
+def test_a_lookup_under_way_never_brings_back_a_revoked_key(url: str) -> None:
+    """K3: the store was read before the revocation, the answer arrives after it."""
+
+    async def body() -> None:
+        async with ring(url) as it:
+            gate = Gate(it.store)
+            async with service(gate) as keys:
+                gate.open.clear()
+                under_way = asyncio.ensure_future(keys.verify(it.token, IP))
+                await gate.read.wait()
+                assert await keys.revoke(it.key.id)
+                gate.open.set()
+                with pytest.raises(Unauthenticated, match="revoked"):
+                    await under_way
+                with pytest.raises(Unauthenticated):
+                    keys.lookup(it.token, IP)
+                assert keys.stats().cached == 0
+
+    asyncio.run(body())
+
+
+def test_a_store_that_changes_all_the_time_denies(url: str) -> None:
+    """K5: an answer that cannot be trusted is 503, and nothing is cached."""
+
+    class Restless(Gate):
+        keys: KeyService
+
+        async def chain(self, key_id: str) -> Chain | None:
+            found = await super().chain(key_id)
+            self.keys.invalidate()
+            return found
+
+    async def body() -> None:
+        async with ring(url) as it:
+            gate = Restless(it.store)
+            async with service(gate) as keys:
+                gate.keys = keys
+                with pytest.raises(AuthUnavailable):
+                    await keys.verify(it.token, IP)
+                assert keys.stats().cached == 0
+
+    asyncio.run(body())
+
+
+def test_while_the_store_is_down_cached_keys_work_until_their_entry_ends(url: str) -> None:
+    """K5: never 401, never allowed."""
+
+    async def body() -> None:
+        clock = Clock()
+        async with ring(url) as it:
+            _, fresh = await it.another()
+            gate = Gate(it.store)
+            async with service(gate, clock=clock) as keys:
+                await keys.verify(it.token, IP)
+                gate.broken = True
+                clock.now += CHEAP.cache_seconds - 1
+                assert keys.lookup(it.token, IP) is not None
+                with pytest.raises(AuthUnavailable):
+                    await answer(keys, fresh)
+                clock.now += 2
+                assert keys.lookup(it.token, IP) is None
+                with pytest.raises(AuthUnavailable):
+                    await answer(keys, it.token)
+                gate.broken = False
+                assert (await answer(keys, it.token)).key == it.key.id
+                assert (await answer(keys, fresh)).key != it.key.id
+
+    asyncio.run(body())
+
+
+def test_a_store_that_hangs_denies_in_time(url: str) -> None:
+    """K5: a deadline, not a hang."""
+
+    async def body() -> None:
+        async with ring(url) as it:
+            gate = Gate(it.store)
+            async with service(gate, msgspec.structs.replace(CHEAP, store_timeout=0.05)) as keys:
+                gate.open.clear()
+                with pytest.raises(AuthUnavailable) as refused:
+                    await keys.verify(it.token, IP)
+                assert refused.value.status == 503
+                assert refused.value.retry_after
+                gate.open.set()
+
+    asyncio.run(body())
+
+
+def test_renewal_needs_no_hashing(url: str) -> None:
+    """K3: an entry that ends is renewed by one read of the store; a new hash of the same key is proven again."""
+
+    async def body() -> None:
+        clock = Clock()
+        async with ring(url) as it, service(it.store, clock=clock) as keys:
+            await keys.verify(it.token, IP)
+            clock.now += CHEAP.cache_seconds + 1
+            assert keys.lookup(it.token, IP) is None
+            await keys.verify(it.token, IP)
+            assert keys.stats().hashed == 1
+
+    asyncio.run(body())
+
+
+def test_a_key_expires_on_time_though_cached(url: str) -> None:
+    """K3, K6"""
+
+    async def body() -> None:
+        clock, wall = Clock(), Clock(time.time())
+        async with ring(url) as it, service(it.store, clock=clock, wall=wall) as keys:
+            assert it.key.expires_at is not None
+            wall.now = it.key.expires_at / 1e6 - 5
+            await keys.verify(it.token, IP)
+            clock.now += 4
+            wall.now += 4
+            assert keys.lookup(it.token, IP) is not None
+            clock.now += 2
+            wall.now += 2
+            assert keys.lookup(it.token, IP) is None
+            with pytest.raises(Unauthenticated, match="expired"):
+                await keys.verify(it.token, IP)
+
+    asyncio.run(body())
+
+
+def test_unknown_keys_never_reach_argon2_and_malformed_ones_not_even_the_store(url: str) -> None:
+    """K3, K4"""
+
+    async def body() -> None:
+        async with ring(url) as it:
+            gate = Gate(it.store)
+            async with service(gate) as keys:
+                for bad in (b"sk-1234", b"", it.token[:-1] + b"!", mint().token.encode()[:-2] + b"00"):
+                    with pytest.raises(Unauthenticated):
+                        await answer(keys, bad)
+                assert gate.reads == 0
+                with pytest.raises(Unauthenticated):
+                    await answer(keys, mint().token.encode())
+                assert gate.reads == 1
+                assert keys.stats().hashed == 0
+
+    asyncio.run(body())
+
+
+def wrong_secret(token: bytes) -> bytes:
+    """A well-formed key with the id of another and a secret of its own."""
+    other = mint().token.encode()
+    body = token[:16] + other[16:44]
+    return body + checksum(body)
+
+
+def test_a_wrong_secret_is_refused_once_by_hashing_then_from_memory(url: str) -> None:
+    """K3: unknown keys are cached negatively."""
+
+    async def body() -> None:
+        async with ring(url) as it, service(it.store) as keys:
+            wrong = wrong_secret(it.token)
+            with pytest.raises(Unauthenticated):
+                await answer(keys, wrong)
+            for _ in range(3):
+                with pytest.raises(Unauthenticated):
+                    await answer(keys, wrong)
+            assert keys.stats().hashed == 1
+            assert (await answer(keys, it.token)).key == it.key.id
+
+    asyncio.run(body())
+
+
+def test_the_negative_cache_is_bounded(url: str) -> None:
+    """K3: floods stay cheap in memory too."""
+
+    async def body() -> None:
+        config = msgspec.structs.replace(CHEAP, cache_size=16, failures_per_minute=10_000)
+        async with ring(url) as it, service(it.store, config) as keys:
+            await asyncio.gather(
+                *(answer(keys, mint().token.encode(), f"198.51.100.{n}") for n in range(100)), return_exceptions=True
+            )
+            assert keys.stats().negative == 16
+
+    asyncio.run(body())
+
+
+def test_failures_of_an_address_are_throttled_before_any_work(url: str) -> None:
+    """K4: 429 before the store and Argon2; a proven key behind the same address still works."""
+
+    async def body() -> None:
+        clock = Clock()
+        async with ring(url) as it:
+            gate = Gate(it.store)
+            async with service(gate, clock=clock) as keys:
+                await answer(keys, it.token)
+                for _ in range(CHEAP.failures_per_minute):
+                    with pytest.raises(Unauthenticated):
+                        await answer(keys, wrong_secret(it.token))
+                reads, hashed = gate.reads, keys.stats().hashed
+                with pytest.raises(RateLimited) as refused:
+                    await answer(keys, wrong_secret(it.token))
+                assert refused.value.retry_after
+                assert (gate.reads, keys.stats().hashed) == (reads, hashed)
+                assert keys.lookup(it.token, IP) is not None
+                with pytest.raises(Unauthenticated):
+                    await answer(keys, wrong_secret(it.token), "192.0.2.8")
+                clock.now += 60
+                with pytest.raises(Unauthenticated):
+                    await answer(keys, wrong_secret(it.token))
+
+    asyncio.run(body())
+
+
+def test_argon2_never_runs_on_the_loop_and_once_for_many_waiters(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """K3"""
+    ran_in = []
+    real = keys_module.secret_matches
+
+    def recorded(of: argon2.PasswordHasher, stored: str, secret: bytes) -> bool:
+        ran_in.append(threading.current_thread())
+        return real(of, stored, secret)
+
+    monkeypatch.setattr(keys_module, "secret_matches", recorded)
+
+    async def body() -> None:
+        async with ring(url) as it, service(it.store) as keys:
+            found = await asyncio.gather(*(keys.verify(it.token, IP) for _ in range(50)))
+            assert {p.key for p in found} == {it.key.id}
+
+    asyncio.run(body())
+    assert len(ran_in) == 1
+    assert threading.main_thread() not in ran_in
+
+
+def test_too_many_verifications_at_once_deny(url: str) -> None:
+    """K3: the queue of Argon2 is bounded."""
+
+    async def body() -> None:
+        async with ring(url) as it:
+            gate = Gate(it.store)
+            async with service(gate, msgspec.structs.replace(CHEAP, argon2_queue=4)) as keys:
+                gate.open.clear()
+                tokens = [mint().token.encode() for _ in range(5)]
+                waiting = [asyncio.ensure_future(keys.verify(token, IP)) for token in tokens[:4]]
+                await gate.read.wait()
+                with pytest.raises(AuthUnavailable):
+                    await keys.verify(tokens[4], IP)
+                gate.open.set()
+                assert all(
+                    isinstance(error, Unauthenticated)
+                    for error in await asyncio.gather(*waiting, return_exceptions=True)
+                )
+
+    asyncio.run(body())
+
+
+def test_giving_up_disturbs_nobody_else(url: str) -> None:
+    """K3: single flight; H6: one waiter leaves (a cancelled task, and a coroutine stepped without a task)."""
+
+    async def body() -> None:
+        async with ring(url) as it:
+            gate = Gate(it.store)
+            async with service(gate) as keys:
+                gate.open.clear()
+                errors: list[BaseException] = []
+
+                async def stepped() -> None:
+                    try:
+                        await keys.verify(it.token, IP)
+                    except ConnectionAbortedError as err:
+                        errors.append(err)
+
+                leaving = asyncio.ensure_future(keys.verify(it.token, IP))
+                call = Call(stepped(), lambda: None)
+                call.resume()
+                staying = asyncio.ensure_future(keys.verify(it.token, IP))
+                await gate.read.wait()
+                leaving.cancel()
+                call.throw(ConnectionAbortedError())
+                assert call.done
+                assert len(errors) == 1
+                gate.open.set()
+                assert (await staying).key == it.key.id
+                assert gate.reads == 1
+
+    asyncio.run(body())
+
+
+def test_a_coroutine_without_a_task_gets_its_answer(url: str) -> None:
+    """The request driver steps `verify` itself."""
+
+    async def body() -> None:
+        async with ring(url) as it, service(it.store) as keys:
+            done = asyncio.Event()
+            found: list[Principal] = []
+
+            async def stepped() -> None:
+                found.append(await keys.verify(it.token, IP))
+
+            Call(stepped(), done.set).resume()
+            await done.wait()
+            assert found[0].key == it.key.id
+
+    asyncio.run(body())
+
+
+def test_the_time_of_a_failure_does_not_tell_why(url: str) -> None:
+    """K4, K8: unknown id and wrong secret are answered at the same beat after their beginning."""
+
+    async def body() -> None:
+        async with ring(url) as it, service(it.store) as keys:
+            loop = asyncio.get_running_loop()
+            for bad in (mint().token.encode(), wrong_secret(it.token)):
+                began = loop.time()
+                with pytest.raises(Unauthenticated):
+                    await keys.verify(bad, IP)
+                assert loop.time() - began >= FAILURE_QUANTUM * 0.99
+
+    asyncio.run(body())
+
+
+def test_networks_of_key_and_tenant_both_hold(url: str) -> None:
+    """K6: a CIDR allowlist on each; cached or not."""
+
+    async def body() -> None:
+        networks = {"allow_all_models": True, "cidrs": ("192.0.2.0/24", "2001:db8::/32")}
+        async with ring(url, **networks) as it, service(it.store) as keys:
+            _, narrow = await it.another(cidrs=("192.0.2.128/25",))
+            assert (await answer(keys, it.token, "2001:db8::1")).key == it.key.id
+            assert (await answer(keys, it.token, "::ffff:192.0.2.7")).key == it.key.id
+            for ip in ("198.51.100.1", "unknown"):
+                with pytest.raises(Forbidden):
+                    await answer(keys, it.token, ip)
+            assert await answer(keys, narrow, "192.0.2.200")
+            for ip in ("192.0.2.7", "2001:db8::1"):
+                with pytest.raises(Forbidden):
+                    await answer(keys, narrow, ip)
+
+    asyncio.run(body())
+
+
+def test_last_use_is_written_in_batches(url: str) -> None:
+    """K6"""
+
+    async def body() -> None:
+        async with ring(url) as it:
+            wall = Clock(1_700_000_000.0)
+            async with service(it.store, wall=wall) as keys:
+                await keys.verify(it.token, IP)
+            (key,) = await it.store.keys(it.user.id)
+            assert key.last_used_at == 1_700_000_000_000_000
+
+    asyncio.run(body())
+
+
+def test_a_verification_that_breaks_denies(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """K5: an unexpected exception is no permission; it is logged, without the secret."""
+
+    def broken(*_: object) -> bool:
+        raise MemoryError
+
+    async def body() -> None:
+        async with ring(url) as it, service(it.store) as keys:
+            monkeypatch.setattr(keys_module, "secret_matches", broken)
+            with caplog.at_level(logging.ERROR), pytest.raises(AuthUnavailable):
+                await keys.verify(it.token, IP)
+            assert "broke" in caplog.text
+            assert it.token[16:44].decode() not in caplog.text
+
+    asyncio.run(body())
+
+
+ALL, A, AB, NONE = ("all", ()), ("named", ("a",)), ("named", ("a", "b")), ("named", ())
+
+
+@pytest.mark.parametrize(
+    ("tenant", "allow", "models", "expected"),
+    [
+        (ALL, None, (), ALL),
+        (ALL, None, ("a",), A),
+        (ALL, True, (), ALL),
+        (ALL, False, (), NONE),
+        (ALL, False, ("a",), A),
+        (AB, None, (), AB),
+        (AB, None, ("a", "c"), A),
+        (AB, True, (), AB),
+        (AB, False, (), NONE),
+        (AB, False, ("a", "c"), A),
+        (NONE, None, (), NONE),
+        (NONE, None, ("a",), NONE),
+        (NONE, True, (), NONE),
+        (NONE, False, ("a",), NONE),
+    ],
+)
+def test_models_of_a_key_never_pass_its_tenant(
+    tenant: tuple[str, tuple[str, ...]],
+    allow: bool | None,
+    models: tuple[str, ...],
+    expected: tuple[str, tuple[str, ...]],
+) -> None:
+    """K8: default deny; the key narrows; its own allow_all_models is tri-state."""
+    chain = Chain(
+        Tenant(id="t", name="t", created_at=0, allow_all_models=tenant[0] == "all", models=tenant[1]),
+        User(id="u", tenant="t", name="u", created_at=0),
+        Key(id="k", user="u", name="", hash="", created_at=0, allow_all_models=allow, models=models),
+    )
+    principal = principal_of(chain)
+    for model in "abc":
+        assert principal.may_use(model) == (expected[0] == "all" or model in expected[1])
+
+
+def test_a_burst_of_changes_and_verifications_never_serves_a_revoked_key(url: str) -> None:
+    """K3: many keys, revoked at every possible moment of their verification."""
+
+    async def body() -> None:
+        async with ring(url) as it, service(it.store) as keys:
+            for number in range(20):
+                key, token = await it.another()
+                under_way = asyncio.ensure_future(keys.verify(token, f"203.0.113.{number}"))
+                for _ in range(number):
+                    await asyncio.sleep(0)
+                await keys.revoke(key.id)
+                with_error = await asyncio.gather(under_way, return_exceptions=True)
+                assert isinstance(with_error[0], Principal | GatewayError)
+                with pytest.raises(Unauthenticated):
+                    await answer(keys, token, f"203.0.113.{100 + number}")
+
+    asyncio.run(body())
+
+
+def test_every_refusal_is_counted(url: str) -> None:
+    """The stats that metrics render."""
+
+    async def body() -> None:
+        async with ring(url) as it, service(it.store) as keys:
+            await keys.verify(it.token, IP)
+            for bad in itertools.islice(iter(lambda: mint().token.encode(), b""), 3):
+                with pytest.raises(Unauthenticated):
+                    await answer(keys, bad)
+            stats = keys.stats()
+            assert (stats.hashed, stats.refused, stats.cached, stats.negative) == (1, 3, 1, 3)
+
+    asyncio.run(body())
