@@ -45,7 +45,17 @@ class Demo(NamedTuple):
 def demo() -> Iterator[Demo]:
     """A gateway with one slot, so that a second request waits."""
     # A backend of our own: a developer's real Ollama on its default port is not what these tests are about.
-    backend = [sys.executable, "-m", "gateway.simulated", "--listen", "127.0.0.1:0", "--load-seconds", "0"]
+    backend = [
+        sys.executable,
+        "-m",
+        "gateway.simulated",
+        "--listen",
+        "127.0.0.1:0",
+        "--load-seconds",
+        "0",
+        "--tokens-per-second",
+        "60",
+    ]
     with started(backend) as engine:
         command = [sys.executable, "-m", "gateway", "demo", "--json", "--listen", "127.0.0.1:0", "--slots", "1"]
         with started([*command, "--backend", engine["url"], "--engine", "ollama"]) as ready:
