@@ -362,6 +362,7 @@ async def relay(x: Exchange, rt: Runtime) -> None:
         hide_usage=streaming and endpoint.framing is Framing.SSE and not x.ask.usage_asked,
         stream_error=lambda error: endpoint.dialect.stream_error(error, x.id),
     )
+    _charge_growth(x, rt, x.relay)
     x.upstream.sink = x.relay
     x.body = b""  # the engine has begun to answer: no retry can need it any more
     rt.ledger.shrink_body(x, 0)
@@ -369,6 +370,24 @@ async def relay(x: Exchange, rt: Runtime) -> None:
     if x.relay.error is not None:
         rt.backends.failed(x.backend.name, _failure_of(x.relay.error))
         raise x.relay.error
+
+
+def _charge_growth(x: Exchange, rt: Runtime, answer: Relay) -> None:
+    """A stream that outgrows its estimate is charged as it grows, a step at a time (scheduler.md 5.3)."""
+    lease = x.lease
+    if lease is None or x.endpoint.kind not in GENERATIONS:
+        return
+    settings, step = rt.estimator.settings, rt.estimator.settings.charge_every
+    cap = output_cap(x.ask.max_tokens, x.route.terms.max_output_tokens)
+    known = rt.estimator.output_tokens(x.route.model, x.principal.tenant, x.principal.user, cap * x.ask.choices)
+    extra = step * settings.output_weight * x.route.terms.cost_factor
+
+    def grown() -> int:
+        lease.charge(extra)
+        return step
+
+    answer.on_tokens = grown
+    answer.tokens_due = int(known) + step
 
 
 def _first_byte(x: Exchange, rt: Runtime, media_type: bytes) -> bytes:

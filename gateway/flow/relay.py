@@ -18,12 +18,15 @@ from gateway.http1.server import Connection
 
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 KEEP_FOR_USAGE = 256 * 1024  # of a plain JSON answer; longer ones (embeddings) are read from their tail
-CHARGE_EVERY = 256  # output tokens between two corrections of a running request's cost (scheduler.md 5.3)
+NEVER = 1 << 62  # frames
 FRAME_END = {Framing.SSE: b"\n\n", Framing.NDJSON: b"\n"}
 
 
 class Relay:
-    """One answer. Await `done`; then `error` says whether it is whole. `start` gives the fields at the first byte."""
+    """One answer. Await `done`; then `error` says whether it is whole. `start` gives the fields at the first byte.
+
+    When `tokens_due` frames have passed, `on_tokens` is called and says after how many more it wants to be again.
+    """
 
     __slots__ = (
         "_chunked_out",
@@ -70,8 +73,8 @@ class Relay:
         self.error: UpstreamError | None = None
         self.begun = connection.begun
         self.tap: Tap | None = Tap(endpoint.framing, hide_usage=hide_usage) if streaming else None
-        self.on_tokens: Callable[[int], None] | None = None
-        self.tokens_due = CHARGE_EVERY
+        self.on_tokens: Callable[[], int] | None = None
+        self.tokens_due = NEVER
         self._start = start
         self._kept: list[bytes] = []
         self._kept_bytes = 0
@@ -115,8 +118,8 @@ class Relay:
         tap = self.tap
         if tap is not None:
             tap.feed(data)
-            if tap.frames >= self.tokens_due:
-                self._charge(tap.frames)
+            if tap.frames >= self.tokens_due and self.on_tokens is not None:
+                self.tokens_due += self.on_tokens()
         else:
             self._keep(data)
         walker = self.upstream.walker
@@ -149,8 +152,8 @@ class Relay:
         """Payload out, edit, frame anew."""
         if self.tap is not None:
             self.tap.feed(data)
-            if self.tap.frames >= self.tokens_due:
-                self._charge(self.tap.frames)
+            if self.tap.frames >= self.tokens_due and self.on_tokens is not None:
+                self.tokens_due += self.on_tokens()
         else:
             self._keep(data)
         payload = data if self._decoder is None else self._decoder.decode(data)
@@ -243,11 +246,6 @@ class Relay:
         self._kept_bytes += len(data)
         while self._kept_bytes - len(self._kept[0]) > KEEP_FOR_USAGE:
             self._kept_bytes -= len(self._kept.pop(0))
-
-    def _charge(self, frames: int) -> None:
-        self.tokens_due = frames + CHARGE_EVERY
-        if self.on_tokens is not None:
-            self.on_tokens(frames)
 
     def usage(self) -> Usage | None:
         """Tokens of this answer: as reported, or counted from what was relayed (A7)."""
