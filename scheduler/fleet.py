@@ -124,7 +124,10 @@ class Fleet:
         floor = _WORTH * scale * self.ledger.growth(now)
         for _ in range(min(_SWEEP, len(self._sweep))):
             account = self.ledger.users.get(self._sweep.pop())
-            if account is not None and not account.queued and not account.running and account.grown <= floor:
+            if account is None or account.queued or account.running or account.grown > floor:
+                continue
+            # The last user stays while its tenant's own usage, the sum over many, still counts.
+            if account.tenant.children > 1 or account.tenant.grown <= floor:
                 self._drop(account)
 
     def _drop(self, account: UserAccount) -> None:

@@ -399,19 +399,25 @@ class Pool:
     # -- running -----------------------------------------------------------------------------------------------
 
     def charge(self, now: float, request: Request, extra: float) -> None:
-        """Charge `extra` cost units more (less, if negative) to a running request."""
+        """Charge `extra` cost units more to a running request. Less, if negative: what was charged too much is taken
+        back as what is left of it, so no usage falls below 0 and estimates leave no trace."""
         request.charged += extra
-        grown = extra * request.factor * self.ledger.growth(now)
+        ledger = self.ledger
         account = request.node.owner
-        owner = account.tenant
+        tenant = account.tenant
+        if extra >= 0.0:
+            grown = extra * request.factor * ledger.growth(now)
+            account.grown += grown
+            tenant.grown += grown
+            return
+        grown = extra * request.factor * ledger.growth_at(request.started)
         account.grown = max(0.0, account.grown + grown)
-        owner.grown = max(0.0, owner.grown + grown)
-        if grown < 0.0:
-            # A refund makes stored keys too bad, which a heap does not forgive.
-            for place in account.nodes:
-                place.ranking.renew(place)
-            for place in owner.nodes:
-                place.ranking.renew(place)
+        tenant.grown = max(0.0, tenant.grown + grown)
+        # A refund makes stored keys too bad, which a heap does not forgive.
+        for place in account.nodes:
+            place.ranking.renew(place)
+        for place in tenant.nodes:
+            place.ranking.renew(place)
 
     def finish(self, now: float, request: Request, cost: float) -> None:
         """The request ended with this actual cost. 0: it failed before producing anything, is refunded in full and

@@ -74,6 +74,10 @@ class Ledger:
             self._growth = exp(self.rate * (now - self.origin))
         return self._growth
 
+    def growth_at(self, then: float) -> float:
+        """`growth` of an earlier moment."""
+        return exp(self.rate * (then - self.origin))
+
     def user(self, key: tuple[str, str], group: str, share: float, group_share: float) -> UserAccount:
         """The account of the user `key` = (tenant, user), opened under the tenant account `group` if need be."""
         account = self.users.get(key)
