@@ -210,6 +210,29 @@ def alerts() -> str:
     return table(("alert", "severity", "after", "says"), rows)
 
 
+# ---- threats
+
+
+def threats() -> str:
+    """One table per group; a test is linked by its name, what is out of reach says so."""
+    groups = yaml.safe_load((DOCS / "threats.yaml").read_text(encoding="utf-8"))
+    parts = []
+    for group in groups:
+        rows = [(one["id"], one["threat"], _answer(one), _proofs(one)) for one in group["rows"]]
+        parts.append(f"### {group['group']}\n\n" + table(("id", "threat", "answer", "proved by"), rows))
+    return "\n".join(parts)
+
+
+def _answer(row: dict[str, Any]) -> str:
+    control, outside = row.get("control", ""), row.get("outside", "")
+    return " ".join(part for part in (control, f"**Out of reach or not built:** {outside}" if outside else "") if part)
+
+
+def _proofs(row: dict[str, Any]) -> str:
+    names = [test.partition("::") for test in row.get("tests", [])]
+    return ", ".join(f"`{path.removeprefix('tests/')}` {name.removeprefix('test_')}" for path, _, name in names) or "-"
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "routes": routes,
@@ -217,6 +240,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "commands": commands,
     "alerts": alerts,
+    "threats": threats,
 }
 
 

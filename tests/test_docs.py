@@ -1,0 +1,190 @@
+"""The documentation, held to the code: generated parts are current, links lead somewhere, named tests exist."""
+
+import ast
+import importlib.util
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from gateway import cli, config, errors
+from gateway.api.routes import Routes
+from gateway.services.metrics_table import METRICS
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+
+
+@cache
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def test_generated_parts_are_current() -> None:
+    """What the code says now is what the pages say: run `make docs` after a change and commit the result."""
+    assert [path.name for path in generator().stale()] == [], "run: python docs/generate.py"
+
+
+def test_every_part_is_used_and_every_marker_has_a_part() -> None:
+    used = re.findall(r"<!-- generated: ([a-z-]+) -->", "".join(path.read_text() for path in DOCS.rglob("*.md")))
+    assert sorted(used) == sorted(generator().PARTS)
+
+
+def test_every_setting_is_documented() -> None:
+    """O7: each leaf of the tree of structs has a row, with its path."""
+    text = page("config.md")
+    root = config.schema()["$defs"]["Config"]
+    leaves = [name for name, field in root["properties"].items() if not generator()._is_section(field)]
+    for path, section in generator().sections(root, config.schema()["$defs"]):
+        leaves += [f"{path}.{name}" for name, f in section["properties"].items() if not generator()._is_section(f)]
+    assert len(leaves) > 60
+    assert [leaf for leaf in leaves if f"| `{leaf}` |" not in text] == []
+
+
+def test_every_route_metric_error_and_command_is_documented() -> None:
+    routes = page("api.md")
+    assert [row.path for row in Routes().rows if f"`{row.path}`" not in routes] == []
+    assert [metric.name for metric in METRICS if f"`{metric.name}`" not in page("metrics.md")] == []
+    codes = {kind.code for kind in generator().leaves(errors.GatewayError)}
+    assert [code for code in codes if f"`{code}`" not in page("errors.md")] == []
+    commands = [name for name, _ in generator().helps(cli.parser())]
+    assert [name for name in commands if f"### `{name}`" not in page("cli.md")] == []
+
+
+def test_a_stale_part_is_seen() -> None:
+    """The check itself: an edit inside a generated part does not survive."""
+    text = page("metrics.md")
+    broken = text.replace("`fairgate_requests_total` | counter", "`fairgate_requests_total` | gauge")
+    assert broken != text
+    assert generator().renew(broken) == text
+
+
+def test_yaml_examples_are_valid_configurations() -> None:
+    """Every YAML block that names a backend is a whole configuration: it loads."""
+    blocks = re.findall(
+        r"```yaml\n(.*?)```", "".join(p.read_text() for p in [*DOCS.glob("*.md"), ROOT / "README.md"]), re.S
+    )
+    whole = [block for block in blocks if re.search(r"(?m)^backends:", block)]
+    assert whole
+    for block in whole:
+        assert config.parse(re.sub(r"file:\S+", "a-real-looking-value", block)).backends
+
+
+def test_commands_in_the_pages_parse() -> None:
+    """A `fairgate ...` line of a shell block is one that the command line takes."""
+    pages = [*DOCS.glob("*.md"), ROOT / "README.md"]
+    blocks = re.findall(r"```sh\n(.*?)```", "".join(path.read_text() for path in pages), re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    found = re.findall(
+        r"(?:^|exec fairgate |/)fairgate ((?:serve|demo|tenants|users|keys|audit|check-config|schema)\b[^|#;\n]*)",
+        "\n".join(lines),
+        re.M,
+    )
+    assert len(found) > 5
+    for arguments in found:
+        cli.parser().parse_args(arguments.split())
+
+
+# ---- links
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors of a page's headings, as mkdocs makes them."""
+    heads = re.findall(r"(?m)^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.S))
+    plain = [re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads]
+    return {re.sub(r"-+", "-", head) for head in plain}
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = []
+    for path in [*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]:
+        text = path.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            name, _, anchor = target.partition("#")
+            if "://" in target:
+                continue
+            there = (path.parent / name) if name else path
+            if not there.exists():
+                broken.append(f"{path.name}: {target}")
+            elif anchor and there.suffix == ".md" and anchor not in anchors(there.read_text(encoding="utf-8")):
+                broken.append(f"{path.name}: {target} has no such heading")
+    assert broken == []
+
+
+def test_every_page_is_in_the_navigation_and_exists() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r": ([\w-]+\.md)$", text, re.M))
+    present = {path.name for path in DOCS.glob("*.md")}
+    assert named == present
+
+
+def test_every_alert_has_a_runbook() -> None:
+    rules = yaml.safe_load((ROOT / "docker/prometheus/alerts.yaml").read_text(encoding="utf-8"))
+    named = [rule["alert"].lower() for group in rules["groups"] for rule in group["rules"]]
+    assert [name for name in named if name not in anchors(page("runbooks.md"))] == []
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            assert rule["annotations"]["runbook"] == f"docs/runbooks.md#{rule['alert'].lower()}"
+
+
+# ---- the threat model
+
+# One line per threat of the four earlier systems; the wire's own rows (H) come on top.
+ANSWERED = """
+C-T1 C-T2 C-T3 C-T4 C-T5 C-T6 C-T7 C-T8 C-G N-1 N-2 N-3 N-4 N-5 N-6 N-7 N-8 N-9 N-10 N-11 N-12 N-13 N-14 N-15
+S-N1 S-N2 S-N3 S-N4 S-N5 S-A1 S-A2 S-A3 S-A4 S-A5 S-A6 S-Z1 S-Z2 S-Z3 S-D1 S-D2 S-D3 S-D4 S-D5 S-I1 S-I2 S-I3 S-I4
+S-H1 S-H2 S-H3 S-H4 S-H5 S-H6 S-F1 S-F2 S-F3 S-S1 S-S2 P-S1 P-S2 P-S3 P-S4 P-T1 P-T2 P-T3 P-T4 P-R1 P-R2 P-R3
+P-I1 P-I2 P-I3 P-I4 P-D1 P-D2 P-D3 P-D4 P-E1 P-E2 P-E3 P-E4 P-5.1 P-5.2 H-1 H-2 H-3
+"""
+
+
+def threats() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((DOCS / "threats.yaml").read_text(encoding="utf-8"))
+    return [row for group in groups for row in group["rows"]]
+
+
+@cache
+def functions(path: str) -> frozenset[str]:
+    file = ROOT / path
+    if not file.exists():
+        return frozenset()
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return frozenset(n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def test_every_threat_is_answered_once() -> None:
+    assert sorted(row["id"] for row in threats()) == sorted(ANSWERED.split())
+
+
+def test_no_cell_of_the_threat_table_is_empty() -> None:
+    for row in threats():
+        assert row.keys() <= {"id", "threat", "control", "tests", "outside"}, row["id"]
+        assert row["threat"].strip(), row["id"]
+        assert ("control" in row) == ("tests" in row), f"{row['id']}: a control needs its test"
+        assert row.get("control", "").strip() or row.get("outside", "").strip(), row["id"]
+        assert row.get("tests", ["x"]), row["id"]
+
+
+def test_every_test_that_the_threat_model_names_exists() -> None:
+    named = [test for row in threats() for test in row.get("tests", [])]
+    missing = []
+    for test in named:
+        path, _, name = test.partition("::")
+        if not name.startswith("test_") or name not in functions(path):
+            missing.append(test)
+    assert missing == []
+    assert "test_that_never_was" not in functions("tests/test_docs.py") | functions("tests/none.py")
