@@ -42,7 +42,7 @@ def admin_app(gateway: Gateway) -> Starlette:
 
     async def metrics(request: Request) -> Response:
         content_type, parts = gateway.metrics.exposition(request.headers.get("accept", ""))
-        return StreamingResponse(_with_turns(parts), headers={"content-type": content_type})
+        return StreamingResponse(in_turns(parts), headers={"content-type": content_type})
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -66,7 +66,7 @@ def admin_app(gateway: Gateway) -> Starlette:
     return app
 
 
-async def _with_turns(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+async def in_turns(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
     """Let the loop turn between two metrics: a scrape of many models must not stall streams."""
     for part in parts:
         yield part

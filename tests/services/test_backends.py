@@ -7,9 +7,11 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import httpx
 import pytest
 
-from gateway import config
+from gateway import config, simulated
+from gateway.admin.app import serve_admin
 from gateway.services import discovery
 from gateway.services.backends import BackendService, Topology
 from tests.services.engines import HANG, Engine, answer, listed, llamacpp, ollama, openai, running, tag, vllm
@@ -206,7 +208,7 @@ def test_names_in_any_script_and_a_long_list() -> None:
     run(body)
 
 
-DEEP = b'{"models":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+DEEP = b'{"models": [], "x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 BROKEN: dict[str, Callable[[], bytes]] = {
     "not json": lambda: answer(b"<html>"),
@@ -537,5 +539,33 @@ def test_nothing_is_configured() -> None:
         await world.service.refresh()
         await asyncio.wait_for(world.service.looked(), 1)
         assert (list(world.service.models()), world.service.stats()) == ([], ())
+
+    run(body)
+
+
+def test_the_simulated_ollama_is_read_like_a_real_one() -> None:
+    """R2: a server written without this code in mind; loaded follows /api/ps."""
+
+    async def body() -> None:
+        server = await serve_admin("127.0.0.1:0", simulated.app(simulated.Settings(load_seconds=0.0, ttft=0.0)))
+        spec = config.Backend(name="sim", url=f"http://127.0.0.1:{server.port}", engine="ollama")
+        world = World(spec)
+        service = world.service
+        await service.refresh()
+        assert service.stats()[0].failure == ""
+        assert names(service)
+        chosen = next(name for name in names(service) if "embed" not in name)
+        assert service.topology.pools[chosen] == (("sim", 1),)
+        async with httpx.AsyncClient(base_url=spec.url, trust_env=False) as http:
+            asked = {"model": chosen, "prompt": "hi", "stream": False, "options": {"num_predict": 1}}
+            assert (await http.post("/api/generate", json=asked)).status_code == 200
+        await service.refresh()
+        assert service.topology.pools[chosen] == (("sim", 0),)
+        loaded = next(model for model in service.models() if model.name == chosen)
+        assert loaded.loaded
+        assert loaded.running["name"] == chosen
+        assert loaded.detail["digest"] == loaded.digest
+        assert loaded.created > 0
+        await server.close()
 
     run(body)

@@ -219,6 +219,15 @@ def test_known_models_and_backends_are_bounded() -> None:
     assert len(backends) == BACKENDS_MAX  # `a` of the fixture was not retried; the rest is `other`
 
 
+def test_what_falls_on_other_is_added_and_of_ages_the_largest_counts() -> None:
+    """O2: two sources' unknown models share one series."""
+    made = metrics()
+    samples = [("queue_depth", 2), ("queue_oldest_seconds", 5), ("queue_depth", 3), ("queue_oldest_seconds", 4)]
+    made.register("s", lambda: [(f"fairgate_{name}", (f"x{n}",), number) for n, (name, number) in enumerate(samples)])
+    assert value(made, "fairgate_queue_depth", model=OTHER) == 5
+    assert value(made, "fairgate_queue_oldest_seconds", model=OTHER) == 5
+
+
 def test_no_label_could_carry_a_key_or_an_id() -> None:
     """O2, K2"""
     used = {label for described in METRICS for label in described.labels}
@@ -288,6 +297,7 @@ def test_jain_is_of_those_that_waited_and_forgets() -> None:
     assert value(made, "fairgate_jain_index", model="m") == pytest.approx(1.0)
     clock.now = 2 * WINDOW
     assert value(made, "fairgate_jain_index", model="m") == pytest.approx(1.0)
+    made.settle("m", duration=1.0, queue=1.0, party="b", cost=2.0)
     clock.now = 9 * WINDOW
     assert "fairgate_jain_index{" not in scrape(made)
 
