@@ -22,6 +22,7 @@ from gateway import config as cfg
 from gateway.admin.app import AdminServer, admin_app, serve_admin
 from gateway.api.routes import Routes
 from gateway.config import Config, parse_listen
+from gateway.flow.cors import Cors
 from gateway.flow.exchange import Runtime
 from gateway.flow.ledger import Ledger
 from gateway.flow.peer import client_ip_of
@@ -107,6 +108,7 @@ class App:
             now=time.monotonic,
             wall=time.time,
             ready=self.ready,
+            cors=Cors(config.cors, hsts=config.hsts or config.tls is not None),
             client_ip=client_ip_of(config.trusted_proxies),
         )
 

@@ -25,7 +25,7 @@ class Routes:
     Raises ValueError at construction for a row that is not fit to serve: it must not start.
     """
 
-    __slots__ = ("_exact", "_owners", "_prefixes", "default", "rows")
+    __slots__ = ("_exact", "_owners", "_prefixes", "default", "preflight", "rows")
 
     def __init__(self, dialects: Sequence[Dialect] | None = None, extra: Iterable[Endpoint] = ()) -> None:
         known = (OpenAI(), Ollama()) if dialects is None else tuple(dialects)
@@ -39,6 +39,15 @@ class Routes:
         self._prefixes: dict[str, dict[str, Endpoint]] = {}
         for row in self.rows:
             self._add(row)
+        self.preflight = Endpoint(
+            method="OPTIONS",
+            path="*",
+            kind=Kind.LOCAL,
+            access=Access.PUBLIC,
+            dialect=self.default,
+            local="preflight",
+        )
+        """The row of a CORS preflight, which any path may get (Fetch standard); not in the table."""
         self._owners = {"/v1/": self._named(known, "openai"), "/api/": self._named(known, "ollama")}
 
     def _named(self, dialects: Sequence[Dialect], name: str) -> Dialect:

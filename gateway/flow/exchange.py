@@ -16,6 +16,7 @@ from gateway.api.routes import Routes
 from gateway.api.stream import Usage
 from gateway.config import Config
 from gateway.errors import GatewayError
+from gateway.flow.cors import Cors
 from gateway.flow.ledger import Ledger
 from gateway.http1.client import Pool, UpstreamConnection
 from gateway.http1.message import RequestHead, ResponseHead
@@ -60,6 +61,7 @@ class Runtime(msgspec.Struct, frozen=True):
     wall: Callable[[], float]
     """Seconds since the epoch."""
     ready: Callable[[], bool]
+    cors: Cors
     client_ip: Callable[[str, RequestHead], str]
     """Peer address and head -> the client's address (H9)."""
 
@@ -80,6 +82,7 @@ class Exchange:
         "counted",
         "endpoint",
         "error",
+        "extra",
         "first_byte_at",
         "granted_at",
         "head",
@@ -110,6 +113,7 @@ class Exchange:
         self.started_wall = started_wall
         self.ip = connection.peer_ip
         # classify, authenticate
+        self.extra = b""  # field lines of every answer to this request: CORS, HSTS
         self.endpoint: Endpoint = _UNSET
         self.principal: Principal = _UNSET
         # read

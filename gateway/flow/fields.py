@@ -20,7 +20,6 @@ SECURITY = (
     b"Cross-Origin-Resource-Policy: same-origin\r\n"
 )
 NO_STORE = b"Cache-Control: no-store\r\n"
-HSTS = b"Strict-Transport-Security: max-age=31536000\r\n"
 TRACE_FIELDS = (b"traceparent", b"tracestate")
 RETRY_AFTER_MAX = 60.0  # seconds; SDKs ignore longer ones (protocols.md section 3)
 
@@ -67,9 +66,10 @@ def answer_fields(media_type: bytes, request_id: str, extra: bytes = b"") -> byt
     return b"%bX-Request-ID: %b\r\n%b" % (fixed, request_id.encode(), extra)
 
 
-def error_fields(error: GatewayError, request_id: str) -> bytes:
+def error_fields(error: GatewayError, request_id: str, extra: bytes = b"") -> bytes:
     """The fields of an error answer: who failed, whether and when to come again (A10, A11)."""
-    extra = b"" if error.source == "upstream" else b"x-fairgate-error: gateway\r\n"
+    if error.source != "upstream":
+        extra += b"x-fairgate-error: gateway\r\n"
     if isinstance(error, BudgetSpent):
         extra += b"x-should-retry: false\r\n"
     if error.status in (429, 503):

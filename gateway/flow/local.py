@@ -26,9 +26,11 @@ def respond(x: Exchange, rt: Runtime) -> None:
     answer = LOCALS[x.endpoint.local] if kind is Kind.LOCAL else LISTS[kind]
     status, media_type, body = answer(x, rt)
     x.status = status
-    extra = b""
+    extra = x.extra
     if x.endpoint.local == "playground":
-        extra = b"Content-Security-Policy: %b\r\n" % page()[1]
+        extra += b"Content-Security-Policy: %b\r\n" % page()[1]
+    elif x.endpoint.local == "preflight":
+        extra += rt.cors.preflight(x.head) or b""
     x.connection.respond(status, fields.answer_fields(media_type, x.id, extra), body)
 
 
@@ -89,6 +91,10 @@ def _queue(x: Exchange, rt: Runtime) -> Answer:
     return 200, fields.JSON, msgspec.json.encode({"waiting": rows})
 
 
+def _preflight(x: Exchange, rt: Runtime) -> Answer:
+    return 200, TEXT, b""
+
+
 def _playground(x: Exchange, rt: Runtime) -> Answer:
     if not rt.config.playground:
         raise NotFound("There is no such route.")
@@ -107,4 +113,5 @@ LOCALS: dict[str, Callable[[Exchange, Runtime], Answer]] = {
     "readyz": _readyz,
     "queue": _queue,
     "playground": _playground,
+    "preflight": _preflight,
 }

@@ -125,9 +125,17 @@ def classify(x: Exchange, rt: Runtime) -> Endpoint:
     """Head -> endpoint. Raises NotFound, MethodNotAllowed, MutationBlocked."""
     head = x.head
     x.ip = rt.client_ip(x.ip, head)
-    endpoint = x.endpoint = rt.routes.match(head.method, head.path)
+    x.extra = rt.cors.fields(head)
+    if rt.cors.preflight(head) is not None:
+        return _adopt(x, rt.routes.preflight)
+    endpoint = _adopt(x, rt.routes.match(head.method, head.path))
     if endpoint.access is Access.NEVER:
         raise MutationBlocked("This operation changes the engine and is not available through the gateway.")
+    return endpoint
+
+
+def _adopt(x: Exchange, endpoint: Endpoint) -> Endpoint:
+    x.endpoint = endpoint
     return endpoint
 
 
@@ -397,7 +405,7 @@ def _first_byte(x: Exchange, rt: Runtime, media_type: bytes) -> bytes:
     waited = x.granted_at - x.queued_at
     overhead = (x.sent_at - x.started) - waited
     own = b"x-fairgate-queue-ms: %d\r\nx-fairgate-overhead-ms: %.2f\r\n" % (waited * 1000, overhead * 1000)
-    return fields.answer_fields(media_type, x.id, own)
+    return fields.answer_fields(media_type, x.id, own + x.extra)
 
 
 # ---- keep-alive comments (A11)
@@ -420,7 +428,7 @@ def _comment(x: Exchange, rt: Runtime, seen: int) -> None:
             connection.write(encode_chunk(SSE_COMMENT))
         else:
             x.status = 200
-            head = fields.answer_fields(b"text/event-stream", x.id)
+            head = fields.answer_fields(b"text/event-stream", x.id, x.extra)
             connection.begin(200, head, framing=CHUNKED, first=encode_chunk(SSE_COMMENT))
     _comment_while_silent(x, rt)
 
@@ -457,7 +465,7 @@ def refuse(x: Exchange, rt: Runtime, error: GatewayError) -> None:
             connection.write(encode_chunk(dialect.stream_error(error, x.id)) + LAST_CHUNK)
         return
     x.status = error.status
-    connection.respond(error.status, fields.error_fields(error, x.id), dialect.error(error, x.id))
+    connection.respond(error.status, fields.error_fields(error, x.id, x.extra), dialect.error(error, x.id))
 
 
 def _dialect(x: Exchange, rt: Runtime) -> Dialect:
