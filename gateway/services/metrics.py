@@ -228,8 +228,11 @@ class Metrics:
     # -- what is known --------------------------------------------------------------------------------------------
 
     def know(self, *, models: Iterable[str] = (), backends: Iterable[str] = ()) -> None:
-        """Let these be label values from now on, as far as the bounds go. None is forgotten: counters only grow."""
-        for model in models:
+        """Let these be label values from now on, as far as the bounds go. None is forgotten: counters only grow.
+
+        A scheduler's queue (`Route.pool`) will do for a model: what follows its tab is left out.
+        """
+        for model in (name.partition("\t")[0] for name in models):
             if model not in self._models and len(self._models) <= MODELS_MAX:
                 self._models[model] = _Model()
                 self._values["model"].add(model)

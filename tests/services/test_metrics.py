@@ -29,7 +29,7 @@ class Clock:
 
 def metrics() -> Metrics:
     made = Metrics(dialects=["openai", "ollama"], routes=["/v1/chat/completions", "/api/chat"], clock=Clock())
-    made.know(models=["m", "n"], backends=["a"])
+    made.know(models=["m", "n", "m\tollama"], backends=["a"])
     return made
 
 
@@ -318,6 +318,7 @@ def test_every_error_has_a_label_and_the_documentation_every_metric() -> None:
             yield from codes(one)
 
     assert set(codes(GatewayError)) == set(LABELS["code"])
+    assert "\t" not in scrape(busy())
     text = reference()
     assert all(f"| `{described.name}` | {described.kind} |" in text for described in METRICS)
     for described in METRICS:
