@@ -9,10 +9,15 @@ __all__ = ["Store", "StoreError", "open_store"]
 
 
 async def open_store(url: str) -> Store:
-    """Open what `url` names: a path or `sqlite:///PATH`. The schema is brought up to date. Raises StoreError."""
+    """Open what `url` names: a path or `sqlite:///PATH`, whose schema is brought up to date, or `postgresql://...`,
+    whose schema must be (`migrate`). Raises StoreError."""
     scheme, sep, rest = url.partition("://")
     if not sep:
         return await open_sqlite(Path(url))
     if scheme == "sqlite":
         return await open_sqlite(Path(rest.removeprefix("/")))
+    if scheme in ("postgresql", "postgres"):
+        from gateway.store.postgresql import open_postgresql  # the embedded form starts without the driver
+
+        return await open_postgresql(url)
     raise StoreError(f"store: {scheme}:// is not a database this program knows")

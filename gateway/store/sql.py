@@ -160,7 +160,10 @@ class SqlStore:
         sql = "SELECT version, kind, id FROM changes WHERE version > $1 ORDER BY version"
         rows = await self._fetch(sql, since)
         if not rows:
-            return Changes(since)
+            version = await self.version()
+            if version < since:  # the database was put back to an earlier state
+                return Changes(version, complete=False)
+            return Changes(since)  # not `version`: more may have happened between the two reads
         items = tuple(Change(row["kind"], row["id"]) for row in rows)
         return Changes(int(rows[-1]["version"]), items, complete=int(rows[0]["version"]) == since + 1)
 

@@ -1,4 +1,4 @@
--- Tenants, users, keys, the log of their changes, and the audit trail.
+-- Tenants, users, keys and the log of their changes.
 -- Times are UTC, integer microseconds since the Unix epoch. Lists are JSON arrays of text.
 
 CREATE TABLE tenants (
@@ -73,46 +73,4 @@ CREATE TRIGGER keys_updated AFTER UPDATE ON keys BEGIN
 END;
 CREATE TRIGGER keys_deleted AFTER DELETE ON keys BEGIN
     INSERT INTO changes (kind, id) VALUES ('key', OLD.id);
-END;
-
--- One row per request (U1). No references: history outlives what it names.
-CREATE TABLE audit (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL,
-    started_at INTEGER NOT NULL,
-    tenant TEXT NOT NULL,
-    "user" TEXT NOT NULL,
-    "key" TEXT NOT NULL,
-    ip TEXT NOT NULL,
-    dialect TEXT NOT NULL,
-    route TEXT NOT NULL,
-    method TEXT NOT NULL,
-    model_asked TEXT NOT NULL,
-    model_served TEXT NOT NULL,
-    backend TEXT NOT NULL,
-    status INTEGER NOT NULL,
-    outcome TEXT NOT NULL,
-    error TEXT NOT NULL,
-    prompt_tokens INTEGER NOT NULL,
-    completion_tokens INTEGER NOT NULL,
-    cached_tokens INTEGER NOT NULL,
-    usage_estimated INTEGER NOT NULL CHECK (usage_estimated IN (0, 1)),
-    queue_us INTEGER NOT NULL,
-    first_byte_us INTEGER,
-    total_us INTEGER NOT NULL,
-    bytes_in INTEGER NOT NULL,
-    bytes_out INTEGER NOT NULL,
-    "rank" INTEGER NOT NULL,
-    queue_len INTEGER NOT NULL,
-    usage_before REAL NOT NULL,
-    slot_us INTEGER NOT NULL
-) STRICT;
-CREATE INDEX audit_by_time ON audit (started_at);
-
--- Append-only (U4).
-CREATE TRIGGER audit_never_updated BEFORE UPDATE ON audit BEGIN
-    SELECT RAISE(ABORT, 'audit rows are append-only');
-END;
-CREATE TRIGGER audit_never_deleted BEFORE DELETE ON audit BEGIN
-    SELECT RAISE(ABORT, 'audit rows are append-only');
 END;

@@ -1,0 +1,33 @@
+-- One row per request (U1). No references: history outlives what it names.
+CREATE TABLE audit (
+    seq BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id TEXT NOT NULL,
+    started_at BIGINT NOT NULL,
+    tenant TEXT NOT NULL,
+    "user" TEXT NOT NULL,
+    "key" TEXT NOT NULL,
+    ip TEXT NOT NULL,
+    dialect TEXT NOT NULL,
+    route TEXT NOT NULL,
+    method TEXT NOT NULL,
+    model_asked TEXT NOT NULL,
+    model_served TEXT NOT NULL,
+    backend TEXT NOT NULL,
+    status BIGINT NOT NULL,
+    outcome TEXT NOT NULL,
+    error TEXT NOT NULL,
+    prompt_tokens BIGINT NOT NULL,
+    completion_tokens BIGINT NOT NULL,
+    cached_tokens BIGINT NOT NULL,
+    usage_estimated BOOLEAN NOT NULL,
+    queue_us BIGINT NOT NULL,
+    first_byte_us BIGINT NOT NULL,
+    total_us BIGINT NOT NULL,
+    bytes_in BIGINT NOT NULL,
+    bytes_out BIGINT NOT NULL,
+    "rank" BIGINT NOT NULL,
+    queue_len BIGINT NOT NULL,
+    usage_before DOUBLE PRECISION NOT NULL,
+    slot_us BIGINT NOT NULL
+);
+CREATE INDEX audit_by_time ON audit (started_at);

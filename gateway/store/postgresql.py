@@ -1,0 +1,205 @@
+"""The shared store: PostgreSQL through asyncpg. Many gateways use one database.
+
+Every statement has a deadline; a connection that misses it is torn down, since what it would say is unknown. The schema
+is brought up to date by `migrate` under an advisory lock, never by a gateway that merely starts (O6).
+"""
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from gateway.store.base import AUDIT_COLUMNS, AuditRow, Conflict, StoreError
+from gateway.store.schema import migrations
+from gateway.store.sql import SqlStore, Value
+
+_log = logging.getLogger("fairgate.store")
+
+STATEMENT_SECONDS = 5.0
+"""Callers that cannot wait that long have deadlines of their own."""
+CONNECT_SECONDS = 5.0
+CONNECTIONS = 4
+"""Per gateway: identity reads, the audit writer, and some to spare; PostgreSQL's default limit is 100 in all."""
+CHANNEL = "fairgate_changes"
+_MIGRATION_LOCK = 0x6661_6972
+"""Any number that nothing else in the database uses: "fair"."""
+
+
+async def open_postgresql(url: str) -> "PostgreSQLStore":
+    """Connect and check the schema. Raises StoreError."""
+    with _translated():
+        pool = await asyncpg.create_pool(
+            url,
+            min_size=1,
+            max_size=CONNECTIONS,
+            timeout=CONNECT_SECONDS,
+            command_timeout=STATEMENT_SECONDS,
+            server_settings={"application_name": "fairgate", "timezone": "UTC"},
+        )
+    store = PostgreSQLStore(url, pool)
+    try:
+        await store.check_schema()
+    except BaseException:
+        await store.close()
+        raise
+    return store
+
+
+class PostgreSQLStore(SqlStore):
+    """`Store` on one PostgreSQL database."""
+
+    def __init__(self, url: str, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+        self._url = url
+        self._pool = pool
+        self._listener: asyncpg.Connection[asyncpg.Record] | None = None
+        self._changed = asyncio.Event()
+
+    async def check_schema(self) -> None:
+        """Raise StoreError unless the schema is the one this program knows."""
+        async with self._connection() as connection:
+            done = await _applied(connection)
+        known = len(migrations("postgresql"))
+        if done < known:
+            raise StoreError(f"{_shown(self._url)}: schema {done} is older than {known}; run `fairgate migrate`")
+        if done > known:
+            raise StoreError(f"{_shown(self._url)}: schema {done} is newer than this program knows ({known})")
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
+        """A connection of the pool for one statement or transaction, with a deadline over all of it."""
+        with _translated():
+            connection = await self._pool.acquire(timeout=CONNECT_SECONDS)
+            try:
+                async with asyncio.timeout(STATEMENT_SECONDS):
+                    yield connection  # type: ignore[misc]  # the pool's proxy has the connection's methods
+            except (TimeoutError, asyncio.CancelledError):
+                connection.terminate()
+                raise
+            finally:
+                await self._pool.release(connection)
+
+    async def _fetch(self, sql: str, *values: Value) -> Sequence[Any]:
+        async with self._connection() as connection:
+            return await connection.fetch(sql, *values)
+
+    async def _execute(self, sql: str, rows: Sequence[Sequence[Value]]) -> int:
+        async with self._connection() as connection:
+            if len(rows) == 1:
+                status = await connection.execute(sql, *rows[0])
+                return int(status.rpartition(" ")[2])
+            await connection.executemany(sql, rows)
+            return len(rows)
+
+    async def add_audit(self, rows: Iterable[AuditRow]) -> None:
+        async with self._connection() as connection:
+            await connection.copy_records_to_table("audit", records=rows, columns=AUDIT_COLUMNS)
+
+    async def wait_change(self, seconds: float) -> None:
+        """Until PostgreSQL notifies, or `seconds`: a lost notification only costs that long."""
+        await self._listen()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        self._changed.clear()
+
+    async def _listen(self) -> None:
+        """Have a listening connection; without one (the database is away) the caller polls."""
+        if self._listener is not None and not self._listener.is_closed():
+            return
+        try:
+            with _translated():
+                self._listener = await asyncpg.connect(
+                    self._url, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS
+                )
+                await self._listener.add_listener(CHANNEL, self._notified)
+                self._changed.set()  # whatever happened while nobody listened
+        except StoreError as err:
+            _log.debug("not listening for changes: %s", err)
+
+    def _notified(self, *_: object) -> None:
+        self._changed.set()
+
+    async def close(self) -> None:
+        if self._listener is not None:
+            self._listener.terminate()
+        try:
+            async with asyncio.timeout(STATEMENT_SECONDS):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+    def __repr__(self) -> str:
+        return f"<PostgreSQLStore {_shown(self._url)}>"
+
+
+async def migrate(url: str, app_role: str = "") -> list[str]:
+    """Bring the schema up to date and give `app_role` what a gateway needs -> what was done, a line each."""
+    with _translated():
+        connection = await asyncpg.connect(url, timeout=CONNECT_SECONDS)
+        try:
+            async with connection.transaction():
+                await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
+                done = await _apply_missing(connection)
+                for grant in grants(app_role) if app_role else []:
+                    await connection.execute(grant)
+                    done.append(grant)
+        finally:
+            await connection.close(timeout=STATEMENT_SECONDS)
+    return done
+
+
+def grants(role: str) -> list[str]:
+    """What a gateway's role may do: identity freely, the audit trail by appending only (U4)."""
+    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", role):
+        raise StoreError(f"{role!r} is no plain role name")
+    return [
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON tenants, users, keys, key_use TO {role}",
+        f"GRANT SELECT ON changes, schema_migrations TO {role}",
+        f"REVOKE ALL ON audit FROM {role}",
+        f"GRANT SELECT, INSERT ON audit TO {role}",
+    ]
+
+
+async def _apply_missing(connection: "asyncpg.Connection[asyncpg.Record]") -> list[str]:
+    done = await _applied(connection)
+    if done == 0:
+        await connection.execute(
+            "CREATE TABLE schema_migrations (number INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at TIMESTAMPTZ "
+            "NOT NULL DEFAULT now())"
+        )
+    applied = []
+    for migration in migrations("postgresql")[done:]:
+        await connection.execute(migration.sql)
+        insert = "INSERT INTO schema_migrations (number, name) VALUES ($1, $2)"
+        await connection.execute(insert, migration.number, migration.name)
+        applied.append(f"applied {migration.name}")
+    return applied
+
+
+async def _applied(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
+    """The number of the last migration of this database; 0 = none yet."""
+    if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
+        return 0
+    return int(await connection.fetchval("SELECT coalesce(max(number), 0) FROM schema_migrations"))
+
+
+@contextlib.contextmanager
+def _translated() -> Any:
+    """The driver's and the system's exceptions at this boundary. Texts are for logs; none holds the password."""
+    try:
+        yield
+    except asyncpg.IntegrityConstraintViolationError as err:
+        raise Conflict(f"{type(err).__name__}: {err.args[0]}") from err
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError) as err:
+        raise StoreError(f"{type(err).__name__}: {err}") from err
+
+
+def _shown(url: str) -> str:
+    """The address without credentials."""
+    parts = urlsplit(url)
+    return f"postgresql://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"

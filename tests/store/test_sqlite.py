@@ -1,0 +1,114 @@
+"""What is particular to the SQLite file: modes, migrations, other processes."""
+
+import asyncio
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from gateway.store import StoreError, open_store
+from gateway.store.base import Tenant
+from gateway.store.schema import Database, migrations, statements
+from gateway.store.sqlite import SqliteStore
+from tests.services.keyring import connection
+
+MODULES = "import asyncio, sys; from gateway.store import open_store;"
+
+
+def test_only_the_owner_reads_the_file(tmp_path: Path) -> None:
+    """Mode 0600, the write-ahead log and its index included; a file that was open to others is closed to them."""
+    path = tmp_path / "fairgate.db"
+
+    async def body() -> None:
+        async with connection(path) as store:
+            await store.add_tenant(Tenant(id="t", name="t", created_at=0))
+            modes = {name: stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in os.listdir(tmp_path)}
+            assert modes == dict.fromkeys((path.name, f"{path.name}-wal", f"{path.name}-shm"), 0o600)
+
+    asyncio.run(body())
+    path.chmod(0o644)
+    asyncio.run(body_open(path))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+async def body_open(path: Path) -> None:
+    await (await open_store(str(path))).close()
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_migrations_are_numbered_without_a_gap(database: Database) -> None:
+    """O6"""
+    assert [migration.number for migration in migrations(database)] == list(range(1, len(migrations(database)) + 1))
+
+
+def test_both_databases_have_the_same_migrations() -> None:
+    """D"""
+    assert [m.name for m in migrations("sqlite")] == [m.name for m in migrations("postgresql")]
+
+
+def test_statements_keep_the_bodies_of_triggers_whole() -> None:
+    script = (
+        "-- a; comment\nCREATE TABLE t (a);\nCREATE TRIGGER x AFTER UPDATE ON t BEGIN\n SELECT 1;\n SELECT 2;\nEND;\n"
+    )
+    assert len(statements(script)) == 2
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    """O6: forward only."""
+    path = tmp_path / "fairgate.db"
+    asyncio.run(body_open(path))
+    raw = sqlite3.connect(path)
+    raw.execute("PRAGMA user_version = 999")
+    raw.close()
+    with pytest.raises(StoreError, match="newer"):
+        asyncio.run(open_store(str(path)))
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "fairgate.db"
+    path.write_bytes(b"not a database " * 100)
+    with pytest.raises(StoreError):
+        asyncio.run(open_store(str(path)))
+
+
+def test_many_processes_may_create_it_at_once(tmp_path: Path) -> None:
+    """O6: the migration is locked."""
+    work = f"{MODULES} s = asyncio.run(open_store(sys.argv[1]))"
+    line = [sys.executable, "-c", f"{work}; asyncio.run(s.close())", str(tmp_path / "fairgate.db")]
+    started = [subprocess.Popen(line, stderr=subprocess.PIPE) for _ in range(4)]
+    for process in started:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors.decode()
+
+
+def test_no_statement_runs_on_the_loops_thread(tmp_path: Path) -> None:
+    """SQL never blocks the loop."""
+
+    async def body() -> None:
+        async with connection(tmp_path / "fairgate.db") as store:
+            assert isinstance(store, SqliteStore)
+            ran_in = await store._run(lambda _: threading.current_thread())
+            assert ran_in is not threading.main_thread()
+
+    asyncio.run(body())
+
+
+def test_a_locked_file_is_an_error_in_time(tmp_path: Path) -> None:
+    """K5: another process that holds the lock does not hang us."""
+    path = tmp_path / "fairgate.db"
+
+    async def body() -> None:
+        async with connection(path) as store:
+            holder = sqlite3.connect(path, isolation_level=None)
+            holder.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreError, match="locked"):
+                await store.add_tenant(Tenant(id="t", name="t", created_at=0))
+            holder.close()
+            await store.add_tenant(Tenant(id="t", name="t", created_at=0))
+
+    asyncio.run(body())
