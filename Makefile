@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs bench clean
+.PHONY: help demo test lint types docs bench clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -28,6 +28,26 @@ test: $(BIN)/.test-ready   ## lint, types and all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+lint: $(BIN)/.test-ready   ## formatting and lint alone
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(BIN)/.test-ready  ## the type checker alone
+	$(BIN)/mypy
+
+$(BIN)/.docs-ready: $(BIN)/.ready
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+docs: $(BIN)/.docs-ready   ## renew what the code says in docs/, then build the site strictly into site/
+	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/pictures.py
+	$(BIN)/python docker/grafana/dashboard.py
+	$(BIN)/mkdocs build --strict
+
+bench: $(BIN)/.test-ready  ## fairgate beside other gateways on this machine (minutes; BENCH_ARGS)
+	$(BIN)/python -m bench $(BENCH_ARGS)
 
 clean:           ## remove what the targets made
 	rm -rf $(VENV) .tox site build dist
