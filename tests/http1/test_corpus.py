@@ -21,7 +21,7 @@ def _say_seed() -> None:
 def test_request(case: corpus.Case) -> None:
     """H1, H2, H3: accepted and refused requests; a refused one leaves a dead reader."""
     for how, reads in corpus.cuts(case.send, SEED):
-        seen, end = corpus.read_requests(reads, case.limit)
+        seen, end = corpus.read_requests(reads, case.limits)
         said = " | ".join([*map(str, seen), *([end] if end else [])])
         assert said == case.want, (how, case.rfc)
         for name, value in case.fields.items():
@@ -42,6 +42,6 @@ def test_corpus_is_sound() -> None:
         verdicts: dict[tuple[bytes, str, bool, int | None], str] = {}
         for case in cases:
             assert case.rfc
-            assert verdicts.setdefault((case.send, case.method, case.eof, case.limit), case.want) == case.want, case.id
+            assert verdicts.setdefault((case.send, case.method, case.eof, case.limits), case.want) == case.want, case.id
     assert len(REQUESTS) >= 250
     assert len(RESPONSES) >= 120

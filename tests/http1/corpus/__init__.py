@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h11
 import msgspec
 
 from gateway.http1.chunks import ChunkDecoder, ChunkWalker
@@ -36,6 +37,11 @@ class Case(msgspec.Struct, frozen=True):
     eof: bool = False
     limit: int | None = None
     fields: dict[str, str] = {}
+
+    @property
+    def limits(self) -> WireLimits:
+        """The limits to read the case with."""
+        return WireLimits() if self.limit is None else WireLimits(body_bytes=self.limit)
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -88,9 +94,9 @@ def _random_cuts(data: bytes, draw: random.Random, most: int) -> list[bytes]:
     return parts
 
 
-def read_requests(reads: Iterable[bytes], limit: int | None = None) -> tuple[list[Seen], str]:
+def read_requests(reads: Iterable[bytes], limits: WireLimits | None = None) -> tuple[list[Seen], str]:
     """The requests that our reader finds, and how it ends: a status, `part`, `closed` or nothing."""
-    reader = RequestReader(WireLimits(body_bytes=limit) if limit is not None else WireLimits())
+    reader = RequestReader(limits)
     seen: list[Seen] = []
     try:
         for read in reads:
@@ -227,3 +233,37 @@ def read_response(reads: Iterable[bytes], method: str, eof: bool) -> str:
     except UpstreamWireError:
         return " | ".join([*driver.seen, "error"])
     return driver.verdict(eof)
+
+
+def h11_response(data: bytes, method: str, eof: bool) -> str:
+    """h11's verdict as a client, in the corpus's notation."""
+    peer = h11.Connection(h11.CLIENT, max_incomplete_event_size=64 * 1024)
+    peer.send(h11.Request(method=method, target="/", headers=[("host", "a"), ("content-length", "0")]))
+    peer.send(h11.EndOfMessage())
+    if data:
+        peer.receive_data(data)
+    if eof:
+        peer.receive_data(b"")
+    said: list[str] = []
+    status, body = 0, b""
+    while True:
+        try:
+            event = peer.next_event()
+        except h11.RemoteProtocolError:
+            return " | ".join([*said, "error"])
+        if event is h11.NEED_DATA or event is h11.PAUSED:
+            return " | ".join([*said, "part"])
+        if isinstance(event, h11.InformationalResponse):
+            said.append(str(event.status_code))
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+        elif isinstance(event, h11.Data):
+            body += bytes(event.data)
+        elif isinstance(event, h11.EndOfMessage):
+            said.append(str(status) + (f" ={body.decode('latin-1')}" if body else ""))
+            break
+        else:
+            return " | ".join([*said, "error"])
+    if peer.trailing_data[0]:
+        return " | ".join([*said, "extra"])
+    return " | ".join(said if peer.their_state is h11.DONE and not eof else [*said, "closed"])
