@@ -14,6 +14,10 @@ from gateway.api.dialect import Endpoint, Framing
 
 TAIL = 64 * 1024
 """Of a larger buffer only this much is kept: the end of a stream is what matters, and its last frame is small."""
+SHORT = 128
+RUN = 512
+"""Buffers shorter than SHORT are gathered into runs of at least RUN bytes: bytes that trickle in must not push the
+usage out of what is kept."""
 LONGEST_FRAME = 1024 * 1024
 """Bytes kept of a frame that does not end. Ollama's last line may carry a whole context as numbers."""
 PARSED_WHOLE = 16 * 1024
@@ -131,7 +135,7 @@ class Tap:
         self._framing = framing
         self._end = b"\n\n" if framing is Framing.SSE else b"}\n"
         # Three runs of buffers, each up to and with one that ends a frame, and what came after them. Behind the frame
-        # with the usage only `[DONE]` follows, so the frame always begins within these runs.
+        # with the usage only `[DONE]` follows: it always begins within these runs, even if each byte is a chunk.
         self._oldest = b""
         self._older = b""
         self._last = b""
@@ -140,7 +144,7 @@ class Tap:
     def feed(self, data: bytes) -> None:
         """Take note of one received buffer."""
         ends = data.count(self._end)
-        if ends and not self._open and len(data) <= TAIL:
+        if ends and not self._open and SHORT <= len(data) <= TAIL:
             self.frames += ends
             self._oldest = self._older
             self._older = self._last
@@ -149,7 +153,7 @@ class Tap:
             self._gather(data, ends)
 
     def _gather(self, data: bytes, ends: int) -> None:
-        """The uncommon buffers: without a frame end, after one without, or large."""
+        """The uncommon buffers: without a frame end, after one without, short or large."""
         if not ends:
             # Streams whose lines end in CR LF show their frame ends only here.
             ends = data.count(b"}\r\n\r\n" if self._framing is Framing.SSE else b"}\r\n")
@@ -157,7 +161,7 @@ class Tap:
         self._open += data
         if len(self._open) > LONGEST_FRAME:
             del self._open[:-TAIL]
-        if ends:
+        if ends and len(self._open) >= RUN:
             self._oldest = self._older
             self._older = self._last
             self._last = self._end_of(self._open)

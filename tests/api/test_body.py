@@ -46,6 +46,7 @@ def test_what_is_not_an_object_is_refused_in_plain_words(body: bytes, sentence: 
         (b'{"model":"a","model":"b"}', "model", "more than once"),
         (b'{"model":"a","x":{"model":1},"model":"a"}', "model", "more than once"),
         (b'{"stream":false, "stream":true, "model":"m"}', "stream", "more than once"),
+        (b'{"x":12,"model":"a","model":"b","x":1}', "model", "more than once"),
         (b'{"model":"a","Stream":true}', "stream", "lower case"),
         (b'{"MODEL":"a"}', "model", "lower case"),
         ('{"model":"a","\u017ftream":true}'.encode(), "stream", "lower case"),
@@ -111,6 +112,14 @@ def test_edits_change_their_keys_and_no_other_byte(case: tuple[dict[str, Any], b
     assert edited == spliced(body, replaced, head + b"," if head and value else head)
     if value and value.keys().isdisjoint(edits) and edits:
         assert insert_members(body, changes) == edited
+
+
+def test_an_edit_finds_its_span_wherever_one_space_stands() -> None:
+    """Compact bodies are measured, not scanned: one byte more must not shift the measure."""
+    tokens = [b"{", b'"a"', b":", b"12", b",", b'"model"', b":", b'"m"', b",", b'"b"', b":", b"[1, 2]", b"}"]
+    for place in range(len(tokens) + 2):
+        body = b"".join(tokens[:place]) + b" " * (place <= len(tokens)) + b"".join(tokens[place:])
+        assert with_members(body, {"model": b"9", "b": b"{}"}) == body.replace(b'"m"', b"9").replace(b"[1, 2]", b"{}")
 
 
 def test_ten_megabytes_of_escapes_are_stepped_over_without_a_pile_of_memory() -> None:

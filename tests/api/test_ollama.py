@@ -104,6 +104,11 @@ def test_the_output_cap(name: str, options: bytes | None, after: dict[str, int])
     assert json.loads(edit(body, name))["options"] == after
 
 
+@pytest.mark.parametrize("number", [b"0", b"-1", b"-2"])
+def test_what_ollama_takes_as_no_limit_is_none_to_the_phases(number: bytes) -> None:
+    assert read(b'{"model":"m","options":{"num_predict":%b}}' % number).max_tokens == -1
+
+
 @pytest.mark.parametrize(
     ("name", "body"),
     [

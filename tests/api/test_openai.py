@@ -176,6 +176,23 @@ def test_the_output_cap(given: bytes, engine: str, limits: dict[str, int | None]
     assert {key: value[key] for key in value if key not in ("model", "messages")} == limits
 
 
+@pytest.mark.parametrize(
+    ("given", "limit"),
+    [
+        (b'"max_tokens":5', 5),
+        (b'"max_tokens":5,"max_completion_tokens":7', 7),
+        (b'"max_tokens":0', -1),
+        (b'"max_tokens":5,"n_predict":-1', -1),
+        (b'"max_tokens":5,"n_predict":50', 50),
+        (b'"n_predict":5', None),
+        (b'"max_output_tokens":5', None),
+    ],
+)
+def test_the_limit_told_to_the_phases_is_an_upper_bound_for_every_engine(given: bytes, limit: int | None) -> None:
+    """L2: what is reserved is never less than what some engine may generate."""
+    assert read(chat(given)).max_tokens == limit
+
+
 def test_responses_have_a_cap_of_their_own_name() -> None:
     body = b'{"model":"m","input":"hi","stream":true}'
     assert edited(body, name="responses") == {"max_output_tokens": 100, "model": "m", "input": "hi", "stream": True}

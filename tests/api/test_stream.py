@@ -91,6 +91,8 @@ def test_usage_that_rides_on_a_frame_with_choices_passes() -> None:
     riding = b'data: {"choices":[{"index":0}],"usage":%b}\n\n' % USAGE
     frames = FrameFilter()
     assert frames.feed(riding + EXTRA + DONE) == riding + DONE
+    alone = b'data: {"type":"x","usage":%b}\n\n' % USAGE
+    assert FrameFilter().feed(alone) == alone
     early = b'data: {"choices":[],"prompt_filter_results":[],"usage":null}\n\n'
     assert FrameFilter().feed(early) == early
 
@@ -197,6 +199,25 @@ def test_errors_in_band_are_seen(framing: Framing, line: bytes) -> None:
     assert (tap.error_seen, tap.terminated) == (True, False)
 
 
+def test_a_huge_error_line_is_seen_in_one_buffer_with_others() -> None:
+    tap = tapped([b'{"response":"x","done":false}\n' * 20 + b'{"error":"%b"}\n' % (b"x" * 100_000)], Framing.NDJSON)
+    assert tap.finish() is None
+    assert tap.error_seen
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("read", [1, 2, 7, 64, 127, 128, 129, 300, 10**6])
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_chunks_of_a_byte_or_two_do_not_hide_the_usage(size: int, read: int, end: bytes) -> None:
+    """`da`, the start of `data`, is also a chunk size; every payload byte may bring a line end of the framing."""
+    payload = (FRAME * 3 + EXTRA + DONE).replace(b"\n\n", end)
+    raw = b"".join(chunk(payload[at : at + size]) for at in range(0, len(payload), size)) + b"0\r\n\r\n"
+    for shift in range(0, min(read, 40), 3):
+        tap = tapped([raw[:shift], *(raw[at : at + read] for at in range(shift, len(raw), read))])
+        assert tap.finish() == Usage(3, 4)
+        assert tap.terminated
+
+
 @pytest.mark.parametrize("empty", [b"null", b'""', b"{}", b"false"])
 def test_an_empty_error_member_is_none(empty: bytes) -> None:
     tap = tapped([b'data: {"error":%b}\n\n' % empty])
@@ -246,11 +267,13 @@ def test_the_tap_keeps_little_of_a_long_stream() -> None:
         held: list[Any] = [getattr(tap, name) for name in ("_oldest", "_older", "_last", "_open")]
         return sum(map(len, held))
 
-    assert kept(tapped([chunk(FRAME)] * 1000)) < 4 * len(chunk(FRAME))
+    assert kept(tapped([chunk(FRAME)] * 1000)) < 4 * (512 + len(FRAME))
+    large = b"data: %b\n\n" % json.dumps(content("x" * 300)).encode()
+    assert kept(tapped([chunk(large)] * 1000)) == 3 * len(chunk(large))
     assert kept(tapped([FRAME * 5000] * 10)) < 4 * 64 * 1024
     assert kept(tapped([b"x" * 10_000] * 1000)) <= 1024 * 1024
     no_ends = [chunk(FRAME.replace(b"\n\n", b"\r\n\r\n"))] * 1000
-    assert kept(tapped(no_ends)) < 4 * len(no_ends[0])
+    assert kept(tapped(no_ends)) < 4 * (512 + len(FRAME))
 
 
 def test_the_tap_counts_frames_of_every_line_ending() -> None:
