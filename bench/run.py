@@ -68,6 +68,8 @@ def load_arguments(peer: Peer, scenario: Scenario, backend: Backend, plan: Plan,
     options += scenario.arguments()
     if scenario.bad_key:
         options += ["--header", "Authorization: Bearer fg_nobody_wrong_key_000000000000"]
+    elif keys := peer.keys_file():
+        options += ["--keys", str(keys)]
     else:
         for line in peer.headers():
             options += ["--header", line]

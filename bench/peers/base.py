@@ -54,6 +54,9 @@ class Peer:
     def install(self) -> None:
         """Make it runnable, if a registry or package can."""
 
+    def prepare(self) -> None:
+        """Write what the process needs; not part of its start time."""
+
     def command(self) -> list[str] | None:
         """The command line that serves on self.port, or None for no process at all."""
         return None
@@ -64,6 +67,10 @@ class Peer:
     def headers(self) -> list[str]:
         """Header lines every request to this peer carries."""
         return []
+
+    def keys_file(self) -> Path | None:
+        """A file of bearer keys to use in turn, instead of an Authorization header."""
+        return None
 
     def version(self) -> str:
         return ""
@@ -79,6 +86,7 @@ class Peer:
     def start(self) -> None:
         """Start it on the proxy core and wait for one good chat answer through it."""
         self.port = free_port()
+        self.prepare()
         command = self.command()
         if command is None:
             self.port = self.backend_port
@@ -87,24 +95,16 @@ class Peer:
         with (self.folder / "log.txt").open("w") as log:
             self._process = subprocess.Popen(
                 pinned(self.core, command),
-                stdout=self.output(log.fileno()),
+                stdout=log,
                 stderr=log,
                 env={**os.environ, **self.environment()},
                 cwd=self.folder,
                 start_new_session=True,
                 text=True,
             )
-        self.after_spawn(self._process)
         self._wait_ready(self._process)
         self.started_in = time.monotonic() - began
         self.base_mb = machine.pss_mb(self.pids())
-
-    def output(self, log: int) -> int:
-        """Where stdout goes: the log, unless a subclass reads it."""
-        return log
-
-    def after_spawn(self, process: subprocess.Popen[str]) -> None:
-        """Read what the process says about itself, if anything."""
 
     def _wait_ready(self, process: subprocess.Popen[str]) -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -1,6 +1,7 @@
 """fairgate itself, everything on: key check, limits, fair scheduler, accounting, audit, metrics.
 
-Started through its own command, which prints where it listens and a key.
+Started as its users do: tenants, users and keys made by its command line, a YAML file, `fairgate serve`. Only caps that
+a single client address would meet (connections per address and key) are raised; no feature is turned off.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import machine
-from bench.peers.base import Peer, make_venv
+from bench.peers.base import Peer, free_port, make_venv
 from bench.tools import BenchError
 
 PROJECT = Path(__file__).parents[2]
 SYSTEM_PYTHON = "/usr/bin/python3"
+TENANTS, USERS = 2, 4  # users of each tenant; a key each
+CAPS = {"connections": 60_000, "connections_per_ip": 60_000, "connections_per_key": 60_000}
 
 
 class Fairgate(Peer):
@@ -32,7 +34,7 @@ class Fairgate(Peer):
 
     def __init__(self, core: int, backend_port: int) -> None:
         super().__init__(core, backend_port)
-        self.ready: dict[str, Any] = {}
+        self.keys: list[str] = []
 
     def interpreter(self) -> str:
         return self.python
@@ -42,33 +44,56 @@ class Fairgate(Peer):
             return f"{self.interpreter()} is not there"
         return None
 
+    def prepare(self) -> None:
+        """A fresh store with its tenants, users and keys, and the configuration file."""
+        for old in self.folder.glob("fairgate.db*"):
+            old.unlink()
+        config = self.folder / "fairgate.yaml"  # JSON is YAML
+        config.write_text(json.dumps(self.settings()))
+        self.keys = []
+        for tenant in range(TENANTS):
+            self._make("tenants", "create", f"tenant{tenant}", "--all-models")
+            for user in range(USERS):
+                self._make("users", "create", "--tenant", f"tenant{tenant}", f"user{user}")
+                made = self._make("keys", "create", "--tenant", f"tenant{tenant}", "--user", f"user{user}")
+                self.keys.append(made["token"])
+        (self.folder / "keys").write_text("\n".join(self.keys) + "\n")
+
+    def settings(self) -> dict[str, Any]:
+        backend = {"name": "bench", "url": f"http://127.0.0.1:{self.backend_port}", "engine": self.engine}
+        return {
+            "listen": f"127.0.0.1:{self.port}",
+            "store": str(self.folder / "fairgate.db"),
+            "caps": CAPS,
+            "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            "log": {"level": "warning"},
+            "backends": [{**backend, "slots": 100_000}],
+        }
+
+    def _make(self, *words: str) -> dict[str, Any]:
+        config = ["--config", str(self.folder / "fairgate.yaml"), "--json"]
+        command = [self.interpreter(), "-m", "gateway", *words, *config]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PROJECT)
+        if done.returncode:
+            raise BenchError(f"fairgate {' '.join(words)} failed: {done.stderr.strip()[-300:]}")
+        return dict(json.loads(done.stdout))
+
     def command(self) -> list[str]:
-        backend = ["--backend", f"http://127.0.0.1:{self.backend_port}", "--engine", self.engine, "--model", "bench"]
-        listen = ["--listen", f"127.0.0.1:{self.port}", "--slots", "100000"]
-        return [self.interpreter(), "-m", "gateway", "demo", "--json", *listen, *backend]
+        return [self.interpreter(), "-m", "gateway", "serve", "--config", str(self.folder / "fairgate.yaml")]
 
     def environment(self) -> dict[str, str]:
         return {"PYTHONPATH": str(PROJECT)}
 
-    def output(self, log: int) -> int:
-        return subprocess.PIPE
-
-    def after_spawn(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line.startswith("{"):
-            raise BenchError(f"{self.name} printed no ready line: see its log.txt ({line!r})")
-        self.ready = json.loads(line)
-        self.port = int(self.ready["url"].rstrip("/").rpartition(":")[2])
-
     def headers(self) -> list[str]:
-        return [f"Authorization: Bearer {self.ready['key']}"]
+        return [f"Authorization: Bearer {self.keys[0]}"]
+
+    def keys_file(self) -> Path:
+        return self.folder / "keys"
 
     def version(self) -> str:
         code = "import gateway, platform; print(gateway.__version__, 'on Python', platform.python_version())"
-        done = subprocess.run(
-            [self.interpreter(), "-c", code], capture_output=True, text=True, check=False, cwd=PROJECT
-        )
+        command = [self.interpreter(), "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PROJECT)
         return f"fairgate {done.stdout.strip()}"
 
 
@@ -92,6 +117,3 @@ class FairgateSystem(Fairgate):
 
     def interpreter(self) -> str:
         return str(self.folder / "venv" / "bin" / "python")
-
-    def version(self) -> str:
-        return super().version() + f" ({machine.first_line([SYSTEM_PYTHON, '--version'])})"
