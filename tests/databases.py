@@ -1,7 +1,6 @@
-"""Fixtures that give a test a store of its own on each database. One server per session, one database per test."""
+"""Fixtures that give a test an empty store on each database. One server per session, emptied for each test."""
 
 import asyncio
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,21 +10,33 @@ import pytest
 from gateway.store.postgresql import migrate
 from tests.servers import PostgreSQL, Redis, Unavailable
 
-_TEMPLATE = "template_fairgate"
-_numbers = itertools.count(1)
+DATABASE = "fairgate"
+
+_EMPTY = """
+DO $$
+DECLARE
+    names TEXT;
+BEGIN
+    SELECT string_agg(quote_ident(tablename), ', ') INTO names FROM pg_tables
+        WHERE schemaname = 'public' AND tablename NOT IN ('schema_migrations', 'change_counter');
+    EXECUTE 'TRUNCATE ' || names || ' RESTART IDENTITY CASCADE';
+    UPDATE change_counter SET version = 0;
+END
+$$
+"""
 
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
-    """A running server; its template database has the schema."""
+    """A running server; the database DATABASE has the schema."""
     try:
         server = PostgreSQL()
     except Unavailable as err:
         pytest.skip(str(err))
     try:
         server.start()
-        asyncio.run(_statement(server, f"CREATE DATABASE {_TEMPLATE}"))
-        asyncio.run(migrate(server.url(_TEMPLATE)))
+        asyncio.run(statement(server.url("postgres"), f"CREATE DATABASE {DATABASE}"))
+        asyncio.run(migrate(server.url(DATABASE)))
         yield server
     finally:
         server.close()
@@ -45,8 +56,9 @@ def redis() -> Iterator[Redis]:
         server.close()
 
 
-async def _statement(server: PostgreSQL, sql: str) -> None:
-    connection = await asyncpg.connect(server.url("postgres"))
+async def statement(url: str, sql: str) -> None:
+    """Run SQL as whoever `url` names."""
+    connection = await asyncpg.connect(url)
     try:
         await connection.execute(sql)
     finally:
@@ -55,10 +67,10 @@ async def _statement(server: PostgreSQL, sql: str) -> None:
 
 @pytest.fixture
 def postgresql_url(postgresql: PostgreSQL) -> str:
-    """An empty database with the schema."""
-    name = f"test_{next(_numbers)}"
-    asyncio.run(_statement(postgresql, f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}"))
-    return postgresql.url(name)
+    """The emptied database; a database for each test would cost seconds on a busy disk."""
+    url = postgresql.url(DATABASE)
+    asyncio.run(statement(url, _EMPTY))
+    return url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
