@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import msgspec
+from anyio.abc import TaskGroup
 
 from gateway import config as cfg
 from gateway.admin.app import AdminServer, admin_app, serve_admin
@@ -24,6 +25,7 @@ from gateway.api.routes import Routes
 from gateway.config import Config, parse_listen
 from gateway.flow.cors import Cors
 from gateway.flow.exchange import Runtime
+from gateway.flow.fields import forget_request_heads
 from gateway.flow.ledger import Ledger
 from gateway.flow.peer import client_ip_of
 from gateway.flow.phases import Phases
@@ -43,6 +45,7 @@ log = logging.getLogger("fairgate.app")
 IDLE_EXPIRY = {"ollama": 60.0}
 IDLE_EXPIRY_DEFAULT = 4.0
 GC_THRESHOLDS = (50_000, 20, 50)  # requests make no cycles; a full collection stalls every stream (performance.md 6)
+RESTART_ONLY = ("listen", "store", "admin", "identity", "audit")  # read once; a reload says when one differs
 FILES_PER_STREAM = 2
 FILES_SPARE = 256
 
@@ -64,9 +67,13 @@ class App:
         self.ledger = Ledger(config.caps.bodies_bytes)
         self.pools: dict[str, Pool] = {}
         self.draining = False
+        self.tls: ssl.SSLContext | None = None
+        self._watching = anyio.CancelScope()
+        self._services: TaskGroup
         self._queues: set[str] = set()
+        self._gates: set[str] = set()
         self.backends = self._make_backends(config, None)
-        self.runtime = self._generation(config)
+        self.runtime = self._generation(config, self.backends)
         self.phases = Phases(self.runtime)
         self.server = HttpServer(self.phases, config.caps, config.timeouts)
         self.port = 0
@@ -86,19 +93,21 @@ class App:
             previous=previous,
         )
 
-    def _generation(self, config: Config) -> Runtime:
+    def _generation(self, config: Config, backends: BackendService) -> Runtime:
+        """A runtime; connections to an address that did not change are kept, the others end with their exchange."""
+        fresh: dict[str, Pool] = {}
         for section in config.backends:
-            address = address_of(section)
             known = self.pools.get(section.name)
-            if known is None or known.address != address:
-                if known is not None:
-                    known.retire()
-                self.pools[section.name] = Pool(address, IDLE_EXPIRY.get(section.engine, IDLE_EXPIRY_DEFAULT))
+            if known is None or known.address != address_of(section):
+                fresh[section.name] = Pool(address_of(section), IDLE_EXPIRY.get(section.engine, IDLE_EXPIRY_DEFAULT))
+        for name in fresh.keys() & self.pools.keys():
+            self.pools[name].retire()
+        self.pools |= fresh
         return Runtime(
             config=config,
             routes=self.routes,
             keys=self.keys,
-            backends=self.backends,
+            backends=backends,
             scheduler=self.scheduler,
             estimator=self.estimator,
             pools=dict(self.pools),
@@ -121,12 +130,49 @@ class App:
             scheduler.set_pool(pool, gates)
         for pool in self._queues - topology.pools.keys():
             scheduler.remove_pool(pool)
-        self._queues = set(topology.pools)
+        for gate in self._gates - topology.gates.keys():
+            scheduler.remove_gate(gate)
+        self._queues, self._gates = set(topology.pools), set(topology.gates)
         self.metrics.know(models=topology.pools, backends=topology.gates)
 
     def ready(self) -> bool:
         """Whether a request sent now has a chance (O1)."""
         return not self.draining and not self.audit.full and bool(self.backends.models())
+
+    def reload(self, config: Config) -> list[str]:
+        """Swap to a new configuration; the names of changed settings that need a restart. Raises, and changes nothing.
+
+        All that can fail is built first. Then, without an await: swap the runtime, retune the scheduler and the server.
+        """
+        certificate = tls_context(config.tls)  # a certificate that does not load must not take the old one's place
+        backends = self._make_backends(config, self.backends)
+        runtime = self._generation(config, backends)
+
+        changed = [name for name in RESTART_ONLY if getattr(config, name) != getattr(self.config, name)]
+        if self.tls is not None and certificate is not None and config.tls is not None:
+            self.tls.load_cert_chain(config.tls.cert, config.tls.key)
+        self.config, self.backends = config, backends
+        self.runtime = self.phases.runtime = runtime
+        self.scheduler.set_settings(config.scheduling)
+        self.estimator.settings = config.scheduling
+        self.ledger.body_limit = config.caps.bodies_bytes
+        self.server.retune(config.caps, config.timeouts)
+        forget_request_heads()
+        self._watch()
+        self._rewire(backends.topology)
+        return changed
+
+    def _watch(self) -> None:
+        """Watch the backends of this generation, and no longer those of the one before."""
+        self._watching.cancel()
+        self._watching = scope = anyio.CancelScope()
+        backends = self.backends
+
+        async def watch() -> None:
+            with scope:
+                await backends.run()
+
+        self._services.start_soon(watch)
 
     # ---- running
 
@@ -136,10 +182,12 @@ class App:
         await self.keys.start()
         async with anyio.create_task_group() as group:
             group.start_soon(self.audit.run)
-            group.start_soon(self.backends.run)
+            self._services = group
+            self._watch()
             group.start_soon(self._tick)
             host, port = parse_listen(self.config.listen)
-            self.port = await self.server.listen(host, port, tls_context(self.config.tls))
+            self.tls = tls_context(self.config.tls)
+            self.port = await self.server.listen(host, port, self.tls)
             if self.config.admin.listen:
                 self.admin = await serve_admin(self.config.admin.listen, admin_app(self))
             try:
@@ -184,10 +232,8 @@ def address_of(section: cfg.Backend) -> Address:
     """Where a backend's connections go."""
     split = urlsplit(section.url)
     host = split.hostname or ""
-    if split.scheme == "https":
-        context = ssl.create_default_context(cafile=section.ca or None)
-        return Address(host, split.port or 443, context, host)
-    return Address(host, split.port or 80)
+    tls = split.scheme == "https"
+    return Address(host, split.port or (443 if tls else 80), tls, section.ca)
 
 
 def tls_context(tls: cfg.Tls | None) -> ssl.SSLContext | None:
@@ -219,8 +265,15 @@ def raise_file_limit(connections: int) -> None:
         log.warning("open-file limit too low for caps.connections", extra={"limit": most, "wanted": wanted})
 
 
-async def serve(config: Config, ready: Callable[[App], None] | None = None) -> None:
-    """Run until SIGTERM or SIGINT; the first one drains, the second one stops at once (H13)."""
+async def serve(
+    config: Config,
+    ready: Callable[[App], None] | None = None,
+    load: Callable[[], Config] | None = None,
+) -> None:
+    """Run until SIGTERM or SIGINT; the first one drains, the second one stops at once (H13). SIGHUP reloads by `load`.
+
+    `ready` is called once every backend was looked at. Raises ConfigError, StoreError, OSError.
+    """
     raise_file_limit(config.caps.connections)
     store = await open_store(config.store)
     try:
@@ -230,6 +283,8 @@ async def serve(config: Config, ready: Callable[[App], None] | None = None) -> N
             gc.freeze()
             gc.set_threshold(*GC_THRESHOLDS)
             stop = _on_signals()
+            if load is not None:
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, app, load)
             log.info("listening", extra={"port": app.port})
             if ready is not None:
                 await app.backends.looked()
@@ -238,6 +293,16 @@ async def serve(config: Config, ready: Callable[[App], None] | None = None) -> N
             await _drain_or_second_signal(app)
     finally:
         await store.close()
+
+
+def _reload(app: App, load: Callable[[], Config]) -> None:
+    """Take a new configuration, or keep the old one and say why (O7)."""
+    try:
+        ignored = app.reload(load())
+    except (cfg.ConfigError, OSError, ValueError) as err:
+        log.error("configuration not reloaded: %s", err)
+    else:
+        log.info("configuration reloaded", extra={"needs_restart": ignored})
 
 
 def _on_signals() -> asyncio.Event:

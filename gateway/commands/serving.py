@@ -37,7 +37,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def _serve(args: argparse.Namespace) -> int:
     settings = config.load(args.config)
     with _logging(settings):
-        _run(serve(settings))
+        _run(serve(settings, load=lambda: config.load(args.config)))
     return 0
 
 

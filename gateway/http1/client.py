@@ -30,12 +30,12 @@ class StaleConnection(UpstreamBroke):
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where a backend listens. Timers are seconds."""
+    """Where a backend listens. `ca`: PEM file that verifies a TLS backend; empty: the system's."""
 
     host: str
     port: int
-    tls: ssl.SSLContext | None = None
-    server_name: str = ""
+    tls: bool = False
+    ca: str = ""
 
 
 class Sink(Protocol):
@@ -290,7 +290,9 @@ class Pool:
     """The connections of one backend address (R6): LIFO reuse, idle expiry, no bound of its own (slots bound use)."""
 
     def __init__(self, address: Address, idle_expiry: float) -> None:
+        """Raises OSError (ssl.SSLError too) for a `ca` that cannot be used."""
         self.address = address
+        self._tls = ssl.create_default_context(cafile=address.ca or None) if address.tls else None
         self.idle_expiry = idle_expiry
         self.connections: set[UpstreamConnection] = set()
         self.retired = False
@@ -323,8 +325,8 @@ class Pool:
     async def _connect(self, seconds: float) -> UpstreamConnection:
         address = self.address
         options: dict[str, Any] = {}
-        if address.tls is not None:
-            options = {"ssl": address.tls, "server_hostname": address.server_name or address.host}
+        if self._tls is not None:
+            options = {"ssl": self._tls, "server_hostname": address.host}
         try:
             async with asyncio.timeout(seconds):
                 _, protocol = await self._loop.create_connection(

@@ -341,14 +341,7 @@ class HttpServer:
 
     def __init__(self, handler: Handler, caps: Caps, timeouts: Timeouts) -> None:
         self.handler = handler
-        self.caps = caps
-        self.timeouts = timeouts
-        self.limits = WireLimits(
-            head_bytes=caps.head_bytes,
-            header_count=caps.headers,
-            target_bytes=caps.target_bytes,
-            body_bytes=caps.body_bytes,
-        )
+        self.retune(caps, timeouts)
         self.connections: set[Connection] = set()
         self.draining = False
         self.date_line = b""
@@ -357,9 +350,20 @@ class HttpServer:
         self._listeners: list[asyncio.Server] = []
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
-        self._interval = max(0.01, min(1.0, min(msgspec.structs.astuple(timeouts)) / 4))
         self._empty: asyncio.Event = asyncio.Event()
         self._timer = self._loop.call_soon(self.sweep)
+
+    def retune(self, caps: Caps, timeouts: Timeouts) -> None:
+        """Other caps and timers from now on; the wire limits of open connections stay."""
+        self.caps = caps
+        self.timeouts = timeouts
+        self.limits = WireLimits(
+            head_bytes=caps.head_bytes,
+            header_count=caps.headers,
+            target_bytes=caps.target_bytes,
+            body_bytes=caps.body_bytes,
+        )
+        self._interval = max(0.01, min(1.0, min(msgspec.structs.astuple(timeouts)) / 4))
 
     async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
         """Accept on host:port (0 = any); the actual port is returned. Raises OSError."""
