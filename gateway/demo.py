@@ -148,6 +148,7 @@ def _config(options: Options, target: Target, store: Path) -> cfg.Config:
         playground=True,
         backends=[backend],
         admin=cfg.Admin(listen="127.0.0.1:0"),
+        caps=cfg.Caps(connections_per_ip=10_000, connections_per_key=10_000),  # one key and one address do it all here
         log=cfg.Log(level="warning"),
     )
     cfg.check(config)
