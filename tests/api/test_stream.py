@@ -210,9 +210,9 @@ def test_a_huge_error_line_is_seen_in_one_buffer_with_others() -> None:
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
 def test_chunks_of_a_byte_or_two_do_not_hide_the_usage(size: int, read: int, end: bytes) -> None:
     """`da`, the start of `data`, is also a chunk size; every payload byte may bring a line end of the framing."""
-    payload = (FRAME * 3 + EXTRA + DONE).replace(b"\n\n", end)
-    raw = b"".join(chunk(payload[at : at + size]) for at in range(0, len(payload), size)) + b"0\r\n\r\n"
     for shift in range(0, min(read, 40), 3):
+        payload = (FRAME * (shift % 4) + EXTRA + DONE).replace(b"\n\n", end)
+        raw = b"".join(chunk(payload[at : at + size]) for at in range(0, len(payload), size)) + b"0\r\n\r\n"
         tap = tapped([raw[:shift], *(raw[at : at + read] for at in range(shift, len(raw), read))])
         assert tap.finish() == Usage(3, 4)
         assert tap.terminated
