@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 
 from gateway import __version__
-from gateway.commands import accounts, audit, configuration, serving
+from gateway.commands import accounts, audit, configuration, serving, top
 from gateway.commands.common import CommandError, say
 from gateway.config import ConfigError
 from gateway.services.accounts import AccountError
 from gateway.store import StoreError
 
-FAMILIES = (serving, accounts, configuration, audit)
+FAMILIES = (serving, accounts, configuration, audit, top)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,0 +1,189 @@
+"""`fairgate top`: what the gateway does right now, in a terminal: backends, queues, and who uses how much.
+
+Owns the picture. Reads `/stats` of the admin listener and, for names instead of ids, the store. `picture` is pure.
+"""
+
+import argparse
+import asyncio
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import httpx
+import msgspec
+
+from gateway.commands.common import CommandError, Commands, store_options, with_store
+from gateway.config import Config
+from gateway.store.base import Store
+
+HOME, CLEAR_BELOW, CLEAR_LINE = "\x1b[H", "\x1b[J", "\x1b[K"
+SHOW_ALTERNATE, SHOW_MAIN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+BOLD, DIM, RED, GREEN, YELLOW, CYAN, PLAIN = (f"\x1b[{n}m" for n in (1, 2, 31, 32, 33, 36, 0))
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+STATES = {"closed": GREEN, "half_open": YELLOW, "open": RED}
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the tree."""
+    view = commands.add_parser("top", help="watch backends, queues and shares live")
+    store_options(view)
+    view.add_argument("--admin", metavar="URL", help="the admin listener (default: as configured)")
+    view.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="between two looks (default 1)")
+    view.add_argument("--once", action="store_true", help="print one picture and exit")
+    view.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Watch until interrupted."""
+
+    async def work(store: Store, config: Config) -> int:
+        url = args.admin or f"http://{config.admin.listen}"
+        names = await _names(store)
+        async with httpx.AsyncClient(base_url=url, timeout=5.0, trust_env=False) as http:
+            if args.json:
+                sys.stdout.write(msgspec.json.encode(await _look(http)).decode() + "\n")
+            elif args.once or not sys.stdout.isatty():
+                print("\n".join(picture(await _look(http), names, shutil.get_terminal_size().columns, colour=False)))
+            else:
+                await _watch(http, names, max(0.2, args.interval))
+        return 0
+
+    try:
+        return with_store(args, work)
+    except KeyboardInterrupt:
+        return 0
+
+
+async def _look(http: httpx.AsyncClient) -> dict[str, Any]:
+    try:
+        answer = await http.get("/stats")
+        answer.raise_for_status()
+        return dict(msgspec.json.decode(answer.content))
+    except (httpx.HTTPError, msgspec.DecodeError) as err:
+        raise CommandError(f"no statistics from {http.base_url}: {err}") from err
+
+
+async def _names(store: Store) -> dict[str, str]:
+    """id -> name of every tenant and user."""
+    tenants, users = await store.tenants(), await store.users()
+    return {each.id: each.name for each in tenants} | {each.id: each.name for each in users}
+
+
+async def _watch(http: httpx.AsyncClient, names: Mapping[str, str], interval: float) -> None:
+    sys.stdout.write(SHOW_ALTERNATE)
+    try:
+        while True:
+            size = shutil.get_terminal_size()
+            lines = picture(await _look(http), names, size.columns)[: size.lines - 1]
+            sys.stdout.write(HOME + "".join(f"{line}{CLEAR_LINE}\n" for line in lines) + CLEAR_BELOW)
+            sys.stdout.flush()
+            await asyncio.sleep(interval)
+    finally:
+        sys.stdout.write(SHOW_MAIN)
+        sys.stdout.flush()
+
+
+# ---- the picture
+
+
+def picture(stats: Mapping[str, Any], names: Mapping[str, str], width: int, *, colour: bool = True) -> list[str]:
+    """The screen, a line each. `stats`: the object of `/stats`; `width` in columns."""
+    scheduler = stats["scheduler"]
+    lines = [
+        *_headline(stats, scheduler),
+        "",
+        *_backends(stats["backends"], scheduler["gates"], width),
+        "",
+        *_queues(scheduler["pools"]),
+        "",
+        *_parties(scheduler["parties"], names, width),
+    ]
+    return lines if colour else [_uncoloured(line) for line in lines]
+
+
+def _headline(stats: Mapping[str, Any], scheduler: Mapping[str, Any]) -> list[str]:
+    server, audit = stats["server"], stats["audit"]
+    ready = (
+        f"{GREEN}ready{PLAIN}" if stats["ready"] else f"{RED}{'draining' if stats['draining'] else 'not ready'}{PLAIN}"
+    )
+    refused = sum(scheduler["refused"].values())
+    return [
+        f"{BOLD}fairgate {stats['version']}{PLAIN}  {ready}   {scheduler['running']} running   "
+        f"{scheduler['queued']} queued   {server['open']} connections   {server['requests']} requests",
+        f"{DIM}granted {scheduler['granted']}   refused {refused}   audit {audit['written']} written, "
+        f"{audit['pending']} pending{PLAIN}",
+    ]
+
+
+def _backends(backends: Iterable[Mapping[str, Any]], gates: Iterable[Mapping[str, Any]], width: int) -> list[str]:
+    slots = {gate["gate"]: gate for gate in gates}
+    lines = [f"{CYAN}{'BACKEND':<20} {'STATE':<10} {'SLOTS':>9}{PLAIN}"]
+    for each in backends:
+        gate = slots.get(each["name"], {"slots": 0, "running": 0})
+        share = gate["running"] / gate["slots"] if gate["slots"] else 0.0
+        state = each["state"] if each["up"] else "unseen"
+        used = f"{gate['running']}/{gate['slots']}"
+        tint = STATES.get(state, RED)
+        lines.append(f"{each['name'][:20]:<20} {tint}{state:<10}{PLAIN} {used:>9}  {bar(share, max(8, width - 46))}")
+    return lines
+
+
+def _queues(pools: Iterable[Mapping[str, Any]]) -> list[str]:
+    heads = f"{'MODEL':<32} {'QUEUED':>7} {'RUNNING':>8} {'SLOTS':>6} {'OLDEST':>8} {'SERVICE':>8}"
+    busy = sorted(pools, key=lambda pool: (-pool["queued"], -pool["running"], pool["pool"]))
+    lines = [f"{CYAN}{heads}{PLAIN}"]
+    for pool in busy:
+        tint = YELLOW if pool["queued"] else ""
+        model = pool["pool"].partition("\t")[0]
+        lines.append(
+            f"{tint}{model[:32]:<32} {pool['queued']:>7} {pool['running']:>8} {pool['slots']:>6} "
+            f"{seconds(pool['oldest_wait']):>8} {seconds(pool['service_time']):>8}{PLAIN if tint else ''}"
+        )
+    return lines
+
+
+def _parties(parties: Iterable[Mapping[str, Any]], names: Mapping[str, str], width: int) -> list[str]:
+    """Users by recent usage; the bar is each one's part of all of it."""
+    rows = sorted(parties, key=lambda party: (-party["usage"], party["user"]))
+    total = sum(party["usage"] for party in rows) or 1.0
+    heads = f"{'USER':<28} {'USAGE':>9} {'SHARE':>6} {'QUEUED':>7} {'RUNNING':>8} {'WAIT':>7}"
+    lines = [f"{CYAN}{heads}{PLAIN}"]
+    for party in rows:
+        who = f"{names.get(party['tenant'], party['tenant'])}/{names.get(party['user'], party['user'])}"
+        wait = party["waited"] / party["grants"] if party["grants"] else 0.0
+        part = party["usage"] / total
+        lines.append(
+            f"{who[:28]:<28} {count(party['usage']):>9} {party['share']:>6g} {party['queued']:>7} "
+            f"{party['running']:>8} {seconds(wait):>7}  {bar(part, max(8, width - 78))} {part:>4.0%}"
+        )
+    return lines if len(lines) > 1 else [*lines, f"{DIM}nobody lately{PLAIN}"]
+
+
+def bar(share: float, width: int) -> str:
+    """A horizontal bar of `share` (0..1) of `width` columns, in eighths of a column."""
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    full, part = divmod(eighths, 8)
+    text = "█" * full + (EIGHTHS[part] if part else "")
+    return f"{text:<{width}}"
+
+
+def seconds(value: float) -> str:
+    """A duration for people."""
+    if value < 1.0:
+        return f"{value * 1000:.0f}ms"
+    return f"{value:.1f}s" if value < 100.0 else f"{value / 60:.0f}min"
+
+
+def count(value: float) -> str:
+    """A large number for people: 950, 12.3k, 4.5M."""
+    for limit, unit in ((1e3, ""), (1e6, "k"), (1e9, "M")):
+        if value < limit * 0.9995:
+            return f"{value / (limit / 1e3):.{0 if not unit else 1}f}{unit}"
+    return f"{value / 1e9:.1f}G"
+
+
+def _uncoloured(line: str) -> str:
+    for code in (BOLD, DIM, RED, GREEN, YELLOW, CYAN, PLAIN):
+        line = line.replace(code, "")
+    return line

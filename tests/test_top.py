@@ -1,0 +1,69 @@
+"""The live view: what stands where, from a real `/stats` and from a full one."""
+
+import asyncio
+import json
+import subprocess
+import sys
+
+import pytest
+import uvloop
+
+from gateway.admin.app import admin_app, serve_admin
+from gateway.commands.top import bar, count, picture, seconds
+from tests.flow.engine import Engine, hang
+from tests.gateway import chat, gateway
+
+
+def test_the_picture_shows_backends_queues_and_users() -> None:
+    """O5: one running, two waiting, seen through the admin listener by the command itself."""
+
+    async def main() -> None:
+        async with Engine(hang) as engine, gateway(engine.url, slots=1) as g:
+            for _ in range(3):
+                client = await g.connect()
+                await client.send(g.request("/v1/chat/completions", chat()))
+            await engine.chats.get()
+            while g.app.scheduler.stats().queued < 2:
+                await asyncio.sleep(0)
+            admin = await serve_admin("127.0.0.1:0", admin_app(g.app))
+            command = [sys.executable, "-m", "gateway", "top", "--admin", f"http://127.0.0.1:{admin.port}"]
+            command += ["--store", g.app.config.store]
+            run = asyncio.to_thread
+            shown = await run(subprocess.run, [*command, "--once"], capture_output=True, text=True, check=True)
+            lines = shown.stdout.splitlines()
+            assert "1 running" in lines[0]
+            assert "2 queued" in lines[0]
+            assert any(line.split()[:3] == ["engine", "closed", "1/1"] for line in lines)
+            assert any(line.split()[:4] == ["m", "2", "1", "1"] for line in lines)
+            assert any(line.startswith("t/u ") and "100%" in line for line in lines)
+            raw = await run(subprocess.run, [*command, "--json"], capture_output=True, text=True, check=True)
+            assert json.loads(raw.stdout)["scheduler"]["queued"] == 2
+            await admin.close()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_colours_are_only_where_wanted(colour: bool) -> None:
+    empty = {"queued": 0, "running": 0, "granted": 0, "refused": {}, "pools": [], "gates": [], "parties": []}
+    stats = {
+        "version": "1",
+        "ready": False,
+        "draining": True,
+        "backends": [],
+        "scheduler": empty,
+        "server": {"open": 0, "requests": 0},
+        "audit": {"written": 0, "pending": 0},
+    }
+    text = "\n".join(picture(stats, {}, 80, colour=colour))
+    assert ("\x1b[" in text) == colour
+    assert "draining" in text
+    assert "nobody lately" in text
+
+
+def test_numbers_for_people() -> None:
+    assert [count(n) for n in (0, 950, 999.9, 12_345, 4_500_000, 2e9)] == ["0", "950", "1.0k", "12.3k", "4.5M", "2.0G"]
+    assert [seconds(n) for n in (0.0421, 9.87, 600)] == ["42ms", "9.9s", "10min"]
+    assert bar(0.5, 4) == "██  "
+    assert bar(7.0, 2) == "██"
+    assert bar(-1.0, 2) == "  "
