@@ -27,22 +27,37 @@ NOISY: Final = ("httpx", "httpcore", "uvicorn.access")
 
 _REST = r"[^\n]*"
 _QUOTED_OR_WORD = r"""(?:'[^'\n]*'|"[^"\n]*"|[^\s"'&,;]+)"""
-# Each is linear: bounded repeats, or anchored to a literal.
-_RULES: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
-    (re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END|\Z)", re.DOTALL), HIDDEN),
+# (what the text in lower case must contain one of, pattern, replacement). The first saves nine tenths of the time; each
+# pattern is linear: bounded repeats, or anchored to a literal.
+_RULES: Final[tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...]] = (
+    (
+        ("private key-----",),
+        re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END|\Z)", re.DOTALL),
+        HIDDEN,
+    ),
     # A header line, or a header in the repr of a dict or a list of pairs: its value may hold anything, so the whole
     # rest of the line goes.
     (
+        ("authorization", "api-key", "cookie"),
         re.compile(rf"""(?i)((?:authorization|x-api-key|api-key|cookie)["']?\s{{0,4}}[:=,]){_REST}"""),
         rf"\1 {HIDDEN}",
     ),
-    (re.compile(r"(?i)\b(bearer|basic)\s{1,4}[A-Za-z0-9._~+/=-]{6,}"), rf"\1 {HIDDEN}"),
-    (re.compile(r"fg_[A-Za-z0-9_-]{6,}"), f"fg_{HIDDEN}"),
-    (re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{6,}"), f"sk-{HIDDEN}"),
-    (re.compile(r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?"), HIDDEN),
-    # user:password@ of a DSN; a password may hold any character but blanks and quotes.
-    (re.compile(r"""://[^\s"']{0,512}@"""), f"://{HIDDEN}@"),
     (
+        ("bearer", "basic"),
+        re.compile(r"(?i)\b(bearer|basic)\s{1,4}[A-Za-z0-9._~+/=-]{6,}"),
+        rf"\1 {HIDDEN}",
+    ),
+    (("fg_",), re.compile(r"fg_[A-Za-z0-9_-]{6,}"), f"fg_{HIDDEN}"),
+    (("sk-",), re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{6,}"), f"sk-{HIDDEN}"),
+    (
+        ("eyj",),
+        re.compile(r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?"),
+        HIDDEN,
+    ),
+    # user:password@ of a DSN; a password may hold any character but blanks and quotes.
+    (("://",), re.compile(r"""://[^\s"']{0,512}@"""), f"://{HIDDEN}@"),
+    (
+        ("passw", "passphrase", "secret", "api_key", "apikey", "token", "pwd"),
         re.compile(
             rf"""(?i)((?:password|passwd|passphrase|secret|api_?key|access_?token|refresh_?token|\btoken|\bpwd)"""
             rf"""["']?\s{{0,4}}[:=]\s{{0,4}}){_QUOTED_OR_WORD}"""
@@ -67,8 +82,10 @@ class Scrubber:
         scrubbed = text[:MAX_SCRUBBED]
         if self._known is not None:
             scrubbed = self._known.sub(HIDDEN, scrubbed)
-        for pattern, replacement in _RULES:
-            scrubbed = pattern.sub(replacement, scrubbed)
+        lower = scrubbed.lower()
+        for signs, pattern, replacement in _RULES:
+            if any(sign in lower for sign in signs):
+                scrubbed = pattern.sub(replacement, scrubbed)
         if len(text) > MAX_TEXT:
             return f"{scrubbed[:MAX_TEXT]}... [{len(text)} characters]"
         return scrubbed

