@@ -1,0 +1,86 @@
+"""Response heads beyond verdicts: offsets, fields, what a head says of its framing."""
+
+import pytest
+
+from gateway.http1.message import ResponseHead, UpstreamWireError
+from gateway.http1.reply import HEAD_BYTES, parse_response_head
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def _parse(data: bytes, method: str = "POST") -> ResponseHead:
+    parsed = parse_response_head(data, method)
+    assert parsed is not None
+    return parsed[0]
+
+
+def test_fields_in_order_and_where_the_body_begins() -> None:
+    """H1 towards backends: lower-case names, stripped values, offset of the first body byte."""
+    parsed = parse_response_head(HEAD + b"5\r\n", "POST")
+    assert parsed is not None
+    head, start = parsed
+    assert head.headers == [(b"content-type", b"text/event-stream"), (b"transfer-encoding", b"chunked")]
+    assert start == len(HEAD)
+    assert head.get(b"content-type") == b"text/event-stream"
+    assert head.get(b"x") is None
+
+
+def test_start_skips_what_was_read() -> None:
+    """An interim head and the final one may share a buffer."""
+    interim = b"HTTP/1.1 100 Continue\r\n\r\n"
+    first = parse_response_head(interim + HEAD, "POST")
+    assert first is not None
+    assert (first[0].status, first[1]) == (100, len(interim))
+    second = parse_response_head(interim + HEAD, "POST", first[1])
+    assert second is not None
+    assert (second[0].status, second[1]) == (200, len(interim + HEAD))
+
+
+def test_searched_bytes_are_not_searched_again() -> None:
+    """The end of a head is found wherever the earlier buffer was cut."""
+    for cut in range(len(HEAD)):
+        assert parse_response_head(HEAD[:cut], "POST") is None
+        assert parse_response_head(HEAD, "POST", 0, cut) is not None
+
+
+def test_longest_head_behind_an_offset() -> None:
+    """The bound counts from `start`."""
+    junk = b"HTTP/1.1 100 Continue\r\n\r\n"
+    fill = HEAD_BYTES - len(HEAD) - len(b"X: \r\n")
+    longest = HEAD[:-2] + b"X: " + b"y" * fill + b"\r\n\r\n"
+    assert parse_response_head(junk + longest, "POST", len(junk)) is not None
+    with pytest.raises(UpstreamWireError):
+        parse_response_head(junk + longest.replace(b"X: ", b"X: z"), "POST", len(junk))
+
+
+@pytest.mark.parametrize(
+    ("fields", "method", "framing"),
+    [
+        (b"Content-Length: 5\r\n", "POST", "length"),
+        (b"Transfer-Encoding: chunked\r\n", "POST", "chunked"),
+        (b"", "POST", "until_close"),
+        (b"Content-Length: 5\r\n", "HEAD", "no_body"),
+        (b"Transfer-Encoding: chunked\r\n", "HEAD", "no_body"),
+        (b"", "HEAD", "no_body"),
+    ],
+)
+def test_exactly_one_framing(fields: bytes, method: str, framing: str) -> None:
+    """RFC 9112 section 6.3: a reader of the head never has to choose."""
+    head = _parse(b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n", method)
+    said = {"no_body": head.no_body, "chunked": head.chunked, "until_close": head.until_close}
+    assert [name for name, value in said.items() if value] == ([] if framing == "length" else [framing])
+    assert (head.content_length == 5) == (b"Length" in fields)
+    assert head.keep_alive is (framing != "until_close")
+
+
+def test_reasons_are_for_the_log() -> None:
+    """Each kind of fault is told apart."""
+    for data, reason in (
+        (b"HTTP/1.1 200 OK\r\nX: y\r\n z\r\n\r\n", "folded"),
+        (b"HTTP/1.1 200 OK\r\nX y\r\n\r\n", "malformed header line"),
+        (b"HTTP/2.0 200 OK\r\n\r\n", "status line"),
+        (b"HTTP/1.1 200 OK\r\nX: \0\r\n\r\n", "control byte"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "Content-Length"),
+    ):
+        with pytest.raises(UpstreamWireError, match=reason):
+            parse_response_head(data, "POST")
