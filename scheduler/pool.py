@@ -6,7 +6,8 @@ outside caller, says when one is free), deadlines, asyncio or a clock of its own
 At a dispatch the party is charged its estimate, at the end the difference to the actual cost. Waiting counts from
 
     since = max(arrival of the head, paid)
-    paid  = t_dispatch + max(0, mean / (C * share) - free) * S * A / slots        A = total share queueing
+    paid  = t_dispatch + max(0, mean / (C * share) * A / slots - free * min(A / slots, 2)) * S
+                                                                                  A = total share queueing
 
 so that a deep backlog buys nothing: what counts is how long the party has been owed service.
 """

@@ -30,6 +30,11 @@ SLICE = 128
 """Parties re-keyed per operation while a ranking moves to a new epoch: about 0.1 ms."""
 
 
+FREE_ROUNDS = 2.0
+"""What is free of payment is worth at most so many rounds per mean request. Without a bound, small shares and large
+requests gain from waiting in proportion to the crowd: Jain .89 among 40 heavy users of shares 1 and 4, .998 with it."""
+
+
 class Epoch:
     """The figures frozen between two landmarks of one pool."""
 
@@ -84,8 +89,9 @@ class Epoch:
     def pay(self, node: Node, crowd: float) -> float:
         """Seconds after its dispatch at which the party has paid for it; `crowd` = total share queueing on the model.
         The running mean of its actual costs pays, never an estimate: noise there starves parties."""
-        excess = node.mean * self.per_cost / node.account.share - node.free
-        return excess * self.service * crowd / self.slots if excess > 0.0 else 0.0
+        rounds = crowd / self.slots
+        excess = node.mean * self.per_cost / node.account.share * rounds - node.free * min(rounds, FREE_ROUNDS)
+        return excess * self.service if excess > 0.0 else 0.0
 
 
 N = TypeVar("N", bound=Node)

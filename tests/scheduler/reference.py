@@ -135,8 +135,9 @@ class Reference:
         for party in (user, tenant):
             party.usage.add(now, request.cost)
             party.running += 1
-            excess = max(0.0, party.mean / (epoch.mean_cost * party.share) - self.settings.free)
-            party.paid = now + excess * epoch.service * crowds[party] / epoch.slots
+            rounds = crowds[party] / epoch.slots
+            free = self.settings.free * min(rounds, 2.0)
+            party.paid = now + epoch.service * max(0.0, party.mean / (epoch.mean_cost * party.share) * rounds - free)
 
     def finish(self, now: float, request: Request, cost: float) -> None:
         for party in self.party(request):
