@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.http1.chunks import LAST_CHUNK, ChunkDecoder, ChunkWalker, encode_chunk
@@ -43,6 +43,7 @@ PAYLOADS = st.lists(st.binary(min_size=1, max_size=300) | st.binary(min_size=400
 DRAWS = st.randoms(use_true_random=False)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(payloads=PAYLOADS, draw=DRAWS, behind=st.binary(max_size=20))
 def test_same_payload_and_end(payloads: list[bytes], draw: random.Random, behind: bytes) -> None:
     """H1: any writing of the chunks, any cut: payload and end are those of the sender, and h11's."""
@@ -63,6 +64,7 @@ def test_same_payload_and_end(payloads: list[bytes], draw: random.Random, behind
     assert corpus.h11_response(HEAD + body, "POST", eof=False) == ("200" + (f" ={text}" if text else ""))
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(payloads=PAYLOADS, draw=DRAWS)
 def test_last_chunk_is_where_one_can_be_put_in(payloads: list[bytes], draw: random.Random) -> None:
     """A chunk inserted at `last_chunk_at` is the body's last payload, however the reads are cut.
@@ -86,6 +88,7 @@ def test_last_chunk_is_where_one_can_be_put_in(payloads: list[bytes], draw: rand
     assert decoder.done
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(payloads=PAYLOADS, draw=DRAWS)
 def test_damage_is_judged_alike(payloads: list[bytes], draw: random.Random) -> None:
     """H2: one byte changed: walker and decoder agree, and where they accept, h11 reads the same payload."""
