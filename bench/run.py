@@ -117,9 +117,11 @@ def abort_delays(left: list[list[int]], seen: list[list[int]]) -> list[float]:
     return sorted((seen_at[seed] - at) / 1e3 for seed, at in left if seed in seen_at)
 
 
-def start_peers(plan: Plan, backend: Backend) -> list[Peer]:
-    """All gateways of the plan that can run here, installed and answering; the others are named and left out."""
-    started: list[Peer] = []
+def start_peers(plan: Plan, backend: Backend, started: list[Peer]) -> None:
+    """Append to `started` all gateways of the plan that can run here, installed and answering; name the others.
+
+    The caller's list holds each one from before its start, so that it can stop them whatever happens.
+    """
     for name in plan.peers:
         peer = PEERS[name](plan.proxy_core, backend.port)
         reason = peer.missing()
@@ -127,19 +129,19 @@ def start_peers(plan: Plan, backend: Backend) -> list[Peer]:
             peer.install()
             reason = peer.missing()
         if not reason:
+            started.append(peer)
             try:
                 peer.start()
                 for pid in peer.pids() if plan.nice else ():
                     machine.prioritise(pid, plan.nice)
             except BenchError as error:
                 reason = str(error)
+                started.remove(peer)
                 peer.stop()
         if reason:
             say(f"skipped {name}: {reason}")
             continue
         say(f"started {name} in {peer.started_in:.2f} s: {peer.version()}, {peer.base_mb:.0f} MB")
-        started.append(peer)
-    return started
 
 
 def turns(plan: Plan, peers: list[Peer]) -> Iterator[tuple[int, bool, Scenario, Peer]]:
@@ -172,7 +174,7 @@ def run(plan: Plan, rows_to: Path, on_row: Callable[[Row], None] = lambda row: s
     with Backend(plan.load_core) as backend, rows_to.open("w") as out:
         peers: list[Peer] = []
         try:
-            peers = start_peers(plan, backend)
+            start_peers(plan, backend, peers)
             starts = {
                 peer.name: {"version": peer.version(), "note": peer.note, "base_mb": round(peer.base_mb, 1),
                             "start_s": round(peer.started_in, 3)}

@@ -26,7 +26,7 @@ static struct stats {
 /* The client that left while its stream ran: which, and when we saw it. */
 static struct {
     int64_t seed, at;
-} aborts[4096];
+} aborts[256];
 
 struct stream {
     enum dialect dialect;
@@ -76,7 +76,7 @@ static void put(struct connection *c, const char *data, size_t length)
 
 static void put_json(struct connection *c, const char *status, const char *body, size_t length)
 {
-    char text[8192];
+    char text[16384];
     size_t head = (size_t)snprintf(text, 1024, json_head_format, status, length);
     if (head + length > sizeof text)
         die("an answer of %zu bytes does not fit", length);
@@ -282,9 +282,9 @@ static void put_stats(struct connection *c, bool reset)
             polls.all, polls.empty);
     histogram_print(out, "late_us", &stats.late);
     fprintf(out, ",\"aborts\":[");
-    uint64_t shown = stats.aborted < 100 ? stats.aborted : 100;
+    uint64_t shown = stats.aborted < 256 ? stats.aborted : 256;
     for (uint64_t i = stats.aborted - shown; i < stats.aborted; i++)
-        fprintf(out, "%s[%" PRId64 ",%" PRId64 "]", i == stats.aborted - shown ? "" : ",", aborts[i % 4096].seed, aborts[i % 4096].at);
+        fprintf(out, "%s[%" PRId64 ",%" PRId64 "]", i == stats.aborted - shown ? "" : ",", aborts[i % 256].seed, aborts[i % 256].at);
     fprintf(out, "]}");
     fclose(out);
     put_json(c, "200 OK", text, length);
@@ -351,8 +351,8 @@ static void answer_request(struct connection *c, struct ask *ask)
 static void connection_end(struct connection *c)
 {
     if (c->streaming) {
-        aborts[stats.aborted % 4096].seed = c->stream.seed;
-        aborts[stats.aborted++ % 4096].at = now_ns();
+        aborts[stats.aborted % 256].seed = c->stream.seed;
+        aborts[stats.aborted++ % 256].at = now_ns();
         stream_leave(c);
     }
     close(c->fd);

@@ -11,6 +11,7 @@
 #include "options.h"
 #include <math.h>
 
+enum { KEPT = 256 };
 enum state { UNUSED, CONNECTING, SENDING, READING, WAITING };
 
 struct connection {
@@ -34,7 +35,7 @@ static struct counts {
 
 static struct {
     int64_t seed, at;
-} aborts[100];
+} aborts[KEPT]; /* the last ones, as the backend keeps them */
 static uint64_t abort_count;
 
 static struct connection *connections;
@@ -177,11 +178,8 @@ static void count_answer(struct connection *c, int64_t now)
 
 static void leave(struct connection *c, int64_t now)
 {
-    if (abort_count < 100) {
-        aborts[abort_count].seed = c->answer.seed;
-        aborts[abort_count].at = now;
-    }
-    abort_count++;
+    aborts[abort_count % KEPT].seed = c->answer.seed;
+    aborts[abort_count++ % KEPT].at = now;
     counts.all_requests++;
     if (in_window)
         counts.requests++;
@@ -397,7 +395,7 @@ static void print_counts(FILE *out)
             comma = ",";
         }
     fprintf(out, "},\"aborts\":[");
-    for (uint64_t i = 0; i < abort_count && i < 100; i++)
+    for (uint64_t i = 0; i < abort_count && i < KEPT; i++)
         fprintf(out, "%s[%" PRId64 ",%" PRId64 "]", i ? "," : "", aborts[i].seed, aborts[i].at);
     fprintf(out, "],\"aborted\":%" PRIu64, abort_count);
 }
