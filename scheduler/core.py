@@ -207,11 +207,11 @@ class Core:
             self._crowd.grew(node)
 
     def _evict(self, now: float, newcomer: User) -> Refused | None:
-        """Make room: the newest request of the longest queue goes. None if the newcomer's own would be the longest."""
+        """Make room: the newest request of the longest queue goes. None if no queue is longer than the newcomer's."""
         if self._crowd is None:
             self._watch(newcomer)
         longest = self._crowd.longest() if self._crowd is not None else None
-        if longest is None or (newcomer.n + 1) / newcomer.account.share >= load(longest):
+        if longest is None or load(newcomer) >= load(longest):
             return None
         request = longest.newest()
         self._unqueue(now, request)

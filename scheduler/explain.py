@@ -1,0 +1,121 @@
+"""Why the order is what it is: every term of the formula for a given set of parties.
+
+Owns the table that `python -m scheduler` prints. It computes with the real `Pool`, so it cannot disagree with it.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import log1p
+
+import msgspec
+
+from scheduler.model import Ticket
+from scheduler.party import Request
+from scheduler.pool import Pool
+from scheduler.settings import Settings
+from scheduler.usage import Ledger
+
+
+class Party(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A party that waits: what it used lately (cost units), since how many seconds it is owed service."""
+
+    name: str
+    usage: float = 0.0
+    waited: float = 0.0
+    share: float = 1.0
+    offset: float = 0.0
+
+
+class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A moment of one model: slots, mean service time S (s), mean cost C (units), and who waits."""
+
+    parties: list[Party]
+    slots: int = 8
+    service_time: float = 5.0
+    mean_cost: float = 1000.0
+    settings: Settings = msgspec.field(default_factory=Settings)
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One party's terms; `priority` is their sum."""
+
+    party: Party
+    owed: float
+    """Points for owed service."""
+    used: float
+    """Points for usage, at most 0."""
+    priority: float
+
+
+EXAMPLE = Case(
+    [
+        Party("ann", usage=320_000, waited=25.0),
+        Party("bob"),
+        Party("eve", usage=3_200_000, waited=25.0),
+        Party("dan", usage=3_200_000, waited=25.0, share=4.0),
+        Party("night-job", usage=0.0, waited=300.0, offset=-20.0),
+    ]
+)
+
+
+def rank(case: Case) -> list[Line]:
+    """The parties, first to go first. `ValueError` for figures that make no sense."""
+    if case.slots < 1 or not case.service_time > 0.0 or not case.mean_cost > 0.0:
+        raise ValueError("slots, service_time and mean_cost must be positive")
+    now = max([party.waited for party in case.parties], default=0.0)
+    pool = Pool("model", Ledger(0.0, case.settings.half_life), case.settings, 0.0, float(case.slots))
+    pool.averages.learn(case.service_time, case.mean_cost)
+    pool.refreeze(now)
+    for number, party in enumerate(case.parties):
+        ticket = Ticket("model", "", party.name, share=party.share, class_offset=party.offset)
+        request = Request(number, ticket, pool, pool.node(ticket), now - party.waited, 0.0)
+        pool.enqueue(now, request)
+        request.node.account.grown = party.usage * pool.ledger.growth(now)
+        request.node.ranking.renew(request.node)
+    lines = []
+    while (node := pool.choose(now)) is not None:
+        lines.append(_line(case, case.parties[node.tie], pool, pool.priority(now, node)))
+        pool.remove(now, node.fifo[0])
+    return lines
+
+
+def _line(case: Case, party: Party, pool: Pool, priority: float) -> Line:
+    owed = case.settings.wait_weight * party.waited / case.service_time
+    used = -case.settings.usage_weight * log1p(party.usage / (pool.epoch.scale * party.share))
+    return Line(party, owed, used, priority)
+
+
+def render(case: Case, lines: list[Line]) -> str:
+    """The table, with a sentence on each neighbour."""
+    settings = case.settings
+    scale = settings.usage_scale or settings.rounds * case.slots * case.mean_cost
+    text = [
+        f"{case.slots} slots, S = {case.service_time:g} s, C = {case.mean_cost:g} units, scale = {scale:g} units",
+        f"priority = {settings.base_priority:g} + offset + {settings.wait_weight:g} * owed/S"
+        f" - {settings.usage_weight:g} * ln(1 + usage / (scale * share))",
+        "",
+        f"{'':>3} {'party':<16}{'usage':>12}{'share':>7}{'owed s':>8}{'offset':>8}{'+ owed':>8}{'- usage':>9}"
+        f"{'= points':>10}",
+    ]
+    for place, line in enumerate(lines, 1):
+        party = line.party
+        text.append(
+            f"{place:>3} {party.name:<16}{party.usage:>12.0f}{party.share:>7g}{party.waited:>8.1f}{party.offset:>+8.0f}"
+            f"{line.owed:>+8.2f}{line.used:>+9.2f}{line.priority:>10.2f}"
+        )
+    text.append("")
+    text.extend(_why(case, first, second) for first, second in pairwise(lines))
+    return "\n".join(text)
+
+
+def _why(case: Case, first: Line, second: Line) -> str:
+    ahead = first.priority - second.priority
+    weight = case.settings.wait_weight
+    if not weight:
+        return f"{first.party.name} is {ahead:.2f} points ahead of {second.party.name}; waiting does not count."
+    owed = ahead * case.service_time / weight
+    return (
+        f"{first.party.name} is {ahead:.2f} points ahead of {second.party.name}, "
+        f"who would go first once owed {owed:.0f} s more."
+    )

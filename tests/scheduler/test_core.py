@@ -1,0 +1,608 @@
+"""The core's edges: odd input, limits and refusals, gates and pools that change, reservations, restarts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from math import inf, isfinite, nan
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.core import Core
+from scheduler.model import Decision, Granted, Queued, Refusal, Refused, Saved, Ticket
+from scheduler.reservations import Window
+from scheduler.settings import Settings, describe
+from scheduler.sync import SyncScheduler
+
+
+def core(slots: int = 1, **values: object) -> Core:
+    made = Core(Settings(**values), 0.0)  # type: ignore[arg-type]
+    made.set_gate(0.0, "g", slots)
+    made.set_pool(0.0, "m", [("g", 0)])
+    return made
+
+
+def ticket(user: str = "u", **values: object) -> Ticket:
+    return Ticket("m", str(values.pop("tenant", "t")), user, cost=float(values.pop("cost", 100.0)), **values)  # type: ignore[arg-type]
+
+
+def submit(made: Core, now: float, user: str = "u", **values: object) -> Granted | Queued | Refused:
+    answer, _ = made.submit(now, ticket(user, **values))
+    return answer
+
+
+def granted(made: Core, now: float, user: str = "u", **values: object) -> int:
+    answer = submit(made, now, user, **values)
+    assert isinstance(answer, Granted), answer
+    return answer.id
+
+
+def queued(made: Core, now: float, user: str = "u", **values: object) -> int:
+    answer = submit(made, now, user, **values)
+    assert isinstance(answer, Queued), answer
+    return answer.id
+
+
+def grants(decided: Sequence[Decision]) -> list[int]:
+    return [decision.id for decision in decided if isinstance(decision, Granted)]
+
+
+def refusals(decided: Sequence[Decision]) -> dict[int, Refusal]:
+    return {decision.id: decision.reason for decision in decided if isinstance(decision, Refused)}
+
+
+# -- odd input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", ["cost", "share", "tenant_share", "class_offset"])
+@pytest.mark.parametrize("value", [nan, inf, -inf])
+def test_a_ticket_with_a_number_that_is_none_is_an_error(field: str, value: float) -> None:
+    made = core()
+    with pytest.raises(ValueError, match="finite"):
+        submit(made, 0.0, **{field: value})
+    assert made.running == made.queued == 0
+
+
+def test_extreme_estimates_and_shares_are_clamped_and_do_no_harm() -> None:
+    """Shares of 0 or below, estimates of 0, below 0 or 10^12 and more: an order, finite usage, no error."""
+    made = core()
+    first = granted(made, 0.0, cost=1e300, share=0.0, tenant_share=-1.0)
+    for n, cost in enumerate((0.0, -5.0, 1e12, 1e-300)):
+        queued(made, 0.0, f"u{n}", cost=cost, share=1e300 if n % 2 else 1e-300)
+    running, order = [first], []
+    while running:
+        decided = made.release(1.0, running.pop(), 1e300)
+        running += grants(decided)
+        order += grants(decided)
+    assert len(order) == 4
+    assert all(isfinite(party.usage) and party.usage >= 0.0 for party in made.stats(1.0).parties)
+    assert made.stats(1.0).parties[0].share == 1e-3
+
+
+def test_now_must_be_a_number() -> None:
+    made = core()
+    with pytest.raises(ValueError, match="NaN"):
+        made.tick(nan)
+    with pytest.raises(ValueError, match="NaN"):
+        submit(made, nan)
+
+
+def test_an_unknown_model_is_refused_not_let_through() -> None:
+    made = core()
+    answer, _ = made.submit(0.0, Ticket("nobody", "t", "u"))
+    assert isinstance(answer, Refused)
+    assert answer.reason is Refusal.UNKNOWN_POOL
+
+
+def test_slots_below_zero_are_an_error_and_zero_slots_make_tickets_wait() -> None:
+    made = core(slots=0)
+    number = queued(made, 0.0)
+    with pytest.raises(ValueError, match="negative"):
+        made.set_gate(0.0, "g", -1)
+    assert made.fleet.gates["g"].slots == 0
+    assert grants(made.set_gate(1.0, "g", 1)) == [number]
+
+
+def test_a_second_release_changes_nothing_and_is_counted() -> None:
+    made = core()
+    first, second, third = granted(made, 0.0), queued(made, 0.0), queued(made, 0.0)
+    assert grants(made.release(1.0, first, 10.0)) == [second]
+    assert not made.release(1.0, first, 10.0)
+    assert not made.release(1.0, third, 10.0), "it waits; it holds no slot"
+    assert not made.release(1.0, 999, 10.0)
+    assert (made.running, made.queued, made.stray_releases) == (1, 1, 3)
+    with pytest.raises(ValueError, match="NaN"):
+        made.release(1.0, second, nan)
+    assert made.running == 1
+
+
+def test_cancel_after_the_grant_gives_the_slot_back_and_refunds() -> None:
+    made = core()
+    first, second = granted(made, 0.0), queued(made, 0.0, "v")
+    assert grants(made.cancel(1.0, first)) == [second]
+    assert made.stats(1.0).parties[0].usage == 0.0
+    assert not made.cancel(1.0, first)
+    assert not made.cancel(1.0, 12345)
+    assert made.running == 1
+
+
+def test_charges_count_at_once_and_bad_ones_are_errors() -> None:
+    made = core()
+    number = granted(made, 0.0, cost=100.0)
+    made.charge(0.0, number, 50.0)
+    made.charge(0.0, 999, 50.0)
+    assert made.stats(0.0).parties[0].usage == pytest.approx(150.0)
+    for extra in (-1.0, nan, inf):
+        with pytest.raises(ValueError, match="charge"):
+            made.charge(0.0, number, extra)
+    made.release(0.0, number, 120.0)
+    assert made.stats(0.0).parties[0].usage == pytest.approx(120.0)
+
+
+@pytest.mark.parametrize("field", describe(), ids=lambda field: field.name)
+def test_settings_refuse_what_is_out_of_range(field: object) -> None:
+    """Every setting: NaN, infinities, below and above the range, the wrong kind."""
+    from scheduler.settings import Field
+
+    assert isinstance(field, Field)
+    bad = [nan, inf, -inf, field.low - 1, field.high * 2 + 1, "1", True]
+    for value in [*bad, field.low] if field.low_open else bad:
+        with pytest.raises(ValueError, match=field.name):
+            Settings().changed(**{field.name: value})
+    if not field.optional:
+        with pytest.raises(ValueError, match=field.name):
+            Settings().changed(**{field.name: None})
+    assert getattr(Settings().changed(**{field.name: field.high}), field.name) == field.high
+    assert field.text.endswith(".")
+
+
+def test_an_unknown_setting_is_an_error() -> None:
+    with pytest.raises(ValueError, match="priority_boost"):
+        Settings().changed(priority_boost=1.0)
+
+
+# -- limits and refusals -----------------------------------------------------------------------------------------
+
+
+def test_a_party_is_capped_and_told_when_to_come_back() -> None:
+    made = core(user_cap=3)
+    granted(made, 0.0)
+    for _ in range(3):
+        queued(made, 0.0)
+    answer = submit(made, 0.0)
+    assert isinstance(answer, Refused)
+    assert (answer.reason, answer.ahead) == (Refusal.QUEUE_FULL, 3)
+    assert 1.0 <= answer.retry_after <= 720.0
+    queued(made, 0.0, "other")
+
+
+def test_timeouts_come_in_order_and_on_time() -> None:
+    made = core()
+    granted(made, 0.0)
+    late, soon = queued(made, 0.0, timeout=9.0), queued(made, 1.0, "v", timeout=3.0)
+    assert made.next_deadline() == 4.0
+    assert not made.tick(3.9)
+    assert refusals(made.tick(4.0)) == {soon: Refusal.QUEUE_TIMEOUT}
+    assert made.next_deadline() == 9.0
+    assert refusals(made.tick(100.0)) == {late: Refusal.QUEUE_TIMEOUT}
+
+
+def test_a_slot_is_never_granted_to_a_ticket_whose_time_is_up() -> None:
+    made = core()
+    first = granted(made, 0.0)
+    dead, alive = queued(made, 0.0, timeout=5.0), queued(made, 0.0, timeout=50.0)
+    decided = made.release(5.0, first, 10.0)
+    assert refusals(decided) == {dead: Refusal.QUEUE_TIMEOUT}
+    assert grants(decided) == [alive]
+
+
+def test_a_timeout_of_zero_takes_only_a_free_slot() -> None:
+    made = core()
+    granted(made, 0.0, timeout=0.0)
+    answer = submit(made, 0.0, timeout=0.0)
+    assert isinstance(answer, Refused)
+    assert answer.reason is Refusal.QUEUE_TIMEOUT
+
+
+def test_a_ticket_that_its_own_backlog_dooms_is_refused_at_once() -> None:
+    """Own queue needs more than 1.5 queue timeouts: 429 now, not after the timeout."""
+    made = core(user_cap=64)
+    number, now = granted(made, 0.0, timeout=1e6), 0.0
+    for _ in range(10):
+        queued(made, now, timeout=1e6)
+    for _ in range(5):
+        now += 10.0
+        number = grants(made.release(now, number, 100.0))[0]
+    answer = submit(made, now, timeout=20.0)
+    assert isinstance(answer, Refused)
+    assert answer.reason is Refusal.QUEUE_TIMEOUT
+    assert answer.estimate >= 30.0
+    queued(made, now, "other", timeout=20.0)
+
+
+def test_when_all_queues_are_full_the_longest_pays() -> None:
+    made = core(user_cap=100, global_cap=10)
+    granted(made, 0.0)
+    heavy = [queued(made, 0.0, "heavy") for _ in range(8)]
+    queued(made, 0.0, "light")
+    queued(made, 0.0, "light")
+    answer, others = made.submit(0.0, ticket("new"))
+    assert isinstance(answer, Queued)
+    assert refusals(others) == {heavy[-1]: Refusal.EVICTED}
+    again = submit(made, 0.0, "heavy")
+    assert isinstance(again, Refused)
+    assert again.reason is Refusal.QUEUE_FULL
+    assert made.queued == 10
+
+
+def test_eviction_weighs_queues_by_share() -> None:
+    made = core(user_cap=100, global_cap=10)
+    granted(made, 0.0)
+    for _ in range(6):
+        queued(made, 0.0, "paying", share=4.0)
+    small = [queued(made, 0.0, "small") for _ in range(4)]
+    _, others = made.submit(0.0, ticket("new"))
+    assert refusals(others) == {small[-1]: Refusal.EVICTED}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32))
+def test_nobody_below_its_cap_is_refused_for_somebody_elses_backlog(seed: int) -> None:
+    """Invariant 13, under random traffic against tight caps."""
+    rng = random.Random(seed)
+    made = core(user_cap=6, global_cap=15)
+    granted(made, 0.0)
+    waits: dict[str, int] = {}
+    owner: dict[int, str] = {}
+    for _ in range(150):
+        user = f"u{rng.choice([0, 0, 0, 1, 2, 3, 4, 5, 6, 7])}"
+        answer, others = made.submit(0.0, ticket(user, timeout=inf))
+        for evicted in others:
+            assert isinstance(evicted, Refused)
+            fattest = owner[evicted.id]
+            assert waits[fattest] == max(waits.values())
+            assert waits[fattest] > waits.get(user, 0)
+            waits[fattest] -= 1
+        if isinstance(answer, Queued):
+            waits[user] = waits.get(user, 0) + 1
+            owner[answer.id] = user
+        elif isinstance(answer, Refused):
+            assert waits[user] in (6, max(waits.values()))
+        assert sum(waits.values()) == made.queued <= 15
+
+
+def test_retry_after_grows_with_the_own_backlog() -> None:
+    """Invariant 13: finite, at least 1, monotone."""
+    figures = []
+    for backlog in range(1, 40, 3):
+        made = core(user_cap=backlog)
+        number = granted(made, 0.0)
+        for _ in range(backlog + 2):
+            submit(made, 0.0, timeout=1e6)
+        number = grants(made.release(8.0, number, 100.0))[0]
+        queued(made, 8.0, timeout=1e6)
+        answer = submit(made, 10.0, timeout=1e6)
+        assert isinstance(answer, Refused)
+        figures.append(answer.retry_after)
+    assert figures == sorted(figures)
+    assert all(1.0 <= figure <= 720.0 for figure in figures)
+
+
+def test_position_and_estimate() -> None:
+    made = core(slots=2)
+    running = [granted(made, 0.0, "a"), granted(made, 0.0, "a")]
+    made.release(10.0, running[0], 100.0)
+    granted(made, 10.0, "a")
+    own = [queued(made, 10.0, "a", tag=f"a{n}") for n in range(3)]
+    other = queued(made, 10.0, "b")
+    place = made.position(11.5, other)
+    assert place is not None
+    assert (place.ahead, place.estimate) == (0, pytest.approx(0.5 * 10.0 / 2))
+    places = made.waiting(11.5, "t", "a")
+    assert [(p.id, p.tag) for p in places] == [(number, f"a{n}") for n, number in enumerate(own)]
+    assert [p.ahead for p in places] == [1, 2, 3]
+    assert made.position(10.0, running[1]) is None
+    assert made.waiting(10.0, "t", "nobody") == []
+
+
+def test_drain_refuses_all_that_wait_and_all_that_come() -> None:
+    made = core()
+    first = granted(made, 0.0)
+    waiting = [queued(made, 0.0, user) for user in "abc"]
+    assert refusals(made.close(1.0)) == dict.fromkeys(waiting, Refusal.DRAINING)
+    answer = submit(made, 1.0)
+    assert isinstance(answer, Refused)
+    assert answer.reason is Refusal.DRAINING
+    assert not made.release(2.0, first, 1.0)
+    assert made.queued == made.running == 0
+    assert made.next_deadline() == inf
+
+
+# -- gates and pools ---------------------------------------------------------------------------------------------
+
+
+def test_a_grant_takes_the_preferred_gate_then_the_freest() -> None:
+    made = Core(now=0.0)
+    for gate, slots in (("cold", 9), ("warm", 2), ("hot", 3)):
+        made.set_gate(0.0, gate, slots)
+    made.set_pool(0.0, "m", [("cold", 1), ("warm", 0), ("hot", 0)])
+    chosen = []
+    for _ in range(6):
+        answer = submit(made, 0.0)
+        assert isinstance(answer, Granted)
+        chosen.append(answer.gate)
+    assert chosen == ["hot", "warm", "hot", "warm", "hot", "cold"]
+
+
+def test_lowering_slots_kills_nothing_and_a_returning_gate_keeps_its_count() -> None:
+    made = core(slots=3)
+    running = [granted(made, 0.0) for _ in range(3)]
+    waiting = [queued(made, 0.0) for _ in range(3)]
+    assert not made.set_gate(0.0, "g", 1)
+    assert made.running == 3
+    assert not made.release(1.0, running[0], 1.0)
+    made.remove_gate(1.0, "g")
+    made.remove_gate(1.0, "unknown")
+    assert not made.set_gate(1.0, "g", 2)
+    assert made.fleet.gates["g"].running == 2
+    assert not made.set_pool(1.0, "m", [("g", 0)])
+    assert grants(made.release(2.0, running[1], 1.0)) == waiting[:1]
+
+
+def test_pools_share_a_gate_and_the_best_head_of_all_goes_first() -> None:
+    made = core()
+    made.set_pool(0.0, "n", [("g", 0)])
+    first = granted(made, 0.0, "heavy", cost=5000.0)
+    queued(made, 0.0, "heavy")
+    answer, _ = made.submit(1.0, Ticket("n", "t", "light", cost=10.0))
+    assert grants(made.release(2.0, first, 5000.0)) == [answer.id]
+
+
+def test_a_removed_pool_refuses_its_waiters_and_may_come_back() -> None:
+    made = core()
+    first, second = granted(made, 0.0), queued(made, 0.0)
+    assert refusals(made.remove_pool(0.0, "m")) == {second: Refusal.UNKNOWN_POOL}
+    assert isinstance(submit(made, 0.0), Refused)
+    made.set_pool(0.0, "m", [("g", 0)])
+    third = queued(made, 0.0)
+    assert grants(made.release(1.0, first, 1.0)) == [third]
+    assert not made.remove_pool(1.0, "unknown")
+
+
+def test_a_pool_must_name_known_gates_once() -> None:
+    made = core()
+    with pytest.raises(KeyError):
+        made.set_pool(0.0, "m", [("g", 0), ("nowhere", 0)])
+    with pytest.raises(ValueError, match="twice"):
+        made.set_pool(0.0, "m", [("g", 0), ("g", 1)])
+    granted(made, 0.0)
+
+
+# -- settings at runtime -----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32))
+def test_settings_change_under_load_without_losing_anybody(seed: int) -> None:
+    """Atomic at runtime, `levels` included: everybody still waits and is served, counts stay right."""
+    rng = random.Random(seed)
+    made, now = core(slots=2), 0.0
+    running = [granted(made, now) for _ in range(2)]
+    waiting = {queued(made, now, f"u{n % 5}", tenant=f"t{n % 3}") for n in range(20)}
+    while running:
+        now += 1.0
+        made.set_settings(
+            now,
+            Settings(
+                levels=rng.choice([1, 2]), half_life=rng.choice([10.0, 300.0]), rounds=rng.choice([0.5, 4.0]),
+                wait_weight=rng.random(), credit=rng.choice([None, 1.0]),
+            ),
+        )  # fmt: skip
+        new = grants(made.release(now, running.pop(0), 100.0))
+        assert waiting.issuperset(new)
+        waiting.difference_update(new)
+        running += new
+    assert not waiting
+    assert sum(party.usage for party in made.stats(now).parties) == pytest.approx(
+        sum(tenant.usage for tenant in made.stats(now).tenants)
+    )
+
+
+def test_classes_shift_the_order_within_and_between_tenants() -> None:
+    made = core()
+    first = granted(made, 0.0, "x")
+    batch = queued(made, 0.0, "a", class_offset=-20.0)
+    normal = queued(made, 0.0, "b", tenant="t2")
+    urgent = queued(made, 0.0, "a", class_offset=20.0)
+    order, number = [], first
+    for _ in range(3):
+        number = grants(made.release(0.0, number, 100.0))[0]
+        order.append(number)
+    assert order == [urgent, normal, batch]
+
+
+# -- reservations ------------------------------------------------------------------------------------------------
+
+
+def window(mode: str = "exclusive", start: float = 100.0, end: float = 200.0, **values: object) -> Window:
+    return msgspec.convert(
+        {"id": "w", "tenant": "holder", "start": start, "end": end, "mode": mode, **values}, type=Window, strict=False
+    )
+
+
+def learned(slots: int = 1) -> Core:
+    """A core that knows S = 10 s and C = 100."""
+    made = core(slots)
+    number = granted(made, 0.0, "past")
+    made.release(10.0, number, 100.0)
+    return made
+
+
+def test_exclusive_nobody_else_starts_inside_or_would_end_too_late() -> None:
+    """Invariant 11."""
+    made = learned()
+    made.set_reservations(10.0, [window()])
+    first = granted(made, 80.0)
+    other, holder = queued(made, 85.0, timeout=1000.0), queued(made, 86.0, "h", tenant="holder", timeout=1000.0)
+    # Ends at 95, ten seconds would be too long for anybody else; the holder has waited less and goes.
+    assert grants(made.release(95.0, first, 100.0)) == [holder]
+    assert not made.release(150.0, holder, 100.0), "the slot stays free: the window is the holder's"
+    again = granted(made, 160.0, "h", tenant="holder")
+    assert not made.release(170.0, again, 100.0)
+    assert 170.0 < made.next_deadline() <= 200.0
+    assert not made.tick(199.9)
+    assert made.next_deadline() == 200.0
+    assert grants(made.tick(200.0)) == [other]
+
+
+def test_a_short_request_of_others_may_fill_the_time_before_the_window() -> None:
+    made = learned()
+    made.set_reservations(10.0, [window()])
+    granted(made, 95.0, cost=40.0)
+
+
+def test_others_are_refused_when_the_window_outlasts_their_patience() -> None:
+    made = learned()
+    made.set_reservations(10.0, [window()])
+    made.tick(100.0)
+    answer = submit(made, 110.0, timeout=20.0)
+    assert isinstance(answer, Refused)
+    assert answer.reason is Refusal.RESERVED
+    assert 90.0 <= answer.estimate <= 110.0
+    assert answer.retry_after >= 90.0
+    patient = queued(made, 110.0, timeout=95.0)
+    late = queued(made, 120.0, "late", timeout=500.0)
+    made.set_reservations(150.0, [window(end=400.0)])
+    assert refusals(made.tick(205.0)) == {patient: Refusal.RESERVED}
+    assert grants(made.set_reservations(210.0, [])) == [late], "cancelling the window frees everybody"
+
+
+def test_preferred_lets_the_holder_first_and_others_have_the_rest() -> None:
+    made = learned()
+    made.set_reservations(10.0, [window("preferred")])
+    first = granted(made, 110.0)
+    other, holder = queued(made, 110.0, "b"), queued(made, 111.0, "h", tenant="holder")
+    assert grants(made.release(112.0, first, 100.0)) == [holder]
+    assert grants(made.release(113.0, holder, 100.0)) == [other]
+
+
+def test_usage_inside_the_paid_window_does_not_count() -> None:
+    made = learned()
+    made.set_reservations(10.0, [window(), window(id="v", tenant="half", usage_factor=0.5, mode="preferred")])
+    made.release(120.0, granted(made, 110.0, "h", tenant="holder"), 500.0)
+    usage = {party.tenant: party.usage for party in made.stats(120.0).parties}
+    assert usage["holder"] == 0.0
+    made.set_reservations(120.0, [window(id="v", tenant="half", usage_factor=0.5, mode="preferred")])
+    made.release(130.0, granted(made, 130.0, "x", tenant="half"), 500.0)
+    usage = {party.tenant: party.usage for party in made.stats(130.0).parties}
+    assert usage["half"] == pytest.approx(250.0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(["exclusive", "preferred"]))
+def test_before_and_after_a_window_the_order_is_that_without_it(seed: int, mode: str) -> None:
+    """Invariant 11: a window of somebody who is not there, over and cancelled, leaves no trace in the order."""
+    orders = []
+    for windows in ([], [window(mode, start=50.0, end=60.0)]):
+        rng = random.Random(seed)
+        made = learned(slots=2)
+        running = [granted(made, 11.0, "x"), granted(made, 11.0, "y")]
+        for n in range(30):
+            queued(made, 11.0 + n * 0.01, f"u{n % 7}", timeout=1e6, cost=rng.expovariate(0.01))
+        made.set_reservations(12.0, windows)
+        made.tick(55.0)
+        if seed % 2:
+            made.set_reservations(56.0, [])
+        made.tick(70.0)
+        order, now = [], 70.0
+        while running:
+            now += rng.random()
+            new = grants(made.release(now, running.pop(0), 50.0 + 100.0 * rng.random()))
+            order += new
+            running += new
+        orders.append(order)
+    assert orders[0] == orders[1]
+    assert len(orders[0]) == 30
+
+
+@pytest.mark.parametrize(
+    "values", [{"start": 5.0, "end": 5.0}, {"end": inf}, {"start": nan}, {"usage_factor": 2.0}, {"usage_factor": nan}]
+)
+def test_windows_that_make_no_sense_are_errors(values: dict[str, float]) -> None:
+    with pytest.raises((ValueError, msgspec.ValidationError)):
+        Window(**{"id": "w", "tenant": "t", "start": 1.0, "end": 2.0, **values})  # type: ignore[arg-type]
+
+
+def test_two_windows_of_one_id_are_an_error() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        core().set_reservations(0.0, [window(), window()])
+
+
+# -- restart -----------------------------------------------------------------------------------------------------
+
+
+def test_an_abuser_gets_no_amnesty_from_a_restart() -> None:
+    made = core(slots=4)
+    for n in range(40):
+        made.release(n + 1.0, granted(made, float(n), "abuser"), 1000.0)
+    saved = msgspec.json.decode(msgspec.json.encode(made.export_usage(40.0)), type=Saved)
+    restarted = Core(now=7.0)
+    restarted.set_gate(7.0, "g", 1)
+    restarted.set_pool(7.0, "m", [("g", 0)])
+    restarted.import_usage(7.0, saved, age=300.0)
+    before = {(p.tenant, p.user): p.usage for p in made.stats(40.0).parties}
+    after = {(p.tenant, p.user): p.usage for p in restarted.stats(7.0).parties}
+    assert after["t", "abuser"] == pytest.approx(before["t", "abuser"] / 2.0)
+    assert restarted.stats(7.0).tenants[0].usage == pytest.approx(made.stats(40.0).tenants[0].usage / 2.0)
+    first = granted(restarted, 8.0, "somebody")
+    abuser, light = queued(restarted, 8.0, "abuser"), queued(restarted, 9.0, "light")
+    assert grants(restarted.release(9.0, first, 100.0)) == [light]
+    assert restarted.position(9.0, abuser) is not None
+    assert restarted.stats(9.0).pools[0].mean_cost > 0.0
+
+
+@pytest.mark.parametrize("usage", [nan, inf, -1.0])
+def test_bad_saved_usage_is_an_error_and_takes_nothing_over(usage: float) -> None:
+    made = core()
+    granted(made, 0.0, cost=100.0)
+    saved = made.export_usage(0.0)
+    bad = msgspec.structs.replace(saved, users=(*saved.users, msgspec.structs.replace(saved.users[0], usage=usage)))
+    fresh = core()
+    with pytest.raises(ValueError, match="t/u"):
+        fresh.import_usage(0.0, bad)
+    assert fresh.stats(0.0).parties == ()
+
+
+def test_idle_parties_are_forgotten_and_memory_is_bounded_by_active_ones() -> None:
+    made = core()
+    made.release(0.5, granted(made, 0.0, "busy"), 1000.0)
+    for n in range(1000):
+        made.release(1.0 + n * 0.01, granted(made, 1.0 + n * 0.01, f"u{n}"), 100.0)
+    assert len(made.stats(12.0).parties) == 1001
+    for n in range(200):
+        made.tick(3600.0 + n * 30.0)
+    assert made.stats(1e4).parties == ()
+    assert made.stats(1e4).tenants == ()
+    assert made.fleet.pools["m"].nodes == {}
+
+
+# -- without slots of its own --------------------------------------------------------------------------------------
+
+
+def test_the_synchronous_form_is_tolerant() -> None:
+    made = SyncScheduler(user_cap=2)
+    assert made.next("m", 0.0) is None
+    handles = [made.enqueue(("t", "u", "k"), "m", tokens, 0.0) for tokens in (nan, -1.0, 1e30)]
+    assert [handle is None for handle in handles] == [False, False, True]
+    first = made.next("m", 1.0)
+    assert first is handles[0]
+    made.finish(first, nan, 0.5)
+    made.finish(first, 10.0, 2.0)
+    assert handles[1] is not None
+    made.cancel(handles[1], 2.0)
+    made.cancel(handles[1], 2.0)
+    assert made.next("m", 2.0) is None
+    assert made.waiting("m") == made.waiting("unknown") == 0
