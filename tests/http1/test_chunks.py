@@ -139,6 +139,13 @@ def test_end_inside_content_is_not_the_end() -> None:
     assert walker.walk(body + LAST_CHUNK) == len(body) + len(LAST_CHUNK)
 
 
+@pytest.mark.parametrize("body", [b"5\r\nhelloXX", b"5\r\nhello\r\n5\r\nhelloXX1\r\nx\r\n", b"5\r\nhello\n\r"])
+def test_short_cuts_check_what_they_skip(body: bytes) -> None:
+    """H2: the fast ways over whole chunks look at the CRLF behind the data too."""
+    with pytest.raises(UpstreamWireError, match="not followed by CRLF"):
+        ChunkWalker().walk(body)
+
+
 def test_nothing_behind_the_end_is_walked() -> None:
     """Bytes behind the end belong to nobody: index 0 says so."""
     walker = ChunkWalker()
