@@ -12,6 +12,7 @@ from gateway.commands import accounts, audit, configuration, serving, top
 from gateway.commands.common import CommandError, say
 from gateway.config import ConfigError
 from gateway.services.accounts import AccountError
+from gateway.services.spool import SpoolError
 from gateway.store import StoreError
 
 FAMILIES = (serving, accounts, configuration, audit, top)
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         code: int = args.run(args)
-    except (AccountError, CommandError, ConfigError, StoreError) as err:
+    except (AccountError, CommandError, ConfigError, SpoolError, StoreError) as err:
         say(f"fairgate: {err}")
         return 1
     except BrokenPipeError:

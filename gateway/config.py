@@ -144,7 +144,15 @@ class Audit(_Section, frozen=True):
 
     batch_rows: Annotated[int, Meta(ge=1, le=500, description="rows written at once")] = 500
     batch_seconds: Annotated[float, Meta(gt=0, le=60, description="longest wait of a row")] = 0.2
-    backlog_rows: Annotated[Count, Meta(description="rows held while the store is down")] = 100_000
+    spool: Annotated[str, Meta(description="directory of the write-ahead spool; empty: beside the store")] = ""
+    spool_bytes: Annotated[
+        int, Meta(ge=1 << 20, le=1 << 40, description="rows held on disk while the store is down")
+    ] = 1 << 30
+    when_full: Annotated[
+        Literal["deny", "drop"], Meta(description="a full spool denies requests, or drops rows and counts them")
+    ] = "deny"
+    anchors: Annotated[str, Meta(description="file of the chain's anchors; empty: in the spool")] = ""
+    anchor_seconds: Annotated[Seconds, Meta(description="between two anchors of the chain")] = 3600.0
 
 
 class Admin(_Section, frozen=True):

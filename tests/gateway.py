@@ -15,7 +15,7 @@ from gateway.app import App
 from gateway.http1.server import Connection
 from gateway.services.accounts import KeyTerms, create_key, create_tenant, create_user
 from gateway.store import open_store
-from gateway.store.base import AUDIT_COLUMNS, Store
+from gateway.store.base import STORED_COLUMNS, Store
 from tests.wire import WAIT, Client
 
 FAST_HASH = cfg.Identity(argon2_time_cost=1, argon2_memory_kib=8)
@@ -66,7 +66,7 @@ class Gateway:
             while self.app.audit.stats().written < count:
                 await asyncio.sleep(0.01)
         rows = await self.store.audit_tail(count)
-        return [dict(zip(AUDIT_COLUMNS, row, strict=True)) for row in rows]
+        return [dict(zip(STORED_COLUMNS, row, strict=True)) for row in rows]
 
     async def idle(self) -> None:
         """Until nothing runs and nothing is held."""

@@ -20,7 +20,7 @@ from gateway.services.audit import AuditRecord
 from gateway.services.backends import BackendService
 from gateway.services.catalogue import Backend
 from gateway.store import open_store
-from gateway.store.base import Tenant
+from gateway.store.base import Head, Tenant
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -131,7 +131,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         try:
             await store.add_tenant(Tenant(id="t", name=hostile, created_at=1, models=(hostile,)))
             row = msgspec.structs.astuple(AuditRecord(id="r", started_at=1, model_asked=hostile, ip=hostile))
-            await store.add_audit([row])
+            assert await store.add_audit(Head(hostile), Head(hostile, 1, 1, b"h"), [(*row, hostile, 1, 1, b"h")])
             assert [(tenant.name, tenant.models) for tenant in await store.tenants()] == [(hostile, (hostile,))]
             assert AuditRecord.of((await store.audit_tail(1))[0]).model_asked == hostile
             assert not await store.revoke_key(hostile, 1)

@@ -2,6 +2,8 @@
 
 import argparse
 
+import msgspec
+
 from gateway.commands.common import Commands, show_json, store_options, table, when, with_store
 from gateway.services.audit import AuditRecord
 
@@ -28,7 +30,7 @@ def show_tail(args: argparse.Namespace) -> int:
     rows = with_store(args, lambda store, _: store.audit_tail(args.rows))
     records = [AuditRecord.of(row) for row in rows]
     if args.json:
-        show_json(records)
+        show_json([msgspec.structs.asdict(record) for record in records])
         return 0
     header = ("TIME (UTC)", "REQUEST", "KEY", "ROUTE", "MODEL", "STATUS", "OUTCOME", "TOKENS", "QUEUE MS", "TOTAL MS")
     print(table(header, [_shown(record) for record in records]))

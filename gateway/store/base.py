@@ -7,12 +7,14 @@ trail may name what was disabled long ago (K6). Every method may raise `StoreErr
 denies.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
 
-AuditRow = tuple[str | int | float | bool | None, ...]
+from gateway.store.limits import NO_LIMITS, Budget, Claim, Limits, Standing
+
+AuditRow = tuple[str | int | float | bool | bytes | None, ...]
 
 AUDIT_COLUMNS = (
     "id",
@@ -44,7 +46,14 @@ AUDIT_COLUMNS = (
     "usage_before",
     "slot_us",
 )
-"""Columns of an audit row in order (U1); `services.audit.AuditRecord` has exactly these fields."""
+"""What an audit row says of a request, in order (U1); `services.audit.AuditRecord` has exactly these fields."""
+
+CHAIN_COLUMNS = ("writer", "seq", "recorded_at", "hash")
+"""What makes the rows of a writer a chain (U4): `seq` counts up from 1, `recorded_at` never decreases, `hash` covers
+the row and the hash before it."""
+
+STORED_COLUMNS = AUDIT_COLUMNS + CHAIN_COLUMNS
+"""An audit row as it is stored and read."""
 
 
 class StoreError(Exception):
@@ -66,6 +75,7 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     allow_all_models: bool = False
     models: tuple[str, ...] = ()
     cidrs: tuple[str, ...] = ()
+    limits: Limits = NO_LIMITS
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +87,7 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     disabled_at: int | None = None
     share: float = 1.0
+    limits: Limits = NO_LIMITS
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +113,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     queue_timeout: float | None = None
     on_behalf: bool = False
     force_model: str = ""
+    limits: Limits = NO_LIMITS
 
 
 class Chain(msgspec.Struct, frozen=True):
@@ -125,6 +137,15 @@ class Changes(msgspec.Struct, frozen=True):
     version: int
     items: tuple[Change, ...] = ()
     complete: bool = True
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The last row of a writer's chain; `seq` 0 and no hash before the first."""
+
+    writer: str
+    seq: int = 0
+    recorded_at: int = 0
+    hash: bytes = b""
 
 
 class Store(Protocol):
@@ -176,6 +197,19 @@ class Store(Protocol):
         """Revoke for good; an earlier revocation keeps its time. False when there is no such key."""
         ...
 
+    async def set_limits(self, kind: Literal["tenant", "user", "key"], row_id: str, limits: Limits) -> bool:
+        """Replace the limits of a row; False when there is none with that id."""
+        ...
+
+    async def claim(self, claims: list[Claim], now: int, lease: int) -> list[Standing]:
+        """Lease parts of budgets: `limits.decide` for each claim, all in one transaction. `now` is Unix microseconds,
+        `lease` a duration in microseconds."""
+        ...
+
+    async def budgets(self, scope: str) -> list[Budget]:
+        """The rows of one scope, by name."""
+        ...
+
     async def touch_keys(self, used: Mapping[str, int]) -> None:
         """Record key id -> time of last use; never moves one backwards. Not a change."""
         ...
@@ -192,8 +226,29 @@ class Store(Protocol):
         """Return when a change may have happened, after `seconds` at the latest."""
         ...
 
-    async def add_audit(self, rows: Iterable[AuditRow]) -> None:
-        """Append rows (AUDIT_COLUMNS order), all or none. The iterable may be consumed in another thread."""
+    @property
+    def home(self) -> str:
+        """What the names of local companions (the audit spool) are derived from."""
+        ...
+
+    async def add_audit(self, before: Head, after: Head, rows: Sequence[AuditRow]) -> bool:
+        """Append rows (STORED_COLUMNS order) to a writer's chain, all or none, exactly once: the chain moves from
+        `before` to `after`, and False means that it does not stand at `before` and nothing was done."""
+        ...
+
+    async def audit_head(self, writer: str) -> Head: ...
+
+    async def audit_heads(self) -> list[Head]:
+        """Of all writers."""
+        ...
+
+    async def audit_chain(self, writer: str, after: int, count: int) -> list[AuditRow]:
+        """Up to `count` rows of a writer with a `seq` above `after`, in order."""
+        ...
+
+    async def audit_page(self, after: tuple[int, str, int], until: int, count: int) -> list[AuditRow]:
+        """Up to `count` rows recorded before `until`, in the order of (recorded_at, writer, seq), which is above
+        `after`."""
         ...
 
     async def audit_tail(self, count: int) -> list[AuditRow]:

@@ -8,15 +8,17 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
 
-from gateway.store.base import AUDIT_COLUMNS, AuditRow, Conflict, StoreError
+from gateway.store.base import STORED_COLUMNS, AuditRow, Conflict, Head, StoreError
+from gateway.store.limits import Claim, Standing, decide
 from gateway.store.schema import migrations
-from gateway.store.sql import SqlStore, Value
+from gateway.store.sql import MOVE_HEAD, NEW_HEAD, SqlStore, Value
+from gateway.store.sql import BUDGETS, NEW_BUDGET, SAVE_BUDGET, budget_of, budget_values
 
 _log = logging.getLogger("fairgate.store")
 
@@ -28,6 +30,12 @@ CONNECTIONS = 4
 CHANNEL = "fairgate_changes"
 _MIGRATION_LOCK = 0x6661_6972
 """Any number that nothing else in the database uses: "fair"."""
+
+
+_LOCK_BUDGETS = (
+    f"{BUDGETS} JOIN unnest($1::text[], $2::text[]) AS named (scope, budget) USING (scope, budget) "
+    "ORDER BY scope, budget FOR UPDATE OF budgets"
+)
 
 
 async def open_postgresql(url: str) -> "PostgreSQLStore":
@@ -95,9 +103,31 @@ class PostgreSQLStore(SqlStore):
             await connection.executemany(sql, rows)
             return len(rows)
 
-    async def add_audit(self, rows: Iterable[AuditRow]) -> None:
-        async with self._connection() as connection:
-            await connection.copy_records_to_table("audit", records=rows, columns=AUDIT_COLUMNS)
+    @property
+    def home(self) -> str:
+        return "fairgate"
+
+    async def add_audit(self, before: Head, after: Head, rows: Sequence[AuditRow]) -> bool:
+        """COPY costs the loop 1 us a row (docs/architecture.md): callers keep batches to 500."""
+        async with self._connection() as connection, connection.transaction():
+            await connection.execute(NEW_HEAD, before.writer, b"")
+            move = (before.writer, before.seq, after.seq, after.recorded_at, after.hash)
+            if await connection.execute(MOVE_HEAD, *move) == "UPDATE 0":
+                return False
+            await connection.copy_records_to_table("audit", records=rows, columns=STORED_COLUMNS)
+        return True
+
+    async def claim(self, claims: list[Claim], now: int, lease: int) -> list[Standing]:
+        """Rows are made and locked in one order, so that two gateways never wait for each other."""
+        names = sorted({(claim.scope, claim.budget) for claim in claims})
+        scopes, budgets = [scope for scope, _ in names], [budget for _, budget in names]
+        async with self._connection() as connection, connection.transaction():
+            await connection.executemany(NEW_BUDGET, names)
+            found = await connection.fetch(_LOCK_BUDGETS, scopes, budgets)
+            rows = {(row["scope"], row["budget"]): budget_of(row) for row in found}
+            standings = [decide(rows[claim.scope, claim.budget], claim, now, lease) for claim in claims]
+            await connection.executemany(SAVE_BUDGET, [budget_values(row) for row in rows.values()])
+        return standings
 
     async def wait_change(self, seconds: float) -> None:
         """Until PostgreSQL notifies, or `seconds`: a lost notification only costs that long."""
@@ -158,10 +188,11 @@ def grants(role: str) -> list[str]:
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", role):
         raise StoreError(f"{role!r} is no plain role name")
     return [
-        f"GRANT SELECT, INSERT, UPDATE, DELETE ON tenants, users, keys, key_use TO {role}",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON tenants, users, keys, key_use, budgets TO {role}",
         f"GRANT SELECT ON changes, schema_migrations TO {role}",
-        f"REVOKE ALL ON audit FROM {role}",
+        f"REVOKE ALL ON audit, audit_heads FROM {role}",
         f"GRANT SELECT, INSERT ON audit TO {role}",
+        f"GRANT SELECT, INSERT, UPDATE ON audit_heads TO {role}",
     ]
 
 

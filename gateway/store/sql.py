@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gateway.store.base import AUDIT_COLUMNS, AuditRow, Chain, Change, Changes, Key, Tenant, User
+from gateway.store.base import STORED_COLUMNS, AuditRow, Chain, Change, Changes, Head, Key, Tenant, User
+from gateway.store.limits import Budget, Lease, Limits
 
 Row = TypeVar("Row", bound=msgspec.Struct)
-Value = str | int | float | bool | None
+Value = str | int | float | bool | bytes | None
 
 _COMPUTED = {"last_used_at"}
 """Fields read through a join; they have a table of their own so that using a key is not a change of the key."""
@@ -39,7 +40,7 @@ def encode(row: msgspec.Struct) -> list[Value]:
 
 
 def _flat(value: Any) -> Value:
-    return msgspec.json.encode(value).decode() if isinstance(value, tuple) else value
+    return msgspec.json.encode(value).decode() if isinstance(value, (tuple, msgspec.Struct)) else value
 
 
 def decode(kind: type[Row], values: Mapping[str, Any], prefix: str = "") -> Row:
@@ -47,7 +48,7 @@ def decode(kind: type[Row], values: Mapping[str, Any], prefix: str = "") -> Row:
     fields = {f.name: f.type for f in msgspec.structs.fields(kind)}
     raw = {n: values[prefix + n] for n in fields if prefix + n in values.keys()}  # noqa: SIM118 -- not all rows iterate keys
     for name, of in fields.items():
-        if of == tuple[str, ...] and name in raw:
+        if of in (tuple[str, ...], Limits) and name in raw:
             raw[name] = msgspec.json.decode(raw[name])
     return msgspec.convert(raw, kind, strict=False)
 
@@ -72,8 +73,36 @@ _TOUCH = (
     'INSERT INTO key_use ("key", last_used_at) VALUES ($1, $2) ON CONFLICT ("key") DO UPDATE '
     "SET last_used_at = excluded.last_used_at WHERE excluded.last_used_at > key_use.last_used_at"
 )
-_TAIL = f"SELECT {_quoted(AUDIT_COLUMNS)} FROM audit ORDER BY seq DESC LIMIT $1"  # noqa: S608 -- constants
-ADD_AUDIT = insert("audit", AUDIT_COLUMNS)
+_AUDIT = f"SELECT {_quoted(STORED_COLUMNS)} FROM audit"  # noqa: S608 -- constants
+_TAIL = f"{_AUDIT} ORDER BY recorded_at DESC, writer DESC, seq DESC LIMIT $1"
+_PAGE = (
+    f"{_AUDIT} WHERE (recorded_at, writer, seq) > ($1, $2, $3) AND recorded_at < $4 "
+    "ORDER BY recorded_at, writer, seq LIMIT $5"
+)
+_HEADS = "SELECT writer, seq, recorded_at, hash FROM audit_heads"
+ADD_AUDIT = insert("audit", STORED_COLUMNS)
+NEW_HEAD = "INSERT INTO audit_heads (writer, seq, recorded_at, hash) VALUES ($1, 0, 0, $2) ON CONFLICT DO NOTHING"
+MOVE_HEAD = "UPDATE audit_heads SET seq = $3, recorded_at = $4, hash = $5 WHERE writer = $1 AND seq = $2"
+
+
+_SET_LIMITS = {
+    kind: f"UPDATE {kind}s SET limits = $2 WHERE id = $1"  # noqa: S608 -- constants
+    for kind in ("tenant", "user", "key")
+}
+BUDGETS = "SELECT scope, budget, spent, leases FROM budgets"
+NEW_BUDGET = "INSERT INTO budgets (scope, budget, spent, leases) VALUES ($1, $2, 0, '{}') ON CONFLICT DO NOTHING"
+SAVE_BUDGET = "UPDATE budgets SET spent = $3, leases = $4 WHERE scope = $1 AND budget = $2"
+
+
+def budget_of(row: Mapping[str, Any]) -> Budget:
+    """A fetched row of the ledger."""
+    leases = msgspec.json.decode(row["leases"], type=dict[str, Lease])
+    return Budget(row["scope"], row["budget"], row["spent"], leases)
+
+
+def budget_values(budget: Budget) -> tuple[Value, ...]:
+    """The values of SAVE_BUDGET."""
+    return budget.scope, budget.budget, budget.spent, msgspec.json.encode(budget.leases).decode()
 
 
 class SqlStore:
@@ -149,6 +178,12 @@ class SqlStore:
         sql = "UPDATE keys SET revoked_at = coalesce(revoked_at, $2) WHERE id = $1"
         return bool(await self._execute(sql, [(key_id, at)]))
 
+    async def set_limits(self, kind: str, row_id: str, limits: Limits) -> bool:
+        return bool(await self._execute(_SET_LIMITS[kind], [(row_id, _flat(limits))]))
+
+    async def budgets(self, scope: str) -> list[Budget]:
+        return [budget_of(row) for row in await self._fetch(f"{BUDGETS} WHERE scope = $1 ORDER BY budget", scope)]
+
     async def touch_keys(self, used: Mapping[str, int]) -> None:
         await self._execute(_TOUCH, list(used.items()))
 
@@ -167,6 +202,23 @@ class SqlStore:
         items = tuple(Change(row["kind"], row["id"]) for row in rows)
         return Changes(int(rows[-1]["version"]), items, complete=int(rows[0]["version"]) == since + 1)
 
+    async def audit_head(self, writer: str) -> Head:
+        rows = await self._fetch(f"{_HEADS} WHERE writer = $1", writer)
+        return _head(rows[0]) if rows else Head(writer)
+
+    async def audit_heads(self) -> list[Head]:
+        return [_head(row) for row in await self._fetch(f"{_HEADS} ORDER BY writer")]
+
+    async def audit_chain(self, writer: str, after: int, count: int) -> list[AuditRow]:
+        sql = f"{_AUDIT} WHERE writer = $1 AND seq > $2 ORDER BY seq LIMIT $3"
+        return [tuple(row) for row in await self._fetch(sql, writer, after, count)]
+
+    async def audit_page(self, after: tuple[int, str, int], until: int, count: int) -> list[AuditRow]:
+        return [tuple(row) for row in await self._fetch(_PAGE, *after, until, count)]
+
     async def audit_tail(self, count: int) -> list[AuditRow]:
-        rows = await self._fetch(_TAIL, count)
-        return [tuple(row[name] for name in AUDIT_COLUMNS) for row in reversed(rows)]
+        return [tuple(row) for row in reversed(await self._fetch(_TAIL, count))]
+
+
+def _head(row: Mapping[str, Any]) -> Head:
+    return Head(row["writer"], row["seq"], row["recorded_at"], row["hash"])

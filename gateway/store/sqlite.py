@@ -10,15 +10,16 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gateway.store.base import AuditRow, Conflict, StoreError
+from gateway.store.base import AuditRow, Conflict, Head, StoreError
+from gateway.store.limits import Claim, Standing, decide
 from gateway.store.schema import migrations, statements
-from gateway.store.sql import ADD_AUDIT, SqlStore, Value
+from gateway.store.sql import ADD_AUDIT, MOVE_HEAD, NEW_HEAD, SqlStore, Value
+from gateway.store.sql import BUDGETS, NEW_BUDGET, SAVE_BUDGET, budget_of, budget_values
 
 T = TypeVar("T")
 
@@ -70,8 +71,15 @@ class SqliteStore(SqlStore):
         """SQLite tells nobody about other processes: the caller polls."""
         await asyncio.sleep(seconds)
 
-    async def add_audit(self, rows: Iterable[AuditRow]) -> None:
-        await self._run(_append, _numbered(ADD_AUDIT), rows)
+    @property
+    def home(self) -> str:
+        return str(self._path)
+
+    async def add_audit(self, before: Head, after: Head, rows: Sequence[AuditRow]) -> bool:
+        return await self._run(_append, before, after, rows)
+
+    async def claim(self, claims: list[Claim], now: int, lease: int) -> list[Standing]:
+        return await self._run(_claim, claims, now, lease)
 
     async def close(self) -> None:
         if not self._closed:
@@ -109,13 +117,30 @@ def _execute(connection: sqlite3.Connection, sql: str, rows: Sequence[Sequence[V
         return connection.executemany(sql, rows).rowcount
 
 
-def _append(connection: sqlite3.Connection, sql: str, rows: Iterable[AuditRow]) -> None:
-    """One transaction, in slices (see _SLICE)."""
-    remaining = iter(rows)
+def _append(connection: sqlite3.Connection, before: Head, after: Head, rows: Sequence[AuditRow]) -> bool:
+    """One transaction, the rows in slices (see _SLICE)."""
     with _transaction(connection):
-        while batch := list(islice(remaining, _SLICE)):
-            connection.executemany(sql, batch)
+        connection.execute(_numbered(NEW_HEAD), (before.writer, b""))
+        move = (before.writer, before.seq, after.seq, after.recorded_at, after.hash)
+        if not connection.execute(_numbered(MOVE_HEAD), move).rowcount:
+            return False
+        for first in range(0, len(rows), _SLICE):
+            connection.executemany(_numbered(ADD_AUDIT), rows[first : first + _SLICE])
             time.sleep(_BREATH)
+    return True
+
+
+def _claim(connection: sqlite3.Connection, claims: list[Claim], now: int, lease: int) -> list[Standing]:
+    standings = []
+    with _transaction(connection):
+        for claim in claims:
+            names = (claim.scope, claim.budget)
+            connection.execute(_numbered(NEW_BUDGET), names)
+            found = connection.execute(f"{BUDGETS} WHERE scope = ? AND budget = ?", names).fetchone()
+            row = budget_of(found)
+            standings.append(decide(row, claim, now, lease))
+            connection.execute(_numbered(SAVE_BUDGET), budget_values(row))
+    return standings
 
 
 @contextlib.contextmanager

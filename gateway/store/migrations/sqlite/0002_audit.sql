@@ -1,6 +1,6 @@
--- One row per request (U1). No references: history outlives what it names.
+-- One row per request (U1), and what makes the rows of each writer a chain (U4). No references: history outlives what it
+-- names.
 CREATE TABLE audit (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL,
     started_at INTEGER NOT NULL,
     tenant TEXT NOT NULL,
@@ -28,9 +28,22 @@ CREATE TABLE audit (
     "rank" INTEGER NOT NULL,
     queue_len INTEGER NOT NULL,
     usage_before REAL NOT NULL,
-    slot_us INTEGER NOT NULL
+    slot_us INTEGER NOT NULL,
+    writer TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    recorded_at INTEGER NOT NULL,
+    hash BLOB NOT NULL,
+    UNIQUE (writer, seq)
 ) STRICT;
-CREATE INDEX audit_by_time ON audit (started_at);
+CREATE INDEX audit_by_time ON audit (recorded_at, writer, seq);
+
+-- Where each chain ends. A batch of rows moves it from the end its writer knows, in one transaction: exactly once.
+CREATE TABLE audit_heads (
+    writer TEXT PRIMARY KEY,
+    seq INTEGER NOT NULL,
+    recorded_at INTEGER NOT NULL,
+    hash BLOB NOT NULL
+) STRICT;
 
 -- Append-only (U4).
 CREATE TRIGGER audit_never_updated BEFORE UPDATE ON audit BEGIN

@@ -1,0 +1,94 @@
+"""The hash chain of the audit trail (U4). Pure: what a row's hash covers, and how a chain is checked.
+
+hash(n) = SHA-256(hash(n-1) | writer | 0 | seq | recorded_at | the record as MessagePack); before the first row the hash
+is empty. Whoever changes, deletes, inserts or reorders rows breaks it at that row; whoever computes the rest anew is
+found by the anchors, which are heads written elsewhere.
+"""
+
+import hashlib
+import struct
+from collections.abc import Callable, Iterable, Mapping
+
+import msgspec
+
+from gateway.store.base import AUDIT_COLUMNS, AuditRow, Head
+
+_AT = struct.Struct(">QQ")
+_WIDTH = len(AUDIT_COLUMNS)
+Encode = Callable[[AuditRow], bytes]
+"""A row's AUDIT_COLUMNS -> the record as it was hashed."""
+
+
+def link(head: Head, seq: int, recorded_at: int, record: bytes) -> Head:
+    """The head after one more row."""
+    text = b"".join((head.hash, head.writer.encode(), b"\0", _AT.pack(seq, recorded_at), record))
+    return Head(head.writer, seq, recorded_at, hashlib.sha256(text).digest())
+
+
+class Broken(msgspec.Struct, frozen=True):
+    """The first row of a writer that does not follow from the one before it. `row` is the id of the request, empty
+    when the row is missing."""
+
+    writer: str
+    seq: int
+    row: str
+    reason: str
+
+
+class Checker:
+    """Follows one writer's rows in order. `head` is the last good one.
+
+    Retention may have dropped the oldest rows: then the first row left cannot be checked itself, unless an anchor or
+    the head names it, and `unproven` is True.
+    """
+
+    def __init__(self, writer: str, anchors: Mapping[int, bytes]) -> None:
+        self.head = Head(writer)
+        self.unproven = False
+        self._anchors = anchors
+
+    def follow(self, rows: Iterable[AuditRow], encode: Encode) -> Broken | None:
+        """Check rows -> the first fault."""
+        for row in rows:
+            fault = self._check(row, encode)
+            if fault is not None:
+                return fault
+        return None
+
+    def _check(self, row: AuditRow, encode: Encode) -> Broken | None:
+        record, (writer, seq, recorded_at, stored) = row[:_WIDTH], row[_WIDTH:]
+        assert isinstance(seq, int)  # noqa: S101 -- the columns' types, for the type checker
+        assert isinstance(recorded_at, int)  # noqa: S101 -- as above
+        assert isinstance(stored, bytes)  # noqa: S101 -- as above
+        name = str(record[0])
+        if self.head.seq == 0 and seq > 1:
+            self.unproven = True
+            self.head = Head(str(writer), seq, recorded_at, stored)
+            return self._anchored(name)
+        if seq != self.head.seq + 1:
+            return Broken(self.head.writer, self.head.seq + 1, "", "the row is missing")
+        expected = link(self.head, seq, recorded_at, encode(record))
+        if expected.hash != stored:
+            return Broken(self.head.writer, seq, name, "the row is not what was written")
+        if recorded_at < self.head.recorded_at:
+            return Broken(self.head.writer, seq, name, "the row is older than the one before it")
+        self.head = expected
+        return self._anchored(name)
+
+    def _anchored(self, name: str) -> Broken | None:
+        anchor = self._anchors.get(self.head.seq)
+        if anchor is None:
+            return None
+        if anchor != self.head.hash:
+            return Broken(self.head.writer, self.head.seq, name, "the chain was computed anew: an anchor differs")
+        self.unproven = False
+        return None
+
+    def end(self, stored: Head) -> Broken | None:
+        """After the last row: the store's head, and anchors beyond it, must not name rows that are gone."""
+        last = max(self._anchors, default=0)
+        if stored.seq > self.head.seq or last > self.head.seq:
+            return Broken(self.head.writer, self.head.seq + 1, "", "rows at the end are missing")
+        if stored.seq < self.head.seq or (self.head.seq and stored.hash != self.head.hash):
+            return Broken(self.head.writer, stored.seq + 1, "", "rows were added behind the writer's back")
+        return None

@@ -1,0 +1,156 @@
+"""Limits as they are stored, and the ledger of budgets: what was spent of each, and what gateways hold on lease.
+
+Owns the row types and `decide`, the one rule by which a budget is leased; pure, so that it is the same on every
+database. Must not know a driver, requests or the hot path.
+
+A gateway never asks the ledger for one request. It leases an amount, spends it by itself and reports what it spent;
+`decide` runs under the row's lock. The amount stays debited while the lease runs. A lease that is not renewed in time
+is *burned*: nobody knows how much of it was spent, so all of it counts as spent (fail closed). A holder that was only
+slow comes back and has the burned amount replaced by the truth.
+"""
+
+import datetime
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Positive = Annotated[int, Meta(ge=1, le=10**15)]
+
+KEEP_BURNED = 3_600_000_000
+"""Microseconds after its end that a lease is remembered: as long may its holder be away and still have it corrected."""
+SHARE = 4
+"""Beyond what requests wait for, a holder gets at most this part of what is left, so that others find something."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a tenant, user or key may use; None = not limited here. Days and months are those of UTC.
+
+    Rates fill up evenly over the minute and hold at most `burst` requests (default: a minute's worth)."""
+
+    requests_per_minute: Positive | None = None
+    burst: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    concurrent: Positive | None = None
+    tokens_per_day: Positive | None = None
+    tokens_per_month: Positive | None = None
+    tokens_total: Positive | None = None
+    gpu_seconds_per_day: Positive | None = None
+    gpu_seconds_per_month: Positive | None = None
+    gpu_seconds_total: Positive | None = None
+
+
+NO_LIMITS = Limits()
+
+
+class Scoped(msgspec.Struct, frozen=True, gc=False):
+    """Limits and what they hold over: `tenant:ID`, `user:ID` or `key:ID`."""
+
+    scope: str
+    limits: Limits
+
+
+Unit = Literal["tokens", "gpu"]
+Period = Literal["day", "month", "total"]
+BUDGETS: Mapping[str, tuple[Unit, Period]] = {
+    "tokens_per_day": ("tokens", "day"),
+    "tokens_per_month": ("tokens", "month"),
+    "tokens_total": ("tokens", "total"),
+    "gpu_seconds_per_day": ("gpu", "day"),
+    "gpu_seconds_per_month": ("gpu", "month"),
+    "gpu_seconds_total": ("gpu", "total"),
+}
+"""Field of `Limits` -> what it counts and over which window. In the ledger GPU time is whole milliseconds."""
+
+
+def window(period: Period, wall: float) -> tuple[str, float]:
+    """The window that holds `wall` (Unix seconds) -> its name in the ledger and its end (infinite for `total`)."""
+    if period == "total":
+        return "total", float("inf")
+    at = datetime.datetime.fromtimestamp(wall, datetime.UTC)
+    start = at.replace(hour=0, minute=0, second=0, microsecond=0)
+    if period == "day":
+        return start.strftime("day/%Y-%m-%d"), (start + datetime.timedelta(days=1)).timestamp()
+    start = start.replace(day=1)
+    following = (start + datetime.timedelta(days=32)).replace(day=1)
+    return start.strftime("month/%Y-%m"), following.timestamp()
+
+
+class Lease(msgspec.Struct, omit_defaults=True):
+    """One holder's part of a budget. `reported` is all it ever reported as spent, `number` its latest claim's."""
+
+    amount: int
+    until: int
+    reported: int = 0
+    burned: bool = False
+    number: int = 0
+
+
+class Budget(msgspec.Struct):
+    """One row of the ledger: a scope's use of one budget in one window. Mutable: `decide` changes it under a lock."""
+
+    scope: str
+    budget: str
+    spent: int = 0
+    leases: dict[str, Lease] = {}
+
+    @property
+    def held(self) -> int:
+        return sum(lease.amount for lease in self.leases.values() if not lease.burned)
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """What a holder says and asks of one budget. Every figure is absolute, so a claim that is repeated because its
+    answer was lost counts once; `number` counts up, so one that arrives after a later one is ignored.
+
+    `spent`: all it spent since the beginning of `holder`. `kept`: what it holds on to, reserved or free. `need`: what
+    requests wait for on top. `want`: what it would like to have on top, `need` included.
+    """
+
+    scope: str
+    budget: str
+    holder: str
+    number: int
+    limit: int
+    spent: int
+    kept: int
+    need: int = 0
+    want: int = 0
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """The answer: `granted` on top of `kept`; `spent` by all, `others` on lease to others."""
+
+    granted: int
+    spent: int
+    others: int
+
+
+def decide(row: Budget, claim: Claim, now: int, lease: int) -> Standing:
+    """Apply a claim to its row. Times are Unix microseconds, `lease` is a duration."""
+    for holder, theirs in list(row.leases.items()):
+        if holder != claim.holder and theirs.until <= now:
+            _end(row, holder, theirs, now)
+    mine = row.leases.get(claim.holder)
+    if mine is None:
+        mine = row.leases[claim.holder] = Lease(0, 0)
+    if claim.number <= mine.number:
+        return Standing(0, row.spent, row.held - mine.amount)
+    if mine.burned:
+        row.spent -= mine.amount
+    row.spent += claim.spent - mine.reported
+    mine.amount, mine.reported, mine.burned, mine.number = 0, claim.spent, False, claim.number
+    others = row.held
+    room = claim.limit - row.spent - others - claim.kept
+    granted = max(0, min(room, max(claim.need, min(claim.want, room // SHARE))))
+    mine.amount, mine.until = claim.kept + granted, now + lease
+    return Standing(granted, row.spent, others)
+
+
+def _end(row: Budget, holder: str, lease: Lease, now: int) -> None:
+    if not lease.burned:
+        row.spent += lease.amount
+        lease.burned = True
+    if lease.until + KEEP_BURNED <= now:
+        del row.leases[holder]

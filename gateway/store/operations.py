@@ -1,0 +1,96 @@
+"""What operators change while gateways run (settings, reservations), and what outlives a restart.
+
+Owns the rows and their statements, for both databases. Must not know what a setting does or when a window begins.
+Times are Unix microseconds.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+Kind = Literal["setting", "reservation"]
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """One change by an operator. `body` is JSON text; None removed the thing."""
+
+    seq: int
+    kind: str
+    id: str
+    body: str | None
+    at: int
+    actor: str
+
+
+class Reservation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A window as stored. It acts only once it is `approved`. No models: all of them; no user: the whole tenant."""
+
+    id: str
+    tenant: str
+    user: str | None = None
+    models: tuple[str, ...] = ()
+    starts_at: int
+    ends_at: int
+    mode: Literal["exclusive", "preferred"] = "preferred"
+    state: Literal["requested", "approved", "cancelled"] = "requested"
+    note: str = ""
+
+
+class SavedUsage(msgspec.Struct, frozen=True):
+    """The fair-use accounts of one scheduler (`writer`): `scheduler.model.Saved` as JSON."""
+
+    writer: str
+    body: str
+    at: int
+
+
+_COLUMNS = "seq, kind, id, body, at, actor"
+_CURRENT = (
+    f"SELECT {_COLUMNS} FROM operations o WHERE kind = $1 AND body IS NOT NULL "  # noqa: S608 -- constants
+    "AND seq = (SELECT max(seq) FROM operations WHERE kind = o.kind AND id = o.id) ORDER BY id"
+)
+_HISTORY = f"SELECT {_COLUMNS} FROM operations WHERE kind = $1 ORDER BY seq DESC LIMIT $2"  # noqa: S608 -- constants
+_SAVE = (
+    "INSERT INTO saved_usage (writer, body, at) VALUES ($1, $2, $3) "
+    "ON CONFLICT (writer) DO UPDATE SET body = excluded.body, at = excluded.at"
+)
+
+
+class OperationsSql:
+    """The part of `SqlStore` that keeps operations and saved usage."""
+
+    async def _fetch(self, sql: str, *values: Any) -> Sequence[Any]:
+        raise NotImplementedError
+
+    async def _execute(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
+        raise NotImplementedError
+
+    async def operate(self, kind: Kind, subject: str, body: str | None, at: int, actor: str) -> None:
+        """Append a change."""
+        sql = "INSERT INTO operations (kind, id, body, at, actor) VALUES ($1, $2, $3, $4, $5)"
+        await self._execute(sql, [(kind, subject, body, at, actor)])
+
+    async def operations(self, kind: Kind) -> list[Operation]:
+        """What is in force, by id."""
+        return [_operation(row) for row in await self._fetch(_CURRENT, kind)]
+
+    async def operations_history(self, kind: Kind, count: int) -> list[Operation]:
+        """The latest `count` changes, oldest first."""
+        return [_operation(row) for row in reversed(await self._fetch(_HISTORY, kind, count))]
+
+    async def operations_version(self) -> int:
+        """Rises with every change."""
+        rows = await self._fetch("SELECT coalesce(max(seq), 0) AS version FROM operations")
+        return int(rows[0]["version"])
+
+    async def save_usage(self, saved: SavedUsage) -> None:
+        await self._execute(_SAVE, [(saved.writer, saved.body, saved.at)])
+
+    async def saved_usage(self, writer: str) -> SavedUsage | None:
+        rows = await self._fetch("SELECT writer, body, at FROM saved_usage WHERE writer = $1", writer)
+        return SavedUsage(rows[0]["writer"], rows[0]["body"], int(rows[0]["at"])) if rows else None
+
+
+def _operation(row: Any) -> Operation:
+    return Operation(int(row["seq"]), row["kind"], row["id"], row["body"], int(row["at"]), row["actor"])

@@ -1,0 +1,392 @@
+"""The audit trail from `put` to the store (U), on each database."""
+
+import asyncio
+import json
+import os
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.config import Audit
+from gateway.services import audit as audit_module
+from gateway.services.audit import AuditRecord, AuditService
+from gateway.services.spool import Spool
+from gateway.store import Store, StoreError
+from gateway.store.base import AUDIT_COLUMNS, AuditRow, Head
+from tests.services.keyring import connection
+
+FULL = AuditRecord(
+    id="r-1", started_at=1_800_000_000_000_000, tenant="t", user="u", key="k", ip="2001:db8::1", dialect="openai",
+    route="/v1/chat/completions", method="POST", model_asked="ünï", model_served="m", backend="b", status=200,
+    outcome="done", error="", prompt_tokens=1, completion_tokens=2, cached_tokens=3, usage_estimated=True, queue_us=4,
+    first_byte_us=5, total_us=6, bytes_in=7, bytes_out=8, rank=9, queue_len=10, usage_before=0.1, slot_us=12,
+)  # fmt: skip
+
+
+class Faulty:
+    """The real store, whose audit writes fail before or after they happened, as the test says."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.before = self.after = False
+
+    async def add_audit(self, before: Head, after: Head, rows: list[AuditRow]) -> bool:
+        if self.before:
+            raise StoreError("down on purpose")
+        moved = await self._store.add_audit(before, after, rows)
+        if self.after:
+            raise StoreError("the acknowledgement was lost on purpose")
+        return moved
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def config(tmp_path: Path, **settings: Any) -> Audit:
+    return Audit(spool=str(tmp_path / "spool"), batch_seconds=0.01, **settings)
+
+
+@asynccontextmanager
+async def running(store: Any, settings: Audit) -> AsyncIterator[AuditService]:
+    """A service that delivers."""
+    service = AuditService(store, settings)
+    task = asyncio.ensure_future(service.run())
+    try:
+        yield service
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await service.close()
+
+
+def killed(service: AuditService) -> None:
+    """What kill -9 leaves of a service that delivers nothing at the moment."""
+    spool = service._spool
+    for file in (*spool._retired, spool._file, spool._directory, spool._lock):
+        os.close(file)
+    service._thread.shutdown()
+
+
+async def until(true: Any, seconds: float = 20.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
+async def stored(store: Store) -> list[AuditRecord]:
+    return [AuditRecord.of(row) for row in await store.audit_tail(100_000)]
+
+
+def record(name: str) -> AuditRecord:
+    return AuditRecord(id=name, started_at=1)
+
+
+def test_a_row_arrives_with_every_field(store_url: str, tmp_path: Path) -> None:
+    """U1"""
+    assert all(value or value == "" for value in msgspec.structs.astuple(FULL))
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            async with running(store, config(tmp_path)) as service:
+                service.put(FULL)
+                await until(lambda: service.stats().written == 1)
+            assert await stored(store) == [FULL]
+
+    asyncio.run(body())
+
+
+def test_closing_delivers_everything_in_order(store_url: str, tmp_path: Path) -> None:
+    """U2, H13"""
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            async with running(store, config(tmp_path, batch_rows=7)) as service:
+                for number in range(50):
+                    service.put(record(f"r{number}"))
+            assert [row.id for row in await stored(store)] == [f"r{number}" for number in range(50)]
+            assert service.stats().pending == 0
+
+    asyncio.run(body())
+
+
+def test_while_the_store_is_down_rows_wait_and_then_arrive_once(store_url: str, tmp_path: Path) -> None:
+    """U3"""
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            faulty = Faulty(store)
+            async with running(faulty, config(tmp_path, batch_rows=10)) as service:
+                faulty.before = True
+                for number in range(25):
+                    service.put(record(f"r{number}"))
+                await until(lambda: service.stats().failures > 0)
+                assert service.stats().pending == 25
+                assert await stored(store) == []
+                faulty.before = False
+                await until(lambda: service.stats().pending == 0)
+            assert [row.id for row in await stored(store)] == [f"r{number}" for number in range(25)]
+
+    asyncio.run(body())
+
+
+def test_a_lost_acknowledgement_adds_nothing_twice(store_url: str, tmp_path: Path) -> None:
+    """U3: exactly once."""
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            faulty = Faulty(store)
+            async with running(faulty, config(tmp_path, batch_rows=10)) as service:
+                faulty.after = True
+                for number in range(25):
+                    service.put(record(f"r{number}"))
+                await until(lambda: service.stats().failures > 1)
+                faulty.after = False
+                await until(lambda: service.stats().pending == 0)
+            assert [row.id for row in await stored(store)] == [f"r{number}" for number in range(25)]
+
+    asyncio.run(body())
+
+
+def test_a_killed_process_loses_nothing_and_leaves_interrupted_rows(store_url: str, tmp_path: Path) -> None:
+    """U3: finished ones as they were, running ones as interrupted, each once; whether delivered before or not."""
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            old = AuditService(store, config(tmp_path))
+            old.put(record("refused"))
+            await old._ship_all()
+            done = old.begin(record("done"))
+            old.begin(FULL)
+            old.put(msgspec.structs.replace(record("done"), status=200), done)
+            await asyncio.sleep(0)  # the end of the loop turn
+            killed(old)
+            async with running(store, config(tmp_path)) as new:
+                assert new.stats().interrupted == 1
+                new.put(record("later"))
+            interrupted = msgspec.structs.replace(FULL, outcome="interrupted", error="interrupted")
+            expected = [record("refused"), msgspec.structs.replace(record("done"), status=200), interrupted]
+            assert await stored(store) == [*expected, record("later")]
+
+    asyncio.run(body())
+
+
+def test_a_row_that_never_ran_is_on_the_disk_when_put_returns(tmp_path: Path) -> None:
+    """U3: its client may see the refusal in this very turn."""
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            service = AuditService(store, config(tmp_path))
+            service.put(record("refused"))
+            killed(service)
+            spool = Spool(tmp_path / "spool", 1 << 20)
+            spool.sync()
+            assert len(spool.read(spool.start, 10)[0]) == 1
+            spool.close()
+
+    asyncio.run(body())
+
+
+def test_a_full_spool_denies_and_what_runs_is_still_recorded(tmp_path: Path) -> None:
+    """U3: `deny` is the default; the gate opens again after delivery."""
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            faulty = Faulty(store)
+            faulty.before = True
+            async with running(faulty, config(tmp_path, spool_bytes=1 << 20)) as service:
+                begun = service.begin(record("long"))
+                count = 0
+                while not service.full:
+                    service.put(FULL)
+                    count += 1
+                service.put(record("long"), begun)
+                for _ in range(1000):
+                    service.put(record("refusal"))
+                assert service.stats().dropped == 0
+                for _ in range(20_000):
+                    service.put(record("flood"))
+                assert service.stats().dropped > 0
+                assert service.stats().spool_bytes < (1 << 20) * 1.2
+                faulty.before = False
+                await until(lambda: service.stats().pending == 0)
+                await until(lambda: not service.full)
+            names = [row.id for row in await stored(store)]
+            assert names.count("r-1") == count
+            assert names.count("long") == 1
+            assert names.count("refusal") == 1000
+
+    asyncio.run(body())
+
+
+def test_drop_by_choice_counts_and_goes_on(tmp_path: Path) -> None:
+    """U3"""
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            settings = config(tmp_path, spool_bytes=1 << 20, when_full="drop")
+            service = AuditService(store, settings)
+            for _ in range(10_000):
+                service.put(FULL)
+            stats = service.stats()
+            assert not service.full
+            assert stats.dropped > 0
+            assert stats.pending + stats.dropped == 10_000
+            await service.close()
+            assert len(await stored(store)) == 10_000 - stats.dropped
+
+    asyncio.run(body())
+
+
+def test_a_disk_that_refuses_denies_and_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """U3: a row that cannot be spooled is a check that cannot be made."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            async with running(store, config(tmp_path)) as service:
+                monkeypatch.setattr(os, "pwrite", refuse)
+                service.put(FULL)
+                assert service.full
+                monkeypatch.undo()
+                await until(lambda: not service.full)
+            assert await stored(store) == [FULL]
+
+    asyncio.run(body())
+
+
+def test_text_that_no_database_takes_does_not_stop_the_trail(store_url: str, tmp_path: Path) -> None:
+    """U3: one client's odd model name must not hold up everybody's rows."""
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            async with running(store, config(tmp_path)) as service:
+                service.put(AuditRecord(id="nul", started_at=1, model_asked="a\0b"))
+                service.put(AuditRecord(id="surrogate", started_at=1, model_asked="a\ud800b", ip="x\udcff"))
+                service.put(FULL)
+            nul, surrogate, _ = await stored(store)
+            assert (nul.model_asked, surrogate.model_asked) == ("a\ufffdb", "a?b")
+
+    asyncio.run(body())
+
+
+def test_rows_are_prepared_off_the_loops_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """U2"""
+    ran_in = set()
+    real = audit_module.link
+
+    def recorded(*args: Any) -> Head:
+        ran_in.add(threading.current_thread())
+        return real(*args)
+
+    monkeypatch.setattr(audit_module, "link", recorded)
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store, running(store, config(tmp_path)) as service:
+            service.put(FULL)
+
+    asyncio.run(body())
+    assert ran_in
+    assert threading.main_thread() not in ran_in
+
+
+def test_anchors_are_written_outside_of_the_database(tmp_path: Path) -> None:
+    """U4: periodically, and at the end."""
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            settings = config(tmp_path, anchors=str(tmp_path / "anchors"), anchor_seconds=0.001)
+            async with running(store, settings) as service:
+                service.put(FULL)
+                await until((tmp_path / "anchors").exists)
+                service.put(FULL)
+            (head,) = await store.audit_heads()
+            lines = [json.loads(line) for line in (tmp_path / "anchors").read_text().splitlines()]
+            assert lines[-1] == {
+                "writer": head.writer,
+                "seq": head.seq,
+                "recorded_at": head.recorded_at,
+                "hash": head.hash.hex(),
+            }
+            assert head.seq == 2
+
+    asyncio.run(body())
+
+
+def test_a_spool_older_than_its_store_is_refused_aloud(tmp_path: Path) -> None:
+    """U3: numbers would collide and rows would pass for delivered."""
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            service = AuditService(store, config(tmp_path))
+            writer = service._spool.writer
+            row: AuditRow = (*msgspec.structs.astuple(FULL), writer, 9, 1, b"h")
+            assert await store.add_audit(Head(writer), Head(writer, 9, 1, b"h"), [row])
+            service.put(FULL)
+            with pytest.raises(StoreError, match="move"):
+                await service._ship_all()
+            assert service.stats().pending == 1
+            killed(service)
+
+    asyncio.run(body())
+
+
+def test_two_writers_share_one_store(store_url: str, tmp_path: Path) -> None:
+    """D: each gateway has a chain of its own."""
+
+    async def body() -> None:
+        async with connection(store_url) as store, connection(store_url) as other:
+            async with running(store, config(tmp_path / "1")) as one, running(other, config(tmp_path / "2")) as two:
+                for number in range(20):
+                    (one, two)[number % 2].put(record(f"r{number}"))
+            heads = await store.audit_heads()
+            assert sorted(head.seq for head in heads) == [10, 10]
+            assert len({row.id for row in await stored(store)}) == 20
+
+    asyncio.run(body())
+
+
+def test_the_head_moves_only_from_where_it_stands(store_url: str) -> None:
+    """U3: the store's half of exactly once."""
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            row: AuditRow = (*msgspec.structs.astuple(FULL), "w", 1, 7, b"h")
+            first = Head("w", 1, 7, b"h")
+            assert await store.audit_head("w") == Head("w")
+            assert await store.add_audit(Head("w"), first, [row])
+            assert not await store.add_audit(Head("w"), first, [row])
+            assert await store.audit_head("w") == first
+            assert await store.audit_chain("w", 0, 10) == await store.audit_tail(10) == [row]
+            assert await store.audit_chain("w", 1, 10) == []
+            assert await store.audit_page((0, "", 0), 8, 10) == [row]
+            assert await store.audit_page((7, "w", 1), 8, 10) == await store.audit_page((0, "", 0), 7, 10) == []
+
+    asyncio.run(body())
+
+
+def test_put_is_cheap(tmp_path: Path) -> None:
+    """performance.md 7: a bound far above what was measured (1 to 2 us each), against blunders."""
+
+    async def body() -> float:
+        async with connection(tmp_path / "x.db") as store:
+            service = AuditService(store, config(tmp_path, batch_rows=500))
+            began = time.process_time()
+            for _ in range(2000):
+                service.put(FULL, service.begin(FULL))
+            spent = time.process_time() - began
+            await service.close()
+            return spent / 2000
+
+    assert asyncio.run(body()) < 50e-6
+
+
+def test_the_records_columns_are_the_stores() -> None:
+    assert AuditRecord.__struct_fields__ == AUDIT_COLUMNS
