@@ -175,6 +175,8 @@ class Fleet:
         for party in saved.users:
             group = party.tenant if two else ""
             self.ledger.user((party.tenant, party.user), group, 1.0, 1.0).grown += party.usage * grown
+        for account in (*self.ledger.users.values(), *self.ledger.tenants.values()):
+            account.charges += 1
         for party in saved.tenants:
             tenant = self.ledger.tenants.get(party.tenant)
             if tenant is not None:

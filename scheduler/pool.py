@@ -386,13 +386,16 @@ class Pool:
         request.charged = request.cost
         grown = request.cost * request.factor * self.ledger.growth(now)
         account.grown += grown
+        account.charges += 1
         account.running += 1
         account.grants += 1
         account.waited += now - request.arrival
         node.running += 1
         node.paid = now + epoch.pay(node, crowd) if node.mean else now
-        tenant.account.grown += grown
-        tenant.account.running += 1
+        owner = tenant.account
+        owner.grown += grown
+        owner.charges += 1
+        owner.running += 1
         tenant.running += 1
         tenant.paid = now + epoch.pay(tenant, tenant_crowd) if tenant.mean else now
         self.running += 1
@@ -409,11 +412,15 @@ class Pool:
         if extra >= 0.0:
             grown = extra * request.factor * ledger.growth(now)
             account.grown += grown
+            account.charges += 1
             tenant.grown += grown
+            tenant.charges += 1
             return
         grown = extra * request.factor * ledger.growth_at(request.started)
         account.grown = max(0.0, account.grown + grown)
+        account.charges += 1
         tenant.grown = max(0.0, tenant.grown + grown)
+        tenant.charges += 1
         # A refund makes stored keys too bad, which a heap does not forgive.
         for place in account.nodes:
             place.ranking.renew(place)
@@ -445,6 +452,7 @@ def set_share(account: Account, share: float) -> None:
     """Change a party's share, wherever it waits."""
     gained = share - account.share
     account.share = share
+    account.charges += 1
     for node in account.nodes:
         node.ranking.shares += gained
         node.ranking.renew(node)

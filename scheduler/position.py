@@ -36,7 +36,7 @@ class _Level:
     def __init__(self, ranking: Ranking[Any]) -> None:
         entries = ranking.entries
         stride = max(1, -(-len(entries) // _SAMPLE))
-        live = [node for _, _, ver, node in entries[::stride] if ver == node.ver]
+        live = [node for _, _, ver, _, node in entries[::stride] if ver == node.ver]
         self._epoch: Epoch = ranking.epoch
         self._weight = ranking.active / len(live) if live else 0.0
         self._pairs: list[tuple[float, int]] = [(ranking.epoch.rank(node), node.n) for node in live]

@@ -12,7 +12,8 @@ logarithm, so the rank below (lowest first) does not change until the party is c
 
     rank = ww * (since - landmark) / S + uw * ln(1 + (u + lift) * f / share) - offset,   f = e^(...) / scale
 
-Keys in the heap may be too good (a charge, another model's dispatch): they are corrected when they reach the top. They
+Keys in the heap may be too good (a charge, another model's dispatch): an entry knows how often its account had been
+charged when the key was made, and is corrected when it reaches the top. Keys
 may never be too bad: whoever improves a party (refund, larger share, better class) calls `renew` at once. At a landmark
 the pool has a new `Epoch`; a ranking moves to it in slices of `SLICE` parties an operation, keeping the old order exact
 until the new heap is complete, so that no operation takes long.
@@ -104,16 +105,16 @@ class Ranking(Generic[N]):
 
     def __init__(self, epoch: Epoch) -> None:
         self.epoch = epoch
-        self.entries: list[tuple[float, int, int, N]] = []
+        self.entries: list[tuple[float, int, int, int, N]] = []
         self.active = 0
         self.shares = 0.0
         """Total share of the parties inside."""
         self.level = 0.0
         """V: the highest (U + lift) / share at a dispatch that left somebody waiting, as a grown sum."""
-        self.fresh: list[tuple[float, int, int, N]] | None = None
+        self.fresh: list[tuple[float, int, int, int, N]] | None = None
         """The heap of the coming epoch while it is being built from `source`."""
         self.coming = epoch
-        self.source: list[tuple[float, int, int, N]] = []
+        self.source: list[tuple[float, int, int, int, N]] = []
         self.position = 0
 
     def __repr__(self) -> str:
@@ -146,11 +147,11 @@ class Ranking(Generic[N]):
         if self.active == 1 and self.fresh is None:
             # Alone it needs no key; minus infinity is "too good" and is corrected when a rival makes it matter.
             self.entries.clear()
-            self.entries.append((-inf, node.tie, ver, node))
+            self.entries.append((-inf, node.tie, ver, -1, node))
             return
-        heappush(self.entries, (self.epoch.rank(node), node.tie, ver, node))
+        heappush(self.entries, (self.epoch.rank(node), node.tie, ver, node.account.charges, node))
         if self.fresh is not None:
-            heappush(self.fresh, (self.coming.rank(node), node.tie, ver, node))
+            heappush(self.fresh, (self.coming.rank(node), node.tie, ver, node.account.charges, node))
         elif len(self.entries) > 4 * self.active + 64:
             self._build(self.epoch)
 
@@ -159,26 +160,27 @@ class Ranking(Generic[N]):
         node.ver = ver = node.ver + 1
         if self.active == 1 and self.fresh is None:
             self.entries.clear()
-            self.entries.append((-inf, node.tie, ver, node))
+            self.entries.append((-inf, node.tie, ver, -1, node))
             return
-        heapreplace(self.entries, (self.epoch.rank(node), node.tie, ver, node))
+        heapreplace(self.entries, (self.epoch.rank(node), node.tie, ver, node.account.charges, node))
         if self.fresh is not None:
-            heappush(self.fresh, (self.coming.rank(node), node.tie, ver, node))
+            heappush(self.fresh, (self.coming.rank(node), node.tie, ver, node.account.charges, node))
 
     def top(self) -> N | None:
         """The best party now, or None. Corrects keys that are too good on the way."""
         entries = self.entries
         while entries:
-            key, tie, ver, node = entries[0]
+            key, tie, ver, charges, node = entries[0]
             if ver != node.ver:
                 heappop(entries)
                 continue
-            if self.active == 1:
+            known = node.account.charges
+            if charges == known or self.active == 1:
                 return node
             exact = self.epoch.rank(node)
             if exact <= key:
                 return node
-            heapreplace(entries, (exact, tie, ver, node))
+            heapreplace(entries, (exact, tie, ver, known, node))
         return None
 
     def advance(self, epoch: Epoch) -> None:
@@ -193,7 +195,7 @@ class Ranking(Generic[N]):
 
     def _only(self) -> None:
         """Keys of a lone party mean nothing, those of dead entries less."""
-        self.entries = [(-inf, tie, ver, node) for _, tie, ver, node in self.entries if ver == node.ver]
+        self.entries = [(-inf, tie, ver, -1, node) for _, tie, ver, _, node in self.entries if ver == node.ver]
 
     def _build(self, epoch: Epoch) -> None:
         self.fresh = []
@@ -207,9 +209,9 @@ class Ranking(Generic[N]):
             return
         start = self.position
         self.position = end = start + SLICE
-        for _, tie, ver, node in self.source[start:end]:
+        for _, tie, ver, _, node in self.source[start:end]:
             if ver == node.ver:
-                heappush(fresh, (rank(node), tie, ver, node))
+                heappush(fresh, (rank(node), tie, ver, node.account.charges, node))
         if end >= len(self.source):
             self.entries = fresh
             self.epoch = self.coming
@@ -218,12 +220,12 @@ class Ranking(Generic[N]):
 
     def rebuild(self, epoch: Epoch) -> None:
         """Move to `epoch` at once, whatever it takes; for a gap so long that every stored sum is void."""
-        live = [(tie, ver, node) for _, tie, ver, node in self.entries if ver == node.ver]
+        live = [(tie, ver, node) for _, tie, ver, _, node in self.entries if ver == node.ver]
         self.fresh, self.source = None, []
         self.epoch = self.coming = epoch
-        self.entries = [(epoch.rank(node), tie, ver, node) for tie, ver, node in live]
+        self.entries = [(epoch.rank(node), tie, ver, node.account.charges, node) for tie, ver, node in live]
         heapify(self.entries)
 
     def parties(self) -> list[N]:
         """Who competes, in no order."""
-        return [node for _, _, ver, node in self.entries if ver == node.ver]
+        return [node for _, _, ver, _, node in self.entries if ver == node.ver]

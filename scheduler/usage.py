@@ -25,12 +25,14 @@ FORGET_AT = 600.0
 class Account:
     """A tenant's account, and what every account has."""
 
-    __slots__ = ("children", "grown", "key", "nodes", "queued", "running", "share")
+    __slots__ = ("charges", "children", "grown", "key", "nodes", "queued", "running", "share")
 
     def __init__(self, key: tuple[str, str], share: float) -> None:
         self.key = key
         self.share = share
         self.grown = 0.0
+        self.charges = 0
+        """How often `grown` or the share changed: keys made before are to be looked at again."""
         self.nodes: list[Node] = []
         """Its places in rankings, one per pool where it is waiting and eligible."""
         self.children = 0
