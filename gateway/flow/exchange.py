@@ -74,6 +74,7 @@ class Exchange:
 
     __slots__ = (
         "ask",
+        "audit_number",
         "backend",
         "body",
         "body_bytes",
@@ -124,6 +125,7 @@ class Exchange:
         # route, admit
         self.route: Route = _UNSET
         self.counted = False  # among its key's open requests
+        self.audit_number = 0  # of its start in the audit spool
         # queue
         self.queued_at = 0.0
         self.waiter: Waiter | None = None

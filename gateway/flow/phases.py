@@ -43,7 +43,7 @@ from gateway.flow import fields, local
 from gateway.flow.exchange import Exchange, Outcome, Runtime
 from gateway.flow.refusals import Collector, engine_refused
 from gateway.flow.relay import CHUNKED, Relay
-from gateway.flow.settle import settle
+from gateway.flow.settle import record, settle
 from gateway.http1.chunks import LAST_CHUNK, encode_chunk
 from gateway.http1.client import StaleConnection
 from gateway.http1.message import RequestHead, ResponseHead
@@ -184,11 +184,13 @@ def route(x: Exchange, rt: Runtime) -> None:
 
 
 def admit(x: Exchange, rt: Runtime) -> None:
-    """Limits that do not wait. Raises RateLimited, AuditUnavailable."""
+    """Limits that do not wait. From here on a killed process leaves a row of the request (U3). Raises RateLimited,
+    AuditUnavailable."""
     if rt.audit.full:
         raise AuditUnavailable("The audit trail cannot take more records.")
     if not rt.ledger.enter(x, rt.config.caps.connections_per_key):
         raise RateLimited("Too many requests of this key are open at once.")
+    x.audit_number = rt.audit.begin(record(x, rt.now()))
 
 
 # ---- queue

@@ -32,7 +32,7 @@ def settle(x: Exchange, rt: Runtime) -> None:
         x.lease.release(cost_units)
     rt.ledger.leave(x)
     _learn(x, rt)
-    rt.audit.put(_record(x, ended))
+    rt.audit.put(record(x, ended), x.audit_number)
     _count(x, rt, ended, cost_units)
     if x.error is not None and x.error.cause:
         log.warning("request failed", extra={"request_id": x.id, "code": x.error.code, "cause": x.error.cause})
@@ -69,8 +69,8 @@ def _learn(x: Exchange, rt: Runtime) -> None:
         )
 
 
-def _record(x: Exchange, ended: float) -> AuditRecord:
-    """The request as one flat row (U1). Durations are whole microseconds."""
+def record(x: Exchange, ended: float) -> AuditRecord:
+    """The request so far as one flat row (U1). Durations are whole microseconds."""
     endpoint, who, usage = x.endpoint, x.principal, x.usage or NO_USAGE
     known, lease = who is not None, x.lease
     return AuditRecord(
