@@ -87,8 +87,10 @@ class Call:
             waiting.remove_done_callback(self._future_done)
         self._step(error)
 
-    def _future_done(self, _future: "asyncio.Future[Any]") -> None:
-        self.resume()
+    def _future_done(self, future: "asyncio.Future[Any]") -> None:
+        # A future that was done when `throw` detached from it has this call due already.
+        if self._waiting is future:
+            self.resume()
 
     def _step(self, error: BaseException | None) -> None:
         self._running = True

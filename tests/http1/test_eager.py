@@ -187,3 +187,28 @@ def test_signals_through_nested_coroutines(depth: int) -> None:
     started(top())
     signal.set(3)
     assert got == [3]
+
+
+def test_throw_after_the_future_is_done_but_before_it_resumed() -> None:
+    """A client that leaves in the loop turn in which its wait ended: the coroutine ends once, and says so once."""
+
+    async def main() -> tuple[list[str], list[dict[str, Any]]]:
+        seen: list[dict[str, Any]] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: seen.append(context))
+        future: asyncio.Future[str] = loop.create_future()
+
+        async def wait() -> None:
+            try:
+                await future
+            except Stop:
+                return
+
+        call, ends = started(wait())
+        loop.call_soon(future.set_result, "granted")  # the wake-up is due one turn later
+        loop.call_soon(call.throw, Stop())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return ends, seen
+
+    assert asyncio.run(main()) == (["done"], [])
