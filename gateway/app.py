@@ -35,6 +35,7 @@ from gateway.services.audit import AuditService
 from gateway.services.backends import BackendService, Topology
 from gateway.services.keys import KeyService
 from gateway.services.metrics import Metrics
+from gateway.services.operations import Operations
 from gateway.store import Store, open_store
 from scheduler.aio import Scheduler
 from scheduler.estimate import Estimator
@@ -64,6 +65,9 @@ class App:
         self.metrics = Metrics(dialects=dialects, routes={row.path for row in routes.rows}, clock=time.monotonic)
         self.scheduler = Scheduler(config.scheduling)
         self.estimator = Estimator(config.scheduling)
+        self.operations = Operations(
+            store, self.scheduler, self.estimator, config.scheduling, clock=asyncio.get_running_loop().time
+        )
         self.ledger = Ledger(config.caps.bodies_bytes)
         self.pools: dict[str, Pool] = {}
         self.draining = False
@@ -153,8 +157,7 @@ class App:
             self.tls.load_cert_chain(config.tls.cert, config.tls.key)
         self.config, self.backends = config, backends
         self.runtime = self.phases.runtime = runtime
-        self.scheduler.set_settings(config.scheduling)
-        self.estimator.settings = config.scheduling
+        self.operations.rebase(config.scheduling)
         self.ledger.body_limit = config.caps.bodies_bytes
         self.server.retune(config.caps, config.timeouts)
         forget_request_heads()
@@ -180,8 +183,10 @@ class App:
     async def running(self) -> AsyncIterator["App"]:
         """Everything started; on exit everything stopped, audit flushed. Does not drain."""
         await self.keys.start()
+        await self.operations.start()
         async with anyio.create_task_group() as group:
             group.start_soon(self.audit.run)
+            group.start_soon(self.operations.run)
             self._services = group
             self._watch()
             group.start_soon(self._tick)
@@ -205,6 +210,7 @@ class App:
         for pool in self.pools.values():
             pool.close()
         await asyncio.sleep(0)  # connections closed above settle their requests in this turn
+        await self.operations.close()
         await self.audit.close()
         await self.keys.close()
 

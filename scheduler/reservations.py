@@ -54,7 +54,7 @@ class Window(msgspec.Struct, frozen=True):
         """Whether a request of `key` that is expected to run for `seconds` may start now."""
         if self.mode == "preferred" or now >= self.end or self.holds(key):
             return True
-        return now + seconds <= self.start
+        return now < self.start and now + seconds <= self.start
 
     def bonus(self, now: float, key: tuple[str, str]) -> float:
         """Points the party gains now."""

@@ -46,6 +46,7 @@ def test_a_reload_moves_new_requests_and_leaves_running_ones() -> None:
             await until_routed(g, "new-model")
             assert (await g.ask(CHAT, chat(model="new-model")))[0] == 200
             assert (await g.ask(CHAT, chat(model="m")))[0] == 403
+            await g.app.operations.look()
             assert g.app.estimator.settings.half_life == 60.0
             gate.set()
             text = b"".join([part async for part in client.chunks()])

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from gateway.store.operations import Kind, Operation, SavedUsage
 from gateway.store.limits import NO_LIMITS, Budget, Claim, Limits, Standing
 
 AuditRow = tuple[str | int | float | bool | bytes | None, ...]
@@ -209,6 +210,28 @@ class Store(Protocol):
     async def budgets(self, scope: str) -> list[Budget]:
         """The rows of one scope, by name."""
         ...
+
+    async def operate(self, kind: Kind, subject: str, body: str | None, at: int, actor: str) -> None:
+        """Append an operator's change; `body` is JSON text, None removes what `subject` names."""
+        ...
+
+    async def operations(self, kind: Kind) -> list[Operation]:
+        """The changes in force, by id."""
+        ...
+
+    async def operations_history(self, kind: Kind, count: int) -> list[Operation]:
+        """The latest `count` changes, oldest first."""
+        ...
+
+    async def operations_version(self) -> int:
+        """Rises with every operation."""
+        ...
+
+    async def save_usage(self, saved: SavedUsage) -> None:
+        """Keep a scheduler's fair-use accounts; the earlier ones of that writer go."""
+        ...
+
+    async def saved_usage(self, writer: str) -> SavedUsage | None: ...
 
     async def touch_keys(self, used: Mapping[str, int]) -> None:
         """Record key id -> time of last use; never moves one backwards. Not a change."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gateway.store.base import STORED_COLUMNS, AuditRow, Chain, Change, Changes, Head, Key, Tenant, User
+from gateway.store.operations import OperationsSql
 from gateway.store.limits import Budget, Lease, Limits
 
 Row = TypeVar("Row", bound=msgspec.Struct)
@@ -105,7 +106,7 @@ def budget_values(budget: Budget) -> tuple[Value, ...]:
     return budget.scope, budget.budget, budget.spent, msgspec.json.encode(budget.leases).decode()
 
 
-class SqlStore:
+class SqlStore(OperationsSql):
     """Every method of `Store` that is plain SQL. A database adds the primitives, `wait_change` and `add_audit`."""
 
     async def _fetch(self, sql: str, *values: Value) -> Sequence[Any]:

@@ -1,0 +1,237 @@
+"""`fairgate settings` and `fairgate reservations`: what operators change while gateways run.
+
+Every change is a row with its author, never an overwrite (U7); running gateways apply it within about a second.
+"""
+
+import argparse
+import datetime
+import getpass
+import time
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from gateway.commands.common import (
+    CommandError,
+    Commands,
+    names,
+    say,
+    show_json,
+    store_options,
+    table,
+    when,
+    with_store,
+)
+from gateway.config import Config
+from gateway.services.keyfmt import random_text
+from gateway.services.operations import effective
+from gateway.store.base import Store
+from gateway.store.operations import Operation, Reservation
+from scheduler.settings import describe
+
+HISTORY = 50
+
+
+def add(commands: Commands) -> None:
+    """Add both families to the tree."""
+    settings = commands.add_parser("settings", help="the fair-use settings, at runtime")
+    verbs = settings.add_subparsers(required=True, metavar="COMMAND")
+    get = _verb(verbs, "get", "what is in force, and where it comes from", _get)
+    get.add_argument("name", nargs="?")
+    put = _verb(verbs, "set", "change one from now on", _set)
+    put.add_argument("name")
+    put.add_argument("value", help="a number, or null")
+    _verb(verbs, "clear", "go back to the configuration's value", _clear).add_argument("name")
+    _verb(verbs, "history", "who changed what", lambda args: _history(args, "setting"))
+    _add_reservations(commands.add_parser("reservations", help="windows in which one party goes first or alone"))
+
+
+def _add_reservations(family: argparse.ArgumentParser) -> None:
+    verbs = family.add_subparsers(required=True, metavar="COMMAND")
+    create = _verb(verbs, "create", "ask for a window; it acts once approved", _create)
+    create.add_argument("--tenant", required=True, help="the holder: name or id")
+    create.add_argument("--user", help="only this user of the tenant")
+    create.add_argument("--models", type=names, default=(), metavar="A,B", help="default: all")
+    create.add_argument("--start", required=True, type=_moment, help="ISO 8601, local time without an offset, or 'now'")
+    create.add_argument("--minutes", required=True, type=float, help="how long")
+    create.add_argument("--exclusive", action="store_true", help="nobody else runs (default: the holder goes first)")
+    create.add_argument("--note", default="")
+    create.add_argument("--approve", action="store_true", help="approve at once")
+    for verb, text in (("approve", "let it act"), ("cancel", "end or withdraw it")):
+        _verb(verbs, verb, text, _decide).add_argument("id")
+    _verb(verbs, "list", "windows that are not over", _list)
+    _verb(verbs, "history", "who changed what", lambda args: _history(args, "reservation"))
+
+
+def _verb(verbs: Commands, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text)
+    store_options(parser)
+    parser.set_defaults(run=run, verb=name)
+    return parser
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+def _moment(text: str) -> int:
+    """A point in time -> Unix microseconds."""
+    if text == "now":
+        return _now()
+    try:
+        return int(datetime.datetime.fromisoformat(text).astimezone().timestamp() * 1e6)
+    except ValueError as err:
+        raise argparse.ArgumentTypeError(f"{text!r} is no ISO 8601 time") from err
+
+
+# ---- settings
+
+
+def _get(args: argparse.Namespace) -> int:
+    async def work(store: Store, config: Config) -> list[tuple[str, object, str, str]]:
+        changed = {row.id: row.body or "null" for row in await store.operations("setting")}
+        try:
+            now = effective(config.scheduling, changed)
+        except (ValueError, msgspec.DecodeError) as err:
+            raise CommandError(f"the stored settings are unusable: {err}") from err
+        return [
+            (f.name, getattr(now, f.name), "runtime" if f.name in changed else "configuration", f.text)
+            for f in describe()
+        ]
+
+    rows = with_store(args, work)
+    if args.name is not None:
+        rows = [row for row in rows if row[0] == args.name]
+        if not rows:
+            raise CommandError(f"there is no setting {args.name!r}")
+    if args.json:
+        show_json({name: {"value": value, "from": source} for name, value, source, _ in rows})
+    else:
+        print(table(("SETTING", "VALUE", "FROM", "MEANING"), rows))
+    return 0
+
+
+def _set(args: argparse.Namespace) -> int:
+    async def work(store: Store, config: Config) -> None:
+        changed = {row.id: row.body or "null" for row in await store.operations("setting")}
+        try:
+            effective(config.scheduling, changed | {args.name: args.value})
+        except (ValueError, msgspec.DecodeError) as err:
+            raise CommandError(str(err)) from err
+        await store.operate("setting", args.name, args.value, _now(), getpass.getuser())
+
+    with_store(args, work)
+    say(f"{args.name} is {args.value} from now on")
+    return 0
+
+
+def _clear(args: argparse.Namespace) -> int:
+    async def work(store: Store, config: Config) -> None:
+        if args.name not in {field.name for field in describe()}:
+            raise CommandError(f"there is no setting {args.name!r}")
+        await store.operate("setting", args.name, None, _now(), getpass.getuser())
+
+    with_store(args, work)
+    say(f"{args.name} is as configured again")
+    return 0
+
+
+def _history(args: argparse.Namespace, kind: str) -> int:
+    def work(store: Store, config: Config) -> Awaitable[list[Operation]]:
+        return store.operations_history("setting" if kind == "setting" else "reservation", HISTORY)
+
+    rows = with_store(args, work)
+    if args.json:
+        show_json(rows)
+    else:
+        print(table(("TIME", "BY", "WHAT", "TO"), [(when(r.at), r.actor, r.id, r.body or "-") for r in rows]))
+    return 0
+
+
+# ---- reservations
+
+
+def _create(args: argparse.Namespace) -> int:
+    async def work(store: Store, config: Config) -> Reservation:
+        tenant = await store.tenant(args.tenant)
+        if tenant is None:
+            raise CommandError(f"there is no tenant {args.tenant!r}")
+        user = await store.user(tenant.id, args.user) if args.user else None
+        if args.user and user is None:
+            raise CommandError(f"tenant {tenant.name!r} has no user {args.user!r}")
+        ends = args.start + int(args.minutes * 60e6)
+        if ends <= max(args.start, _now()):
+            raise CommandError("the window must end after it starts, and in the future")
+        row = Reservation(
+            id=random_text(8),
+            tenant=tenant.id,
+            user=user.id if user is not None else None,
+            models=args.models,
+            starts_at=args.start,
+            ends_at=ends,
+            mode="exclusive" if args.exclusive else "preferred",
+            state="approved" if args.approve else "requested",
+            note=args.note,
+        )
+        await _store_reservation(store, row)
+        return row
+
+    row = with_store(args, work)
+    if args.json:
+        show_json(row)
+    else:
+        print(row.id)
+    return 0
+
+
+async def _store_reservation(store: Store, row: Reservation) -> None:
+    await store.operate("reservation", row.id, msgspec.json.encode(row).decode(), _now(), getpass.getuser())
+
+
+async def _reservations(store: Store) -> list[Reservation]:
+    rows = await store.operations("reservation")
+    return [msgspec.json.decode(row.body or "", type=Reservation) for row in rows]
+
+
+def _decide(args: argparse.Namespace) -> int:
+    async def work(store: Store, config: Config) -> None:
+        found = [row for row in await _reservations(store) if row.id == args.id]
+        if not found:
+            raise CommandError(f"there is no reservation {args.id!r}")
+        if found[0].state == "cancelled":
+            raise CommandError("it is cancelled already")
+        if args.verb == "approve" and found[0].ends_at <= _now():
+            raise CommandError("it is over already")
+        state = "approved" if args.verb == "approve" else "cancelled"
+        await _store_reservation(store, msgspec.structs.replace(found[0], state=state))
+
+    with_store(args, work)
+    say(f"{args.id} is {'approved' if args.verb == 'approve' else 'cancelled'}")
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    async def work(store: Store, config: Config) -> tuple[list[Reservation], dict[str, str]]:
+        tenants, users = await store.tenants(), await store.users()
+        holders = {each.id: each.name for each in tenants} | {each.id: each.name for each in users}
+        return [row for row in await _reservations(store) if row.ends_at > _now()], holders
+
+    rows, holders = with_store(args, work)
+    if args.json:
+        show_json(rows)
+        return 0
+    shown = [
+        (
+            row.id,
+            row.state,
+            row.mode,
+            "/".join(holders.get(part, part) for part in (row.tenant, row.user) if part),
+            ",".join(row.models) or "all",
+            when(row.starts_at),
+            when(row.ends_at),
+            row.note,
+        )
+        for row in rows
+    ]
+    print(table(("ID", "STATE", "MODE", "HOLDER", "MODELS", "FROM", "TO", "NOTE"), shown))
+    return 0

@@ -1,0 +1,172 @@
+"""Settings and reservations at runtime, and fair use across a restart; the clock is the tests' own."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import uvloop
+
+from gateway.cli import main
+from gateway.services.accounts import create_tenant
+from gateway.services.operations import Operations
+from gateway.store import open_store
+from gateway.store.base import Store
+from gateway.store.operations import Reservation
+from scheduler.aio import Lease, Rejected, Scheduler
+from scheduler.estimate import Estimator
+from scheduler.model import Refusal, Ticket
+from scheduler.settings import Settings
+
+
+class World:
+    """One gateway's scheduler over a store, on a clock that stands still until moved."""
+
+    def __init__(self, store: Store, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self.scheduler = Scheduler(Settings(), clock=lambda: self.seconds)
+        self.scheduler.set_gate("g", 1)
+        self.scheduler.set_pool("m", [("g", 0)])
+        self.estimator = Estimator(Settings())
+        self.operations = Operations(
+            store,
+            self.scheduler,
+            self.estimator,
+            Settings(),
+            clock=lambda: self.seconds,
+            wall=lambda: 1_000_000.0 + self.seconds,
+        )
+
+    def use(self, user: str, cost: float) -> None:
+        got = self.scheduler.submit(Ticket(pool="m", tenant="t", user=user, cost=cost))
+        assert isinstance(got, Lease)
+        got.release(cost)
+
+    def usage(self, user: str) -> float:
+        return sum(each.usage for each in self.scheduler.stats().parties if each.user == user)
+
+
+def test_usage_survives_a_restart_decayed_by_the_absence(tmp_path: Path) -> None:
+    """S: an abuser gets no amnesty."""
+
+    async def main() -> None:
+        store = await open_store(str(tmp_path / "s.db"))
+        before = World(store)
+        await before.operations.start()
+        before.use("heavy", 100_000.0)
+        await before.operations.close()
+        after = World(store, seconds=300.0)  # one half-life later
+        await after.operations.start()
+        assert after.usage("heavy") == pytest.approx(50_000.0, rel=1e-3)
+        await store.close()
+
+    uvloop.run(main())
+
+
+def test_settings_apply_whole_or_not_at_all(tmp_path: Path) -> None:
+    """S: range-checked, and a stored value that is no longer valid leaves the last settings in force."""
+
+    async def main() -> None:
+        store = await open_store(str(tmp_path / "s.db"))
+        world = World(store)
+        await world.operations.start()
+        await store.operate("setting", "half_life", "60", 1, "me")
+        await world.operations.look()
+        assert world.estimator.settings.half_life == 60.0
+        await store.operate("setting", "rounds", "-1", 2, "me")
+        await world.operations.look()
+        assert world.estimator.settings.half_life == 60.0
+        assert world.estimator.settings.rounds == Settings().rounds
+        await store.operate("setting", "rounds", None, 3, "me")
+        await store.operate("setting", "half_life", None, 4, "me")
+        await world.operations.look()
+        assert world.estimator.settings == Settings()
+        await store.close()
+
+    uvloop.run(main())
+
+
+def test_an_approved_exclusive_window_keeps_others_out_until_it_is_cancelled(tmp_path: Path) -> None:
+    """S 5.5: on every gateway that looks at the store, in wall-clock time."""
+
+    async def main() -> None:
+        store = await open_store(str(tmp_path / "s.db"))
+        world = World(store)
+        await world.operations.start()
+        start = int(1_000_000e6)
+        asked = Reservation(id="r", tenant="holder", starts_at=start, ends_at=start + 3_600_000_000, mode="exclusive")
+
+        async def put(state: str) -> None:
+            body = json.dumps({**_plain(asked), "state": state})
+            await store.operate("reservation", "r", body, 1, "me")
+            await world.operations.look()
+
+        await put("requested")
+        world.use("other", 1.0)
+        await put("approved")
+        with pytest.raises(Rejected) as refused:
+            world.scheduler.submit(Ticket(pool="m", tenant="t", user="other", cost=1.0, timeout=60.0))
+        assert refused.value.refused.reason is Refusal.RESERVED
+        got = world.scheduler.submit(Ticket(pool="m", tenant="holder", user="u", cost=1.0))
+        assert isinstance(got, Lease)
+        got.release(1.0)
+        await put("cancelled")
+        world.use("other", 1.0)
+        await store.close()
+
+    uvloop.run(main())
+
+
+def _plain(row: Reservation) -> dict[str, object]:
+    return {"id": row.id, "tenant": row.tenant, "starts_at": row.starts_at, "ends_at": row.ends_at, "mode": row.mode}
+
+
+class Shown(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def fairgate(store: Path, *arguments: str) -> Shown:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([*arguments, "--store", str(store)])
+    return Shown(code, out.getvalue(), err.getvalue())
+
+
+def test_the_commands_change_show_and_remember(tmp_path: Path) -> None:
+    """O5, U7"""
+    store = tmp_path / "s.db"
+
+    async def tenant() -> None:
+        opened = await open_store(str(store))
+        await create_tenant(opened, "lab", allow_all_models=True)
+        await opened.close()
+
+    uvloop.run(tenant())
+    assert fairgate(store, "settings", "set", "half_life", "120").returncode == 0
+    for bad in (("half_life", "nan"), ("half_life", "-1"), ("nothing", "1"), ("half_life", "[]")):
+        refused = fairgate(store, "settings", "set", *bad)
+        assert refused.returncode == 1, bad
+        assert refused.stderr.startswith("fairgate: ")
+    shown = json.loads(fairgate(store, "settings", "get", "half_life", "--json").stdout)
+    assert shown == {"half_life": {"value": 120.0, "from": "runtime"}}
+    assert fairgate(store, "settings", "clear", "half_life").returncode == 0
+    history = json.loads(fairgate(store, "settings", "history", "--json").stdout)
+    assert [(row["id"], row["body"]) for row in history] == [("half_life", "120"), ("half_life", None)]
+
+    window = ("--tenant", "lab", "--start", "now", "--minutes", "30", "--exclusive")
+    made = fairgate(store, "reservations", "create", *window)
+    assert made.returncode == 0, made.stderr
+    number = made.stdout.strip()
+    assert "requested" in fairgate(store, "reservations", "list").stdout
+    assert fairgate(store, "reservations", "approve", number).returncode == 0
+    assert json.loads(fairgate(store, "reservations", "list", "--json").stdout)[0]["state"] == "approved"
+    assert fairgate(store, "reservations", "cancel", number).returncode == 0
+    assert fairgate(store, "reservations", "cancel", number).returncode == 1
+    assert (
+        fairgate(store, "reservations", "create", "--tenant", "nobody", "--start", "now", "--minutes", "1").returncode
+        == 1
+    )
