@@ -8,8 +8,10 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -19,7 +21,7 @@ import httpx
 import msgspec
 
 from gateway import config as cfg
-from gateway.app import App, serve
+from gateway.app import FILES_PER_STREAM, FILES_SPARE, App, serve
 from gateway.services.accounts import KeyTerms, create_key, create_tenant, create_user
 from gateway.store import open_store
 
@@ -148,11 +150,19 @@ def _config(options: Options, target: Target, store: Path) -> cfg.Config:
         playground=True,
         backends=[backend],
         admin=cfg.Admin(listen="127.0.0.1:0"),
-        caps=cfg.Caps(connections_per_ip=10_000, connections_per_key=10_000),  # one key and one address do it all here
+        caps=_caps(),
         log=cfg.Log(level="warning"),
     )
     cfg.check(config)
     return config
+
+
+def _caps() -> cfg.Caps:
+    """One key and one address do it all here. No more connections than this machine's open-file limit carries."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    carried = 10_000 if most == resource.RLIM_INFINITY else (most - FILES_SPARE) // FILES_PER_STREAM
+    connections = max(1, min(10_000, carried))
+    return cfg.Caps(connections=connections, connections_per_ip=connections, connections_per_key=connections)
 
 
 async def _provision(config: cfg.Config) -> str:
@@ -218,13 +228,11 @@ async def _once(config: cfg.Config, key: str, target: Target) -> int:
     """Start, run the five commands, stop. 0 only if each gave what it should."""
     ready: asyncio.Future[App] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(serve(config, ready.set_result))
+    await asyncio.wait((serving, ready), return_when=asyncio.FIRST_COMPLETED)
+    if not ready.done():
+        await serving  # it ended before it was ready: this raises why
+    app = ready.result()
     try:
-        serving.add_done_callback(lambda _: ready.done() or ready.cancel())
-        try:
-            app = await ready
-        except asyncio.CancelledError:
-            await serving  # it ended before it was ready: this raises why
-            raise
         url, _ = _urls(app)
         model, _ = _models(app, Options())
         print(f"fairgate listens on {url}, in front of {'a SIMULATED Ollama' if target.simulated else target.url}")
@@ -234,7 +242,7 @@ async def _once(config: cfg.Config, key: str, target: Target) -> int:
         print(f"\n{len(commands(model)) - wrong} of {len(commands(model))} commands gave what they should")
         return 1 if wrong else 0
     finally:
-        os.kill(os.getpid(), 15)  # the same way out as everybody's: a drain
+        os.kill(os.getpid(), signal.SIGTERM)  # the same way out as everybody's: a drain
         await serving
 
 

@@ -70,5 +70,15 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
     try:
         with contextlib.closing(asyncio.Runner(loop_factory=uvloop.new_event_loop)) as runner:
             return runner.run(main)
-    except (DemoError, OSError) as err:
-        raise CommandError(str(err)) from err
+    except Exception as err:
+        cause = _inner(err)
+        if isinstance(cause, (DemoError, OSError)):
+            raise CommandError(str(cause)) from err
+        raise cause from err
+
+
+def _inner(error: Exception) -> Exception:
+    """What made the services stop: the task groups around them wrap it."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
