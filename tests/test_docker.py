@@ -187,6 +187,20 @@ def test_lock_file_covers_the_declared_dependencies() -> None:
         assert re.search(rf"(?m)^{re.escape(name)}(\[\w+\])?==", locked), f"{name}: run python docker/lock.py"
 
 
+def test_actions_are_pinned_and_may_only_read() -> None:
+    """S-S1: a tag can be moved to other code, a commit cannot."""
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        text = path.read_text(encoding="utf-8")
+        used = re.findall(r"uses: *(\S+)", text)
+        assert used
+        assert [action for action in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action)] == []
+        workflow = yaml.safe_load(text)
+        assert workflow["permissions"] == {"contents": "read"}
+        asked = [env for job in workflow["jobs"].values() for env in job["strategy"]["matrix"].get("env", [])]
+        tox = (ROOT / "tox.ini").read_text(encoding="utf-8")
+        assert [env for env in asked if f"[testenv:{env}]" not in tox] == []
+
+
 # ---- Kubernetes
 
 
