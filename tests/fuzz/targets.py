@@ -25,9 +25,9 @@ _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 def cut(data: bytes) -> tuple[bytes, list[bytes]]:
     """The wire of an input, and the reads that its first two bytes cut it into."""
     how, step, wire = data[:1], (data[1:2] or b"\0")[0], data[2:]
-    if how < b"\x20":
+    if how < b"\x08":
         return wire, [wire[at : at + 1] for at in range(len(wire))]
-    if how < b"\x40":
+    if how < b"\x20":
         return wire, wire.splitlines(keepends=True)
     reads, at, size = [], 0, step
     while at < len(wire):
