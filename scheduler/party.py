@@ -59,13 +59,13 @@ class Node:
         "lift",
         "mean",
         "n",
+        "number",
         "offset",
         "paid",
         "ranking",
         "running",
         "since",
         "tie",
-        "ver",
     )
 
     def __init__(self, account: Account, ranking: Ranking[Any], free: float) -> None:
@@ -77,8 +77,8 @@ class Node:
         self.running = 0
         self.inside = False
         """Competes in its ranking."""
-        self.ver = 0
-        """Version of its live entry in the ranking."""
+        self.number = 0
+        """Names its live entry in the ranking; 0: none."""
         self.tie = 0
         """Id of its head: older goes first among equals."""
         self.offset = 0.0

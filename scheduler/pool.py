@@ -236,10 +236,9 @@ class Pool:
         head = node.pick(self.epoch.per_wait) if node.extra else node.fifo[0]
         node.since = head.arrival if head.arrival > node.paid else node.paid
         node.tie = head.id
-        offset = head.ticket.class_offset
-        for window in self.windows:
-            offset += window.bonus(now, node.account.key)
-        node.offset = offset
+        node.offset = head.ticket.class_offset
+        if self.windows:
+            node.offset += sum(window.bonus(now, node.account.key) for window in self.windows)
 
     def _new_head(self, now: float, node: User) -> None:
         """The head may be another: re-rank. A parked party competes again; `choose` parks it anew if it must."""
@@ -341,13 +340,11 @@ class Pool:
         tenant.n -= 1
         node.account.queued -= 1
         self.queued -= 1
+        if node.n or ranking.active > 1:
+            _raise_level(ranking, node)
+        if tenant.n or root.active > 1:
+            _raise_level(root, tenant)
         crowd = root.shares
-        level = (node.account.grown + node.lift) / node.account.share
-        if level > ranking.level and (node.n or ranking.active > 1):
-            ranking.level = level
-        level = (tenant.account.grown + tenant.lift) / tenant.account.share
-        if level > root.level and (tenant.n or root.active > 1):
-            root.level = level
         self._charge(now, request, ranking.shares * crowd / tenant.account.share, crowd)
         node.dispatched(now)
         tenant.since = tenant.paid
@@ -355,7 +352,8 @@ class Pool:
             old = node.offset
             self._head(now, node)
             ranking.replace_top(node)
-            self._move_class(node, old)
+            if node.offset != old:
+                self._move_class(node, old)
         else:
             self._leave(node)
         if tenant.inside:
@@ -376,28 +374,27 @@ class Pool:
 
     def _charge(self, now: float, request: Request, crowd: float, tenant_crowd: float) -> None:
         """Start the request: charge its estimate to user and tenant, set when they will have paid."""
-        node, epoch = request.node, self.epoch
-        tenant = node.tenant
-        account = node.owner
-        for window in self.windows:
-            request.factor = min(request.factor, window.factor(now, account.key))
+        node, epoch, cost = request.node, self.epoch, request.cost
+        tenant, account = node.tenant, node.owner
+        if self.windows:
+            request.factor = min(window.factor(now, account.key) for window in self.windows)
         request.state = RUNNING
         request.started = now
-        request.charged = request.cost
-        grown = request.cost * request.factor * self.ledger.growth(now)
+        request.charged = cost
+        grown = cost * request.factor * self.ledger.growth(now)
         account.grown += grown
         account.charges += 1
         account.running += 1
         account.grants += 1
         account.waited += now - request.arrival
         node.running += 1
-        node.paid = now + epoch.pay(node, crowd) if node.mean else now
+        node.paid = now + epoch.pay(node, crowd)
         owner = tenant.account
         owner.grown += grown
         owner.charges += 1
         owner.running += 1
         tenant.running += 1
-        tenant.paid = now + epoch.pay(tenant, tenant_crowd) if tenant.mean else now
+        tenant.paid = now + epoch.pay(tenant, tenant_crowd)
         self.running += 1
 
     # -- running -----------------------------------------------------------------------------------------------
@@ -446,6 +443,13 @@ class Pool:
         if cost != request.charged:
             self.charge(now, request, cost - request.charged)
         self._advance(tenant)
+
+
+def _raise_level(ranking: Ranking[Any], node: Node) -> None:
+    """Note how far the dispatched party is, while others wait: who returns is measured against it."""
+    level = (node.account.grown + node.lift) / node.account.share
+    if level > ranking.level:
+        ranking.level = level
 
 
 def set_share(account: Account, share: float) -> None:

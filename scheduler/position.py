@@ -15,7 +15,7 @@ own dispatches.
 from __future__ import annotations
 
 from bisect import bisect_left
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 from scheduler.party import Node, User
@@ -34,9 +34,8 @@ class _Level:
     __slots__ = ("_by_depth", "_counts", "_epoch", "_pairs", "_sums", "_weight")
 
     def __init__(self, ranking: Ranking[Any]) -> None:
-        entries = ranking.entries
-        stride = max(1, -(-len(entries) // _SAMPLE))
-        live = [node for _, _, ver, _, node in entries[::stride] if ver == node.ver]
+        stride = max(1, -(-ranking.active // _SAMPLE))
+        live = list(islice(ranking.live.values(), None, None, stride))
         self._epoch: Epoch = ranking.epoch
         self._weight = ranking.active / len(live) if live else 0.0
         self._pairs: list[tuple[float, int]] = [(ranking.epoch.rank(node), node.n) for node in live]

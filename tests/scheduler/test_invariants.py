@@ -121,7 +121,7 @@ def check_tree(pool: object) -> None:
     for node in (*pool.nodes.values(), *pool.tenants.values()):
         assert isfinite(node.account.grown)
         assert node.account.grown >= 0.0
-        live = [entry for entry in node.ranking.entries if entry[4] is node and entry[2] == node.ver]
+        live = [entry for entry in node.ranking.entries if node.ranking.live.get(entry[2]) is node]
         assert len(live) == (1 if node.inside else 0) == (1 if node.n else 0)
     for ranking in pool.rankings():
         assert ranking.active == len(ranking.parties())
