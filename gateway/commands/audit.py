@@ -1,22 +1,78 @@
-"""`fairgate audit tail`: the latest rows of the audit trail."""
+"""`fairgate audit tail|verify|export`: the audit trail for people, scripts and auditors."""
 
 import argparse
+import asyncio
+import csv
+import datetime
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, TextIO
 
 import msgspec
 
-from gateway.commands.common import Commands, show_json, store_options, table, when, with_store
+from gateway.commands.common import (
+    CommandError,
+    Commands,
+    say,
+    shared_store,
+    show_json,
+    store_options,
+    table,
+    when,
+    with_store,
+)
+from gateway.config import Config
+from gateway.services import trail
 from gateway.services.audit import AuditRecord
+from gateway.store.base import STORED_COLUMNS, Store
 
 _LONGEST_TAIL = 100_000
 
 
 def add(commands: Commands) -> None:
     """Declare the family."""
-    verbs = commands.add_parser("audit", help="read the audit trail").add_subparsers(required=True, metavar="VERB")
+    verbs = commands.add_parser("audit", help="read and check the audit trail").add_subparsers(
+        required=True, metavar="VERB"
+    )
+    _add_tail(verbs)
+    _add_verify(verbs)
+    _add_export(verbs)
+    _add_prune(verbs)
+
+
+def _add_tail(verbs: Commands) -> None:
     tail = verbs.add_parser("tail", help="the latest rows, oldest first")
     store_options(tail)
     tail.add_argument("-n", "--rows", type=_count, default=20, help="how many (default: 20)")
     tail.set_defaults(run=show_tail)
+
+
+def _add_verify(verbs: Commands) -> None:
+    verify = verbs.add_parser("verify", help="check the hash chains; exit code 1 names the first broken row")
+    store_options(verify)
+    verify.add_argument(
+        "--anchors", type=Path, metavar="FILE", help="anchors kept outside of the database (default: as configured)"
+    )
+    verify.set_defaults(run=show_verified)
+
+
+def _add_export(verbs: Commands) -> None:
+    export = verbs.add_parser("export", help="all rows of a time, as JSON lines or CSV")
+    store_options(export)
+    export.add_argument("--since", type=_time, default=0, metavar="TIME", help="recorded at or after, ISO 8601, UTC")
+    export.add_argument("--until", type=_time, default=(1 << 63) - 1, metavar="TIME", help="recorded before")
+    export.add_argument("--csv", action="store_true", help="CSV with a header line instead of JSON lines")
+    export.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    export.set_defaults(run=write_export)
+
+
+def _add_prune(verbs: Commands) -> None:
+    prune = verbs.add_parser("prune", help="retention: drop whole months of a PostgreSQL store, as its owner")
+    store_options(prune)
+    prune.add_argument("--before", type=_time, required=True, metavar="TIME", help="months that were over by then")
+    prune.set_defaults(run=drop_months)
 
 
 def _count(text: str) -> int:
@@ -24,6 +80,16 @@ def _count(text: str) -> int:
     if not 1 <= count <= _LONGEST_TAIL:
         raise argparse.ArgumentTypeError(f"1 to {_LONGEST_TAIL}")
     return count
+
+
+def _time(text: str) -> int:
+    moment = datetime.datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.UTC)
+    return int(moment.timestamp() * 1_000_000)
+
+
+# -- tail
 
 
 def show_tail(args: argparse.Namespace) -> int:
@@ -44,3 +110,93 @@ def _shown(r: AuditRecord) -> tuple[object, ...]:
         when(r.started_at), r.id, r.key, r.route, model, r.status, r.outcome, tokens, r.queue_us // 1000,
         r.total_us // 1000,
     )  # fmt: skip
+
+
+# -- verify
+
+
+def show_verified(args: argparse.Namespace) -> int:
+    """0: every chain is whole. 1: the first broken row of each broken chain is named."""
+
+    async def work(store: Store, config: Config) -> list[trail.Verified]:
+        return await trail.verify(store, _anchors(args.anchors, store, config))
+
+    try:
+        chains = with_store(args, work)
+    except trail.AnchorError as err:
+        raise CommandError(str(err)) from err
+    if args.json:
+        show_json(chains)
+    else:
+        print(table(("WRITER", "ROWS", "LAST", "VERDICT"), [(c.writer, c.rows, c.last, _verdict(c)) for c in chains]))
+    return 1 if any(chain.broken for chain in chains) else 0
+
+
+def _anchors(named: Path | None, store: Store, config: Config) -> trail.Anchors:
+    """The file that was named must be there; the configured one may not have been written yet."""
+    if named is not None:
+        return trail.read_anchors(named)
+    spool = Path(config.audit.spool or f"{store.home}.spool")
+    path = Path(config.audit.anchors) if config.audit.anchors else spool / "anchors.jsonl"
+    return trail.read_anchors(path) if path.exists() else {}
+
+
+def _verdict(chain: trail.Verified) -> str:
+    if chain.broken is not None:
+        row = f" (request {chain.broken.row})" if chain.broken.row else ""
+        return f"BROKEN at {chain.broken.seq}{row}: {chain.broken.reason}"
+    return "whole, but nothing vouches for the oldest row left" if chain.unproven else "whole"
+
+
+# -- export
+
+
+def write_export(args: argparse.Namespace) -> int:
+    if args.output is None:
+        count = _export_to(sys.stdout, args)
+    else:
+        with args.output.open("w", encoding="utf-8", newline="") as file:
+            count = _export_to(file, args)
+    say(f"{count} rows")
+    return 0
+
+
+def _export_to(file: TextIO, args: argparse.Namespace) -> int:
+    async def work(store: Store, _: Config) -> int:
+        return await _write(file, trail.export(store, args.since, args.until), as_csv=args.csv)
+
+    return with_store(args, work)
+
+
+async def _write(file: TextIO, rows: AsyncIterator[dict[str, object]], *, as_csv: bool) -> int:
+    count = 0
+    writer: Any = csv.DictWriter(file, STORED_COLUMNS)
+    if as_csv:
+        writer.writeheader()
+    async for row in rows:
+        if as_csv:
+            writer.writerow({name: _inert(value) for name, value in row.items()})
+        else:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        count += 1
+    return count
+
+
+def _inert(value: object) -> object:
+    """Clients choose model names: none may become a formula in a spreadsheet (OWASP: CSV injection)."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+# -- prune
+
+
+def drop_months(args: argparse.Namespace) -> int:
+    """Prints what was dropped. What is left still verifies, from its oldest row on."""
+    from gateway.store.postgresql import drop_partitions  # the embedded form starts without the driver
+
+    dropped = asyncio.run(drop_partitions(shared_store(args), args.before))
+    if args.json:
+        show_json(dropped)
+    else:
+        print("\n".join(dropped) or "nothing is that old")
+    return 0

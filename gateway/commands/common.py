@@ -57,6 +57,14 @@ def with_store(args: argparse.Namespace, work: Callable[[Store, cfg.Config], Awa
     return asyncio.run(run())
 
 
+def shared_store(args: argparse.Namespace) -> str:
+    """The URL of a PostgreSQL store, for what only that has."""
+    url: str = args.store or configuration(args).store
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise CommandError("this is for PostgreSQL stores; an embedded one needs it not")
+    return url
+
+
 def say(sentence: str) -> None:
     """To the person, beside the result."""
     print(sentence, file=sys.stderr)

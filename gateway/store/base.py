@@ -12,8 +12,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from gateway.store.operations import Kind, Operation, SavedUsage
 from gateway.store.limits import NO_LIMITS, Budget, Claim, Limits, Standing
+from gateway.store.operations import Kind, Operation, SavedUsage
 
 AuditRow = tuple[str | int | float | bool | bytes | None, ...]
 
@@ -263,6 +263,10 @@ class Store(Protocol):
 
     async def audit_heads(self) -> list[Head]:
         """Of all writers."""
+        ...
+
+    async def audit_writers(self) -> list[str]:
+        """Everyone who has rows or a head."""
         ...
 
     async def audit_chain(self, writer: str, after: int, count: int) -> list[AuditRow]:

@@ -6,6 +6,7 @@ is brought up to date by `migrate` under an advisory lock, never by a gateway th
 
 import asyncio
 import contextlib
+import datetime
 import logging
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -15,10 +16,10 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from gateway.store.base import STORED_COLUMNS, AuditRow, Conflict, Head, StoreError
+from gateway.store.ledger import BUDGETS, NEW_BUDGET, SAVE_BUDGET, budget_of, budget_values
 from gateway.store.limits import Claim, Standing, decide
 from gateway.store.schema import migrations
 from gateway.store.sql import MOVE_HEAD, NEW_HEAD, SqlStore, Value
-from gateway.store.sql import BUDGETS, NEW_BUDGET, SAVE_BUDGET, budget_of, budget_values
 
 _log = logging.getLogger("fairgate.store")
 
@@ -27,6 +28,7 @@ STATEMENT_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
 CONNECTIONS = 4
 """Per gateway: identity reads, the audit writer, and some to spare; PostgreSQL's default limit is 100 in all."""
+PARTITION_MONTHS = 12
 CHANNEL = "fairgate_changes"
 _MIGRATION_LOCK = 0x6661_6972
 """Any number that nothing else in the database uses: "fair"."""
@@ -52,6 +54,7 @@ async def open_postgresql(url: str) -> "PostgreSQLStore":
     store = PostgreSQLStore(url, pool)
     try:
         await store.check_schema()
+        await store.make_partitions()
     except BaseException:
         await store.close()
         raise
@@ -76,6 +79,13 @@ class PostgreSQLStore(SqlStore):
             raise StoreError(f"{_shown(self._url)}: schema {done} is older than {known}; run `fairgate migrate`")
         if done > known:
             raise StoreError(f"{_shown(self._url)}: schema {done} is newer than this program knows ({known})")
+
+    async def make_partitions(self) -> None:
+        """The audit trail's months to come. Without them rows go to the partition of the rest: said, not fatal."""
+        try:
+            await self._fetch("SELECT audit_make_partitions($1)", PARTITION_MONTHS)
+        except StoreError as err:
+            _log.error("the audit trail's partitions could not be made: %s", err)
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
@@ -183,6 +193,36 @@ async def migrate(url: str, app_role: str = "") -> list[str]:
     return done
 
 
+async def drop_partitions(url: str, before: int) -> list[str]:
+    """Retention: drop the audit trail's months that were over by `before` (Unix microseconds) -> their names. Only the
+    owner of the database can."""
+    dropped = []
+    with _translated():
+        connection = await asyncpg.connect(url, timeout=CONNECT_SECONDS)
+        try:
+            for row in await connection.fetch(_PARTITIONS):
+                if _month_after(row["relname"]) <= before:
+                    await connection.execute(f'DROP TABLE "{row["relname"]}"')
+                    dropped.append(row["relname"])
+        finally:
+            await connection.close(timeout=STATEMENT_SECONDS)
+    return dropped
+
+
+_PARTITIONS = """
+    SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+    WHERE inhparent = 'audit'::regclass AND relname ~ '^audit_[0-9]{4}_[0-9]{2}$' ORDER BY relname
+"""
+
+
+def _month_after(partition: str) -> int:
+    """When the month of `audit_YYYY_MM` ends, in Unix microseconds."""
+    _, year, month = partition.split("_")
+    years, index = divmod(int(month), 12)
+    end = datetime.datetime(int(year) + years, index + 1, 1, tzinfo=datetime.UTC)
+    return int(end.timestamp()) * 1_000_000
+
+
 def grants(role: str) -> list[str]:
     """What a gateway's role may do: identity freely, the audit trail by appending only (U4)."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", role):
@@ -193,6 +233,8 @@ def grants(role: str) -> list[str]:
         f"REVOKE ALL ON audit, audit_heads FROM {role}",
         f"GRANT SELECT, INSERT ON audit TO {role}",
         f"GRANT SELECT, INSERT, UPDATE ON audit_heads TO {role}",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON budgets, saved_usage TO {role}",
+        f"GRANT SELECT, INSERT ON operations TO {role}",
     ]
 
 

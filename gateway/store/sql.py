@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from gateway.store.base import STORED_COLUMNS, AuditRow, Chain, Change, Changes, Head, Key, Tenant, User
+from gateway.store.ledger import BUDGETS, budget_of
+from gateway.store.limits import Budget, Limits
 from gateway.store.operations import OperationsSql
-from gateway.store.limits import Budget, Lease, Limits
 
 Row = TypeVar("Row", bound=msgspec.Struct)
 Value = str | int | float | bool | bytes | None
@@ -90,20 +91,6 @@ _SET_LIMITS = {
     kind: f"UPDATE {kind}s SET limits = $2 WHERE id = $1"  # noqa: S608 -- constants
     for kind in ("tenant", "user", "key")
 }
-BUDGETS = "SELECT scope, budget, spent, leases FROM budgets"
-NEW_BUDGET = "INSERT INTO budgets (scope, budget, spent, leases) VALUES ($1, $2, 0, '{}') ON CONFLICT DO NOTHING"
-SAVE_BUDGET = "UPDATE budgets SET spent = $3, leases = $4 WHERE scope = $1 AND budget = $2"
-
-
-def budget_of(row: Mapping[str, Any]) -> Budget:
-    """A fetched row of the ledger."""
-    leases = msgspec.json.decode(row["leases"], type=dict[str, Lease])
-    return Budget(row["scope"], row["budget"], row["spent"], leases)
-
-
-def budget_values(budget: Budget) -> tuple[Value, ...]:
-    """The values of SAVE_BUDGET."""
-    return budget.scope, budget.budget, budget.spent, msgspec.json.encode(budget.leases).decode()
 
 
 class SqlStore(OperationsSql):
@@ -210,8 +197,12 @@ class SqlStore(OperationsSql):
     async def audit_heads(self) -> list[Head]:
         return [_head(row) for row in await self._fetch(f"{_HEADS} ORDER BY writer")]
 
+    async def audit_writers(self) -> list[str]:
+        rows = await self._fetch("SELECT writer FROM audit UNION SELECT writer FROM audit_heads ORDER BY writer")
+        return [row["writer"] for row in rows]
+
     async def audit_chain(self, writer: str, after: int, count: int) -> list[AuditRow]:
-        sql = f"{_AUDIT} WHERE writer = $1 AND seq > $2 ORDER BY seq LIMIT $3"
+        sql = f"{_AUDIT} WHERE writer = $1 AND seq > $2 ORDER BY seq, recorded_at LIMIT $3"
         return [tuple(row) for row in await self._fetch(sql, writer, after, count)]
 
     async def audit_page(self, after: tuple[int, str, int], until: int, count: int) -> list[AuditRow]:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gateway.store.base import AuditRow, Conflict, Head, StoreError
+from gateway.store.ledger import BUDGETS, NEW_BUDGET, SAVE_BUDGET, budget_of, budget_values
 from gateway.store.limits import Claim, Standing, decide
 from gateway.store.schema import migrations, statements
 from gateway.store.sql import ADD_AUDIT, MOVE_HEAD, NEW_HEAD, SqlStore, Value
-from gateway.store.sql import BUDGETS, NEW_BUDGET, SAVE_BUDGET, budget_of, budget_values
 
 T = TypeVar("T")
 

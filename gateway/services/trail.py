@@ -1,0 +1,86 @@
+"""Reading the audit trail: is it whole (U4), and getting it out. Must not know how rows are written or shown."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from gateway.services.audit import AuditRecord
+from gateway.services.chain import Broken, Checker
+from gateway.store.base import STORED_COLUMNS, AuditRow, Store
+
+_PAGE = 1000
+
+Anchors = Mapping[str, Mapping[int, bytes]]
+"""Writer -> seq -> hash."""
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """One writer's chain. `rows` were checked up to `last`; `unproven`: its oldest rows are gone (retention) and no
+    anchor vouches for the first one left; `broken` is the first fault."""
+
+    writer: str
+    rows: int
+    last: int
+    unproven: bool
+    broken: Broken | None
+
+
+class AnchorError(Exception):
+    """The file of anchors is unusable; the message says why."""
+
+
+def read_anchors(path: Path) -> Anchors:
+    """The file that gateways append to. A last line without its end is passed over: it was being written."""
+    anchors: dict[str, dict[int, bytes]] = {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                entry = json.loads(line)
+                anchors.setdefault(entry["writer"], {})[entry["seq"]] = bytes.fromhex(entry["hash"])
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise AnchorError(f"{path}: {err}") from err
+    return anchors
+
+
+async def verify(store: Store, anchors: Anchors) -> list[Verified]:
+    """Check every writer's chain, in order of names; gateways may go on writing."""
+    writers = sorted({*await store.audit_writers(), *anchors})
+    return [await _verify_writer(store, writer, anchors.get(writer, {})) for writer in writers]
+
+
+async def _verify_writer(store: Store, writer: str, anchors: Mapping[int, bytes]) -> Verified:
+    checker = Checker(writer, anchors)
+    while True:
+        page = await store.audit_chain(writer, checker.head.seq - 1, _PAGE)
+        before = checker.head.seq
+        broken = checker.follow(page, _hashed)
+        if broken is None and checker.head.seq > before:
+            continue
+        if broken is None:
+            stored = await store.audit_head(writer)
+            if stored.seq > checker.head.seq and len(await store.audit_chain(writer, checker.head.seq, 1)) > 0:
+                continue  # the gateway wrote on between the two reads
+            broken = checker.end(stored)
+        return Verified(writer, checker.rows, checker.head.seq, checker.unproven, broken)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def _hashed(row: AuditRow) -> bytes:
+    return _encode(AuditRecord.of(row))
+
+
+async def export(store: Store, since: int, until: int) -> AsyncIterator[dict[str, object]]:
+    """Rows recorded from `since` until before `until` (Unix microseconds), in order, by column; hashes as hex."""
+    after = (since - 1, "\U0010ffff", 0)
+    while True:
+        page = await store.audit_page(after, until, _PAGE)
+        for row in page:
+            named = dict(zip(STORED_COLUMNS, row, strict=True))
+            after = (int(str(named["recorded_at"])), str(named["writer"]), int(str(named["seq"])))
+            yield named | {"hash": bytes(row[-1]).hex(), "usage_estimated": bool(named["usage_estimated"])}  # type: ignore[arg-type]  # the column's type
+        if len(page) < _PAGE:
+            return
