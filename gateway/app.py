@@ -34,6 +34,7 @@ from gateway.http1.server import HttpServer
 from gateway.services.audit import AuditService
 from gateway.services.backends import BackendService, Topology
 from gateway.services.keys import KeyService
+from gateway.services.limits import LimitService
 from gateway.services.metrics import Metrics
 from gateway.services.operations import Operations
 from gateway.store import Store, open_store
@@ -46,7 +47,8 @@ log = logging.getLogger("fairgate.app")
 IDLE_EXPIRY = {"ollama": 60.0}
 IDLE_EXPIRY_DEFAULT = 4.0
 GC_THRESHOLDS = (50_000, 20, 50)  # requests make no cycles; a full collection stalls every stream (performance.md 6)
-RESTART_ONLY = ("listen", "store", "admin", "identity", "audit")  # read once; a reload says when one differs
+RESTART_ONLY = ("listen", "store", "admin", "identity", "audit", "shared", "limits")
+"""Read once; a reload says when one differs."""
 FILES_PER_STREAM = 2
 FILES_SPARE = 256
 
@@ -58,6 +60,7 @@ class App:
         self.config = config
         self.store = store
         self.keys = KeyService(store, config.identity)
+        self.limits = LimitService(store, config.limits)
         self.audit = AuditService(store, config.audit)
         routes = Routes()
         self.routes = routes
@@ -111,6 +114,7 @@ class App:
             config=config,
             routes=self.routes,
             keys=self.keys,
+            limits=self.limits,
             backends=backends,
             scheduler=self.scheduler,
             estimator=self.estimator,
@@ -183,6 +187,7 @@ class App:
     async def running(self) -> AsyncIterator["App"]:
         """Everything started; on exit everything stopped, audit flushed. Does not drain."""
         await self.keys.start()
+        self.limits.start()
         await self.operations.start()
         async with anyio.create_task_group() as group:
             group.start_soon(self.audit.run)
@@ -212,6 +217,7 @@ class App:
         await asyncio.sleep(0)  # connections closed above settle their requests in this turn
         await self.operations.close()
         await self.audit.close()
+        await self.limits.close()
         await self.keys.close()
 
     async def _tick(self) -> None:

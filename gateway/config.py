@@ -155,6 +155,19 @@ class Audit(_Section, frozen=True):
     anchor_seconds: Annotated[Seconds, Meta(description="between two anchors of the chain")] = 3600.0
 
 
+class Quotas(_Section, frozen=True):
+    """How limits and budgets are counted (L)."""
+
+    lease: Annotated[
+        float, Meta(ge=1, le=300, description="life of what is leased from the store or Redis to be spent here")
+    ] = 10.0
+    deadline: Annotated[float, Meta(gt=0, le=10, description="one round with Redis before 503")] = 0.05
+    store_deadline: Annotated[float, Meta(gt=0, le=30, description="one round with the store before 503")] = 2.0
+    expire: Annotated[
+        Seconds, Meta(description="a reservation never settled counts as used after this; longer than any request")
+    ] = 7200.0
+
+
 class Admin(_Section, frozen=True):
     """The control-plane listener: /metrics, /healthz, /readyz. Keep it off the open network."""
 
@@ -173,6 +186,9 @@ class Config(_Section, frozen=True):
 
     listen: Annotated[str, Meta(description="HOST:PORT of the data plane")] = "127.0.0.1:8080"
     store: Annotated[str, Meta(description="path of the SQLite file, or postgresql://...")] = "fairgate.db"
+    shared: Annotated[
+        str, Meta(description="redis://... where gateways count rates and open requests together; empty: each its own")
+    ] = ""
     tls: Annotated[Tls, Meta(description="absent: plain HTTP")] | None = None
     hsts: Annotated[bool, Meta(description="send HSTS although TLS ends in front of us")] = False
     trusted_proxies: Annotated[list[str], Meta(description="CIDRs whose X-Forwarded-For is believed (H9)")] = []
@@ -187,6 +203,7 @@ class Config(_Section, frozen=True):
     ] = Settings()
     identity: Identity = Identity()
     audit: Audit = Audit()
+    limits: Quotas = Quotas()
     admin: Admin = Admin()
     log: Log = Log()
     backends: Annotated[list[Backend], Meta(description="the engines")] = []
@@ -311,6 +328,8 @@ def check(config: Config) -> None:
     """Rules that span fields. Raises ConfigError."""
     _check_addresses(config)
     _check_backends(config.backends)
+    if config.shared and urlsplit(config.shared).scheme not in ("redis", "rediss"):
+        raise ConfigError("shared: only redis:// and rediss:// are known")
     if "*" in config.cors.origins and config.cors.credentials:
         raise ConfigError("cors.credentials: refused together with the origin '*'")
 

@@ -17,6 +17,7 @@ from gateway.commands.common import (
     when,
     with_store,
 )
+from gateway.commands.limits import limit_options, limits_of
 from gateway.config import Config
 from gateway.services import accounts
 from gateway.services.accounts import KeyTerms
@@ -46,6 +47,7 @@ def _add_tenants(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--all-models", action="store_true", help="its keys may use every model")
     create.add_argument("--share", type=float, default=1.0, help="weight of fair use among tenants (default: 1)")
     create.add_argument("--cidrs", type=names, default=(), metavar="NET,NET", help="networks its keys may be used from")
+    limit_options(create)
     _verb(verbs, "list", list_tenants, "List tenants.")
     disable = _verb(verbs, "disable", disable_tenant, "Refuse all keys of a tenant.")
     disable.add_argument("name")
@@ -58,6 +60,7 @@ def _add_users(parser: argparse.ArgumentParser) -> None:
     create = _verb(verbs, "create", create_user, "Create a user of a tenant.")
     create.add_argument("name")
     create.add_argument("--share", type=float, default=1.0, help="weight of fair use within the tenant (default: 1)")
+    limit_options(create)
     disable = _verb(verbs, "disable", disable_user, "Refuse all keys of a user.")
     disable.add_argument("name")
     enable = _verb(verbs, "enable", enable_user, "Undo the disabling of a user.")
@@ -98,6 +101,7 @@ def _add_terms(create: argparse.ArgumentParser) -> None:
     create.add_argument("--priority", choices=accounts.PRIORITIES, default="interactive")
     create.add_argument("--on-behalf", action="store_true", help="may name the end user it acts for (chat UIs)")
     create.add_argument("--force-model", default="", metavar="MODEL", help="serve this model whatever is asked")
+    limit_options(create)
 
 
 def _days(text: str) -> int | None:
@@ -116,6 +120,7 @@ def create_tenant(args: argparse.Namespace) -> int:
             allow_all_models=args.all_models,
             share=args.share,
             cidrs=args.cidrs,
+            limits=limits_of(args),
         )
 
     tenant = with_store(args, work)
@@ -166,7 +171,7 @@ def _set_tenant(args: argparse.Namespace, at: int | None, done: str) -> int:
 def create_user(args: argparse.Namespace) -> int:
     async def work(store: Store, _: Config) -> User:
         tenant = await accounts.find_tenant(store, args.tenant)
-        return await accounts.create_user(store, tenant, args.name, share=args.share)
+        return await accounts.create_user(store, tenant, args.name, share=args.share, limits=limits_of(args))
 
     user = with_store(args, work)
     if args.json:
@@ -224,6 +229,7 @@ def create_key(args: argparse.Namespace) -> int:
         queue_timeout=args.queue_timeout,
         on_behalf=args.on_behalf,
         force_model=args.force_model,
+        limits=limits_of(args),
     )
 
     async def work(store: Store, config: Config) -> tuple[Key, str]:

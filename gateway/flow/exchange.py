@@ -24,6 +24,7 @@ from gateway.http1.server import Connection
 from gateway.services.audit import AuditService
 from gateway.services.backends import Backend, BackendService, Route
 from gateway.services.keys import KeyService, Principal
+from gateway.services.limits import LimitService, Reservation
 from gateway.services.metrics import Metrics
 from scheduler.aio import Lease, Scheduler, Waiter
 from scheduler.estimate import Estimator
@@ -49,6 +50,7 @@ class Runtime(msgspec.Struct, frozen=True):
     config: Config
     routes: Routes
     keys: KeyService
+    limits: LimitService
     backends: BackendService
     scheduler: Scheduler
     estimator: Estimator
@@ -95,6 +97,7 @@ class Exchange:
         "queued_at",
         "relay",
         "reply",
+        "reservation",
         "route",
         "sent_at",
         "started",
@@ -125,6 +128,7 @@ class Exchange:
         # route, admit
         self.route: Route = _UNSET
         self.counted = False  # among its key's open requests
+        self.reservation: Reservation | None = None
         self.audit_number = 0  # of its start in the audit spool
         # queue
         self.queued_at = 0.0

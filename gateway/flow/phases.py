@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import cast
 
-from gateway.api.dialect import Access, Dialect, Endpoint, Framing, Kind
+from gateway.api.dialect import Access, Dialect, Endpoint, Framing
 from gateway.errors import (
     AuditUnavailable,
     BadRequest,
@@ -39,8 +39,9 @@ from gateway.errors import (
     UriTooLong,
     VersionUnsupported,
 )
-from gateway.flow import fields, local
+from gateway.flow import fields, local, quota
 from gateway.flow.exchange import Exchange, Outcome, Runtime
+from gateway.flow.quota import GENERATIONS, output_cap, produces
 from gateway.flow.refusals import Collector, engine_refused
 from gateway.flow.relay import CHUNKED, Relay
 from gateway.flow.settle import record, settle
@@ -72,7 +73,7 @@ async def handle(x: Exchange, rt: Runtime) -> None:
         if endpoint.metered:
             await read(x, rt)
             route(x, rt)
-            admit(x, rt)
+            await admit(x, rt)
             await queue(x, rt)
             await forward(x, rt)
             await relay(x, rt)
@@ -183,13 +184,15 @@ def route(x: Exchange, rt: Runtime) -> None:
 # ---- admit
 
 
-def admit(x: Exchange, rt: Runtime) -> None:
-    """Limits that do not wait. From here on a killed process leaves a row of the request (U3). Raises RateLimited,
-    AuditUnavailable."""
+async def admit(x: Exchange, rt: Runtime) -> None:
+    """Principal and estimate -> reservation. From here on a killed process leaves a row of the request (U3). Raises
+    RateLimited, BudgetSpent, LimitsUnavailable, AuditUnavailable."""
     if rt.audit.full:
         raise AuditUnavailable("The audit trail cannot take more records.")
     if not rt.ledger.enter(x, rt.config.caps.connections_per_key):
         raise RateLimited("Too many requests of this key are open at once.")
+    if x.principal.limits:
+        await quota.reserve(x, rt)
     x.audit_number = rt.audit.begin(record(x, rt.now()))
 
 
@@ -224,10 +227,8 @@ async def queue(x: Exchange, rt: Runtime) -> None:
 def ticket(x: Exchange, rt: Runtime) -> Ticket:
     """What the scheduler is told: who pays, and about how much (scheduler.md 5.3)."""
     principal, ask, found = x.principal, x.ask, x.route
-    produces = x.endpoint.kind in GENERATIONS
-    cap = output_cap(ask.max_tokens, found.terms.max_output_tokens) if produces else 0
     cost = rt.estimator.request_cost(
-        found.model, principal.tenant, principal.user, ask.input_bytes, cap * ask.choices, found.terms.cost_factor
+        found.model, principal.tenant, principal.user, ask.input_bytes, produces(x), found.terms.cost_factor
     )
     return Ticket(
         pool=found.pool,
@@ -242,13 +243,7 @@ def ticket(x: Exchange, rt: Runtime) -> Ticket:
     )
 
 
-GENERATIONS = frozenset({Kind.CHAT, Kind.COMPLETION, Kind.RESPONSES})
 CLASS_OFFSETS = {"batch": -20.0, "interactive": 0.0, "system": 20.0}
-
-
-def output_cap(asked: int | None, cap: int) -> int:
-    """Output tokens the request may produce: what it asked for within the model's cap; negative means unlimited."""
-    return cap if asked is None or asked < 0 else min(asked, cap)
 
 
 def queue_timeout(x: Exchange, rt: Runtime) -> float:
@@ -372,7 +367,8 @@ async def relay(x: Exchange, rt: Runtime) -> None:
         hide_usage=streaming and endpoint.framing is Framing.SSE and not x.ask.usage_asked,
         stream_error=lambda error: endpoint.dialect.stream_error(error, x.id),
     )
-    _charge_growth(x, rt, x.relay)
+    if streaming:
+        _charge_growth(x, rt, x.relay)
     x.upstream.sink = x.relay
     x.body = b""  # the engine has begun to answer: no retry can need it any more
     rt.ledger.shrink_body(x, 0)

@@ -7,6 +7,7 @@ import logging
 from typing import cast
 
 from gateway.api.stream import Usage
+from gateway.flow import quota
 from gateway.flow.exchange import Exchange, Outcome, Runtime
 from gateway.services.audit import AuditRecord
 from gateway.services.backends import Route
@@ -31,13 +32,23 @@ def settle(x: Exchange, rt: Runtime) -> None:
     if x.lease is not None:
         x.lease.release(cost_units)
     rt.ledger.leave(x)
+    quota.settle(x, rt, ended)
     _learn(x, rt)
     rt.audit.put(record(x, ended), x.audit_number)
     _count(x, rt, ended, cost_units)
     if x.error is not None and x.error.cause:
         log.warning("request failed", extra={"request_id": x.id, "code": x.error.code, "cause": x.error.cause})
+    _let_go(x)
+
+
+def _let_go(x: Exchange) -> None:
+    """Undo what would leave the exchange to a garbage collection: tens of milliseconds, felt by every stream."""
     x.connection.stream = None
     x.connection.quiet_call = None
+    pass; x.relay = x.relay
+    x.waiter = None
+    if x.error is not None:
+        x.error.__traceback__ = x.error.__context__ = x.error.__cause__ = None
 
 
 def _usage(x: Exchange) -> Usage:

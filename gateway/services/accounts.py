@@ -14,6 +14,7 @@ from gateway.config import Identity
 from gateway.services.keyfmt import mint, random_text
 from gateway.services.keys import SCOPES, hasher
 from gateway.store.base import Conflict, Key, Store, Tenant, User
+from gateway.store.limits import NO_LIMITS, Limits
 
 DAY = 86_400_000_000
 """Microseconds."""
@@ -43,6 +44,7 @@ class KeyTerms(msgspec.Struct, frozen=True, kw_only=True):
     queue_timeout: float | None = None
     on_behalf: bool = False
     force_model: str = ""
+    limits: Limits = NO_LIMITS
 
 
 def now_us() -> int:
@@ -58,6 +60,7 @@ async def create_tenant(
     allow_all_models: bool = False,
     share: float = 1.0,
     cidrs: tuple[str, ...] = (),
+    limits: Limits = NO_LIMITS,
 ) -> Tenant:
     """A new tenant; without models it may use none (K8)."""
     _check_name(name)
@@ -72,6 +75,7 @@ async def create_tenant(
         allow_all_models=allow_all_models,
         models=models,
         cidrs=_checked_cidrs(cidrs),
+        limits=check_limits(limits),
     )
     try:
         await store.add_tenant(tenant)
@@ -80,10 +84,19 @@ async def create_tenant(
     return tenant
 
 
-async def create_user(store: Store, tenant: Tenant, name: str, *, share: float = 1.0) -> User:
+async def create_user(
+    store: Store, tenant: Tenant, name: str, *, share: float = 1.0, limits: Limits = NO_LIMITS
+) -> User:
     """A new user of a tenant."""
     _check_name(name)
-    user = User(id=random_text(12), tenant=tenant.id, name=name, created_at=now_us(), share=_checked_share(share))
+    user = User(
+        id=random_text(12),
+        tenant=tenant.id,
+        name=name,
+        created_at=now_us(),
+        share=_checked_share(share),
+        limits=check_limits(limits),
+    )
     try:
         await store.add_user(user)
     except Conflict as err:
@@ -110,6 +123,7 @@ async def create_key(store: Store, user: User, terms: KeyTerms, identity: Identi
         queue_timeout=terms.queue_timeout,
         on_behalf=terms.on_behalf,
         force_model=terms.force_model,
+        limits=check_limits(terms.limits),
     )
     await store.add_key(key)
     return key, minted.token
@@ -132,6 +146,16 @@ def check_terms(terms: KeyTerms) -> None:
         raise AccountError("the queue timeout is 0 to 86400 seconds")
     if terms.allow_all_models and terms.models:
         raise AccountError("name models or allow all of the tenant's, not both")
+
+
+def check_limits(limits: Limits) -> Limits:
+    """Raises AccountError for limits that mean nothing."""
+    if limits.burst is not None and limits.requests_per_minute is None:
+        raise AccountError("a burst needs a rate of requests per minute")
+    try:
+        return msgspec.convert(msgspec.structs.asdict(limits), Limits)
+    except msgspec.ValidationError as err:
+        raise AccountError(f"a limit is a whole number from 1 on: {err}") from err
 
 
 async def find_tenant(store: Store, ref: str) -> Tenant:

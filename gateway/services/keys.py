@@ -36,7 +36,8 @@ from gateway.config import Identity
 from gateway.errors import AuthUnavailable, Forbidden, GatewayError, Unauthenticated
 from gateway.services.keyfmt import credential, parse
 from gateway.services.throttle import FailureThrottle
-from gateway.store.base import Chain, Changes, Store, StoreError
+from gateway.store.base import Chain, Changes, Key, Store, StoreError, Tenant, User
+from gateway.store.limits import NO_LIMITS, Scoped
 
 _log = logging.getLogger("fairgate.keys")
 
@@ -73,6 +74,8 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
     force_model: str = ""
     expires_at: float | None = None
     cidrs: tuple[tuple[Network, ...], ...] = ()
+    limits: tuple[Scoped, ...] = ()
+    """Of tenant, user and key, where they have any (K1): all of them hold, so the tightest does."""
 
     def may_use(self, model: str) -> bool:
         """Whether identity allows the model; discovery decides whether it exists."""
@@ -143,7 +146,14 @@ def principal_of(chain: Chain) -> Principal:
         force_model=key.force_model,
         expires_at=None if key.expires_at is None else key.expires_at / 1e6,
         cidrs=tuple(tuple(ipaddress.ip_network(cidr) for cidr in cidrs) for cidrs in lists),
+        limits=limits_of(tenant, user, key),
     )
+
+
+def limits_of(tenant: Tenant, user: User, key: Key) -> tuple[Scoped, ...]:
+    """The limits that hold for a key, outermost first; scopes without any are left out."""
+    scopes = ((f"tenant:{tenant.id}", tenant), (f"user:{user.id}", user), (f"key:{key.id}", key))
+    return tuple(Scoped(scope, row.limits) for scope, row in scopes if row.limits != NO_LIMITS)
 
 
 def _models(chain: Chain) -> tuple[bool, frozenset[str]]:

@@ -1,0 +1,93 @@
+"""Where a request meets its limits: the estimate it reserves, the truth it settles, and the fields that tell (A10).
+
+Owns what is charged to whom in which ending; must not know how anything is counted.
+"""
+
+from collections.abc import Iterable
+
+from gateway.api.dialect import Kind
+from gateway.api.stream import Usage
+from gateway.errors import LimitsUnavailable
+from gateway.flow.exchange import Exchange, Outcome, Runtime
+from gateway.services.limits import Meter, Reservation
+from gateway.services.meters import REQUESTS, TOKENS, Bucket, Budget, SharedBucket, duration
+
+GENERATIONS = frozenset({Kind.CHAT, Kind.COMPLETION, Kind.RESPONSES})
+ATTEMPTS = 8
+"""Rounds with a lender, after each of which others may have taken what came; two or three suffice by far."""
+
+
+def output_cap(asked: int | None, cap: int) -> int:
+    """Output tokens the request may produce: what it asked for within the model's cap; negative means unlimited."""
+    return cap if asked is None or asked < 0 else min(asked, cap)
+
+
+def produces(x: Exchange) -> int:
+    """The most output tokens this request may cost: its cap for each of its answers."""
+    if x.endpoint.kind not in GENERATIONS:
+        return 0
+    return output_cap(x.ask.max_tokens, x.route.terms.max_output_tokens) * x.ask.choices
+
+
+async def reserve(x: Exchange, rt: Runtime) -> None:
+    """Hold an estimate of what the request will use (L2). Raises RateLimited, BudgetSpent, LimitsUnavailable.
+
+    Waits only for a lender's round. An interruption leaves nothing held.
+    """
+    model, most = x.route.model, produces(x)
+    prompt = rt.estimator.input_tokens(model, x.ask.input_bytes)
+    tokens = int(prompt) + most
+    seconds = rt.limits.pace.seconds(model, prompt, most)
+    try:
+        for _ in range(ATTEMPTS):
+            got = rt.limits.reserve(x.principal, tokens, seconds, rt.now())
+            if isinstance(got, Reservation):
+                x.reservation = got
+                return
+            await got
+        raise LimitsUnavailable("Too many requests ask for the same limits at the moment.", retry_after=1.0)
+    finally:
+        x.extra += limit_fields(rt.limits.meters(x.principal), rt.now())
+
+
+def settle(x: Exchange, rt: Runtime, ended: float) -> None:
+    """The truth in place of the estimate; nothing where no token came and the client did not leave (L2)."""
+    reservation = x.reservation
+    usage = x.usage
+    if reservation is None:
+        return
+    relayed = usage is not None and (usage.reported or usage.completion_tokens > 0)
+    worked = bool(x.sent_at) and (relayed or x.outcome in (Outcome.DONE, Outcome.CLIENT_GONE))
+    if not worked or usage is None:
+        rt.limits.forget(reservation)
+        return
+    seconds = ended - x.granted_at if x.granted_at else 0.0
+    rt.limits.settle(reservation, _tokens(x, rt, usage), seconds)
+    if usage.reported and x.outcome is Outcome.DONE:
+        rt.limits.pace.observe(x.route.model, usage.prompt_tokens, usage.completion_tokens, seconds)
+
+
+def _tokens(x: Exchange, rt: Runtime, usage: Usage) -> int:
+    """Input and output; the input is estimated where the engine did not come to report it."""
+    prompt = usage.prompt_tokens if usage.reported else int(rt.estimator.input_tokens(x.route.model, x.ask.input_bytes))
+    return prompt + usage.completion_tokens
+
+
+def limit_fields(meters: Iterable[Meter], now: float) -> bytes:
+    """OpenAI's six fields, of the limit with the least left; of tokens the rate, else the budget."""
+    rates = [meter for meter in meters if isinstance(meter, Bucket | SharedBucket)]
+    tokens = [meter for meter in rates if meter.unit == TOKENS]
+    budgets = [meter for meter in meters if isinstance(meter, Budget) and meter.unit == TOKENS]
+    requests = [meter for meter in rates if meter.unit == REQUESTS]
+    return _fields(b"requests", requests, now) + _fields(b"tokens", tokens or budgets, now)
+
+
+def _fields(noun: bytes, meters: "list[Bucket | SharedBucket] | list[Budget]", now: float) -> bytes:
+    if not meters:
+        return b""
+    left, _, tightest = min((meter.remaining(now), number, meter) for number, meter in enumerate(meters))
+    lines = b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\n" % (noun, tightest.most, noun, left)
+    reset = tightest.reset(now)
+    if reset == float("inf"):  # a budget without a window does not come back
+        return lines
+    return lines + b"x-ratelimit-reset-%b: %b\r\n" % (noun, duration(reset).encode())

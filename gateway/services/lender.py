@@ -1,0 +1,198 @@
+"""Rounds with whoever lends quota: the store's ledger of budgets, or Redis.
+
+Owns when to ask, the deadline, the pauses while the lender does not answer, and who waits for an answer; must not know
+what is lent. One round carries every meter that has something to say. A round that fails refuses those who waited for
+it (503); leases that still run go on being spent.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+import msgspec
+
+from gateway.errors import LimitsUnavailable
+from gateway.services.meters import Leased
+
+_log = logging.getLogger("fairgate.limits")
+
+ROUND_METERS = 200
+"""In one round: a transaction or script of this size takes a few milliseconds at the lender."""
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 2.0
+"""Seconds between attempts while the lender fails: also the longest that a recovery goes unnoticed."""
+ROUNDS_PER_LEASE = 4
+"""A lease is renewed this often, so that one failed round does not end it."""
+
+M = TypeVar("M", bound=Leased)
+
+
+class LenderStats(msgspec.Struct, frozen=True):
+    """Counters since start; `meters` take part in rounds now."""
+
+    rounds: int
+    failures: int
+    meters: int
+    failing: bool
+
+
+class Lender(Generic[M]):
+    """`ask` does one round: it applies the answers to the meters and says of each whether it needs no further round.
+    `failures` are its exceptions."""
+
+    def __init__(
+        self,
+        name: str,
+        ask: Callable[[Sequence[M]], Awaitable[list[bool]]],
+        failures: tuple[type[Exception], ...],
+        *,
+        lease: float,
+        deadline: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self._ask = ask
+        self._failures: tuple[type[Exception], ...] = (TimeoutError, *failures)
+        self._every = lease / ROUNDS_PER_LEASE
+        self._deadline = deadline
+        self._clock = clock
+        self._due: dict[M, None] = {}  # by time: each goes to the end with the same delay
+        self._waiters: dict[M, list[asyncio.Future[None]]] = {}
+        self._bell = asyncio.Event()
+        self._pause = 0.0
+        self._closed_until = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self._rounds = self._failed = 0
+
+    # -- for requests
+
+    def refill(self, meter: M, amount: int) -> "asyncio.Future[None]":
+        """Ask for `amount` more. The future ends with the round. Raises LimitsUnavailable while the lender fails."""
+        if self._task is None or self._clock() < self._closed_until:
+            raise self._unavailable()
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        meter.waiting += amount
+        self._waiters.setdefault(meter, []).append(waiter)
+        self._bell.set()
+        return waiter
+
+    def _unavailable(self) -> LimitsUnavailable:
+        return LimitsUnavailable("Limits cannot be checked at the moment.", retry_after=1.0)
+
+    # -- rounds
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            await self._bell_or_due()
+            self._bell.clear()
+            while batch := self._batch():
+                await self._round(batch)
+
+    async def _bell_or_due(self) -> None:
+        """Until somebody waits, the next renewal is due, or the pause after a failure ends."""
+        first = next(iter(self._due), None)
+        seconds = None if first is None else max(first.due, self._closed_until) - self._clock()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._bell.wait()
+        except TimeoutError:
+            return
+
+    def _batch(self) -> list[M]:
+        """Meters somebody waits for, then those whose renewal is due."""
+        now = self._clock()
+        if now < self._closed_until:
+            return []
+        batch = list(self._waiters)[:ROUND_METERS]
+        for meter in self._due:
+            if meter.due > now or len(batch) >= ROUND_METERS:
+                break
+            if meter not in self._waiters:
+                batch.append(meter)
+        return batch
+
+    async def _round(self, batch: list[M]) -> None:
+        waiters = [waiter for meter in batch for waiter in self._waiters.pop(meter, ())]
+        self._rounds += 1
+        try:
+            async with asyncio.timeout(self._deadline):
+                done = await self._ask(batch)
+        except self._failures as err:
+            self._fail(batch, waiters, err)
+            return
+        except BaseException as err:
+            self._fail(batch, waiters, err)
+            if not isinstance(err, Exception):
+                raise
+            _log.exception("a round with %s broke", self.name)
+            return
+        self._pause = 0.0
+        for meter, ended in zip(batch, done, strict=True):
+            self._due.pop(meter, None)
+            meter.due = math.inf if ended else self._clock() + self._every
+            if not ended:
+                self._due[meter] = None
+        _wake(waiters, None)
+
+    def _fail(self, batch: list[M], waiters: "list[asyncio.Future[None]]", err: BaseException) -> None:
+        """Everyone in this round is told; those who come during the pause are told at once."""
+        self._failed += 1
+        if not self._pause:
+            _log.warning("%s does not answer for limits: %s", self.name, str(err) or type(err).__name__)
+        self._pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))
+        self._closed_until = self._clock() + self._pause
+        for meter in batch:
+            meter.waiting = 0
+            meter.due = self._closed_until
+            self._due.pop(meter, None)
+        self._due = dict.fromkeys(batch) | self._due
+        _wake(waiters, self._unavailable())
+        late = [waiter for ones in self._waiters.values() for waiter in ones]
+        for meter in self._waiters:
+            meter.waiting = 0
+        self._waiters.clear()
+        _wake(late, self._unavailable())
+
+    # -- life
+
+    async def close(self) -> None:
+        """End the rounds, then give back what is on lease, as far as the lender answers."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+        left = list(self._due)
+        for start in range(0, len(left), ROUND_METERS):
+            batch = left[start : start + ROUND_METERS]
+            for meter in batch:
+                meter.taken = 0
+            try:
+                async with asyncio.timeout(self._deadline):
+                    await self._ask(batch)
+            except self._failures as err:
+                _log.warning("%s: leases were not given back: %s", self.name, str(err) or type(err).__name__)
+                return
+
+    def nudge(self) -> None:
+        """Look again at what is due: for clocks that jump."""
+        self._bell.set()
+
+    def stats(self) -> LenderStats:
+        return LenderStats(self._rounds, self._failed, len(self._due), self._pause > 0)
+
+
+def _wake(waiters: "list[asyncio.Future[None]]", error: LimitsUnavailable | None) -> None:
+    for waiter in waiters:
+        if waiter.done():
+            continue
+        if error is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(error)
+            waiter.exception()  # nobody may be left to take it: not worth a complaint

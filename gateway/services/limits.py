@@ -1,0 +1,305 @@
+"""Who may use how much: rates, open requests and budgets of key, user and tenant (L).
+
+Owns the meters of every scope in use and the one step that checks them all; must not know who waits in the queue, or
+how anything is rendered. Rules:
+
+- A reservation takes from every meter of its principal or from none: nothing else runs between check and take.
+- Budgets are never passed by what is settled and reserved together, except by the error of a running request's own
+  estimate. They live in the store's ledger and are spent here from leases (`store/limits.py`), so neither a restart
+  nor Redis' loss of its data gives anything back that was spent. kill -9 burns what was on lease: safe, never free.
+- Rates and open requests are counted here, or in Redis where several gateways share them (`shared`).
+- What cannot be checked is refused with LimitsUnavailable. A request only ever waits for a lender's round, which has a
+  deadline.
+- A reservation that is not settled within `expire` seconds is settled as if all of it had been used.
+"""
+
+import asyncio
+import itertools
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import msgspec
+
+from gateway.config import Quotas
+from gateway.services.lender import Lender, LenderStats
+from gateway.services.meters import GPU, REQUESTS, TOKENS, Bucket, Budget, Gauge, Leased, SharedBucket, SharedGauge
+from gateway.services.pace import Pace
+from gateway.store.base import Store, StoreError
+from gateway.store.limits import BUDGETS, Limits, Scoped, window
+
+PLAN_SECONDS = 60.0
+"""A plan is looked over this often: budgets change at midnight, and the wall clock may be set."""
+FORGET_SECONDS = 300.0
+"""A principal that asked nothing for this long is forgotten; its meters too once they say nothing."""
+SWEEP_SECONDS = 10.0
+
+Meter = Bucket | Gauge | Budget | SharedBucket | SharedGauge
+
+
+class Limited(Protocol):
+    """What the service needs to know of a principal: `limits` outermost first; empty = nothing is limited."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def user(self) -> str: ...
+    @property
+    def limits(self) -> tuple[Scoped, ...]: ...
+
+
+class Reservation:
+    """What a request holds: `settle` or `forget` it, once. Amounts are by `meters.REQUESTS` and so on."""
+
+    __slots__ = ("amounts", "expires", "meters", "number", "open")
+
+    def __init__(
+        self, number: int, meters: tuple[Meter, ...], amounts: tuple[int, int, int, int], expires: float
+    ) -> None:
+        self.number = number
+        self.meters = meters
+        self.amounts = amounts
+        self.expires = expires
+        self.open = True
+
+    def __repr__(self) -> str:
+        return f"<Reservation {self.number} {'open' if self.open else 'ended'} {self.amounts}>"
+
+
+class LimitStats(msgspec.Struct, frozen=True):
+    """Counters since start: `refused`, `expired`. Now: `open` reservations, `principals`, `meters`."""
+
+    open: int
+    refused: int
+    expired: int
+    principals: int
+    meters: int
+    store: LenderStats
+    shared: LenderStats | None
+
+
+class _Plan:
+    """The meters of one principal, `until` they must be looked over again."""
+
+    __slots__ = ("limits", "meters", "until", "used")
+
+    def __init__(self, limits: tuple[Scoped, ...], meters: tuple[Meter, ...], until: float, used: float) -> None:
+        self.limits = limits
+        self.meters = meters
+        self.until = until
+        self.used = used
+
+
+class LimitService:
+    """Belongs to one event loop. `clock` is monotonic seconds, `wall` Unix seconds; `shared` lends rates and open
+    requests instead of counting them here."""
+
+    def __init__(
+        self,
+        store: Store,
+        config: Quotas,
+        *,
+        shared: "Lender[SharedBucket | SharedGauge] | None" = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._wall = wall
+        self._holder = secrets.token_urlsafe(9)
+        self._shared = shared
+        self._ledger: Lender[Budget] = Lender(
+            "the store", self._ask_store, (StoreError,), lease=config.lease, deadline=config.store_deadline, clock=clock
+        )
+        self.pace = Pace()
+        self._plans: dict[tuple[str, str], _Plan] = {}
+        self._meters: dict[tuple[str, str], Meter] = {}
+        self._open: dict[int, Reservation] = {}
+        self._numbers = itertools.count()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._refused = self._expired = 0
+
+    # -- hot path
+
+    def reserve(
+        self, principal: Limited, tokens: int, gpu_seconds: float, now: float
+    ) -> "Reservation | asyncio.Future[None]":
+        """Take one request, `tokens` and GPU time from every meter of the principal, or nothing.
+
+        A future: something must be leased first; await it and ask again. Raises RateLimited, BudgetSpent,
+        LimitsUnavailable; so may the future.
+        """
+        plan = self._plans.get((principal.key, principal.user))
+        if plan is None or plan.limits is not principal.limits or now >= plan.until:
+            plan = self._plan(principal, now)
+        amounts = (1, tokens, math.ceil(gpu_seconds * 1000), 1)
+        short = [meter for meter in plan.meters if meter.room(now) < amounts[meter.unit]]
+        if short and (waiter := self._lend(short, amounts, now)) is not None:
+            return waiter
+        for meter in plan.meters:
+            meter.take(amounts[meter.unit])
+        plan.used = now
+        number = next(self._numbers)
+        reservation = self._open[number] = Reservation(number, plan.meters, amounts, now + self._config.expire)
+        return reservation
+
+    def _lend(
+        self, short: list[Meter], amounts: tuple[int, int, int, int], now: float
+    ) -> "asyncio.Future[None] | None":
+        """Ask for what is short, all in one round; None when nothing is, after all. Raises when it cannot be had."""
+        lacking = [(meter, amounts[meter.unit]) for meter in short if not _overflows(meter, amounts, now)]
+        for meter, amount in lacking:
+            if not isinstance(meter, Leased) or meter.refused(now):
+                self._refused += 1
+                raise meter.refusal(amount, now)
+        waiter = None
+        for meter, amount in lacking:
+            if isinstance(meter, Budget):
+                waiter = self._ledger.refill(meter, amount)
+            elif isinstance(meter, SharedBucket | SharedGauge) and self._shared is not None:
+                waiter = self._shared.refill(meter, min(amount, meter.most))
+        return waiter
+
+    def settle(self, reservation: Reservation, tokens: int, gpu_seconds: float) -> None:
+        """The truth in place of the estimate. Idempotent; never waits, never raises."""
+        if reservation.open:
+            reservation.open = False
+            self._open.pop(reservation.number, None)
+            used = (1, tokens, math.ceil(gpu_seconds * 1000), 0)
+            for meter in reservation.meters:
+                meter.settle(reservation.amounts[meter.unit], used[meter.unit])
+
+    def forget(self, reservation: Reservation) -> None:
+        """It failed before any token: only the request itself counts. Idempotent."""
+        self.settle(reservation, 0, 0.0)
+
+    def meters(self, principal: Limited) -> tuple[Meter, ...]:
+        """Of the principal's last reservation or refusal, outermost scope first."""
+        plan = self._plans.get((principal.key, principal.user))
+        return plan.meters if plan is not None else ()
+
+    # -- plans
+
+    def _plan(self, principal: Limited, now: float) -> _Plan:
+        meters: list[Meter] = []
+        until = now + PLAN_SECONDS
+        wall = self._wall()
+        for scoped in principal.limits:
+            meters += self._rates(scoped.scope, scoped.limits, now)
+            for name, (unit, period) in BUDGETS.items():
+                most = getattr(scoped.limits, name)
+                if most is not None:
+                    part, end = window(period, wall)
+                    until = min(until, now + end - wall)
+                    meters.append(self._budget(scoped.scope, f"{unit}/{part}", unit == "gpu", most, now + end - wall))
+        plan = _Plan(principal.limits, tuple(meters), until, now)
+        self._plans[principal.key, principal.user] = plan
+        return plan
+
+    def _rates(self, scope: str, limits: Limits, now: float) -> Iterator[Meter]:
+        if limits.requests_per_minute is not None:
+            burst = limits.burst or limits.requests_per_minute
+            yield self._rate(scope, REQUESTS, limits.requests_per_minute, burst, now)
+        if limits.tokens_per_minute is not None:
+            yield self._rate(scope, TOKENS, limits.tokens_per_minute, limits.tokens_per_minute, now)
+        if limits.concurrent is not None:
+            yield self._gauge(scope, limits.concurrent)
+
+    def _rate(self, scope: str, unit: int, per_minute: int, most: int, now: float) -> Meter:
+        name = "rpm" if unit == REQUESTS else "tpm"
+        known = self._meters.get((scope, name))
+        if isinstance(known, Bucket | SharedBucket):
+            known.retune(per_minute, most)
+            return known
+        made: Meter
+        if self._shared is None:
+            made = Bucket(scope, unit, per_minute, most, now)
+        else:
+            made = SharedBucket(scope, name, unit, per_minute, most)
+        self._meters[scope, name] = made
+        return made
+
+    def _gauge(self, scope: str, most: int) -> Meter:
+        meter = self._meters.get((scope, "open"))
+        if meter is None:
+            meter = Gauge(scope, most) if self._shared is None else SharedGauge(scope, "open", most)
+            self._meters[scope, "open"] = meter
+        meter.most = most
+        return meter
+
+    def _budget(self, scope: str, name: str, gpu: bool, most: int, ends: float) -> Meter:
+        most = most * 1000 if gpu else most
+        meter = self._meters.get((scope, name))
+        if not isinstance(meter, Budget):
+            meter = self._meters[scope, name] = Budget(scope, name, GPU if gpu else TOKENS, most, ends, self._holder)
+        meter.most, meter.ends = most, ends
+        return meter
+
+    # -- lenders
+
+    async def _ask_store(self, budgets: Sequence[Budget]) -> list[bool]:
+        sent, lease = self._clock(), self._config.lease
+        claims = [budget.claim() for budget in budgets]
+        standings = await self._store.claim(claims, int(self._wall() * 1e6), int(lease * 1e6))
+        until, now = sent + lease, self._clock()
+        return [budget.apply(standing, until, now) for budget, standing in zip(budgets, standings, strict=True)]
+
+    # -- life
+
+    def start(self) -> None:
+        """Begin to lend and to sweep."""
+        self._ledger.start()
+        if self._shared is not None:
+            self._shared.start()
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep_often())
+
+    async def _sweep_often(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            self.sweep(self._clock())
+
+    def sweep(self, now: float) -> None:
+        """Settle what expired; forget who does not come any more."""
+        while self._open:
+            oldest = next(iter(self._open.values()))
+            if oldest.expires > now:
+                break
+            self._expired += 1
+            self.settle(oldest, oldest.amounts[TOKENS], oldest.amounts[GPU] / 1000)
+        for who, plan in list(self._plans.items()):
+            if plan.used < now - FORGET_SECONDS:
+                del self._plans[who]
+        used = {id(meter) for plan in self._plans.values() for meter in plan.meters}
+        for name, meter in list(self._meters.items()):
+            if id(meter) not in used and meter.idle(now):
+                del self._meters[name]
+
+    async def close(self) -> None:
+        """Give back what is on lease."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self._ledger.close()
+        if self._shared is not None:
+            await self._shared.close()
+
+    def stats(self) -> LimitStats:
+        """A snapshot for metrics."""
+        return LimitStats(
+            open=len(self._open),
+            refused=self._refused,
+            expired=self._expired,
+            principals=len(self._plans),
+            meters=len(self._meters),
+            store=self._ledger.stats(),
+            shared=self._shared.stats() if self._shared is not None else None,
+        )
+
+
+def _overflows(meter: Meter, amounts: tuple[int, int, int, int], now: float) -> bool:
+    """A full rate lets through what is larger than itself: those after it pay."""
+    rate = isinstance(meter, Bucket | SharedBucket)
+    return rate and amounts[meter.unit] > meter.most and meter.room(now) >= meter.most

@@ -1,0 +1,350 @@
+"""One limit of one scope, counted here or leased from elsewhere. Pure: time is an argument, nothing waits.
+
+Owns the arithmetic of rates, open requests and budgets on this side of a lease; must not know requests, databases or
+Redis. Every meter answers the same calls: `room` (what may be taken now), `take`, `settle` (the truth in place of what
+was taken) and `refusal` (why not). A `Leased` meter holds a part of something shared: it may spend `free` until
+`until`, and its `claim` and `apply` are one round with whoever lends.
+
+Amounts are whole: requests, tokens, milliseconds of GPU slot time, open requests. Times are seconds of one monotonic
+clock.
+"""
+
+import math
+from typing import Any
+
+import msgspec
+
+from gateway.errors import BudgetSpent, GatewayError, LimitsUnavailable, RateLimited
+from gateway.store.limits import Claim, Standing
+
+REQUESTS, TOKENS, GPU, OPEN = range(4)
+"""What a meter counts: the place of its amount in a reservation."""
+NOUNS = ("requests", "tokens", "seconds of GPU time", "open requests")
+
+EPSILON = 1e-6
+"""Rounding of rates must not refuse the last whole token."""
+FRESH = 0.25
+"""Seconds that "there is no more" stays true without asking again: refused callers must not flood the lender."""
+HELD_RETRY = 1.0
+"""Seconds to wait for what running requests hold: most settle for less than they reserved."""
+
+
+def who(scope: str) -> str:
+    """`key:ID` -> what the sentence of an error calls it."""
+    return f"this {scope.partition(':')[0]}"
+
+
+class Bucket:
+    """A rate, counted in this process: `rate` a second, filling up to `most`."""
+
+    __slots__ = ("_at", "_level", "most", "rate", "scope", "unit")
+
+    def __init__(self, scope: str, unit: int, per_minute: int, most: int, now: float) -> None:
+        self.scope = scope
+        self.unit = unit
+        self.rate = per_minute / 60
+        self.most = most
+        self._level = float(most)
+        self._at = now
+
+    def retune(self, per_minute: int, most: int) -> None:
+        """The limit changed: what was used of it stays used."""
+        self._level = min(self._level, most)
+        self.rate, self.most = per_minute / 60, most
+
+    def room(self, now: float) -> float:
+        level = self._level + (now - self._at) * self.rate
+        self._level = level = min(level, self.most)
+        self._at = now
+        return level + EPSILON
+
+    def take(self, amount: int) -> None:
+        self._level -= amount
+
+    def settle(self, taken: int, used: int) -> None:
+        """The level may fall below nothing: then the next ones pay."""
+        self._level += taken - used
+
+    def refusal(self, amount: int, now: float) -> GatewayError:
+        return rate_refusal(self, amount, self.room(now))
+
+    def remaining(self, now: float) -> int:
+        return max(0, int(self.room(now)))
+
+    def reset(self, now: float) -> float:
+        """Seconds until it is full."""
+        return max(0.0, (self.most - self.room(now)) / self.rate)
+
+    def idle(self, now: float) -> bool:
+        """Whether forgetting it changes nothing."""
+        return self.room(now) >= self.most
+
+    def __repr__(self) -> str:
+        return f"<Bucket {self.scope} {NOUNS[self.unit]} {self._level:.1f}/{self.most}>"
+
+
+class Gauge:
+    """Open requests, counted in this process."""
+
+    __slots__ = ("held", "most", "scope", "unit")
+
+    def __init__(self, scope: str, most: int) -> None:
+        self.scope = scope
+        self.unit = OPEN
+        self.most = most
+        self.held = 0
+
+    def room(self, now: float) -> float:
+        return self.most - self.held
+
+    def take(self, amount: int) -> None:
+        self.held += amount
+
+    def settle(self, taken: int, used: int) -> None:
+        self.held -= taken
+
+    def refusal(self, amount: int, now: float) -> GatewayError:
+        return open_refusal(self.scope, self.most)
+
+    def idle(self, now: float) -> bool:
+        return self.held == 0
+
+    def __repr__(self) -> str:
+        return f"<Gauge {self.scope} {self.held}/{self.most}>"
+
+
+class Leased:
+    """A part of a shared limit. `waiting` is what requests wait for, `taken` what was taken since the last round."""
+
+    __slots__ = ("_asked", "_needed", "answered", "due", "exhausted", "free", "held", "most", "name", "scope", "taken",
+                 "unit", "until", "waiting")  # fmt: skip
+
+    def __init__(self, scope: str, name: str, unit: int, most: int) -> None:
+        self.scope = scope
+        self.name = name
+        self.unit = unit
+        self.most = most
+        self.free = 0
+        self.held = 0
+        self.taken = 0
+        self.waiting = 0
+        self.until = -math.inf
+        self.answered = -math.inf
+        self.due = math.inf  # when the next round is due; the lender's
+        self.exhausted = False  # the lender gave less than was needed
+        self._asked = 0  # of `waiting`, what the round under way answers
+        self._needed = 0  # what it asked for on top of `free`
+
+    def room(self, now: float) -> float:
+        """Below nothing when the lease is over: then not even a request that takes nothing may pass."""
+        return self.free if now < self.until else -1
+
+    def take(self, amount: int) -> None:
+        self.free -= amount
+        self.held += amount
+        self.taken += amount
+
+    def refused(self, now: float) -> bool:
+        """Whether asking again is pointless for the moment."""
+        return self.exhausted and now < self.until and now < self.answered + FRESH
+
+    def idle(self, now: float) -> bool:
+        return self.held == 0 and self.free <= 0 and not self.waiting and self.due == math.inf
+
+    def _wanted(self) -> int:
+        """Begin a round -> what to ask for on top of what is free; gives up what was not needed lately."""
+        target = 2 * self.taken
+        if not self.waiting and self.free > target:
+            self.free = target
+        self.taken = 0
+        free = max(self.free, 0)
+        self._asked, self._needed = self.waiting, max(0, self.waiting - free)
+        return max(self._needed, target - free)
+
+    def _granted(self, granted: int, until: float, now: float) -> None:
+        self.waiting = max(0, self.waiting - self._asked)
+        self.free += granted
+        self.until = until
+        self.answered = now
+        self.exhausted = granted < self._needed
+
+
+class Budget(Leased):
+    """Tokens or GPU time of one window, leased from the ledger of the store. `ends` is when the window does."""
+
+    __slots__ = ("_count", "_number", "_reported", "_seen", "ends", "holder", "spent")
+
+    def __init__(self, scope: str, name: str, unit: int, most: int, ends: float, holder: str) -> None:
+        super().__init__(scope, name, unit, most)
+        self.ends = ends
+        self.holder = holder
+        self.spent = 0  # by this holder, ever
+        self._reported = 0
+        self._seen = Standing(0, 0, 0)
+        self._number = 0
+        self._count = 0
+
+    def settle(self, taken: int, used: int) -> None:
+        """What was used beyond what was taken comes out of what is free, and shows as spent in the next round."""
+        self.held -= taken
+        self.spent += used
+        self.free += taken - used
+
+    def claim(self) -> Claim:
+        """Figures for the ledger. A debt (`free` below nothing) is in `spent` already."""
+        want = self._wanted()
+        self.free = max(self.free, 0)
+        self._reported = self.spent
+        self._number += 1
+        name = f"{self.holder}.{self._count}"
+        kept = self.held + self.free
+        return Claim(self.scope, self.name, name, self._number, self.most, self.spent, kept, self._needed, want)
+
+    def apply(self, standing: Standing, until: float, now: float) -> bool:
+        """True: nothing is held and all is told, so no further round is needed until something is asked for."""
+        self._seen = standing
+        self._granted(standing.granted, until, now)
+        if self.held or self.free > 0 or self.waiting or self.spent != self._reported:
+            return False
+        self._count, self._number, self.spent, self._reported = self._count + 1, 0, 0, 0  # the next lease is a new one
+        return True
+
+    def left(self) -> int:
+        """What nobody has spent, reserved or on lease, as far as is known here."""
+        used = self._seen.spent + self.spent - self._reported
+        return max(0, self.most - used - self.held - self._seen.others)
+
+    def refusal(self, amount: int, now: float) -> GatewayError:
+        if not self.exhausted:
+            return LimitsUnavailable("Budgets cannot be checked at the moment.", retry_after=HELD_RETRY)
+        unspent = self.most - self._seen.spent - self.spent + self._reported
+        span = self.name.partition("/")[2].partition("/")[0]
+        of = f"the {NOUNS[self.unit]} of {who(self.scope)}" + ("" if span == "total" else f" for this {span}")
+        if amount <= unspent:
+            return RateLimited(f"Running requests hold what is left of {of}.", retry_after=HELD_RETRY)
+        wait = None if self.ends == math.inf else max(1.0, self.ends - now)
+        spent = "are spent" if unspent <= 0 else f"do not suffice: this request may use {self._shown(amount)}"
+        again = "" if wait is None else f"; they return in {duration(wait)}"
+        return BudgetSpent(f"{of[:1].upper()}{of[1:]} {spent} of {self._shown(self.most)}{again}.", retry_after=wait)
+
+    def _shown(self, amount: int) -> str:
+        return f"{amount / 1000:g}" if self.unit == GPU else str(amount)
+
+    def remaining(self, now: float) -> int:
+        return self.left()
+
+    def reset(self, now: float) -> float:
+        return max(0.0, self.ends - now)
+
+    def __repr__(self) -> str:
+        return f"<Budget {self.scope} {self.name} spent={self.spent} held={self.held} free={self.free}>"
+
+
+class SharedAnswer(msgspec.Struct, frozen=True):
+    """Redis' answer for one meter: `granted`, what is left there, and whether it lately lost its data."""
+
+    granted: int
+    rest: int
+    unsure: bool = False
+
+
+class SharedBucket(Leased):
+    """A rate counted in Redis. What is leased is debited there; what comes back in time is credited."""
+
+    __slots__ = ("_debt", "_rest", "rate")
+
+    def __init__(self, scope: str, name: str, unit: int, per_minute: int, most: int) -> None:
+        super().__init__(scope, name, unit, most)
+        self.rate = per_minute / 60
+        self._debt = 0
+        self._rest = most
+
+    def retune(self, per_minute: int, most: int) -> None:
+        self.rate, self.most = per_minute / 60, most
+
+    def take(self, amount: int) -> None:
+        self.free -= amount
+        self.taken += amount
+
+    def settle(self, taken: int, used: int) -> None:
+        self.free += taken - used
+
+    def claim(self) -> tuple[Any, ...]:
+        """Kind, rate, most, what comes back, debt, need, want. What comes back is gone from here whether or not the
+        answer arrives; a debt may be told twice: both err on the safe side."""
+        before = max(self.free, 0)
+        want = self._wanted()
+        self._debt = max(0, -self.free)
+        back = before - max(self.free, 0)
+        return "bucket", self.rate, self.most, back, self._debt, self._needed, want
+
+    def apply(self, answer: SharedAnswer, until: float, now: float) -> bool:
+        self.free += self._debt
+        self._rest = answer.rest
+        self._granted(answer.granted, until, now)
+        return self.free <= 0 and not self.taken and not self.waiting
+
+    def refusal(self, amount: int, now: float) -> GatewayError:
+        return rate_refusal(self, amount, self.free + self._rest + (now - self.answered) * self.rate)
+
+    def remaining(self, now: float) -> int:
+        rest = min(self.most, self._rest + (now - max(self.answered, 0.0)) * self.rate)
+        return max(0, min(self.most, int(self.free + rest)))
+
+    def reset(self, now: float) -> float:
+        return (self.most - self.remaining(now)) / self.rate
+
+
+class SharedGauge(Leased):
+    """Open requests counted in Redis."""
+
+    __slots__ = ("_number", "_unsure")
+
+    def __init__(self, scope: str, name: str, most: int) -> None:
+        super().__init__(scope, name, OPEN, most)
+        self._number = 0
+        self._unsure = False
+
+    def settle(self, taken: int, used: int) -> None:
+        self.held -= taken
+        self.free += taken
+
+    def claim(self) -> tuple[Any, ...]:
+        """Kind, limit, what is kept, need, want, the claim's number."""
+        want = self._wanted()
+        self._number += 1
+        return "gauge", self.most, self.held + self.free, self._needed, want, self._number
+
+    def apply(self, answer: SharedAnswer, until: float, now: float) -> bool:
+        self._unsure = answer.unsure
+        self._granted(answer.granted, until, now)
+        return not (self.held or self.free or self.waiting)
+
+    def refusal(self, amount: int, now: float) -> GatewayError:
+        if self._unsure:
+            return LimitsUnavailable("Open requests are being counted anew.", retry_after=HELD_RETRY)
+        return open_refusal(self.scope, self.most)
+
+
+def rate_refusal(meter: Bucket | SharedBucket, amount: int, room: float) -> RateLimited:
+    """More than the rate allows; when it will allow this."""
+    wait = max(0.0, (min(amount, meter.most) - room) / meter.rate)
+    what, rate = NOUNS[meter.unit], round(meter.rate * 60)
+    return RateLimited(f"The rate of {who(meter.scope)} is {rate} {what} a minute.", retry_after=wait)
+
+
+def open_refusal(scope: str, most: int) -> RateLimited:
+    """Nobody knows when a running request will end."""
+    return RateLimited(f"No more than {most} requests of {who(scope)} may be open at once.", retry_after=HELD_RETRY)
+
+
+def duration(seconds: float) -> str:
+    """As Go prints a duration, which is what OpenAI's reset fields hold: `1s`, `6m0s`, `20ms`, `0s`."""
+    milliseconds = math.ceil(seconds * 1000)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms" if milliseconds else "0s"
+    whole, rest = divmod(milliseconds, 1000)
+    hours, minutes, tail = whole // 3600, whole // 60 % 60, whole % 60
+    fraction = f".{rest:03d}".rstrip("0") if rest and whole < 60 else ""
+    head = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
+    return f"{head}{tail}{fraction}s"

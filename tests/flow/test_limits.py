@@ -1,0 +1,146 @@
+"""Limits and budgets at the door of a whole gateway (L1, L2, A10): real sockets, real store."""
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import uvloop
+
+from gateway.store.limits import Limits
+from tests.flow.engine import Answer, Engine, hang, plain, start_and_hang, stream
+from tests.gateway import Gateway, chat, gateway
+from tests.wire import WAIT
+
+CHAT = "/v1/chat/completions"
+Test = Callable[[Gateway, Engine], Coroutine[Any, Any, None]]
+
+
+def run(answer: Answer, test: Test, **settings: Any) -> None:
+    async def main() -> None:
+        async with Engine(answer) as engine, gateway(engine.url, **settings) as g:
+            await test(g, engine)
+            await g.idle()
+            assert g.app.limits.stats().open == 0
+
+    uvloop.run(main())
+
+
+async def budget(g: Gateway, scope: str) -> dict[str, tuple[int, int]]:
+    """name -> (spent, on lease)."""
+    return {row.budget.partition("/")[0]: (row.spent, row.held) for row in await g.store.budgets(scope)}
+
+
+def test_a_rate_is_told_and_kept() -> None:
+    """L1, A10: 429 in dialect when it is used up, and the fields on every answer."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        key = await g.add_key(limits=Limits(requests_per_minute=2, tokens_per_minute=100_000))
+        remaining = []
+        for _ in range(2):
+            status, fields, _ = await g.ask(CHAT, chat(), key=key)
+            assert (status, fields["x-ratelimit-limit-requests"]) == (200, "2")
+            assert fields["x-ratelimit-limit-tokens"] == "100000"
+            assert 95_000 < int(fields["x-ratelimit-remaining-tokens"]) < 100_000
+            remaining.append(fields["x-ratelimit-remaining-requests"])
+        assert remaining == ["1", "0"]
+        status, fields, body = await g.ask(CHAT, chat(), key=key)
+        assert (status, json.loads(body)["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert 1 <= int(fields["retry-after"]) <= 60
+        assert "x-should-retry" not in fields
+        assert fields["x-ratelimit-remaining-requests"] == "0"
+        assert fields["x-ratelimit-reset-requests"].endswith("s")
+
+    run(plain, test)
+
+
+def test_without_limits_no_fields() -> None:
+    async def test(g: Gateway, engine: Engine) -> None:
+        _, fields, _ = await g.ask(CHAT, chat())
+        assert not any(name.startswith("x-ratelimit") for name in fields)
+
+    run(plain, test)
+
+
+def test_a_budget_is_settled_with_the_truth() -> None:
+    """L2: the estimate is 4096 tokens and more, the engine reports 10; then the next estimate does not fit."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        key = await g.add_key(limits=Limits(tokens_per_day=4125))
+        for _ in range(2):
+            status, fields, body = await g.ask(CHAT, chat(), key=key)
+            assert status == 200
+            assert fields["x-ratelimit-limit-tokens"] == "4125"
+        status, fields, body = await g.ask(CHAT, chat(max_tokens=4096), key=key)
+        assert (status, json.loads(body)["error"]["code"]) == (429, "budget_exceeded")
+        assert fields["x-should-retry"] == "false"
+        assert (await g.ask(CHAT, chat(max_tokens=20), key=key))[0] == 200
+        (row,) = await g.records(1)
+        await g.app.limits.close()
+        assert await budget(g, f"key:{row['key']}") == {"tokens": (30, 0)}
+
+    run(plain, test)
+
+
+def test_what_never_ran_costs_nothing_and_what_a_client_left_costs_what_it_got() -> None:
+    """L2, H6"""
+
+    async def leave(g: Gateway, key: str, stop: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        client = await g.connect()
+        await client.send(g.request(CHAT, chat(stream=True), key=key))
+        await stop()
+        client.close()
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        key = await g.add_key(limits=Limits(tokens_per_day=10_000, concurrent=1, gpu_seconds_total=1000))
+        async with asyncio.timeout(WAIT):
+            await leave(g, key, engine.chats.get)
+            (row,) = await g.records(1)
+        assert row["outcome"] == "client_gone"
+        await g.app.limits.close()
+        spent = await budget(g, f"key:{row['key']}")
+        assert 0 < spent["tokens"][0] < 40
+        assert spent["tokens"][1] == spent["gpu"][1] == 0
+        assert spent["gpu"][0] >= 1
+
+    run(start_and_hang, test)
+
+
+def test_open_requests_are_counted_until_they_end() -> None:
+    """L1"""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        key = await g.add_key(limits=Limits(concurrent=1))
+        client = await g.connect()
+        await client.send(g.request(CHAT, chat(), key=key))
+        await engine.chats.get()
+        status, fields, _ = await g.ask(CHAT, chat(), key=key)
+        assert (status, fields["retry-after"]) == (429, "2")
+        client.close()
+        await g.idle()
+        assert g.app.limits.stats().open == 0
+        client = await g.connect()
+        await client.send(g.request(CHAT, chat(), key=key))
+        await engine.chats.get()
+        client.close()
+
+    run(hang, test)
+
+
+def test_a_tenants_ceiling_holds_over_all_its_keys() -> None:
+    """K1: each scope holds, so the tighter one does; a change acts on running gateways."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        one = await g.add_key(limits=Limits(requests_per_minute=50))
+        two = await g.add_key(user="v")
+        tenant = await g.store.tenant("t")
+        assert tenant is not None
+        await g.store.set_limits("tenant", tenant.id, Limits(requests_per_minute=3))
+        answers = [(await g.ask(CHAT, chat(stream=True), key=key))[0] for key in (one, two, one, two)]
+        assert answers == [200, 200, 200, 429]
+        await g.store.set_limits("tenant", tenant.id, Limits())
+        async with asyncio.timeout(WAIT):
+            while (await g.ask(CHAT, chat(), key=two))[0] != 200:
+                await asyncio.sleep(0.05)
+
+    run(stream, test)
