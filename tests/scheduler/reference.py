@@ -158,6 +158,7 @@ class Reference:
             self._check_idle(now, self.users.pop(key), pool)
         for name in [name for name in self.tenants if name not in pool.tenants]:
             self._check_idle(now, self.tenants.pop(name), pool)
+            self.levels.pop(name, None)
 
     def _check_idle(self, now: float, party: Party, pool: Pool) -> None:
         assert not party.queue
