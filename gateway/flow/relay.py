@@ -35,11 +35,11 @@ class Relay:
         "_kept",
         "_kept_bytes",
         "_last_buffer",
+        "_path",
         "_start",
         "_tail_seen",
         "begun",
         "connection",
-        "data",
         "done",
         "endpoint",
         "error",
@@ -83,7 +83,7 @@ class Relay:
         self._decoder: ChunkDecoder | None = None
         self._filter = FrameFilter(endpoint.framing) if hide_usage and streaming else None
         self._chunked_out = self._choose_framing()
-        self.data: Callable[[bytes], None] = self._choose_path()
+        self._path = self._choose_path()
         connection.stream = self
         if not connection.writable:
             upstream.pause()
@@ -95,13 +95,14 @@ class Relay:
         fixed = self.reply.content_length is not None and self._filter is None and not self.begun
         return new_enough and not fixed
 
-    def _choose_path(self) -> Callable[[bytes], None]:
+    def _choose_path(self) -> "Callable[[Relay, bytes], None]":
+        """A plain function, not a bound method: an answer must not be garbage that only a collection finds."""
         if self.reply.chunked != self._chunked_out:
             self._decoder = ChunkDecoder() if self.reply.chunked else None
-            return self._reframe
+            return Relay._reframe
         if self._filter is not None:
-            return self._pass_or_hide if self._chunked_out else self._reframe
-        return self._pass
+            return Relay._pass_or_hide if self._chunked_out else Relay._reframe
+        return Relay._pass
 
     # ---- Stream: the client's window
 
@@ -111,7 +112,11 @@ class Relay:
     def resume(self) -> None:
         self.upstream.resume()
 
-    # ---- Sink: `data` is one of the three paths below
+    # ---- Sink
+
+    def data(self, data: bytes) -> None:
+        """A received buffer, along the path that was chosen at the head."""
+        self._path(self, data)
 
     def _pass(self, data: bytes) -> None:
         """The common path: one buffer in, the same buffer out."""

@@ -88,3 +88,16 @@ async def start_and_hang(head: bytes, body: bytes, reader: asyncio.StreamReader,
     await writer.drain()
     writer.write(chunk(frame("b")))
     await hang(head, body, reader, writer)
+
+
+def cut(*wires: bytes) -> Answer:
+    """An engine that sends these and closes."""
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for wire in wires:
+            writer.write(wire)
+            await writer.drain()
+            await asyncio.sleep(0.01)  # so that each is a read of its own
+        raise ConnectionError
+
+    return answer

@@ -17,6 +17,7 @@ from tests.flow.engine import (
     Answer,
     Engine,
     chunk,
+    cut,
     frame,
     hang,
     json_answer,
@@ -210,19 +211,6 @@ def test_a_client_that_leaves_frees_everything_at_once(phase: str, leave: str) -
         await asyncio.get_running_loop().create_future()
 
     run(start_and_hang if phase == "mid-stream" else hang, test, slots=1)
-
-
-def cut(*wires: bytes) -> Answer:
-    """An engine that sends these and closes."""
-
-    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for wire in wires:
-            writer.write(wire)
-            await writer.drain()
-            await asyncio.sleep(0.01)  # so that each is a read of its own
-        raise ConnectionError
-
-    return answer
 
 
 BROKEN = {
