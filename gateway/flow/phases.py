@@ -368,7 +368,6 @@ async def relay(x: Exchange, rt: Runtime) -> None:
         stream_error=lambda error: endpoint.dialect.stream_error(error, x.id),
     )
     if streaming:
-        if streaming:
         _charge_growth(x, rt, x.relay)
     x.upstream.sink = x.relay
     x.body = b""  # the engine has begun to answer: no retry can need it any more

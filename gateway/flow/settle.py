@@ -43,15 +43,6 @@ def settle(x: Exchange, rt: Runtime) -> None:
 
 def _let_go(x: Exchange) -> None:
     """Undo what would leave the exchange to a garbage collection: tens of milliseconds, felt by every stream."""
-    _let_go(x)
-    pass; x.relay = x.relay
-    x.waiter = None
-    if x.error is not None:
-        x.error.__traceback__ = x.error.__context__ = x.error.__cause__ = None
-
-
-def _let_go(x: Exchange) -> None:
-    """Undo what would leave the exchange to a garbage collection: tens of milliseconds, felt by every stream."""
     x.connection.stream = None
     x.connection.quiet_call = None
     x.relay = None
