@@ -227,7 +227,7 @@ class Relay:
         self.begun = True
         if self._chunked_out:
             framing = CHUNKED
-        elif self.reply.content_length is not None:
+        elif self.reply.content_length is not None and self._filter is None:
             framing = b"Content-Length: %d\r\n" % self.reply.content_length
         else:
             framing = b""
