@@ -100,6 +100,14 @@ class Model(_Section, frozen=True):
     cost_factor: Annotated[float, Meta(gt=0, le=1000, description="weight of this model's tokens in fair use")] = 1.0
 
 
+class Adaptive(_Section, frozen=True):
+    """Slots found from the engine's speed instead of a number (scheduler.md 5.6)."""
+
+    tpot: Annotated[float, Meta(gt=0, le=60, description="time per output token to keep to, in seconds")]
+    low: Annotated[int, Meta(ge=1, le=1_000_000, description="fewest slots; also where it starts")] = 1
+    high: Annotated[int, Meta(ge=1, le=1_000_000, description="most slots")] = 256
+
+
 class Backend(_Section, frozen=True):
     """One engine (R1)."""
 
@@ -108,6 +116,9 @@ class Backend(_Section, frozen=True):
     engine: Annotated[EngineKind, Meta(description="what speaks there")]
     slots: (
         Annotated[int, Meta(ge=1, le=1_000_000, description="requests at once; absent: discovered, else 4")] | None
+    ) = None
+    adaptive: (
+        Annotated[Adaptive, Meta(description="find the slots from the engine's speed; not together with slots")] | None
     ) = None
     key: Annotated[str, Meta(description="bearer key the engine wants; use env: or file:")] = ""
     models: Annotated[list[str], Meta(description="serve only these; empty: all that discovery finds")] = []
@@ -356,6 +367,10 @@ def _check_backends(backends: list[Backend]) -> None:
             raise ConfigError(f"{at}.name: {backend.name!r} is used twice")
         names.add(backend.name)
         _check_url(backend.url, f"{at}.url")
+        if backend.adaptive is not None and backend.slots is not None:
+            raise ConfigError(f"{at}.adaptive: not together with slots")
+        if backend.adaptive is not None and backend.adaptive.low > backend.adaptive.high:
+            raise ConfigError(f"{at}.adaptive.low: above high")
         if backend.key.lower() in PLACEHOLDERS:
             raise ConfigError(f"{at}.key: a known placeholder is no secret")
 

@@ -33,7 +33,7 @@ def settle(x: Exchange, rt: Runtime) -> None:
         x.lease.release(cost_units)
     rt.ledger.leave(x)
     quota.settle(x, rt, ended)
-    _learn(x, rt)
+    _learn(x, rt, ended)
     rt.audit.put(record(x, ended), x.audit_number)
     _count(x, rt, ended, cost_units)
     if x.error is not None and x.error.cause:
@@ -71,13 +71,17 @@ def _cost(x: Exchange, rt: Runtime) -> float:
     )
 
 
-def _learn(x: Exchange, rt: Runtime) -> None:
+def _learn(x: Exchange, rt: Runtime, ended: float) -> None:
+    """What a finished request tells about the next: its tokens, and how fast its engine is."""
     usage = x.usage
     if usage is not None and usage.reported and x.outcome is Outcome.DONE:
         who = x.principal
         rt.estimator.observe(
             x.route.model, who.tenant, who.user, x.ask.input_bytes, usage.prompt_tokens, usage.completion_tokens
         )
+        if x.relay is not None and x.relay.tap is not None and usage.completion_tokens > 1:
+            per_token = (ended - x.first_byte_at) / (usage.completion_tokens - 1)
+            rt.backends.measured(x.backend.name, per_token, x.granted_at, ended)
 
 
 def record(x: Exchange, ended: float) -> AuditRecord:

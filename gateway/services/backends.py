@@ -22,6 +22,7 @@ from gateway.services import catalogue, discovery
 from gateway.services.breaker import Breaker, State
 from gateway.services.catalogue import Backend, Catalogue, Pools, Route, Terms, base_url, snapshot
 from gateway.services.discovery import LookFailed, Sighting
+from scheduler.aimd import Aimd
 
 __all__ = ["FAILURES", "Backend", "BackendService", "BackendStats", "Failure", "Route", "Terms", "Topology"]
 
@@ -71,6 +72,8 @@ class _Watched:
         self.breaker = breaker
         self.counts: dict[str, int] = dict.fromkeys(FAILURES, 0)
         self.sighting = Sighting()
+        adaptive = section.adaptive
+        self.aimd = Aimd(adaptive.tpot, adaptive.low, adaptive.high) if adaptive is not None else None
         self.snapshot = snapshot(section, self.slots)
         self.seen_at: float | None = None
         self.failure = "not looked at yet"
@@ -80,6 +83,8 @@ class _Watched:
 
     @property
     def slots(self) -> int:
+        if self.aimd is not None:
+            return self.aimd.limit
         return self.section.slots or self.sighting.slots or DEFAULT_SLOTS
 
     @property
@@ -97,6 +102,8 @@ class _Watched:
         before.breaker.eject_after, before.breaker.eject_for = self.breaker.eject_after, self.breaker.eject_for
         self.breaker, self.counts = before.breaker, before.counts
         self.seen_at, self.failure, self.looked = before.seen_at, before.failure, before.looked
+        if self.section.adaptive == before.section.adaptive:
+            self.aimd = before.aimd
         self.take(before.sighting)
 
     def same_engine(self, other: "_Watched") -> bool:
@@ -191,6 +198,17 @@ class BackendService:
         if watched.breaker.failed(self._clock()):
             log.warning("backend ejected", extra={"backend": name, "failure": kind})
             self._moved.set()
+            self._publish()
+
+    def measured(self, name: str, tpot: float, started: float, now: float) -> None:
+        """A stream that got its slot at `started` ended `now` with `tpot` seconds per output token. Only where slots
+        are adaptive does this change anything."""
+        watched = self._watched[name]
+        if watched.aimd is None:
+            return
+        before = watched.aimd.limit
+        if watched.aimd.observe(tpot, started, now) != before:
+            watched.take(watched.sighting)
             self._publish()
 
     # -- the watch ------------------------------------------------------------------------------------------------

@@ -454,6 +454,30 @@ def test_slots_and_loaded_state_follow_the_engine() -> None:
     run(body)
 
 
+def test_adaptive_slots_follow_the_speed_and_survive_a_reload() -> None:
+    """S 5.6: more while the engine keeps to its time per token, fewer when it does not."""
+
+    async def body() -> None:
+        engine = vllm("m")
+        async with running(engine):
+            backend = section("a", engine, "vllm", adaptive=config.Adaptive(tpot=0.02, low=1, high=20))
+            world = World(backend)
+            await world.service.refresh()
+            assert world.service.topology.gates == {"a": 1}
+            for n in range(100):
+                world.service.measured("a", 0.01, float(n), float(n))
+            grown = world.service.topology.gates["a"]
+            assert 5 < grown <= 20
+            assert world.published[-1].gates == {"a": grown}
+            again = World(backend, previous=world.service)
+            assert again.service.topology.gates == {"a": grown}
+            for n in range(200, 400):
+                world.service.measured("a", 0.5, float(n), float(n))
+            assert world.service.topology.gates["a"] == 1
+
+    run(body)
+
+
 def test_the_watch_looks_by_itself_and_ends_when_cancelled() -> None:
     """R2: discovery every interval; a broken look does not end it; an ejected backend gets its look in time."""
 
