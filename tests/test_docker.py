@@ -104,10 +104,12 @@ def test_images_are_pinned_and_secrets_are_files(name: str) -> None:
     document = compose(name)
     for service, definition in document["services"].items():
         image = re.sub(r"\$\{\w+:-(.*)\}", r"\1", definition["image"])
-        assert re.search(r":[\w.-]*[\d.]+\w*$|:local$|@sha256:", image), f"{service} has no version: {image}"
+        assert re.search(r":v?\d+\.\d+[\w.-]*$|:local$|@sha256:", image), f"{service} has no version: {image}"
         for key, value in (definition.get("environment") or {}).items():
             secret = re.search(r"(?i)password|secret|token|_key$", key)
-            assert not secret or key.endswith("__FILE") or str(value).startswith("/run/secrets/"), f"{service}: {key}"
+            assert not secret or key.endswith(("__FILE", "_FILE")) or str(value).startswith("/run/secrets/"), (
+                f"{service}: {key}"
+            )
     for secret in document.get("secrets", {}).values():
         assert list(secret) == ["file"]
 
@@ -123,13 +125,43 @@ def test_compose_itself_accepts_the_file(name: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["demo.yaml", "production.yaml"])
-def test_shipped_configurations_are_valid(name: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The secret files, as the script makes them."""
+    maker = script(DOCKER / "make_secrets.py")
+    maker.FOLDER = tmp_path_factory.mktemp("docker") / "docker" / "secrets"
+    maker.FOLDER.parent.mkdir()
+    maker.main()
+    before = {path.name: path.read_text(encoding="utf-8") for path in maker.FOLDER.iterdir()}
+    maker.main()
+    assert before == {path.name: path.read_text(encoding="utf-8") for path in maker.FOLDER.iterdir()}, (
+        "kept, not remade"
+    )
+    assert maker.FOLDER.stat().st_mode & 0o777 == 0o700
+    assert len(set(before.values())) == len(before)
+    folder: Path = maker.FOLDER
+    return folder
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_every_secret_that_a_service_asks_for_is_made(name: str, made: Path) -> None:
+    document = compose(name)
+    declared = document.get("secrets", {})
+    assert {secret["file"].removeprefix("./secrets/") for secret in declared.values()} <= {
+        p.name for p in made.iterdir()
+    }
+    for service, definition in document["services"].items():
+        text = json.dumps(definition)
+        assert set(re.findall(r"/run/secrets/(\w+)", text)) <= set(definition.get("secrets", [])) <= set(declared), (
+            service
+        )
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "production.yaml", "migrate.yaml"])
+def test_shipped_configurations_are_valid(name: str, made: Path) -> None:
     text = (DOCKER / "config" / name).read_text(encoding="utf-8")
-    key = tmp_path / "vllm_key"
-    key.write_text("f00d" * 8, encoding="utf-8")
-    parsed = config.parse(text.replace("/run/secrets/vllm_key", str(key)))
-    assert parsed.backends
+    parsed = config.parse(text.replace("/run/secrets", str(made)))
+    assert bool(parsed.backends) is (name != "migrate.yaml")
     assert parsed.playground is (name == "demo.yaml")
 
 

@@ -90,7 +90,7 @@ def test_commands_in_the_pages_parse() -> None:
     blocks = re.findall(r"```sh\n(.*?)```", "".join(path.read_text() for path in pages), re.S)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     found = re.findall(
-        r"(?:^|exec fairgate |/)fairgate ((?:serve|demo|tenants|users|keys|audit|check-config|schema)\b[^|#;\n]*)",
+        r"(?:^|exec fairgate |/)fairgate ((?:serve|demo|tenants|users|keys|audit|check-config|schema|limits|settings|reservations|migrate|top)\b[^|#;\n]*)",
         "\n".join(lines),
         re.M,
     )
