@@ -70,6 +70,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_answer",
         "_between",
         "_buffer",
+        "_line",
         "_method",
         "_remaining",
         "_reusable",
@@ -103,6 +104,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._remaining: int | None = None
         self._reusable = False
         self._between = NEVER
+        self._line = b""  # an unfinished size line of the answer's chunks
         self.bytes_in = 0
 
     # ---- one exchange
@@ -194,6 +196,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.state = State.BODY
         self._reusable = head.keep_alive
         self.walker = ChunkWalker() if head.chunked and not head.no_body else None
+        self._line = b""
         self._remaining = 0 if head.no_body else head.content_length
         self.deadline = self.pool.now() + self._between
         answer, self._answer = self._answer, None
@@ -209,20 +212,30 @@ class UpstreamConnection(asyncio.Protocol):
         self.bytes_in += len(data)
         self.deadline = self.pool.now() + self._between
         if self.walker is not None:
+            if self._line:
+                data, self._line = self._line + data, b""
             end = self.walker.walk(data)
+            if self.walker.line_at >= 0:
+                data = self._whole_lines(self.walker, data)
         elif self._remaining is None:
             end = -1
         else:
             end = self._remaining if len(data) >= self._remaining else -1
             self._remaining -= len(data)
         if end < 0:
-            if self.sink is not None:
+            if self.sink is not None and data:
                 self.sink.data(data)
             return
         if end != len(data):  # more than was announced: never guess whose bytes these are
             self._reusable = False
             data = data[:end]
         self._complete(data)
+
+    def _whole_lines(self, walker: ChunkWalker, data: bytes) -> bytes:
+        """`data` without the unfinished size line at its end: it may be the last one, which sinks treat apart."""
+        start = len(data) - walker.rewind()
+        self._line = data[start:]
+        return data[:start]
 
     def _complete(self, data: bytes) -> None:
         self.deadline = self.total_deadline = NEVER
