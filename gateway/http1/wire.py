@@ -5,6 +5,7 @@ in two ways. It decides all framing itself and lets llhttp (httptools) read the 
 request is refused. The rules for a single head are in `head`. Must not know asyncio, sockets, clocks, keys or models.
 """
 
+import re
 from types import SimpleNamespace
 
 import httptools
@@ -19,6 +20,9 @@ __all__ = ["RequestReader", "WireError", "WireLimits"]
 
 _PARTS = 1024
 """Body slices held before they are joined: a body sent byte by byte must not cost 40 bytes of objects per byte."""
+_REPEAT_DIGITS = 9
+_ZERO = 0x30
+_LENGTH_FIELD = re.compile(rb"\r\ncontent-length:[\t ]*([0-9]++)[\t ]*\r\n", re.IGNORECASE)
 
 _HEAD, _LENGTH, _CHUNKED, _COMPLETE, _DEAD = range(5)
 _STATES = ("head", "body by length", "body by chunks", "complete", "dead")
@@ -33,6 +37,18 @@ class WireLimits(msgspec.Struct, frozen=True, gc=False):
     body_bytes: int = 10 * 2**20
 
 
+class _Repeated(msgspec.Struct, frozen=True, gc=False):
+    """A head both parsers have accepted, as its bytes `before` and `after` the digits of Content-Length.
+
+    Without that field `before` is the whole head. Digits cannot change a verdict, so a head of the same bytes around
+    other digits needs no second reading.
+    """
+
+    before: bytes
+    after: bytes
+    head: RequestHead
+
+
 class RequestReader:
     """Reads the requests of one connection, one after the other.
 
@@ -40,14 +56,18 @@ class RequestReader:
     `advance` goes on to the next request, whose bytes may have come already. After a WireError the reader is dead and
     drops whatever it is fed; `head` stays set if the error concerns the body, so that the answer can be in the
     client's dialect, and `refusal` keeps the error.
+
+    Clients repeat their heads: one that equals the connection's last accepted one but for its length is taken over
+    without parsing (a third of the reader's cost). llhttp sees neither that head nor its body, and so stays between
+    two messages.
     """
 
     __slots__ = (  # noqa: RUF023  # grouped by lifetime
         # of the connection
-        "_fields", "_limits", "_parser", "_target_seen", "_unfinished",
+        "_accepted", "_fields", "_limits", "_parser", "_repeated", "_target_seen", "_unfinished",
         # of the message
         "_blank", "_body_limit", "_decoder", "_held", "_joined", "_length", "_line_checked", "_parts", "_parts_bytes",
-        "_scanned", "_state", "body_received", "head", "refusal",
+        "_known", "_scanned", "_state", "body_received", "head", "refusal",
     )  # fmt: skip
 
     def __init__(self, limits: WireLimits | None = None) -> None:
@@ -64,12 +84,15 @@ class RequestReader:
             )
         )
         self._target_seen: tuple[bytes, bytes | None, str, bytes] = (b"", None, "", b"")
+        self._repeated: _Repeated | None = None
+        self._accepted: tuple[bytes, RequestHead] | None = None  # read in full, and not yet made a `_Repeated`
         self.refusal: WireError | None = None
         self._held = b""
         self._begin()
 
     def _begin(self) -> None:
         self._state = _HEAD
+        self._known = False  # the head is a repeated one: llhttp does not see this message
         self._blank = False
         self._line_checked = False
         self._scanned = 0
@@ -153,6 +176,8 @@ class RequestReader:
 
     def _read_head(self) -> None:
         buffer = self._held
+        if self._read_repeated(buffer):
+            return
         if not self._blank and buffer.startswith(b"\r\n"):
             # RFC 9112 section 2.2: an empty line before the request line may be skipped; we skip one.
             self._blank = True
@@ -172,6 +197,28 @@ class RequestReader:
             raise self._die(error) from error.__cause__
         self._held = b""
         self._expect_body(rest)
+
+    def _read_repeated(self, buffer: bytes) -> bool:
+        """Take over the last head if `buffer` begins with its like. False: it has to be read."""
+        if self._accepted is not None:
+            self._repeated, self._accepted = _repeatable(*self._accepted), None
+        known = self._repeated
+        if known is None or not buffer.startswith(known.before):
+            return False
+        head, start = known.head, len(known.before)
+        if known.after:
+            stop = buffer.find(known.after, start, start + _REPEAT_DIGITS + len(known.after))
+            digits = buffer[start:stop]
+            start = stop + len(known.after)
+            # A leading zero would make lengths of 0 and of many digits look alike; such heads are rare.
+            if stop < 0 or not digits.isdigit() or digits[0] == _ZERO or start > self._limits.head_bytes:
+                return False
+            head = _with_length(head, digits)
+        self._known = True
+        self.head = head
+        self._held = b""
+        self._expect_body(buffer[start:])
+        return True
 
     def _check_partial(self, buffer: bytes) -> None:
         """Refuse at once what no further byte can mend."""
@@ -216,6 +263,7 @@ class RequestReader:
             rules.keep_alive(fields, version),
             rules.expects(fields, version) and (chunked or bool(length)),
         )
+        self._accepted = head, self.head
 
     def _agree(self, data: bytes) -> None:
         """Let llhttp read `data` too; what it refuses is refused."""
@@ -233,7 +281,7 @@ class RequestReader:
         if head is None:
             raise RuntimeError("a body is read behind a head")
         length = head.content_length
-        if bool(self._unfinished) != (head.chunked or bool(length)):
+        if not self._known and bool(self._unfinished) != (head.chunked or bool(length)):
             raise self._die(_disagreement())
         if length:
             self._length = length
@@ -257,6 +305,10 @@ class RequestReader:
             self._held = data[missing:]
             data = data[:missing]
         self._keep(data)
+        if self._known:
+            if self.body_received == self._length:
+                self._state = _COMPLETE
+            return
         try:
             self._agree(data)
         except WireError as error:
@@ -308,6 +360,32 @@ class RequestReader:
         self._parts = []
         self._parts_bytes = self._joined = 0
         return error
+
+
+def _repeatable(raw: bytes, head: RequestHead) -> _Repeated | None:
+    """What another head must equal to mean the same as `head`, whose bytes are `raw`; None if it must be read."""
+    if head.chunked or not head.keep_alive or b"expect" in head.headers or head.content_length == 0:
+        return None
+    if head.content_length is None:
+        return _Repeated(raw, b"", head)
+    field = _LENGTH_FIELD.search(raw)
+    return _Repeated(raw[: field.start(1)], raw[field.end(1) :], head) if field else None
+
+
+def _with_length(head: RequestHead, digits: bytes) -> RequestHead:
+    """`head` with another Content-Length."""
+    return RequestHead(
+        head.method,
+        head.target,
+        head.path,
+        head.query,
+        head.version,
+        {**head.headers, b"content-length": digits},
+        int(digits),
+        False,
+        True,
+        False,
+    )
 
 
 def _disagreement() -> WireError:
