@@ -1,0 +1,101 @@
+"""Runs the dashboard and the alert rules against a real Prometheus: `python docker/prometheus/live.py`.
+
+Starts the demo, a Prometheus that scrapes it every second with the shipped rules, and some traffic with refusals; then
+asks every query of the dashboard. Exit code 1 names the queries without an answer. Needs `prometheus` on PATH (Debian
+package prometheus).
+"""
+
+import json
+import math
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+HERE = Path(__file__).resolve().parent
+DASHBOARD = HERE.parent / "grafana" / "dashboard.json"
+SECONDS = 20.0
+# Metrics that say something only when something fails; their panels are empty on a good day.
+QUIET = ("fairgate_retries_total", "fairgate_backend_failures_total", "fairgate_usage_estimated_total")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def demo() -> Iterator[dict[str, Any]]:
+    command = [sys.executable, "-m", "gateway", "demo", "--json", "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+        assert process.stdout is not None  # noqa: S101  # asked for as a pipe
+        try:
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def prometheus(folder: Path, target: str) -> Iterator[str]:
+    """A Prometheus with the shipped configuration, but faster and aimed at `target` -> its address."""
+    config = yaml.safe_load((HERE / "prometheus.yaml").read_text(encoding="utf-8"))
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(HERE / "alerts.yaml")]
+    config["scrape_configs"][0]["static_configs"] = [{"targets": [target.removeprefix("http://")]}]
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    program = shutil.which("prometheus")
+    if program is None:
+        raise SystemExit("prometheus is not on PATH (Debian package prometheus)")
+    address = f"127.0.0.1:{free_port()}"
+    command = [program, f"--config.file={folder}/prometheus.yaml", f"--storage.tsdb.path={folder}/data"]
+    with subprocess.Popen([*command, f"--web.listen-address={address}", "--log.level=error"]) as process:  # noqa: S603
+        try:
+            yield f"http://{address}"
+        finally:
+            process.terminate()
+
+
+def traffic(url: str, key: str, model: str, embed: str) -> None:
+    """For a while: whole answers, streams, embeddings, and what is refused."""
+    body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
+    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30, trust_env=False) as client:
+        until = time.monotonic() + SECONDS
+        while time.monotonic() < until:
+            client.post("/v1/chat/completions", json=body | {"stream": True})
+            client.post("/v1/embeddings", json={"model": embed, "input": "hello"})
+            client.post("/v1/chat/completions", json=body | {"model": "none"})
+            client.get("/v1/models", headers={"Authorization": "Bearer wrong"})
+
+
+def answers(url: str, query: str) -> bool:
+    text = query.replace("$__rate_interval", "15s")
+    reply = httpx.get(f"{url}/api/v1/query", params={"query": text}, timeout=10, trust_env=False).json()
+    values = [float(series["value"][1]) for series in reply["data"]["result"]] if reply["status"] == "success" else []
+    return any(not math.isnan(value) for value in values)
+
+
+def main() -> None:
+    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    queries = [target["expr"] for panel in panels for target in panel.get("targets", [])]
+    with tempfile.TemporaryDirectory() as folder, demo() as facts, prometheus(Path(folder), facts["admin_url"]) as url:
+        traffic(facts["url"], facts["key"], facts["model"], facts["embed_model"])
+        empty = [query for query in queries if not any(name in query for name in QUIET) and not answers(url, query)]
+        rules = httpx.get(f"{url}/api/v1/rules", timeout=10, trust_env=False).json()["data"]["groups"][0]["rules"]
+        sick = [rule["name"] for rule in rules if rule["health"] != "ok"]
+        firing = [rule["name"] for rule in rules if rule["state"] == "firing"]
+    print(f"{len(queries)} queries, {len(rules)} rules; empty: {empty}; not evaluated: {sick}; firing: {firing}")
+    sys.exit(1 if empty or sick else 0)
+
+
+if __name__ == "__main__":
+    main()
