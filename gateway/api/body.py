@@ -56,7 +56,8 @@ def read_object(body: bytes, guarded: frozenset[str], parent: str = "") -> Membe
     names = "\n".join(members)
     if names.casefold() != names:
         _refuse_variants(members, guarded, parent)
-    if len(names) + _around(members) != len(body):
+    compact = len(names) + _around(members)
+    if compact != len(body) and not _is_spaced(body, members, compact):
         _refuse_repeats(body, members, guarded, parent)
     return members
 
@@ -67,6 +68,16 @@ def _around(members: Members) -> int:
     A body of just this length has distinct keys without escapes and no white space: each of those would make it longer.
     """
     return sum(map(len, members.values())) + 3 * len(members) + 2
+
+
+def _is_spaced(body: bytes, members: Members, compact: int) -> bool:
+    """Whether the body is just what Python's `json.dumps` writes: one space behind each colon and comma.
+
+    Such a body has distinct keys without escapes too; rebuilding it takes a quarter of the time of a scan.
+    """
+    if len(body) != compact + 2 * len(members) - 1:
+        return False
+    return body == b"{%b}" % b", ".join([b'"%b": %b' % (key.encode(), raw) for key, raw in members.items()])
 
 
 def _complaint(body: bytes, err: Exception, parent: str) -> str:
