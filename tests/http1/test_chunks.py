@@ -30,13 +30,7 @@ def _body(draw: random.Random, payloads: list[bytes]) -> bytes:
 
 
 def _cut(draw: random.Random, data: bytes) -> list[bytes]:
-    most = draw.choice((1, 3, 20, 200, 10_000))
-    reads, at = [], 0
-    while at < len(data):
-        size = draw.randint(1, most)
-        reads.append(data[at : at + size])
-        at += size
-    return reads
+    return corpus.random_cuts(data, draw, draw.choice((1, 3, 20, 200, 10_000)))
 
 
 PAYLOADS = st.lists(

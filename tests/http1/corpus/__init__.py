@@ -82,10 +82,11 @@ def cuts(data: bytes, seed: int) -> Iterator[tuple[str, list[bytes]]]:
     yield "by byte", [data[at : at + 1] for at in range(len(data))]
     draw = random.Random(seed)
     for most in (5, 40, 3000):
-        yield f"up to {most} bytes", _random_cuts(data, draw, most)
+        yield f"up to {most} bytes", random_cuts(data, draw, most)
 
 
-def _random_cuts(data: bytes, draw: random.Random, most: int) -> list[bytes]:
+def random_cuts(data: bytes, draw: random.Random, most: int) -> list[bytes]:
+    """`data` in reads of 1 to `most` bytes."""
     parts, at = [], 0
     while at < len(data):
         size = draw.randint(1, most)
