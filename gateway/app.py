@@ -27,6 +27,7 @@ from gateway.flow.cors import Cors
 from gateway.flow.exchange import Runtime
 from gateway.flow.fields import forget_request_heads
 from gateway.flow.ledger import Ledger
+from gateway.flow.names import Names
 from gateway.flow.peer import client_ip_of
 from gateway.flow.phases import Phases
 from gateway.http1.client import Address, Pool
@@ -37,6 +38,7 @@ from gateway.services.keys import KeyService
 from gateway.services.limits import LimitService
 from gateway.services.metrics import Metrics
 from gateway.services.operations import Operations
+from gateway.services.shared import SharedCounts, shared_lender
 from gateway.store import Store, open_store
 from scheduler.aio import Scheduler
 from scheduler.estimate import Estimator
@@ -60,7 +62,9 @@ class App:
         self.config = config
         self.store = store
         self.keys = KeyService(store, config.identity)
-        self.limits = LimitService(store, config.limits)
+        self.shared = SharedCounts(config.shared, config.limits, clock=time.monotonic) if config.shared else None
+        lender = shared_lender(self.shared, config.limits, time.monotonic) if self.shared is not None else None
+        self.limits = LimitService(store, config.limits, shared=lender)
         self.audit = AuditService(store, config.audit)
         routes = Routes()
         self.routes = routes
@@ -126,6 +130,7 @@ class App:
             wall=time.time,
             ready=self.ready,
             cors=Cors(config.cors, hsts=config.hsts or config.tls is not None),
+            names=Names(config.aliases, config.categories),
             client_ip=client_ip_of(config.trusted_proxies),
         )
 
@@ -218,6 +223,8 @@ class App:
         await self.operations.close()
         await self.audit.close()
         await self.limits.close()
+        if self.shared is not None:
+            await self.shared.close()
         await self.keys.close()
 
     async def _tick(self) -> None:

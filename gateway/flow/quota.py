@@ -7,14 +7,11 @@ from collections.abc import Iterable
 
 from gateway.api.dialect import Kind
 from gateway.api.stream import Usage
-from gateway.errors import LimitsUnavailable
 from gateway.flow.exchange import Exchange, Outcome, Runtime
-from gateway.services.limits import Meter, Reservation
+from gateway.services.limits import Meter
 from gateway.services.meters import REQUESTS, TOKENS, Bucket, Budget, SharedBucket, duration
 
 GENERATIONS = frozenset({Kind.CHAT, Kind.COMPLETION, Kind.RESPONSES})
-ATTEMPTS = 8
-"""Rounds with a lender, after each of which others may have taken what came; two or three suffice by far."""
 
 
 def output_cap(asked: int | None, cap: int) -> int:
@@ -39,13 +36,7 @@ async def reserve(x: Exchange, rt: Runtime) -> None:
     tokens = int(prompt) + most
     seconds = rt.limits.pace.seconds(model, prompt, most)
     try:
-        for _ in range(ATTEMPTS):
-            got = rt.limits.reserve(x.principal, tokens, seconds, rt.now())
-            if isinstance(got, Reservation):
-                x.reservation = got
-                return
-            await got
-        raise LimitsUnavailable("Too many requests ask for the same limits at the moment.", retry_after=1.0)
+        x.reservation = await rt.limits.acquire(x.principal, tokens, seconds)
     finally:
         x.extra += limit_fields(rt.limits.meters(x.principal), rt.now())
 

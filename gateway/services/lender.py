@@ -167,6 +167,7 @@ class Lender(Generic[M]):
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
+        _wake([waiter for ones in self._waiters.values() for waiter in ones], self._unavailable())
         left = list(self._due)
         for start in range(0, len(left), ROUND_METERS):
             batch = left[start : start + ROUND_METERS]

@@ -24,6 +24,7 @@ from typing import Protocol
 import msgspec
 
 from gateway.config import Quotas
+from gateway.errors import LimitsUnavailable
 from gateway.services.lender import Lender, LenderStats
 from gateway.services.meters import GPU, REQUESTS, TOKENS, Bucket, Budget, Gauge, Leased, SharedBucket, SharedGauge
 from gateway.services.pace import Pace
@@ -35,6 +36,8 @@ PLAN_SECONDS = 60.0
 FORGET_SECONDS = 300.0
 """A principal that asked nothing for this long is forgotten; its meters too once they say nothing."""
 SWEEP_SECONDS = 10.0
+ATTEMPTS = 8
+"""Rounds with a lender, after each of which others may have taken what came; two or three suffice by far."""
 
 Meter = Bucket | Gauge | Budget | SharedBucket | SharedGauge
 
@@ -145,6 +148,15 @@ class LimitService:
         number = next(self._numbers)
         reservation = self._open[number] = Reservation(number, plan.meters, amounts, now + self._config.expire)
         return reservation
+
+    async def acquire(self, principal: Limited, tokens: int, gpu_seconds: float) -> Reservation:
+        """`reserve`, and the rounds it takes. An interruption leaves nothing held."""
+        for _ in range(ATTEMPTS):
+            got = self.reserve(principal, tokens, gpu_seconds, self._clock())
+            if isinstance(got, Reservation):
+                return got
+            await got
+        raise LimitsUnavailable("Too many requests ask for the same limits at the moment.", retry_after=1.0)
 
     def _lend(
         self, short: list[Meter], amounts: tuple[int, int, int, int], now: float

@@ -249,7 +249,8 @@ class SharedAnswer(msgspec.Struct, frozen=True):
 
 
 class SharedBucket(Leased):
-    """A rate counted in Redis. What is leased is debited there; what comes back in time is credited."""
+    """A rate counted in Redis. What is leased is debited there; what comes back in time is credited. Only what was
+    used beyond what was leased is a debt: `free` falls below nothing for reservations too."""
 
     __slots__ = ("_debt", "_rest", "rate")
 
@@ -262,19 +263,20 @@ class SharedBucket(Leased):
     def retune(self, per_minute: int, most: int) -> None:
         self.rate, self.most = per_minute / 60, most
 
-    def take(self, amount: int) -> None:
-        self.free -= amount
-        self.taken += amount
-
     def settle(self, taken: int, used: int) -> None:
+        self.held -= taken
         self.free += taken - used
+
+    def refused(self, now: float) -> bool:
+        """Also while a request that is larger than the rate runs: it holds more than there is, and may not use it."""
+        return (self.free < 0 < self.held and now < self.until) or super().refused(now)
 
     def claim(self) -> tuple[Any, ...]:
         """Kind, rate, most, what comes back, debt, need, want. What comes back is gone from here whether or not the
         answer arrives; a debt may be told twice: both err on the safe side."""
         before = max(self.free, 0)
         want = self._wanted()
-        self._debt = max(0, -self.free)
+        self._debt = max(0, -self.free - self.held)
         back = before - max(self.free, 0)
         return "bucket", self.rate, self.most, back, self._debt, self._needed, want
 
@@ -282,7 +284,7 @@ class SharedBucket(Leased):
         self.free += self._debt
         self._rest = answer.rest
         self._granted(answer.granted, until, now)
-        return self.free <= 0 and not self.taken and not self.waiting
+        return not (self.free or self.held or self.waiting)
 
     def refusal(self, amount: int, now: float) -> GatewayError:
         return rate_refusal(self, amount, self.free + self._rest + (now - self.answered) * self.rate)

@@ -1,0 +1,167 @@
+"""Rates and open requests that several gateways count together, in Redis.
+
+Owns the script and the connection; must not know requests. One call of the script is one round for many meters, each in
+one atomic step. Redis' own clock counts, so that gateways need not agree on theirs. Keys share a hash tag: a cluster
+keeps them in one slot.
+
+A rate's bucket is debited when it is leased: a gateway that dies takes what it held with it, and the rate refills.
+Open requests are leased by holder: the lease of one that died ends and what it held is free again. When Redis lost its
+data, a gateway that knew it before says so: then rates fill up from nothing, and nobody may open more requests until
+every lease of before has ended, for nobody knows who holds what.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import redis.asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from gateway.config import Quotas
+from gateway.services.lender import Lender
+from gateway.services.meters import SharedAnswer, SharedBucket, SharedGauge
+
+PREFIX = "{fairgate}:"
+FIELDS = 7
+"""Arguments of one meter in the script: its kind and up to six figures."""
+
+SCRIPT = """
+local now = tonumber(ARGV[1])
+if now == 0 then
+    local time = redis.call('TIME')
+    now = time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local lease, holder, known = tonumber(ARGV[2]), ARGV[3], ARGV[4]
+
+-- The epoch is the life of the data. `lost` is when a gateway noticed that an earlier one had ended; 0 = never.
+local epoch, lost = unpack(redis.call('HMGET', KEYS[1], 'id', 'lost'))
+lost = tonumber(lost or '0')
+if not epoch then
+    epoch = ARGV[5]
+    if known ~= '' then lost = now end
+    redis.call('HSET', KEYS[1], 'id', epoch, 'lost', lost)
+elseif known ~= '' and known ~= epoch and lost == 0 then
+    lost = now
+    redis.call('HSET', KEYS[1], 'lost', lost)
+end
+
+local function lent(room, need, want)
+    return math.max(0, math.min(room, math.max(need, math.min(want, math.floor(room / 4)))))
+end
+
+local function bucket(key, rate, most, back, debt, need, want)
+    local level, at = unpack(redis.call('HMGET', key, 'level', 'at'))
+    if level then
+        level = tonumber(level) + math.max(0, now - tonumber(at)) * rate / 1000
+    elseif lost > 0 then
+        level = (now - lost) * rate / 1000
+    else
+        level = most
+    end
+    level = math.min(most, level + back) - debt
+    local granted = lent(math.floor(level + 0.000001), need, want)
+    level = level - granted
+    redis.call('HSET', key, 'level', string.format('%.6f', level), 'at', now)
+    redis.call('PEXPIRE', key, math.ceil(math.max(0, most - level) / rate * 1000) + 1000)
+    return {granted, math.floor(level), 0}
+end
+
+local function gauge(key, most, kept, need, want, number)
+    local others = 0
+    local all = redis.call('HGETALL', key)
+    for n = 1, #all, 2 do
+        local amount, ends, last = string.match(all[n + 1], '(%d+):(%d+):(%d+)')
+        if all[n] == holder then
+            if tonumber(last) >= number then return {0, 0, 0} end
+        elseif tonumber(ends) <= now then
+            redis.call('HDEL', key, all[n])
+        else
+            others = others + tonumber(amount)
+        end
+    end
+    local unsure = lost > 0 and now - lost < lease
+    local room = most - others - kept
+    local granted = unsure and 0 or lent(room, need, want)
+    redis.call('HSET', key, holder, string.format('%d:%d:%d', kept + granted, now + lease, number))
+    redis.call('PEXPIRE', key, lease * 2)
+    return {granted, math.max(0, room - granted), unsure and 1 or 0}
+end
+
+local answers = {epoch}
+for n = 2, #KEYS do
+    local at = 5 + (n - 2) * 7
+    local a, b, c, d, e, f = unpack(ARGV, at + 2, at + 7)
+    if ARGV[at + 1] == 'bucket' then
+        answers[n] = bucket(KEYS[n], tonumber(a), tonumber(b), tonumber(c), tonumber(d), tonumber(e), tonumber(f))
+    else
+        answers[n] = gauge(KEYS[n], tonumber(a), tonumber(b), tonumber(c), tonumber(d), tonumber(e))
+    end
+end
+return answers
+"""
+
+
+class SharedCounts:
+    """One gateway's rounds with Redis. `time_ms` replaces Redis' clock where it is not None (tests)."""
+
+    def __init__(
+        self, url: str, config: Quotas, *, clock: Callable[[], float], time_ms: Callable[[], int] | None = None
+    ) -> None:
+        self._client: Any = aioredis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_connect_timeout=config.deadline,
+            socket_timeout=config.deadline,
+            retry=Retry(NoBackoff(), 0),
+            max_connections=2,
+            health_check_interval=0,
+        )
+        self._lease = config.lease
+        self._clock = clock
+        self._time_ms = time_ms
+        self._holder = secrets.token_urlsafe(9)
+        self._epoch = ""
+        self._digest = ""
+
+    async def ask(self, meters: Sequence[SharedBucket | SharedGauge]) -> list[bool]:
+        """One round. Raises RedisError, OSError."""
+        sent = self._clock()
+        keys = [PREFIX + "epoch", *(f"{PREFIX}{meter.scope}:{meter.name}" for meter in meters)]
+        now = self._time_ms() if self._time_ms is not None else 0
+        arguments: list[Any] = [now, int(self._lease * 1000), self._holder, self._epoch, secrets.token_urlsafe(9)]
+        for meter in meters:
+            claim = meter.claim()
+            arguments += [*claim, *[0] * (FIELDS - len(claim))]
+        epoch, *answers = await self._run(keys, arguments)
+        self._epoch = epoch
+        until, now_ = sent + self._lease, self._clock()
+        made = [SharedAnswer(int(granted), int(rest), bool(unsure)) for granted, rest, unsure in answers]
+        return [meter.apply(answer, until, now_) for meter, answer in zip(meters, made, strict=True)]
+
+    async def _run(self, keys: list[str], arguments: list[Any]) -> Any:
+        """By digest; whole where the server does not have the script (any more)."""
+        if self._digest:
+            try:
+                return await self._client.evalsha(self._digest, len(keys), *keys, *arguments)
+            except NoScriptError:
+                self._digest = ""
+        answer = await self._client.eval(SCRIPT, len(keys), *keys, *arguments)
+        self._digest = DIGEST
+        return answer
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+DIGEST = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
+"""How Redis names a script: EVAL caches it under this."""
+
+
+def shared_lender(
+    counts: SharedCounts, config: Quotas, clock: Callable[[], float]
+) -> Lender[SharedBucket | SharedGauge]:
+    """The rounds of rates and open requests with Redis."""
+    return Lender("Redis", counts.ask, (RedisError, OSError), lease=config.lease, deadline=config.deadline, clock=clock)

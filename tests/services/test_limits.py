@@ -1,0 +1,493 @@
+"""Rates, open requests and budgets (L1-L3, K1): the same bodies on SQLite + in-process and on PostgreSQL + Redis."""
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.errors import BudgetSpent, LimitsUnavailable, RateLimited
+from gateway.services.limits import LimitService, Reservation
+from gateway.services.meters import Budget, duration
+from gateway.store import open_store
+from gateway.store.limits import Budget as Row
+from gateway.store.limits import Claim, Limits, decide, window
+from tests.databases import statement
+from tests.services.limited import Form, asker, command, outcome, spent
+
+DAY = 86_400.0
+
+
+@pytest.fixture(params=["embedded", "shared"])
+def form(request: pytest.FixtureRequest, tmp_path: Path) -> Form:
+    """SQLite and counting in the process; PostgreSQL and Redis."""
+    if request.param == "embedded":
+        return Form(str(tmp_path / "fairgate.db"))
+    redis = request.getfixturevalue("redis")
+    command(redis.port, "FLUSHALL")
+    return Form(request.getfixturevalue("postgresql_url"), redis.url())
+
+
+def run(form: Form, body: Callable[[LimitService], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        async with form.replica() as service:
+            await body(service)
+
+    asyncio.run(main())
+
+
+# ---- rates and open requests
+
+
+def test_requests_a_minute_with_burst(form: Form) -> None:
+    """L1: `burst` at once, then evenly; refusals say when."""
+    who = asker(Limits(requests_per_minute=60, burst=5))
+
+    async def body(service: LimitService) -> None:
+        for _ in range(5):
+            service.settle(await service.acquire(who, 10, 0.0), 10, 0.0)
+        refused = await outcome(service, who)
+        assert isinstance(refused, RateLimited)
+        assert refused.retry_after == pytest.approx(1.0, abs=0.01)
+        form.clock.now += 1.01
+        assert isinstance(await outcome(service, who), Reservation)
+        assert isinstance(await outcome(service, who), RateLimited)
+        form.clock.now += 3600
+        assert sum([isinstance(await outcome(service, who), Reservation) for _ in range(9)]) == 5
+
+    run(form, body)
+
+
+def test_tokens_a_minute_are_charged_as_used(form: Form) -> None:
+    """L1, L2: the estimate is held, the truth is paid; one that is larger than the rate passes when it is full."""
+    who = asker(Limits(tokens_per_minute=600))
+
+    async def body(service: LimitService) -> None:
+        large = await service.acquire(who, 5000, 0.0)
+        assert isinstance(await outcome(service, who, 1), RateLimited)
+        service.settle(large, 100, 0.0)
+        form.clock.now += 0.5
+        service.forget(await service.acquire(who, 500, 0.0))
+        service.settle(await service.acquire(who, 500, 0.0), 800, 0.0)
+        refused = await outcome(service, who, 1)
+        assert isinstance(refused, RateLimited)
+        form.clock.now += 60
+        assert isinstance(await outcome(service, who, 100), Reservation)
+
+    run(form, body)
+
+
+def test_open_requests(form: Form) -> None:
+    """L1: held to the end, whatever it was; settling twice gives back once."""
+    who = asker(Limits(concurrent=2))
+
+    async def body(service: LimitService) -> None:
+        one, two = await service.acquire(who, 1, 0.0), await service.acquire(who, 1, 0.0)
+        assert isinstance(await outcome(service, who), RateLimited)
+        service.settle(one, 1, 0.0)
+        service.settle(one, 1, 0.0)
+        service.forget(one)
+        three = await service.acquire(who, 1, 0.0)
+        assert isinstance(await outcome(service, who), RateLimited)
+        service.forget(two)
+        service.forget(three)
+        assert service.stats().open == 0
+
+    run(form, body)
+
+
+def test_all_limits_or_none(form: Form) -> None:
+    """L1, K1: what the key has no room for takes nothing from user and tenant."""
+    tight = asker(Limits(tokens_per_day=100), tenant=Limits(requests_per_minute=3), user=Limits(tokens_total=1000))
+    loose = asker(Limits(), key="l", tenant=tight.limits[0].limits, user=tight.limits[1].limits)
+
+    async def body(service: LimitService) -> None:
+        for _ in range(5):
+            assert isinstance(await outcome(service, tight, 101), BudgetSpent)
+        for _ in range(3):
+            service.settle(await service.acquire(loose, 300, 0.0), 300, 0.0)
+        assert isinstance(await outcome(service, loose, 1), RateLimited)
+        form.clock.now += 60
+        assert isinstance(await outcome(service, loose, 101), BudgetSpent)
+
+    run(form, body)
+
+
+def test_a_ceiling_holds_over_all_keys(form: Form) -> None:
+    """K1"""
+    keys = [asker(Limits(concurrent=9), key=f"k{n}", tenant=Limits(concurrent=4)) for n in range(3)]
+
+    async def body(service: LimitService) -> None:
+        got = [await outcome(service, who) for who in keys * 3]
+        assert sum(isinstance(one, Reservation) for one in got) == 4
+
+    run(form, body)
+
+
+def test_changed_limits_keep_what_was_used(form: Form) -> None:
+    async def body(service: LimitService) -> None:
+        service.settle(await service.acquire(asker(Limits(tokens_per_day=100)), 60, 0.0), 60, 0.0)
+        assert isinstance(await outcome(service, asker(Limits(tokens_per_day=150)), 91), BudgetSpent)
+        assert isinstance(await outcome(service, asker(Limits(tokens_per_day=150)), 90), Reservation)
+        assert isinstance(await outcome(service, asker(Limits(tokens_per_day=50)), 1), BudgetSpent)
+
+    run(form, body)
+
+
+# ---- budgets
+
+WINDOWS = [
+    (Limits(tokens_per_day=100), "day", DAY),
+    (Limits(tokens_per_month=100), "month", 31 * DAY),
+    (Limits(tokens_total=100), "", 400 * DAY),
+    (Limits(gpu_seconds_per_day=100), "day", DAY),
+]
+
+
+@pytest.mark.parametrize(("limits", "span", "length"), WINDOWS)
+def test_budgets_are_spent_and_come_back_with_their_window(
+    form: Form, limits: Limits, span: str, length: float
+) -> None:
+    """L1: never more than the limit; the refusal names the end of the window, and only that."""
+    gpu = limits.gpu_seconds_per_day is not None
+    amount = (lambda n: (0, float(n))) if gpu else (lambda n: (n, 0.0))
+
+    async def body(service: LimitService) -> None:
+        who = asker(limits)
+        service.settle(await service.acquire(who, *amount(60)), *amount(50))
+        running = await service.acquire(who, *amount(50))
+        held = await outcome(service, who, *amount(10))
+        assert isinstance(held, RateLimited), "running requests hold it: it may come back"
+        service.settle(running, *amount(49))
+        refused = await outcome(service, who, *amount(2))
+        assert isinstance(refused, BudgetSpent)
+        assert isinstance(await outcome(service, who, *amount(1)), Reservation)
+        if not span:
+            assert refused.retry_after is None
+            form.clock.now += length
+            assert isinstance(await outcome(service, who, *amount(2)), BudgetSpent)
+            return
+        assert refused.retry_after is not None
+        assert refused.retry_after <= length
+        assert f"this {span}" in refused.message
+        form.clock.now += refused.retry_after + 1
+        assert isinstance(await outcome(service, who, *amount(100)), Reservation)
+
+    run(form, body)
+
+
+def test_a_reservation_is_charged_to_the_window_it_began_in(form: Form) -> None:
+    who = asker(Limits(tokens_per_day=100))
+
+    async def body(service: LimitService) -> None:
+        late = await service.acquire(who, 90, 0.0)
+        form.clock.now += DAY
+        assert isinstance(await outcome(service, who, 100), Reservation)
+        service.settle(late, 80, 0.0)
+        assert isinstance(await outcome(service, who, 1), RateLimited | BudgetSpent)
+
+    run(form, body)
+
+
+def test_a_restart_gives_nothing_back(form: Form) -> None:
+    """L2: an orderly end gives back the lease and keeps what was spent, to the token."""
+    who = asker(Limits(tokens_per_day=1000))
+
+    async def body() -> None:
+        for n in range(1, 4):
+            async with form.replica() as service:
+                service.settle(await service.acquire(who, 300, 0.0), 200, 0.0)
+            store = await open_store(form.store)
+            assert await spent(store, "key:k", "tokens/day") == (200 * n, 0)
+            await store.close()
+
+    asyncio.run(body())
+
+
+def test_kill_9_burns_what_was_on_lease_and_no_more(form: Form) -> None:
+    """L2: nobody knows what a killed gateway spent of its lease, so all of it counts; open requests are freed."""
+    who = asker(Limits(tokens_per_day=1000, concurrent=3))
+
+    async def body() -> None:
+        async with form.replica() as other:
+            async with form.replica(close=False) as killed:
+                service = killed
+                for _ in range(2):
+                    await service.acquire(who, 100, 0.0)
+            before = await outcome(other, who, 950)
+            assert isinstance(before, RateLimited | LimitsUnavailable)
+            form.clock.now += form.config.lease + 1
+            open_now = [await outcome(other, who, 100) for _ in range(4)]
+            expected = 4 if not form.redis else 3
+            assert sum(isinstance(one, Reservation) for one in open_now) >= min(3, expected)
+            used, held = await spent(other._store, "key:k", "tokens/day")
+            assert 200 <= used <= 1000 - 300
+            assert used + held <= 1000
+
+    asyncio.run(body())
+
+
+def test_one_that_was_only_slow_is_charged_what_it_spent(form: Form) -> None:
+    """A lease that was burned is corrected when its holder comes back."""
+    who = asker(Limits(tokens_per_day=1000))
+
+    async def body() -> None:
+        async with form.replica() as slow, form.replica() as other:
+            running = await slow.acquire(who, 400, 0.0)
+            form.clock.now += form.config.lease + 1
+            service = await other.acquire(who, 100, 0.0)
+            used, _ = await spent(other._store, "key:k", "tokens/day")
+            assert used >= 400
+            slow.settle(running, 50, 0.0)
+            other.settle(service, 100, 0.0)
+            slow.forget(await slow.acquire(who, 10, 0.0))
+        store = await open_store(form.store)
+        assert await spent(store, "key:k", "tokens/day") == (150, 0)
+        await store.close()
+
+    asyncio.run(body())
+
+
+def test_a_reservation_nobody_settles_ends(form: Form) -> None:
+    """L2: it counts as used, and its place is free."""
+    who = asker(Limits(tokens_per_day=100, concurrent=1))
+
+    async def body(service: LimitService) -> None:
+        lost = await service.acquire(who, 60, 0.0)
+        form.clock.now += form.config.expire + 1
+        service.sweep(form.clock.now)
+        assert service.stats().expired == 1
+        service.forget(lost)
+        assert isinstance(await outcome(service, who, 41), BudgetSpent)
+        assert isinstance(await outcome(service, who, 40), Reservation)
+
+    run(form, body)
+
+
+def test_who_asks_no_more_is_forgotten(form: Form) -> None:
+    """Memory is bounded by who is active; what was spent is in the store."""
+
+    async def body(service: LimitService) -> None:
+        for n in range(20):
+            who = asker(Limits(tokens_per_day=100, concurrent=1, requests_per_minute=6), key=f"k{n}")
+            service.settle(await service.acquire(who, 10, 0.0), 10, 0.0)
+        assert service.stats().meters == 60
+        async with asyncio.timeout(20):
+            while service.stats().meters:
+                form.clock.now += 400
+                service._ledger.nudge()
+                if service._shared is not None:
+                    service._shared.nudge()
+                await asyncio.sleep(0.01)
+                service.sweep(form.clock.now)
+        assert service.stats().principals == 0
+
+    run(form, body)
+
+
+# ---- races
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_no_race_overspends(form: Form, replicas: int) -> None:
+    """L2: 200 parallel requests, failures, disconnects at any await, estimates that were too high; budgets that admit
+    fewer. At every moment settled + reserved is within the budget, and in the end nothing is held."""
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    budget, open_most = 3_000, 20
+    limits = Limits(tokens_per_day=budget, gpu_seconds_total=200, concurrent=open_most)
+    keys = [asker(Limits(tokens_per_day=2_000), key=f"k{n}", tenant=limits) for n in range(2)]
+    settled = {"tokens": 0, "gpu": 0.0}
+    running: dict[Reservation, tuple[int, float]] = {}
+
+    async def request(service: LimitService) -> None:
+        tokens, gpu = draw.randrange(1, 100), draw.random() * 5
+        reservation = await service.acquire(draw.choice(keys), tokens, gpu)
+        running[reservation] = tokens, gpu
+        try:
+            assert len(running) <= (open_most if form.redis else open_most * replicas)
+            assert settled["tokens"] + sum(held for held, _ in running.values()) <= budget
+            assert settled["gpu"] + sum(held for _, held in running.values()) <= 200.001
+            await asyncio.sleep(draw.random() * 0.02)
+            if draw.random() < 0.3:
+                raise ConnectionError
+            used = draw.randrange(tokens + 1), draw.random() * gpu
+            settled["tokens"] += used[0]
+            settled["gpu"] += used[1]
+        except BaseException:
+            used = (0, 0.0)
+            raise
+        finally:
+            del running[reservation]
+            service.settle(reservation, *used)
+
+    async def body() -> None:
+        async with form.replica() as one, form.replica() as two:
+            services = [one, two][:replicas]
+            tasks = []
+            for _ in range(200):
+                tasks.append(asyncio.create_task(request(draw.choice(services))))
+                if draw.random() < 0.2:
+                    draw.choice(tasks).cancel()
+                if draw.random() < 0.3:
+                    await asyncio.sleep(0.005)
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            wrong = [r for r in results if isinstance(r, AssertionError)]
+            assert not wrong
+            assert settled["tokens"] > 0
+            assert all(service.stats().open == 0 for service in services)
+        store = await open_store(form.store)
+        assert await spent(store, "tenant:x", "tokens/day") == (settled["tokens"], 0)
+        used, held = await spent(store, "tenant:x", "gpu/total")
+        assert held == 0
+        assert settled["gpu"] * 1000 <= used <= settled["gpu"] * 1000 + 200
+        await store.close()
+
+    asyncio.run(body())
+
+
+def test_exactly_k_of_200_pass(form: Form) -> None:
+    """L2: equal requests against a budget of k of them, all at once: k, not one more and not one less."""
+    who = asker(Limits(tokens_per_day=70 * 13))
+
+    async def body(service: LimitService) -> None:
+        async def one() -> bool:
+            got = await outcome(service, who, 13)
+            if isinstance(got, Reservation):
+                await asyncio.sleep(0)
+                service.settle(got, 13, 0.0)
+            return isinstance(got, Reservation)
+
+        assert sum(await asyncio.gather(*(one() for _ in range(200)))) == 70
+        assert isinstance(await outcome(service, who, 1), BudgetSpent)
+
+    run(form, body)
+
+
+def test_an_interrupted_wait_holds_nothing(form: Form) -> None:
+    """H6: a client that leaves while its gateway leases."""
+    who = asker(Limits(tokens_per_day=100, concurrent=1))
+
+    async def body(service: LimitService) -> None:
+        for _ in range(5):
+            task = asyncio.create_task(service.acquire(who, 60, 0.0))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        service.settle(await service.acquire(who, 100, 0.0), 100, 0.0)
+        assert service.stats().open == 0
+
+    run(form, body)
+
+
+# ---- the store away
+
+
+def test_without_the_store_budgets_are_refused_and_come_back(postgresql: Any, postgresql_url: str) -> None:
+    """L3, fail closed: what is leased is spent, then 503 within the deadline; recovery without restart."""
+    form = Form(postgresql_url)
+    form.config = type(form.config)(store_deadline=0.3)
+    who, free = asker(Limits(tokens_per_day=1000)), asker(Limits(requests_per_minute=100), key="f")
+
+    async def body(service: LimitService) -> None:
+        service.forget(await service.acquire(who, 100, 0.0))
+        postgresql.pause()
+        try:
+            service.settle(await service.acquire(who, 60, 0.0), 60, 0.0)
+            async with asyncio.timeout(3):
+                assert isinstance(await outcome(service, who, 900), LimitsUnavailable)
+            assert isinstance(await outcome(service, who, 900), LimitsUnavailable)
+            assert isinstance(await outcome(service, free, 900), Reservation), "no budget: not concerned"
+            form.clock.now += form.config.lease
+            assert isinstance(await outcome(service, who, 1), LimitsUnavailable)
+        finally:
+            postgresql.resume()
+        async with asyncio.timeout(20):
+            while not isinstance(got := await outcome(service, who, 900), Reservation):
+                form.clock.now += 1
+                await asyncio.sleep(0.05)
+        service.settle(got, 900, 0.0)
+        assert isinstance(await outcome(service, who, 100), BudgetSpent)
+
+    run(form, body)
+
+
+def test_the_application_role_may_keep_budgets(postgresql_url: str) -> None:
+    """O6, U4: the grants of `fairgate migrate` suffice."""
+    from gateway.store.postgresql import grants
+
+    async def body() -> None:
+        for sql in ["DROP ROLE IF EXISTS limits_app", "CREATE ROLE limits_app LOGIN", *grants("limits_app")]:
+            await statement(postgresql_url, sql)
+        form = Form(postgresql_url.replace("owner@", "limits_app@"))
+        async with form.replica() as service:
+            assert isinstance(await outcome(service, asker(Limits(tokens_total=10)), 5), Reservation)
+        await statement(postgresql_url, "DROP OWNED BY limits_app")
+        await statement(postgresql_url, "DROP ROLE limits_app")
+
+    asyncio.run(body())
+
+
+# ---- the ledger's rule
+
+
+def claim(holder: str, number: int, **figures: int) -> Claim:
+    return Claim("s", "b", holder, number, figures.pop("limit", 100), figures.pop("spent", 0), figures.pop("kept", 0),
+                 **figures)  # fmt: skip
+
+
+def test_a_repeated_or_late_claim_counts_once() -> None:
+    """An answer may be lost and a claim may arrive after a later one."""
+    row = Row("s", "b")
+    assert decide(row, claim("h", 1, need=40), 0, 10).granted == 40
+    assert decide(row, claim("h", 2, spent=40), 1, 10).spent == 40
+    assert decide(row, claim("h", 3, spent=40), 1, 10).spent == 40
+    late = decide(row, claim("h", 1, need=40), 2, 10)
+    assert (late.granted, row.spent, row.held) == (0, 40, 0)
+
+
+def test_a_burned_lease_counts_until_its_holder_returns() -> None:
+    row = Row("s", "b")
+    decide(row, claim("h", 1, need=40), 0, 10)
+    other = decide(row, claim("i", 1, need=70), 10, 10)
+    assert (other.granted, other.spent, other.others) == (60, 40, 0)
+    assert decide(row, claim("h", 2, spent=5, kept=10), 11, 10).spent == 5
+    assert (row.spent, row.held) == (5, 70)
+    for now in (30, 3_600_000_100):
+        decide(row, claim("j", now), now, 10)
+    assert row.spent == 75
+    assert set(row.leases) == {"j"}
+
+
+def test_headroom_leaves_something_for_others() -> None:
+    row = Row("s", "b")
+    assert decide(row, claim("h", 1, need=10, want=1000), 0, 10).granted == 25
+    assert decide(row, claim("i", 1, need=80, want=1000), 0, 10).granted == 75
+
+
+def test_windows() -> None:
+    """Days and months of UTC; also in leap years and at the year's end."""
+    for wall, name, end in [
+        (1_709_164_800.0, "day/2024-02-29", 1_709_251_200.0),
+        (1_709_251_199.9, "day/2024-02-29", 1_709_251_200.0),
+        (1_709_164_800.0, "month/2024-02", 1_709_251_200.0),
+        (1_735_689_599.0, "month/2024-12", 1_735_689_600.0),
+    ]:
+        assert window("day" if name.startswith("day") else "month", wall) == (name, end)
+    assert window("total", 1.0) == ("total", float("inf"))
+
+
+def test_durations_as_go_prints_them() -> None:
+    """A10: the format of OpenAI's reset fields."""
+    given = [0, 0.0203, 0.9996, 1, 1.5, 59.999, 60, 360, 3600, 3661, 86_400.2]
+    told = ["0s", "21ms", "1s", "1s", "1.5s", "59.999s", "1m0s", "6m0s", "1h0m0s", "1h1m1s", "24h0m0s"]
+    assert [duration(seconds) for seconds in given] == told
+
+
+def test_repr_says_the_state() -> None:
+    budget = Budget("key:k", "tokens/total", 1, 10, float("inf"), "h")
+    budget.free, budget.held = 3, 2
+    assert repr(budget) == "<Budget key:k tokens/total spent=0 held=2 free=3>"
