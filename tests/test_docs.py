@@ -1,9 +1,11 @@
 """The documentation, held to the code: generated parts are current, links lead somewhere, named tests exist."""
 
 import ast
+import configparser
 import importlib.util
 import re
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -84,19 +86,35 @@ def test_yaml_examples_are_valid_configurations() -> None:
         assert config.parse(re.sub(r"file:\S+", "a-real-looking-value", block)).backends
 
 
+COMMANDS = (
+    "serve", "demo", "tenants", "users", "keys", "audit", "check-config", "schema", "limits", "settings",
+    "reservations", "migrate", "top",
+)  # fmt: skip
+
+
 def test_commands_in_the_pages_parse() -> None:
     """A `fairgate ...` line of a shell block is one that the command line takes."""
     pages = [*DOCS.glob("*.md"), ROOT / "README.md"]
     blocks = re.findall(r"```sh\n(.*?)```", "".join(path.read_text() for path in pages), re.S)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    found = re.findall(
-        r"(?:^|exec fairgate |/)fairgate ((?:serve|demo|tenants|users|keys|audit|check-config|schema|limits|settings|reservations|migrate|top)\b[^|#;\n]*)",
-        "\n".join(lines),
-        re.M,
-    )
+    found = re.findall(rf"(?:^|exec fairgate |/)fairgate ((?:{'|'.join(COMMANDS)})\b[^|#;\n]*)", "\n".join(lines), re.M)
     assert len(found) > 5
     for arguments in found:
         cli.parser().parse_args(arguments.split())
+
+
+def test_every_tox_environment_says_its_question_and_runs_what_exists() -> None:
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
+    for name in (name for name in tox.sections() if name.startswith("testenv:")):
+        section = tox[name]
+        assert section["description"].endswith("?"), name
+        assert set(section.get("dependency_groups", "").split()) <= groups.keys(), name
+        for file in re.findall(r"[\w/.]+\.(?:py|yaml)\b", section["commands"]):
+            assert (ROOT / file).exists(), f"{name}: {file}"
+        for module in re.findall(r"python -m (\S+)", section["commands"]):
+            assert (ROOT / module.replace(".", "/") / "__main__.py").exists(), f"{name}: {module}"
 
 
 # ---- links
