@@ -126,6 +126,13 @@ class Backend(_Section, frozen=True):
     ca: Annotated[str, Meta(description="PEM file to verify an https backend; empty: the system's")] = ""
 
 
+class Category(_Section, frozen=True):
+    """A name that stands for a group of models (A9)."""
+
+    models: Annotated[list[str], Meta(min_length=1, description="the group; no model outside it is ever chosen")]
+    preferred: Annotated[str, Meta(description="taken whenever it may be used; else one that is loaded")] = ""
+
+
 class Discovery(_Section, frozen=True):
     """How backends are watched (R2)."""
 
@@ -219,6 +226,10 @@ class Config(_Section, frozen=True):
     log: Log = Log()
     backends: Annotated[list[Backend], Meta(description="the engines")] = []
     models: Annotated[dict[str, Model], Meta(description="per-model overrides, by name")] = {}
+    aliases: Annotated[dict[str, str], Meta(description="other name -> model or category")] = {}
+    categories: Annotated[
+        dict[str, Category], Meta(description="name -> group of models, the best of which serves")
+    ] = {}
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -341,8 +352,20 @@ def check(config: Config) -> None:
     _check_backends(config.backends)
     if config.shared and urlsplit(config.shared).scheme not in ("redis", "rediss"):
         raise ConfigError("shared: only redis:// and rediss:// are known")
+    _check_names(config)
     if "*" in config.cors.origins and config.cors.credentials:
         raise ConfigError("cors.credentials: refused together with the origin '*'")
+
+
+def _check_names(config: Config) -> None:
+    for name, group in config.categories.items():
+        if group.preferred and group.preferred not in group.models:
+            raise ConfigError(f"categories.{name}.preferred: {group.preferred!r} is not in the group")
+        if nested := set(group.models) & (config.categories.keys() | config.aliases.keys()):
+            raise ConfigError(f"categories.{name}.models: {min(nested)!r} is a category or alias itself")
+    for alias, target in config.aliases.items():
+        if target in config.aliases:
+            raise ConfigError(f"aliases.{alias}: {target!r} is an alias itself")
 
 
 def _check_addresses(config: Config) -> None:

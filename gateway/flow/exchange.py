@@ -18,6 +18,7 @@ from gateway.config import Config
 from gateway.errors import GatewayError
 from gateway.flow.cors import Cors
 from gateway.flow.ledger import Ledger
+from gateway.flow.names import Names
 from gateway.http1.client import Pool, UpstreamConnection
 from gateway.http1.message import RequestHead, ResponseHead
 from gateway.http1.server import Connection
@@ -64,6 +65,7 @@ class Runtime(msgspec.Struct, frozen=True):
     """Seconds since the epoch."""
     ready: Callable[[], bool]
     cors: Cors
+    names: Names
     client_ip: Callable[[str, RequestHead], str]
     """Peer address and head -> the client's address (H9)."""
 

@@ -35,8 +35,12 @@ def respond(x: Exchange, rt: Runtime) -> None:
 
 
 def usable(x: Exchange, rt: Runtime) -> list[ModelInfo]:
-    """The models this key may use, as discovery sees them now (A8, K8)."""
-    return [model for model in rt.backends.models() if x.principal.may_use(model.name)]
+    """The models this key may use, as discovery sees them now, and the other names that lead to them (A8, A9, K8)."""
+    models = [model for model in rt.backends.models() if x.principal.may_use(model.name)]
+    if rt.names:
+        known = {model.name for model in models} | {model.name.removesuffix(":latest") for model in models}
+        models += rt.names.listed(known.__contains__)
+    return models
 
 
 def _models(x: Exchange, rt: Runtime) -> Answer:

@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 from gateway.api.dialect import Access, Dialect, Endpoint, Framing
@@ -50,7 +51,7 @@ from gateway.http1.client import StaleConnection
 from gateway.http1.message import RequestHead, ResponseHead
 from gateway.http1.server import Connection
 from gateway.http1.wire import WireError
-from gateway.services.backends import Failure
+from gateway.services.backends import Failure, Route
 from gateway.services.keys import credential
 from scheduler.aio import Lease, Rejected, Waiter
 from scheduler.model import Refusal, Refused, Ticket
@@ -174,11 +175,16 @@ async def read(x: Exchange, rt: Runtime) -> None:
 
 def route(x: Exchange, rt: Runtime) -> None:
     """Model and principal -> route. One answer for forbidden and unknown (K8)."""
-    model = x.principal.force_model or x.ask.model
-    found = rt.backends.route(model, x.endpoint.dialect.name, x.endpoint.kind)
-    if found is None or not x.principal.may_use(found.model):
+    asked = x.principal.force_model or x.ask.model
+    found = rt.names.find(asked, partial(_usable, x, rt), rt.backends.loaded) if rt.names else _usable(x, rt, asked)
+    if found is None:
         raise ModelUnavailable("The model does not exist or this key may not use it.", param="model")
     x.route = found
+
+
+def _usable(x: Exchange, rt: Runtime, model: str) -> Route | None:
+    found = rt.backends.route(model, x.endpoint.dialect.name, x.endpoint.kind)
+    return found if found is not None and x.principal.may_use(found.model) else None
 
 
 # ---- admit

@@ -178,6 +178,10 @@ class BackendService:
         """What discovery sees now, by name."""
         return self._catalogue.models
 
+    def loaded(self) -> frozenset[str]:
+        """The models that some engine holds in memory now."""
+        return frozenset(model.name for model in self._catalogue.models if model.loaded)
+
     @property
     def topology(self) -> Topology:
         """What `on_change` was told last."""
