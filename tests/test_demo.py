@@ -56,12 +56,12 @@ def wait_gone(pid: int) -> None:
 
 
 @contextlib.contextmanager
-def started(folder: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+def started(folder: Path, *arguments: str, stderr: int | None = None) -> Iterator["subprocess.Popen[str]"]:
     """A demo in a session of its own, as a terminal would run it; its temporary files go to `folder`."""
     environment = os.environ | {"TMPDIR": str(folder)}
     command = [*DEMO, *arguments]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
+        command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True, env=environment
     ) as process:
         try:
             yield process
@@ -168,6 +168,20 @@ def test_a_signal_ends_all_of_it(tmp_path: Path, number: signal.Signals) -> None
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(httpx.ConnectError):
         httpx.get(facts["url"])
+
+
+def test_an_early_ctrl_c_ends_it_without_a_trace(tmp_path: Path) -> None:
+    """Before the gateway listens: while the simulated Ollama starts."""
+    with started(tmp_path, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + DEADLINE
+        while not (engines := children(process.pid)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=DEADLINE)
+        assert (process.returncode, out, err) == (130, "", "")
+        wait_gone(engines[0])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sigkill_leaves_no_simulated_ollama(tmp_path: Path) -> None:

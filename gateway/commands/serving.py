@@ -70,6 +70,8 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
     try:
         with contextlib.closing(asyncio.Runner(loop_factory=uvloop.new_event_loop)) as runner:
             return runner.run(main)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # before the gateway took over the signal: nothing runs that could drain
     except Exception as err:
         cause = _inner(err)
         if isinstance(cause, (DemoError, OSError)):
