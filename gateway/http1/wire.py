@@ -21,7 +21,7 @@ __all__ = ["RequestReader", "WireError", "WireLimits"]
 _PARTS = 1024
 """Body slices held before they are joined: a body sent byte by byte must not cost 40 bytes of objects per byte."""
 _REPEAT_DIGITS = 9
-_ZERO = 0x30
+"""Longest length taken over unread; no body limit needs more."""
 _LENGTH_FIELD = re.compile(rb"\r\ncontent-length:[\t ]*([0-9]++)[\t ]*\r\n", re.IGNORECASE)
 
 _HEAD, _LENGTH, _CHUNKED, _COMPLETE, _DEAD = range(5)
@@ -210,8 +210,7 @@ class RequestReader:
             stop = buffer.find(known.after, start, start + _REPEAT_DIGITS + len(known.after))
             digits = buffer[start:stop]
             start = stop + len(known.after)
-            # A leading zero would make lengths of 0 and of many digits look alike; such heads are rare.
-            if stop < 0 or not digits.isdigit() or digits[0] == _ZERO or start > self._limits.head_bytes:
+            if stop < 0 or not digits.isdigit() or start > self._limits.head_bytes:
                 return False
             head = _with_length(head, digits)
         self._known = True
@@ -363,8 +362,9 @@ class RequestReader:
 
 
 def _repeatable(raw: bytes, head: RequestHead) -> _Repeated | None:
-    """What another head must equal to mean the same as `head`, whose bytes are `raw`; None if it must be read."""
-    if head.chunked or not head.keep_alive or b"expect" in head.headers or head.content_length == 0:
+    """What another head must equal to mean the same as `head`, whose bytes are `raw`; None if it must be read: chunks
+    have no length, and whether an expectation counts depends on the length."""
+    if head.chunked or b"expect" in head.headers:
         return None
     if head.content_length is None:
         return _Repeated(raw, b"", head)
@@ -383,7 +383,7 @@ def _with_length(head: RequestHead, digits: bytes) -> RequestHead:
         {**head.headers, b"content-length": digits},
         int(digits),
         False,
-        True,
+        head.keep_alive,
         False,
     )
 

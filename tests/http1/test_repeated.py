@@ -102,8 +102,9 @@ def test_corpus_behind_itself(case: corpus.Case) -> None:
     once = _said(fresh, case.send, len(case.send))
     if fresh.idle and not fresh.dead:
         reader = RequestReader(case.limits)
-        for _ in range(3):
-            assert _said(reader, case.send, len(case.send)) == once
+        for _ in range(2):
+            for _ in range(3):
+                assert _said(reader, case.send, len(case.send)) == once
             assert _said(reader, b"GET / HTTP/1.1\r\nHost: b\r\n\r\n", 99)[0].endswith(" b''")
 
 
@@ -113,7 +114,10 @@ def test_heads_with_an_effect_beyond_their_bytes_are_read_each_time(field: bytes
     behind = BEFORE + b"3" + AFTER.replace(b"X-Last: 1", field) + b"abc"
     _agrees(behind, FIRST)
     if field.startswith(b"Expect"):
-        _agrees(behind, behind.replace(b"3" + AFTER[:2], b"0" + AFTER[:2])[:-3])
+        _agrees(behind, behind)
+        _agrees(behind, behind.replace(b"3\r\n", b"0\r\n")[:-3])
+    if field.startswith(b"Connection"):
+        _agrees(FIRST, FIRST.replace(b"X-Last: 1", b"Connection: keep-alive"))
 
 
 def test_limits_hold_for_repeated_heads() -> None:
