@@ -8,10 +8,11 @@ import secrets
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "secrets"
-RANDOM = ("postgres_password", "app_password", "vllm_key", "grafana_password")
+RANDOM = ("postgres_password", "app_password", "redis_password", "vllm_key", "grafana_password")
 URLS = {
     "owner_url": ("postgres_password", "postgresql://fairgate:{}@postgres:5432/fairgate"),
     "store_url": ("app_password", "postgresql://fairgate_app:{}@postgres:5432/fairgate"),
+    "shared_url": ("redis_password", "redis://:{}@redis:6379/0"),
 }
 
 

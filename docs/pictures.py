@@ -229,7 +229,7 @@ def topology() -> None:
         text(615, 201, "llama.cpp", 14, INK, "middle"),
         box(250, 256, 150, 52, "#fff", LINE),
         text(325, 279, "SQLite file, or", 12, MUTED, "middle"),
-        text(325, 296, "PostgreSQL", 12, INK, "middle"),
+        text(325, 296, "PostgreSQL + Redis", 12, INK, "middle"),
         box(540, 256, 150, 52, "#fff", LINE),
         text(615, 279, "Prometheus", 14, INK, "middle"),
         text(615, 297, "Grafana", 12, MUTED, "middle"),
