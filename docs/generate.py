@@ -230,7 +230,10 @@ def _answer(row: dict[str, Any]) -> str:
 
 def _proofs(row: dict[str, Any]) -> str:
     names = [test.partition("::") for test in row.get("tests", [])]
-    return ", ".join(f"`{path.removeprefix('tests/')}` {name.removeprefix('test_')}" for path, _, name in names) or "-"
+    said = [
+        f"{name.removeprefix('test_').replace('_', ' ')} (`{path.removeprefix('tests/')}`)" for path, _, name in names
+    ]
+    return "; ".join(said) or "-"
 
 
 PARTS: dict[str, Callable[[], str]] = {
