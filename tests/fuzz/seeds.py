@@ -9,6 +9,11 @@ CRASHES = Path(__file__).parent / "crashes"
 """Inputs that once broke a target, by target; they stay."""
 LONGEST = 320
 
+_REPEATED = [
+    b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx" * 3,
+    b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n" * 5,
+    b"GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" * 3,
+]
 _STREAMS = [
     b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"a"}}],"usage":null}\n\n',
     b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\ndata: [DONE]\n\n',
@@ -33,6 +38,8 @@ _CONFIGS = [
 
 def seeds(target: str) -> Iterator[bytes]:
     """Inputs of `target` as its function takes them."""
+    if target == "request":
+        yield from (b"\xff" + bytes((index,)) + text for index, text in enumerate(_REPEATED))
     if target in ("request", "response"):
         for case in corpus.cases(f"{target}s"):
             if len(case.send) <= LONGEST:
