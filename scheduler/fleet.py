@@ -49,7 +49,7 @@ class Fleet:
         if gate is None:
             gate = self.gates[name] = self._retired.pop(name) if name in self._retired else Gate(name, slots)
         gate.slots = slots
-        self._count_slots(now)
+        self._count_slots(now, gate.pools)
         return gate
 
     def remove_gate(self, now: float, name: str) -> None:
@@ -59,10 +59,10 @@ class Fleet:
             return
         for pool in gate.pools:
             pool.places = [place for place in pool.places if place[0] is not gate]
+        self._count_slots(now, gate.pools)
         gate.pools = []
         gate.slots = 0
         self._retired = {g.name: g for g in (*self._retired.values(), gate) if g.running}
-        self._count_slots(now)
 
     def set_pool(self, now: float, name: str, places: Sequence[tuple[str, int]]) -> Pool:
         """Define a pool or change who serves it; `KeyError` for an unknown gate, `ValueError` for one named twice."""
@@ -79,7 +79,12 @@ class Fleet:
         pool.places = gates
         for gate, _ in gates:
             gate.pools.append(pool)
-        self._count_slots(now)
+        self._count_slots(now, [pool])
+        return pool
+
+    def add_pool(self, now: float, name: str) -> Pool:
+        """A pool without gates, whose slots somebody else counts."""
+        pool = self.pools[name] = Pool(name, self.ledger, self.settings, now)
         return pool
 
     def remove_pool(self, pool: Pool) -> None:
@@ -90,8 +95,8 @@ class Fleet:
         del self.pools[pool.name]
         self._closed = {p.name: p for p in (*self._closed.values(), pool) if p.running}
 
-    def _count_slots(self, now: float) -> None:
-        for pool in self.pools.values():
+    def _count_slots(self, now: float, pools: Sequence[Pool]) -> None:
+        for pool in pools:
             pool.resize(now, float(sum(gate.slots for gate, _ in pool.places)))
 
     # -- time --------------------------------------------------------------------------------------------------

@@ -102,11 +102,13 @@ class Node:
 class Tenant(Node):
     """A tenant on one pool."""
 
-    __slots__ = ("offsets", "users")
+    __slots__ = ("began", "offsets", "users")
 
     def __init__(self, account: Account, ranking: Ranking[Tenant], free: float, users: Ranking[User]) -> None:
         super().__init__(account, ranking, free)
         self.users = users
+        self.began = 0.0
+        """Since when somebody of it waits."""
         self.offsets: dict[float, int] | None = None
         """Its waiting users by class offset; None while no class is in play. It competes with the highest."""
 

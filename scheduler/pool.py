@@ -6,8 +6,8 @@ outside caller, says when one is free), deadlines, asyncio or a clock of its own
 At a dispatch the party is charged its estimate, at the end the difference to the actual cost. Waiting counts from
 
     since = max(arrival of the head, paid)
-    paid  = t_dispatch + max(0, mean / (C * share) * A / slots - free * min(A / slots, 2)) * S
-                                                                                  A = total share queueing
+    paid  = t_dispatch + S * (x reduced towards 0 by 1/2),  x = (mean / (C * share) - free) * A / slots
+                                                            A = total share queueing
 
 so that a deep backlog buys nothing: what counts is how long the party has been owed service.
 """
@@ -176,7 +176,8 @@ class Pool:
             node.ranking = tenant.users
             tenant.n += node.n
             tenant.running += node.running
-            tenant.since, tenant.tie = now, node.tie
+            tenant.since = tenant.began = now
+            tenant.tie = node.tie
         for node in waiting:
             self._enter(node)
 
@@ -201,6 +202,7 @@ class Pool:
         if not tenant.n:
             if not tenant.running:
                 self._lift(now, tenant)
+            tenant.began = now
             tenant.since = now if now > tenant.paid else tenant.paid
             tenant.tie = request.id
         tenant.n += 1
@@ -347,7 +349,7 @@ class Pool:
         crowd = root.shares
         self._charge(now, request, ranking.shares * crowd / tenant.account.share, crowd)
         node.dispatched(now)
-        tenant.since = tenant.paid
+        tenant.since = tenant.began if tenant.began > tenant.paid else tenant.paid
         if node.n:
             old = node.offset
             self._head(now, node)

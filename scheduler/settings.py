@@ -72,8 +72,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ) = 2.0
     free: Annotated[
         float,
-        Doc(ge=0, le=1e6, description="Mean requests a dispatch may cost before the party must pay it off by waiting."),
-    ] = 2.0
+        Doc(
+            ge=0,
+            le=1e6,
+            description="Mean requests per share that a dispatch may cost; dearer ones are paid by waiting.",
+        ),
+    ] = 1.0
     landmark: (
         Annotated[
             float,

@@ -111,8 +111,7 @@ class SyncScheduler:
     def _pool(self, model: str, now: float) -> Pool:
         pool = self._pools.get(model)
         if pool is None:
-            pool = self._pools[model] = self._fleet.set_pool(now, model, ())
-            pool.resize(now, 1.0)
+            pool = self._pools[model] = self._fleet.add_pool(now, model)
         return pool
 
     def _step(self, now: float) -> float:

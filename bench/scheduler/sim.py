@@ -68,6 +68,8 @@ class Job:
     seconds: float
     arrived: float
     started: float = -1.0
+    expected: float = -1.0
+    """The wait that was announced when it was sent; below 0: none."""
 
 
 @dataclass
@@ -97,12 +99,13 @@ class Simulation:
 
     def __init__(
         self, policy: Policy, models: Sequence[Model], sources: Sequence[Source], seed: int, until: float, *,
-        noise: float = 0.3, measure_from: float = 0.0,
+        noise: float = 0.3, measure_from: float = 0.0, announce: Callable[[Any, float], float] | None = None,
     ) -> None:  # fmt: skip
         self.policy = policy
         self.models = {model.name: model for model in models}
         self.until, self.measure_from, self.noise = until, measure_from, noise
         self.now = 0.0
+        self.announce = announce
         self.free = {model.name: model.slots for model in models}
         self.waiting = dict.fromkeys(self.free, 0)
         self.handles: dict[int, tuple[Any, Job]] = {}
@@ -112,6 +115,7 @@ class Simulation:
         self.max_cost = 0.0
         self._events: list[tuple[float, int, Callable[..., None], Any]] = []
         self._serial = 0
+        self._closed: dict[Source, random.Random] = {}
         self._estimates = random.Random(seed + 1_000_003)
         for model in models:
             policy.set_slots(model.name, model.slots, 0.0)
@@ -129,6 +133,7 @@ class Simulation:
         if source.share != 1.0:
             self.policy.set_share(*user, source.share)
         if source.parallel:
+            self._closed[source] = rng
             for _ in range(source.parallel):
                 self._at(source.start, self._arrive, (source, rng))
         else:
@@ -163,6 +168,8 @@ class Simulation:
         if not tally.queued:
             tally.last = self.now
         tally.queued += 1
+        if self.announce is not None and not self.free[source.model]:
+            job.expected = self.announce(handle, self.now)
         self._fill(source.model)
 
     def _fill(self, model: str) -> None:
@@ -197,15 +204,8 @@ class Simulation:
         self.policy.finish(handle, job.cost, self.now)
         if job.source.parallel:
             # Closed loop: the next one is sent as soon as this one ended, before the slot is given away.
-            self._arrive((job.source, self._stream(job.source)))
+            self._arrive((job.source, self._closed[job.source]))
         self._fill(name)
-
-    def _stream(self, source: Source) -> random.Random:
-        if not hasattr(self, "_streams"):
-            self._streams: dict[Source, random.Random] = {}
-        if source not in self._streams:
-            self._streams[source] = random.Random(repr(source))
-        return self._streams[source]
 
     def run(self) -> Simulation:
         """Play all events up to the end."""

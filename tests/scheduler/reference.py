@@ -140,9 +140,12 @@ class Reference:
         for party in (user, tenant):
             party.usage.add(now, request.cost)
             party.running += 1
-            rounds = crowds[party] / epoch.slots
-            free = self.settings.free * min(rounds, 2.0)
-            party.paid = now + epoch.service * max(0.0, party.mean / (epoch.mean_cost * party.share) * rounds - free)
+            party.paid = now
+            if party.costs:
+                turns = (
+                    (party.mean / (epoch.mean_cost * party.share) - self.settings.free) * crowds[party] / epoch.slots
+                )
+                party.paid += epoch.service * (max(0.0, turns - 0.5) + min(0.0, turns + 0.5))
 
     def finish(self, now: float, request: Request, cost: float) -> None:
         for party in self.party(request):

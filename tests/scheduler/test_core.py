@@ -606,3 +606,14 @@ def test_the_synchronous_form_is_tolerant() -> None:
     made.cancel(handles[1], 2.0)
     assert made.next("m", 2.0) is None
     assert made.waiting("m") == made.waiting("unknown") == 0
+
+
+def test_the_slots_of_each_model_are_its_own() -> None:
+    """Told, or the most that ever ran; another model's appearance changes nothing."""
+    made = SyncScheduler()
+    made.set_slots("told", 8, 0.0)
+    for n in range(3):
+        made.enqueue(("t", f"u{n}", ""), "seen", 10.0, 0.0)
+        made.next("seen", 0.0)
+    made.enqueue(("t", "u", ""), "new", 10.0, 0.0)
+    assert {name: pool.slots for name, pool in made._pools.items()} == {"told": 8.0, "seen": 3.0, "new": 1.0}
