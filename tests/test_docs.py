@@ -114,7 +114,8 @@ def test_every_tox_environment_says_its_question_and_runs_what_exists() -> None:
         for file in re.findall(r"[\w/.]+\.(?:py|yaml)\b", section["commands"]):
             assert (ROOT / file).exists(), f"{name}: {file}"
         for module in re.findall(r"python -m (\S+)", section["commands"]):
-            assert (ROOT / module.replace(".", "/") / "__main__.py").exists(), f"{name}: {module}"
+            path = ROOT / module.replace(".", "/")
+            assert (path / "__main__.py").exists() or path.with_suffix(".py").exists(), f"{name}: {module}"
 
 
 # ---- links
