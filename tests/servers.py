@@ -44,9 +44,15 @@ class Server:
 
     def start(self) -> None:
         """Start and wait until it answers."""
-        with (self.directory / "log").open("ab") as log:
-            self._process = subprocess.Popen(self.command(), stdout=log, stderr=log, **self.identity())
-        until(self.answers, _START_SECONDS, lambda: (self.directory / "log").read_text(errors="replace")[-2000:])
+        log = self.directory / "log"
+        until(self._started, _START_SECONDS, lambda: log.read_text(errors="replace")[-2000:])
+
+    def _started(self) -> bool:
+        """A server that was killed may refuse its first start: a child of it is still going away."""
+        if self._process is None or self._process.poll() is not None:
+            with (self.directory / "log").open("ab") as log:
+                self._process = subprocess.Popen(self.command(), stdout=log, stderr=log, **self.identity())
+        return self.answers() and self._process.poll() is None
 
     def stop(self) -> None:
         """An orderly end; clients are disconnected."""

@@ -200,8 +200,9 @@ class AuditService:
                 await self._ship_all()
                 await self._anchor_if_due()
                 retry = _RETRY_FIRST
-            except (StoreError, OSError) as err:
-                _log.warning("audit rows wait in the spool: %d, %s", self._pending(), err)
+            except Exception as err:  # whatever it was: rows are safe in the spool, and nobody else would deliver them
+                expected = isinstance(err, StoreError | OSError)
+                _log.warning("audit rows wait: %d, %s", self._pending(), err, exc_info=None if expected else err)
                 await asyncio.sleep(retry)
                 retry = min(2 * retry, _RETRY_LONGEST)
 

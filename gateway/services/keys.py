@@ -367,8 +367,9 @@ class KeyService:
                 await self._store.wait_change(CHANGE_POLL)
                 self._apply(await self._store.changes(self._seen))
                 await self._write_used()
-            except StoreError as err:
-                _log.warning("the store's changes could not be read: %s", err)
+            except Exception as err:  # whatever it was: without this task no revocation made elsewhere would act
+                expected = isinstance(err, StoreError)
+                _log.warning("the store's changes were not read: %s", err, exc_info=None if expected else err)
                 await asyncio.sleep(CHANGE_POLL)
 
     async def _write_used(self) -> None:
@@ -376,7 +377,7 @@ class KeyService:
             used, self._used = self._used, {}
             try:
                 await self._store.touch_keys(used)
-            except StoreError:
+            except BaseException:
                 self._used = used | self._used
                 raise
 

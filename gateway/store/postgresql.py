@@ -45,7 +45,7 @@ async def open_postgresql(url: str) -> "PostgreSQLStore":
     with _translated():
         pool = await asyncpg.create_pool(
             url,
-            min_size=1,
+            min_size=0,
             max_size=CONNECTIONS,
             timeout=CONNECT_SECONDS,
             command_timeout=STATEMENT_SECONDS,
@@ -95,7 +95,9 @@ class PostgreSQLStore(SqlStore):
             try:
                 async with asyncio.timeout(STATEMENT_SECONDS):
                     yield connection  # type: ignore[misc]  # the pool's proxy has the connection's methods
-            except (TimeoutError, asyncio.CancelledError):
+            except asyncpg.PostgresError:  # the server's answer: the connection is as good as before
+                raise
+            except BaseException:
                 connection.terminate()
                 raise
             finally:
@@ -268,7 +270,7 @@ def _translated() -> Any:
         yield
     except asyncpg.IntegrityConstraintViolationError as err:
         raise Conflict(f"{type(err).__name__}: {err.args[0]}") from err
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError) as err:
+    except Exception as err:  # the driver raises more than it documents when a server goes away in mid-statement
         raise StoreError(f"{type(err).__name__}: {err}") from err
 
 

@@ -135,6 +135,28 @@ def test_while_the_store_is_down_rows_wait_and_then_arrive_once(store_url: str, 
     asyncio.run(body())
 
 
+def test_an_error_nobody_foresaw_does_not_end_delivery(tmp_path: Path) -> None:
+    """U3: a driver may raise anything when its server dies in mid-statement."""
+
+    class Odd(Faulty):
+        odd = True
+
+        async def add_audit(self, before: Head, after: Head, rows: list[AuditRow]) -> bool:
+            if self.odd:
+                self.odd = False
+                raise RuntimeError("odd on purpose")
+            return await super().add_audit(before, after, rows)
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            async with running(Odd(store), config(tmp_path)) as service:
+                service.put(FULL)
+                await until(lambda: service.stats().written == 1)
+            assert await stored(store) == [FULL]
+
+    asyncio.run(body())
+
+
 def test_a_lost_acknowledgement_adds_nothing_twice(store_url: str, tmp_path: Path) -> None:
     """U3: exactly once."""
 

@@ -16,7 +16,7 @@ from gateway.http1.eager import Call
 from gateway.services import keys as keys_module
 from gateway.services.keyfmt import checksum, mint
 from gateway.services.keys import FAILURE_QUANTUM, SCOPES, KeyService, Principal, principal_of
-from gateway.store.base import Chain, Key, Tenant, User
+from gateway.store.base import Chain, Changes, Key, Tenant, User
 from tests.services.keyring import CHEAP, IP, Clock, Gate, connection, ring, service
 
 
@@ -446,6 +446,30 @@ def test_networks_of_key_and_tenant_both_hold(url: str) -> None:
             for ip in ("192.0.2.7", "2001:db8::1"):
                 with pytest.raises(Forbidden):
                     await answer(keys, narrow, ip)
+
+    asyncio.run(body())
+
+
+def test_an_error_nobody_foresaw_does_not_end_the_watch(url: str) -> None:
+    """K3: revocations made elsewhere act after it too."""
+
+    class Odd(Gate):
+        odd = True
+
+        async def changes(self, since: int) -> Changes:
+            if self.odd:
+                self.odd = False
+                raise RuntimeError("odd on purpose")
+            found: Changes = await self._store.changes(since)
+            return found
+
+    async def body() -> None:
+        async with ring(url) as it, connection(url) as elsewhere, service(Odd(it.store)) as keys:
+            await keys.verify(it.token, IP)
+            await elsewhere.revoke_key(it.key.id, 1)
+            async with asyncio.timeout(10):
+                while keys.lookup(it.token, IP) is not None:
+                    await asyncio.sleep(0.02)
 
     asyncio.run(body())
 
