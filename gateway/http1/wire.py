@@ -20,6 +20,8 @@ __all__ = ["RequestReader", "WireError", "WireLimits"]
 
 _PARTS = 1024
 """Body slices held before they are joined: a body sent byte by byte must not cost 40 bytes of objects per byte."""
+_REPEAT_BYTES = 4 * 1024
+"""Longest head kept for its like; idle connections by the thousand keep one each, and clients' own are shorter."""
 _REPEAT_DIGITS = 9
 """Longest length taken over unread; no body limit needs more."""
 _LENGTH_FIELD = re.compile(rb"\r\ncontent-length:[\t ]*([0-9]++)[\t ]*\r\n", re.IGNORECASE)
@@ -164,6 +166,7 @@ class RequestReader:
         if self._state != _COMPLETE or self.head is None:
             raise RuntimeError("advance() before the request is complete")
         keep_alive = self.head.keep_alive
+        self._fields.clear()  # an idle connection holds no fields
         self._begin()
         if not keep_alive:
             # RFC 9112 section 9.6: nothing behind the last request is processed.
@@ -262,7 +265,8 @@ class RequestReader:
             rules.keep_alive(fields, version),
             rules.expects(fields, version) and (chunked or bool(length)),
         )
-        self._accepted = head, self.head
+        if len(head) <= _REPEAT_BYTES:
+            self._accepted = head, self.head
 
     def _agree(self, data: bytes) -> None:
         """Let llhttp read `data` too; what it refuses is refused."""

@@ -226,3 +226,18 @@ def test_pipelined_requests_come_out_whole(
             reader.advance()
     assert got == sent
     assert reader.idle
+
+
+def test_idle_connection_holds_no_large_head() -> None:
+    """H3: ten thousand idle connections must not keep the largest head that each ever sent."""
+    reader = RequestReader()
+    reader.feed(GET)
+    reader.advance()
+    tracemalloc.start()
+    try:
+        reader.feed(GET[:-2] + b"X: " + b"y" * 30_000 + b"\r\n\r\n")
+        reader.advance()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 10_000
