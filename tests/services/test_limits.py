@@ -178,6 +178,21 @@ def test_budgets_are_spent_and_come_back_with_their_window(
     run(form, body)
 
 
+def test_what_exceeded_its_estimate_is_paid_once(form: Form) -> None:
+    """L2: only the error of a request's own estimate can show, and it is corrected at once."""
+    who = asker(Limits(tokens_per_day=100))
+
+    async def body(service: LimitService) -> None:
+        service.settle(await service.acquire(who, 50, 0.0), 60, 0.0)
+        assert isinstance(await outcome(service, who, 41), BudgetSpent)
+        service.settle(await service.acquire(who, 30, 0.0), 30, 0.0)
+        last = await service.acquire(who, 10, 0.0)
+        service.settle(last, 15, 0.0)
+        assert isinstance(await outcome(service, who, 1), BudgetSpent)
+
+    run(form, body)
+
+
 def test_a_reservation_is_charged_to_the_window_it_began_in(form: Form) -> None:
     who = asker(Limits(tokens_per_day=100))
 
