@@ -100,7 +100,7 @@ def test_corpus_behind_itself(case: corpus.Case) -> None:
     """What was accepted is read the same way again, and again, between other requests."""
     fresh = RequestReader(case.limits)
     once = _said(fresh, case.send, len(case.send))
-    if fresh.idle and not fresh.dead:
+    if len(once) > 1 and fresh.idle and not fresh.dead:
         reader = RequestReader(case.limits)
         for _ in range(2):
             for _ in range(3):
