@@ -1,0 +1,219 @@
+"""The command line as a person and a script use it: real processes, exit codes, output (O5)."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.services.audit import AuditService
+from gateway.services.keyfmt import parse
+from tests.servers import PostgreSQL
+from tests.services.keyring import IP, connection, service
+from tests.services.test_audit import FULL, config
+from tests.services.test_trail import tamper, write
+
+ROOT = Path(__file__).parent.parent
+
+
+class Cli:
+    """Runs `fairgate` on one store."""
+
+    def __init__(self, store: str) -> None:
+        self.store = store
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "gateway", *words, "--store", self.store]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(line, capture_output=True, text=True, timeout=60, env=env)
+
+    def json(self, *words: str) -> Any:
+        done = self.run(*words, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def refused(self, *words: str) -> str:
+        """The one sentence of a command that could not be done."""
+        done = self.run(*words)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("fairgate: ")
+        assert done.stderr.count("\n") == 1
+        return done.stderr
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    return Cli(str(tmp_path / "fairgate.db"))
+
+
+def test_from_nothing_to_a_key_that_works_and_is_revoked(cli: Cli) -> None:
+    """O5, K2, K3"""
+    tenant = cli.json("tenants", "create", "acme", "--models", "a, b", "--share", "2")
+    assert (tenant["name"], tenant["models"], tenant["share"]) == ("acme", ["a", "b"], 2.0)
+    user = cli.json("users", "create", "ann@example.com", "--tenant", "acme")
+    terms = ["--models", "a", "--scopes", "chat", "--priority", "batch", "--queue-timeout", "2.5"]
+    key = cli.json("keys", "create", "--tenant", "acme", "--user", "ann@example.com", *terms)
+    assert parse(key["token"].encode()) is not None
+    assert "hash" not in key
+
+    async def use() -> None:
+        async with connection(cli.store) as store, service(store) as keys:
+            principal = await keys.verify(key["token"].encode(), IP)
+            assert (principal.tenant, principal.user, principal.key) == (tenant["id"], user["id"], key["id"])
+            assert (principal.models, principal.priority, principal.queue_timeout) == ({"a"}, "batch", 2.5)
+
+    asyncio.run(use())
+    (listed,) = cli.json("keys", "list", "--tenant", "acme", "--user", user["id"])
+    assert listed["last_used_at"]
+    assert key["token"] not in json.dumps(listed)
+    assert cli.json("keys", "revoke", key["id"]) == {"id": key["id"], "status": "revoked"}
+    assert "revoked" in cli.run("keys", "list").stdout
+
+
+def test_a_key_is_shown_once_alone_on_standard_output(cli: Cli) -> None:
+    """K2: `fairgate keys create ... > file` holds the key and nothing else."""
+    cli.json("tenants", "create", "acme", "--all-models")
+    cli.json("users", "create", "ann", "--tenant", "acme")
+    done = cli.run("keys", "create", "--tenant", "acme", "--user", "ann", "--expires-days", "never")
+    assert parse(done.stdout.strip().encode()) is not None
+    assert "only time" in done.stderr
+    assert done.stdout.strip() not in cli.run("keys", "list").stdout
+
+
+def test_disabling_and_enabling(cli: Cli) -> None:
+    """K6"""
+    cli.json("tenants", "create", "acme")
+    cli.json("users", "create", "ann", "--tenant", "acme")
+    assert cli.json("users", "disable", "ann", "--tenant", "acme")["status"] == "disabled"
+    assert cli.json("users", "list")[0]["disabled_at"]
+    cli.json("users", "enable", "ann", "--tenant", "acme")
+    assert cli.json("users", "list", "--tenant", "acme")[0]["disabled_at"] is None
+    cli.json("tenants", "disable", "acme")
+    assert cli.json("tenants", "list")[0]["disabled_at"]
+    cli.json("tenants", "enable", "acme")
+    assert cli.json("tenants", "list")[0]["disabled_at"] is None
+
+
+def test_tables_are_aligned(cli: Cli) -> None:
+    cli.json("tenants", "create", "a-rather-long-name")
+    cli.json("tenants", "create", "x", "--models", "m")
+    header, *rows = cli.run("tenants", "list").stdout.splitlines()
+    assert all(row.index("  ") and row[header.index("MODELS") - 1] == " " for row in rows)
+    assert rows[0][header.index("MODELS") :].startswith("none")
+    assert rows[1][header.index("MODELS") :].startswith("m ")
+
+
+def test_what_cannot_be_done_is_one_sentence_and_exit_code_1(cli: Cli) -> None:
+    """O5"""
+    cli.json("tenants", "create", "acme")
+    cli.json("users", "create", "ann", "--tenant", "acme")
+    owner = ["--tenant", "acme", "--user", "ann"]
+    assert "exists already" in cli.refused("tenants", "create", "acme")
+    assert "no tenant" in cli.refused("users", "create", "x", "--tenant", "nobody")
+    assert "no user" in cli.refused("keys", "create", "--tenant", "acme", "--user", "nobody")
+    assert "no key" in cli.refused("keys", "revoke", "nothing")
+    assert "1 to 365" in cli.refused("keys", "create", *owner, "--expires-days", "366")
+    assert "unknown scope" in cli.refused("keys", "create", *owner, "--scopes", "chat,root")
+    assert "not both" in cli.refused("keys", "create", *owner, "--models", "a", "--all-models")
+    assert "name" in cli.refused("tenants", "create", "has blank")
+    assert "--tenant" in cli.refused("keys", "list", "--user", "ann")
+    assert "PostgreSQL" in cli.refused("migrate")
+    assert cli.refused("tenants", "list", "--config", "/nowhere.yaml")
+
+
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["keys"], ["keys", "create"], ["audit", "tail", "-n", "0"]])
+def test_wrong_usage_is_exit_code_2(cli: Cli, words: list[str]) -> None:
+    assert cli.run(*words).returncode == 2
+
+
+def test_check_config_names_the_path_and_suggests(tmp_path: Path) -> None:
+    """O7"""
+    file = tmp_path / "fairgate.yaml"
+    file.write_text("listen: 127.0.0.1:1\nbackends:\n- {name: b, url: 'http://x', engine: ollama, slotz: 1}\n")
+
+    def check(*words: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "gateway", "check-config", str(file), *words]
+        return subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=ROOT)
+
+    bad = check()
+    assert bad.returncode == 1
+    assert "backends[0].slotz" in bad.stderr
+    assert "'slots'" in bad.stderr
+    assert json.loads(check("--json").stdout)["valid"] is False
+    file.write_text(file.read_text().replace("slotz", "slots"))
+    assert check().returncode == 0
+    assert json.loads(check("--json").stdout) == {"valid": True, "listen": "127.0.0.1:1", "backends": ["b"]}
+
+
+def test_the_store_comes_from_the_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "fairgate.yaml"
+    file.write_text(f"store: {tmp_path / 'mine.db'}\n")
+    line = [sys.executable, "-m", "gateway", "tenants", "create", "acme", "--config", str(file)]
+    assert subprocess.run(line, capture_output=True, timeout=60, cwd=ROOT).returncode == 0
+    assert (tmp_path / "mine.db").exists()
+
+
+def test_schema_is_a_json_schema(cli: Cli) -> None:
+    done = subprocess.run([sys.executable, "-m", "gateway", "schema"], capture_output=True, timeout=60, cwd=ROOT)
+    assert "Config" in json.loads(done.stdout)["$defs"]
+
+
+def test_audit_tail_verify_and_export(cli: Cli, tmp_path: Path) -> None:
+    """U4: exit code 1 and the first broken row; the anchors are found beside the store."""
+
+    async def fill() -> None:
+        async with connection(cli.store) as store:
+            trail = AuditService(store, config(tmp_path, anchors=str(tmp_path / "anchors")))
+            trail.put(FULL)
+            await trail.close()
+
+    asyncio.run(fill())
+    (row,) = cli.json("audit", "tail")
+    assert (row["id"], row["usage_estimated"], row["usage_before"]) == ("r-1", True, 0.1)
+    assert "r-1" in cli.run("audit", "tail", "-n", "5").stdout
+    assert cli.json("audit", "verify", "--anchors", str(tmp_path / "anchors"))[0]["broken"] is None
+    exported = [json.loads(line) for line in cli.run("audit", "export").stdout.splitlines()]
+    assert [row["id"] for row in exported] == ["r-1"]
+    out = tmp_path / "out.csv"
+    assert cli.run("audit", "export", "--csv", "--since", "2020-01-01", "--output", str(out)).returncode == 0
+    assert out.read_text(encoding="utf-8").splitlines()[1].startswith("r-1,1800000000000000,t,u,k,2001:db8::1,")
+    tamper(cli.store, "UPDATE audit SET status = 500")
+    broken = cli.run("audit", "verify")
+    assert broken.returncode == 1
+    assert "BROKEN at 1 (request r-1)" in broken.stdout
+
+
+def test_an_export_has_no_formula(cli: Cli, tmp_path: Path) -> None:
+    """A client's model name must not run in an auditor's spreadsheet."""
+
+    async def fill() -> None:
+        from gateway.services.audit import AuditRecord
+
+        async with connection(cli.store) as store:
+            trail = AuditService(store, config(tmp_path))
+            trail.put(AuditRecord(id="r", started_at=1, model_asked="=cmd|' /C calc'!A0"))
+            await trail.close()
+
+    asyncio.run(fill())
+    assert ",'=cmd" in cli.run("audit", "export", "--csv").stdout
+
+
+def test_migrate_and_the_same_commands_on_postgresql(postgresql: PostgreSQL, tmp_path: Path) -> None:
+    """O6, D"""
+    from tests.databases import statement
+
+    asyncio.run(statement(postgresql.url("postgres"), "DROP DATABASE IF EXISTS cli"))
+    asyncio.run(statement(postgresql.url("postgres"), "CREATE DATABASE cli"))
+    cli = Cli(postgresql.url("cli"))
+    assert "fairgate migrate" in cli.refused("tenants", "list")
+    assert cli.json("migrate")[0] == "applied 0001_identity.sql"
+    assert cli.run("migrate").stdout == "up to date\n"
+    assert cli.json("tenants", "create", "acme")["name"] == "acme"
+    assert [tenant["name"] for tenant in cli.json("tenants", "list")] == ["acme"]
+    asyncio.run(write(cli.store, tmp_path))
+    assert cli.run("audit", "verify").returncode == 0
+    assert cli.json("audit", "prune", "--before", "2020-01-01") == []
