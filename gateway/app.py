@@ -32,6 +32,7 @@ from gateway.flow.peer import client_ip_of
 from gateway.flow.phases import Phases
 from gateway.http1.client import Address, Pool
 from gateway.http1.server import HttpServer
+from gateway.services.acting import EndUsers
 from gateway.services.audit import AuditService
 from gateway.services.backends import BackendService, Topology
 from gateway.services.keys import KeyService
@@ -62,6 +63,7 @@ class App:
         self.config = config
         self.store = store
         self.keys = KeyService(store, config.identity)
+        self.end_users = EndUsers(store, self.keys, config.identity)
         self.shared = SharedCounts(config.shared, config.limits, clock=time.monotonic) if config.shared else None
         lender = shared_lender(self.shared, config.limits, time.monotonic) if self.shared is not None else None
         self.limits = LimitService(store, config.limits, shared=lender)
@@ -118,6 +120,7 @@ class App:
             config=config,
             routes=self.routes,
             keys=self.keys,
+            end_users=self.end_users,
             limits=self.limits,
             backends=backends,
             scheduler=self.scheduler,

@@ -22,6 +22,7 @@ from gateway.flow.names import Names
 from gateway.http1.client import Pool, UpstreamConnection
 from gateway.http1.message import RequestHead, ResponseHead
 from gateway.http1.server import Connection
+from gateway.services.acting import EndUsers
 from gateway.services.audit import AuditService
 from gateway.services.backends import Backend, BackendService, Route
 from gateway.services.keys import KeyService, Principal
@@ -51,6 +52,7 @@ class Runtime(msgspec.Struct, frozen=True):
     config: Config
     routes: Routes
     keys: KeyService
+    end_users: EndUsers
     limits: LimitService
     backends: BackendService
     scheduler: Scheduler

@@ -41,6 +41,7 @@ from gateway.errors import (
     VersionUnsupported,
 )
 from gateway.flow import fields, local, quota
+from gateway.flow.behalf import represent
 from gateway.flow.exchange import Exchange, Outcome, Runtime
 from gateway.flow.quota import GENERATIONS, output_cap, produces
 from gateway.flow.refusals import Collector, engine_refused
@@ -73,6 +74,8 @@ async def handle(x: Exchange, rt: Runtime) -> None:
             await authenticate(x, rt)
         if endpoint.metered:
             await read(x, rt)
+            if x.principal.on_behalf:
+                await represent(x, rt)
             route(x, rt)
             await admit(x, rt)
             await queue(x, rt)

@@ -3,13 +3,14 @@
 Owns what is charged to whom in which ending; must not know how anything is counted.
 """
 
-from collections.abc import Iterable
+import math
 
 from gateway.api.dialect import Kind
 from gateway.api.stream import Usage
 from gateway.flow.exchange import Exchange, Outcome, Runtime
-from gateway.services.limits import Meter
-from gateway.services.meters import REQUESTS, TOKENS, Bucket, Budget, SharedBucket, duration
+from gateway.services.keys import Principal
+from gateway.services.limits import LimitService, Shown
+from gateway.services.meters import duration
 
 GENERATIONS = frozenset({Kind.CHAT, Kind.COMPLETION, Kind.RESPONSES})
 
@@ -38,7 +39,7 @@ async def reserve(x: Exchange, rt: Runtime) -> None:
     try:
         x.reservation = await rt.limits.acquire(x.principal, tokens, seconds)
     finally:
-        x.extra += limit_fields(rt.limits.meters(x.principal), rt.now())
+        x.extra += limit_fields(rt.limits, x.principal, rt.now())
 
 
 def settle(x: Exchange, rt: Runtime, ended: float) -> None:
@@ -64,21 +65,21 @@ def _tokens(x: Exchange, rt: Runtime, usage: Usage) -> int:
     return prompt + usage.completion_tokens
 
 
-def limit_fields(meters: Iterable[Meter], now: float) -> bytes:
+def limit_fields(limits: LimitService, principal: Principal, now: float) -> bytes:
     """OpenAI's six fields, of the limit with the least left; of tokens the rate, else the budget."""
-    rates = [meter for meter in meters if isinstance(meter, Bucket | SharedBucket)]
-    tokens = [meter for meter in rates if meter.unit == TOKENS]
-    budgets = [meter for meter in meters if isinstance(meter, Budget) and meter.unit == TOKENS]
-    requests = [meter for meter in rates if meter.unit == REQUESTS]
-    return _fields(b"requests", requests, now) + _fields(b"tokens", tokens or budgets, now)
+    requests, tokens = limits.shown(principal)
+    return _fields(b"requests", requests, now) + _fields(b"tokens", tokens, now)
 
 
-def _fields(noun: bytes, meters: "list[Bucket | SharedBucket] | list[Budget]", now: float) -> bytes:
+def _fields(noun: bytes, meters: Shown, now: float) -> bytes:
     if not meters:
         return b""
-    left, _, tightest = min((meter.remaining(now), number, meter) for number, meter in enumerate(meters))
+    tightest, left = meters[0], meters[0].remaining(now)
+    for meter in meters[1:]:
+        if (mine := meter.remaining(now)) < left:
+            tightest, left = meter, mine
     lines = b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\n" % (noun, tightest.most, noun, left)
     reset = tightest.reset(now)
-    if reset == float("inf"):  # a budget without a window does not come back
+    if reset == math.inf:  # a budget without a window does not come back
         return lines
     return lines + b"x-ratelimit-reset-%b: %b\r\n" % (noun, duration(reset).encode())

@@ -324,6 +324,11 @@ class KeyService:
             self._proofs.pop(digest, None)  # a revoked key's holder is throttled like any stranger
             _bounded(self._negative, digest, now + self._config.cache_seconds, self._config.cache_size)
 
+    @property
+    def epoch(self) -> int:
+        """Moves whenever anything derived from the store may be stale."""
+        return self._epoch
+
     # -- revocation
 
     async def revoke(self, key_id: str) -> bool:

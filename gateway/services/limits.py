@@ -40,6 +40,7 @@ ATTEMPTS = 8
 """Rounds with a lender, after each of which others may have taken what came; two or three suffice by far."""
 
 Meter = Bucket | Gauge | Budget | SharedBucket | SharedGauge
+Shown = tuple[Bucket | SharedBucket | Budget, ...]
 
 
 class Limited(Protocol):
@@ -84,13 +85,14 @@ class LimitStats(msgspec.Struct, frozen=True):
 
 
 class _Plan:
-    """The meters of one principal, `until` they must be looked over again."""
+    """The meters of one principal, `until` they must be looked over again. `shown`: see `LimitService.shown`."""
 
-    __slots__ = ("limits", "meters", "until", "used")
+    __slots__ = ("limits", "meters", "shown", "until", "used")
 
     def __init__(self, limits: tuple[Scoped, ...], meters: tuple[Meter, ...], until: float, used: float) -> None:
         self.limits = limits
         self.meters = meters
+        self.shown = _shown(meters)
         self.until = until
         self.used = used
 
@@ -188,10 +190,10 @@ class LimitService:
         """It failed before any token: only the request itself counts. Idempotent."""
         self.settle(reservation, 0, 0.0)
 
-    def meters(self, principal: Limited) -> tuple[Meter, ...]:
-        """Of the principal's last reservation or refusal, outermost scope first."""
+    def shown(self, principal: Limited) -> "tuple[Shown, Shown]":
+        """What the limit fields tell of (A10): limits of requests, and of tokens."""
         plan = self._plans.get((principal.key, principal.user))
-        return plan.meters if plan is not None else ()
+        return plan.shown if plan is not None else ((), ())
 
     # -- plans
 
@@ -309,6 +311,14 @@ class LimitService:
             store=self._ledger.stats(),
             shared=self._shared.stats() if self._shared is not None else None,
         )
+
+
+def _shown(meters: tuple[Meter, ...]) -> tuple[Shown, Shown]:
+    """Rates of requests; rates of tokens, or else budgets of them."""
+    rates = [meter for meter in meters if isinstance(meter, Bucket | SharedBucket)]
+    budgets = [meter for meter in meters if isinstance(meter, Budget) and meter.unit == TOKENS]
+    tokens = [meter for meter in rates if meter.unit == TOKENS]
+    return tuple(meter for meter in rates if meter.unit == REQUESTS), tuple(tokens or budgets)
 
 
 def _overflows(meter: Meter, amounts: tuple[int, int, int, int], now: float) -> bool:

@@ -1,0 +1,92 @@
+"""Chat UIs name their end users, and nobody else does (K10)."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvloop
+
+from gateway.services.accounts import create_user, find_tenant, now_us
+from gateway.store.limits import Limits
+from tests.flow.engine import Engine, plain
+from tests.gateway import Gateway, chat, gateway
+from tests.wire import WAIT
+
+CHAT = "/v1/chat/completions"
+HEADER = "X-OpenWebUI-User-Email"
+Test = Callable[[Gateway, Engine], Coroutine[Any, Any, None]]
+
+
+def run(test: Test) -> None:
+    async def main() -> None:
+        async with Engine(plain) as engine, gateway(engine.url) as g:
+            await test(g, engine)
+            await g.idle()
+
+    uvloop.run(main())
+
+
+async def ask(g: Gateway, key: str, header: str = "", **body: Any) -> int:
+    extra = f"{HEADER}: {header}\r\n" if header else ""
+    return (await g.ask(CHAT, chat(**body), key=key, extra=extra))[0]
+
+
+def test_the_named_user_is_scheduled_limited_and_billed() -> None:
+    """K10: one identity for all three, with its own share and limits; each unknown name for itself."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        ui = await g.add_key(user="ui", on_behalf=True)
+        tenant = await find_tenant(g.store, "t")
+        ann = await create_user(g.store, tenant, "ann@example.com", limits=Limits(requests_per_minute=2))
+        owner = await g.store.user(tenant.id, "ui")
+        assert owner is not None
+        await g.store.set_limits("user", owner.id, Limits(requests_per_minute=1))
+        g.app.keys.invalidate()
+        assert [await ask(g, ui, "ann@example.com") for _ in range(3)] == [200, 200, 429]
+        assert [await ask(g, ui, user="bob") for _ in range(2)] == [200, 429]
+        assert await ask(g, ui, "carl", user="bob") == 200
+        assert await ask(g, ui) == 200
+        head, _ = engine.chats.get_nowait()
+        assert HEADER.lower().encode() not in head.lower()
+        users = [record["user"] for record in await g.records(7)]
+        assert users == [ann.id] * 3 + ["~bob"] * 2 + ["~carl", owner.id]
+
+    run(test)
+
+
+def test_no_other_key_may_name_anyone() -> None:
+    """K10: the names are ignored, and never passed on in the head."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        key = await g.add_key(user="plain", limits=Limits(requests_per_minute=2))
+        answers = [await ask(g, key, f"user{n}@example.com", user=f"body{n}") for n in range(3)]
+        assert answers == [200, 200, 429]
+        assert len({record["user"] for record in await g.records(3)}) == 1
+        head, _ = engine.chats.get_nowait()
+        assert HEADER.lower().encode() not in head.lower()
+
+    run(test)
+
+
+def test_a_disabled_end_user_is_refused_within_a_second() -> None:
+    async def test(g: Gateway, engine: Engine) -> None:
+        ui = await g.add_key(user="ui", on_behalf=True)
+        ann = await create_user(g.store, await find_tenant(g.store, "t"), "ann")
+        assert await ask(g, ui, "ann") == 200
+        await g.store.disable_user(ann.id, now_us())
+        async with asyncio.timeout(WAIT):
+            while await ask(g, ui, "ann") != 403:
+                await asyncio.sleep(0.05)
+        assert await ask(g, ui, "bob") == 200
+
+    run(test)
+
+
+@pytest.mark.parametrize("name", ["x" * 129, "tab\there"])
+def test_a_name_that_is_none_is_an_error(name: str) -> None:
+    async def test(g: Gateway, engine: Engine) -> None:
+        ui = await g.add_key(user="ui", on_behalf=True)
+        assert await ask(g, ui, user=name) == 400
+
+    run(test)
