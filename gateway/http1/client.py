@@ -17,7 +17,7 @@ from gateway.errors import ConnectFailed, UpstreamBroke, UpstreamError, Upstream
 from gateway.http1.chunks import ChunkWalker
 from gateway.http1.eager import Signal
 from gateway.http1.message import ResponseHead, UpstreamWireError
-from gateway.http1.reply import parse_response_head
+from gateway.http1.reply import ResponseHeads
 
 NEVER = float("inf")
 JOIN_LIMIT = 16 * 1024  # bytes up to which one joined write beats two
@@ -179,7 +179,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _read_head(self, data: bytes) -> None:
         buffer = self._buffer + data if self._buffer else data
         for _ in range(MAX_INFORMATIONAL):
-            parsed = parse_response_head(buffer, self._method)
+            parsed = self.pool.heads.read(buffer, self._method)
             if parsed is None:
                 self._buffer = buffer
                 return
@@ -310,6 +310,7 @@ class Pool:
         self.connections: set[UpstreamConnection] = set()
         self.retired = False
         self.dialled = self.reused = 0
+        self.heads = ResponseHeads()
         self._idle: deque[UpstreamConnection] = deque()
         self._loop = asyncio.get_running_loop()
         self.now: Callable[[], float] = self._loop.time

@@ -18,6 +18,9 @@ _STATUS_LINE = re.compile(_LINE)
 # What can never become a head: control bytes, LF without CR, CR without LF.
 _BROKEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
 _DIGITS = re.compile(rb"[0-9]{1,18}")
+_LENGTH_FIELD = re.compile(rb"\r\ncontent-length:[\t ]*([0-9]++)[\t ]*\r\n", re.IGNORECASE)
+_REPEAT_BYTES = 4 * 1024
+_REPEAT_DIGITS = 9
 _SINGLE = (b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", b"location")
 
 
@@ -46,6 +49,56 @@ def parse_response_head(
         name, _, value = line.partition(b":")
         headers.append((name.lower(), value.strip()))
     return _framed(int(digits), minor == b"1", headers, method), end
+
+
+class ResponseHeads:
+    """Reads the heads of one backend, which repeat within a second but for their length.
+
+    The last head that was parsed is kept as its bytes before and after the digits of Content-Length (without that
+    field, all are before); a head of the same bytes around other digits means the same and is not parsed.
+    """
+
+    __slots__ = ("_after", "_before", "_head", "_method")
+
+    def __init__(self) -> None:
+        self._before = self._after = b""
+        self._method = ""
+        self._head: ResponseHead | None = None
+
+    def read(self, buffer: bytes, method: str) -> tuple[ResponseHead, int] | None:
+        """As `parse_response_head` from the beginning of `buffer`."""
+        head, start = self._head, len(self._before)
+        if head is None or method != self._method or not buffer.startswith(self._before):
+            return self._parse(buffer, method)
+        if not self._after:
+            return head, start
+        stop = buffer.find(self._after, start, start + _REPEAT_DIGITS + len(self._after))
+        digits = buffer[start:stop]
+        if stop < 0 or not digits.isdigit():
+            return self._parse(buffer, method)
+        return _with_length(head, digits), stop + len(self._after)
+
+    def _parse(self, buffer: bytes, method: str) -> tuple[ResponseHead, int] | None:
+        parsed = parse_response_head(buffer, method)
+        if parsed is None:
+            return None
+        head, end = parsed
+        # Where no body is allowed the length decides whether the head is: such heads are read each time.
+        if end <= _REPEAT_BYTES and not head.no_body:
+            field = _LENGTH_FIELD.search(buffer, 0, end)
+            cut, resume = field.span(1) if field else (end, end)
+            self._before, self._after = buffer[:cut], buffer[resume:end]
+            self._head, self._method = head, method
+        return parsed
+
+    def __repr__(self) -> str:
+        return f"<ResponseHeads {self._before[:20]!r}>"
+
+
+def _with_length(head: ResponseHead, digits: bytes) -> ResponseHead:
+    """`head`, which has a body by length, with another one."""
+    headers = [field if field[0] != b"content-length" else (field[0], digits) for field in head.headers]
+    return ResponseHead(head.status, headers, int(digits), False, False, False, head.keep_alive)
 
 
 def _check_incomplete(buffer: bytes, start: int, unseen: int) -> None:
