@@ -107,7 +107,9 @@ async def gateway(backend: str, engine: cfg.EngineKind = "openai", **settings: A
                 await app.backends.looked()
                 running = Gateway(app, store)
                 running.key = await running.add_key()
-                yield running
-                await Client.close_all()
+                try:
+                    yield running
+                finally:
+                    await Client.close_all()
         finally:
             await store.close()

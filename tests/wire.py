@@ -15,6 +15,7 @@ class Client:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+        self.seen = b""  # what a test has read ahead of an answer's end
         self.opened.append(self)
 
     @classmethod

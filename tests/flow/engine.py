@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from tests.wire import Backend, read_request
 
@@ -39,6 +40,7 @@ class Engine(Backend):
         self.models = models
         self.chats: asyncio.Queue[tuple[bytes, bytes]] = asyncio.Queue()
         self.aborted: asyncio.Queue[None] = asyncio.Queue()
+        self.go = asyncio.Event()  # a test tells a script to go on
 
     @property
     def url(self) -> str:
@@ -48,8 +50,7 @@ class Engine(Backend):
         while True:
             head, body = await read_request(reader)
             if head.startswith(b"GET"):
-                data = [{"id": name, "object": "model", "created": 1, "owned_by": "x"} for name in self.models]
-                writer.write(json_answer(json.dumps({"object": "list", "data": data}).encode()))
+                writer.write(json_answer(json.dumps(self._list(head.split(b" ")[1])).encode()))
                 continue
             self.chats.put_nowait((head, body))
             try:
@@ -57,6 +58,15 @@ class Engine(Backend):
             except (ConnectionError, asyncio.IncompleteReadError):
                 self.aborted.put_nowait(None)
                 raise
+
+    def _list(self, path: bytes) -> dict[str, Any]:
+        """What discovery asks, in OpenAI's and in Ollama's shape."""
+        if path == b"/api/version":
+            return {"version": "0.0.0"}
+        if path.startswith(b"/api/"):
+            return {"models": [{"name": name, "model": name, "size": 1, "digest": "d"} for name in self.models]}
+        data = [{"id": name, "object": "model", "created": 1, "owned_by": "x"} for name in self.models]
+        return {"object": "list", "data": data}
 
 
 async def plain(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
