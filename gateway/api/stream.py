@@ -86,7 +86,8 @@ _EXTRA = msgspec.json.Decoder(_Extra)
 _ENDS_OF_RESPONSE = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _FALSY = frozenset({b"null", b"false", b'""', b"{}", b"[]", b"0"})
 
-_CHUNK_SIZE = re.compile(rb"\r\n[0-9A-Fa-f]{1,16}(?:;[^\r\n]*)?\r\n")
+_CHUNK_SIZE = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})(?:;[^\r\n]*)?(?=\r\n)")
+_SIZE_LINE = re.compile(_CHUNK_SIZE.pattern + rb"\r\n")
 _FRAME_END = re.compile(rb"\n\r?\n|\r\r")
 _USAGE_OBJECT = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
 _HAS_CHOICES = re.compile(rb'"choices"[ \t]*:[ \t]*\[[ \t]*\{')
@@ -187,7 +188,7 @@ class Tap:
         """The kept end of the stream without HTTP chunk framing, line ends as LF."""
         tail = b"".join((self._oldest, self._older, self._last, self._open))
         if b"\r" in tail:
-            tail = _CHUNK_SIZE.sub(b"", b"\r\n" + tail)  # it may begin with a chunk size
+            tail = _unchunked(b"\r\n" + tail)  # it may begin with a chunk size
             tail = tail.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         return tail
 
@@ -222,6 +223,33 @@ class Tap:
                 self.terminated = True
                 return _counts(frame)
         return None
+
+
+def _unchunked(tail: bytes) -> bytes:
+    """The end of a chunked body without its framing; of a body of another framing, or broken off, what looks like it.
+
+    Content may look like a size line: the first letters of `data:` where a chunk ends behind them. So the first one
+    counts from which each size leads to the next line, up to that of the last chunk.
+    """
+    for line in _CHUNK_SIZE.finditer(tail):
+        chunks = _chunks_from(tail, line)
+        if chunks is not None:
+            return tail[: line.start()] + b"".join(chunks)
+    return _SIZE_LINE.sub(b"", tail)
+
+
+def _chunks_from(tail: bytes, line: re.Match[bytes]) -> list[bytes] | None:
+    """The chunks from this size line to the last chunk; None if the sizes do not lead there."""
+    chunks = []
+    following: re.Match[bytes] | None = line
+    while following is not None:
+        start = following.end() + 2
+        size = int(following[1], 16)
+        if not size:
+            return chunks
+        chunks.append(tail[start : start + size])
+        following = _CHUNK_SIZE.match(tail, start + size)
+    return None
 
 
 def _event_data(frame: bytes) -> bytes:

@@ -260,6 +260,28 @@ def test_ollamas_last_line_may_be_huge(size: int, piece: int) -> None:
     assert tap.terminated
 
 
+@pytest.mark.parametrize("size", range(1, 80))
+def test_content_that_looks_like_a_chunk_size_stays(size: int) -> None:
+    """`da` of `data:` behind CR LF, where a chunk ends behind it, is hexadecimal too."""
+    frames = [*[FRAME] * 4, b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":5}}\n\n', DONE]
+    payload = b"".join(frames).replace(b"\n", b"\r\n")
+    wire = b"".join(chunk(payload[at : at + size]) for at in range(0, len(payload), size)) + b"0\r\n\r\n"
+    for read in (1, 7, 10_000):
+        tap = tapped([wire[at : at + read] for at in range(0, len(wire), read)])
+        assert tap.finish() == Usage(7, 5)
+        assert tap.terminated
+
+
+def test_trailers_behind_a_huge_last_line_do_not_hide_it() -> None:
+    """The line has lost its beginning, so its end must be known from what stands behind it."""
+    context = b",".join(b"%d" % number for number in range(200_000))
+    line = b'{"done":true,"context":[%b],"total_duration":9,"prompt_eval_count":7,"eval_count":5}\n' % context
+    wire = b"%x\r\n%b\r\n0\r\nX-Trailer: 0\r\n\r\n" % (len(line), line)
+    tap = tapped([wire[start : start + 40_000] for start in range(0, len(wire), 40_000)], Framing.NDJSON)
+    assert tap.finish() == Usage(7, 5)
+    assert tap.terminated
+
+
 def test_the_tap_keeps_little_of_a_long_stream() -> None:
     """Memory per stream: a few frames, whatever went by and however it was cut."""
 
