@@ -26,7 +26,8 @@ class Ledger:
         self.body_limit = body_bytes
         self.body_bytes = 0
         self._open: dict[str, int] = {}
-        self._waiting: dict[str, dict[str, Exchange]] = {}
+        # By identity: two requests may carry the same id, which clients choose.
+        self._waiting: dict[str, dict[Exchange, None]] = {}
 
     def hold_body(self, x: "Exchange", size: int) -> bool:
         """Count `size` bytes for this request's body, before they arrive. False: no room."""
@@ -64,18 +65,18 @@ class Ledger:
                 self._open[key] -= 1
 
     def queued(self, x: "Exchange") -> None:
-        self._waiting.setdefault(x.principal.key, {})[x.id] = x
+        self._waiting.setdefault(x.principal.key, {})[x] = None
 
     def dequeued(self, x: "Exchange") -> None:
         mine = self._waiting.get(x.principal.key)
         if mine is not None:
-            mine.pop(x.id, None)
+            mine.pop(x, None)
             if not mine:
                 del self._waiting[x.principal.key]
 
     def waiting(self, key: str) -> "list[Exchange]":
         """The requests of `key` that wait for a slot, oldest first."""
-        return list(self._waiting.get(key, {}).values())
+        return list(self._waiting.get(key, {}))
 
     def stats(self) -> LedgerStats:
         waiting = sum(len(mine) for mine in self._waiting.values())

@@ -14,6 +14,7 @@ from typing import cast
 from gateway.api.dialect import Access, Dialect, Endpoint, Framing
 from gateway.errors import (
     AuditUnavailable,
+    AuthUnavailable,
     BadRequest,
     Bug,
     Busy,
@@ -56,6 +57,7 @@ from gateway.services.backends import Failure, Route
 from gateway.services.keys import credential
 from scheduler.aio import Lease, Rejected, Waiter
 from scheduler.model import Refusal, Refused, Ticket
+from scheduler.settings import Settings
 
 log = logging.getLogger("fairgate.flow")
 
@@ -149,13 +151,26 @@ def _adopt(x: Exchange, endpoint: Endpoint) -> Endpoint:
 
 async def authenticate(x: Exchange, rt: Runtime) -> None:
     """Head -> principal. Raises Unauthenticated, Forbidden, RateLimited, AuthUnavailable."""
-    token = credential(x.head.headers)
-    principal = rt.keys.lookup(token, x.ip)
-    if principal is None:
-        principal = await rt.keys.verify(token, x.ip)
+    try:
+        token = credential(x.head.headers)
+        principal = rt.keys.lookup(token, x.ip)
+        if principal is None:
+            principal = await rt.keys.verify(token, x.ip)
+    except GatewayError as error:
+        anonymous = b"authorization" not in x.head.headers and b"x-api-key" not in x.head.headers
+        rt.metrics.auth("missing" if anonymous else AUTH_FAILURES.get(type(error), "invalid"))
+        raise
+    rt.metrics.auth("ok")
     x.principal = principal
     if x.endpoint.scope and x.endpoint.scope not in principal.scopes:
         raise Forbidden(f"This key lacks the scope {x.endpoint.scope!r}.")
+
+
+AUTH_FAILURES: dict[type[GatewayError], str] = {
+    Forbidden: "forbidden",
+    RateLimited: "throttled",
+    AuthUnavailable: "unavailable",
+}
 
 
 # ---- read
@@ -246,18 +261,22 @@ def ticket(x: Exchange, rt: Runtime) -> Ticket:
         share=principal.share,
         tenant_share=principal.tenant_share,
         cost=cost,
-        class_offset=CLASS_OFFSETS[principal.priority],
+        class_offset=CLASS_OFFSETS[principal.priority](rt.estimator.settings),
         timeout=queue_timeout(x, rt),
         tag=x.id,
     )
 
 
-CLASS_OFFSETS = {"batch": -20.0, "interactive": 0.0, "system": 20.0}
+CLASS_OFFSETS: dict[str, Callable[[Settings], float]] = {
+    "batch": lambda settings: settings.offset_batch,
+    "interactive": lambda settings: settings.offset_interactive,
+    "system": lambda settings: settings.offset_system,
+}
 
 
 def queue_timeout(x: Exchange, rt: Runtime) -> float:
     """Seconds: the setting, tightened by the key and by the request's own `x-queue-timeout`."""
-    timeout = rt.config.scheduling.queue_timeout
+    timeout = rt.estimator.settings.queue_timeout
     if x.principal.queue_timeout is not None:
         timeout = min(timeout, x.principal.queue_timeout)
     asked = x.head.headers.get(b"x-queue-timeout")
@@ -285,27 +304,29 @@ async def _wait(x: Exchange, rt: Runtime, waiter: Waiter) -> Lease:
 
 
 async def forward(x: Exchange, rt: Runtime) -> None:
-    """Body and lease -> response head of an engine. Only this phase retries, and only before any byte of an answer."""
-    retries = x.route.terms.retries
+    """Body and lease -> response head of an engine. Only this phase retries, and only before any byte of an answer:
+    once more on a new connection where a kept one had died, else on another backend (R5)."""
+    retries, kept = x.route.terms.retries, True
     while True:
         try:
-            x.reply = await _attempt(x, rt)
+            x.reply = await _attempt(x, rt, kept=kept)
             break
-        except (ConnectFailed, StaleConnection) as error:
+        except StaleConnection:
             _let_go(x)
-            elsewhere = isinstance(error, ConnectFailed)
-            if retries <= 0 or (elsewhere and len(x.route.candidates) < 2):
+            kept = False
+        except ConnectFailed:
+            if retries <= 0 or len(x.route.candidates) < 2:
                 raise
-            retries -= 1
-            if elsewhere:
-                _release_slot(x)
-                await queue(x, rt)
+            retries, kept = retries - 1, True
+            _release_slot(x)
+            await queue(x, rt)
+        rt.metrics.retried(x.backend.name)
     if not 200 <= x.reply.status < 300:
         await _refused_by_engine(x, rt)
 
 
-async def _attempt(x: Exchange, rt: Runtime) -> ResponseHead:
-    """One try on the backend of the lease. A kept connection may be stale: the caller tries again."""
+async def _attempt(x: Exchange, rt: Runtime, *, kept: bool) -> ResponseHead:
+    """One try on the backend of the lease; on a connection `kept` from before if there is one, which may be stale."""
     assert x.lease is not None  # noqa: S101  # queue ran
     terms = x.route.terms
     backend = x.backend = rt.backends.backend(x.lease.gate)
@@ -315,7 +336,7 @@ async def _attempt(x: Exchange, rt: Runtime) -> ResponseHead:
     )
     head = fields.request_head(backend, x.endpoint.upstream, x.id, len(body), x.head)
     try:
-        x.upstream = pool.take() or await pool.dial(terms.connect)
+        x.upstream = (pool.take() if kept else None) or await pool.dial(terms.connect)
         x.sent_at = rt.now()
         answer = x.upstream.send(
             head, body, "POST", first_byte=terms.first_byte, between=terms.between, total=terms.total
@@ -378,6 +399,7 @@ async def relay(x: Exchange, rt: Runtime) -> None:
     )
     if streaming:
         _charge_growth(x, rt, x.relay)
+        x.upstream.gaps = rt.metrics.gaps(x.route.model)
     x.upstream.sink = x.relay
     x.body = b""  # the engine has begun to answer: no retry can need it any more
     rt.ledger.shrink_body(x, 0)
@@ -463,6 +485,8 @@ def wire_error(error: WireError) -> GatewayError:
 
 def refuse(x: Exchange, rt: Runtime, error: GatewayError) -> None:
     """Tell the client, in its dialect: as an answer, or as a frame where the answer has begun."""
+    if isinstance(error, ModelUnavailable):
+        error.status = rt.config.identity.unknown_model_status
     x.error = error
     x.outcome = _outcome_of(error)
     connection = x.connection

@@ -38,6 +38,8 @@ def settle(x: Exchange, rt: Runtime) -> None:
     _count(x, rt, ended, cost_units)
     if x.error is not None and x.error.cause:
         log.warning("request failed", extra={"request_id": x.id, "code": x.error.code, "cause": x.error.cause})
+    if rt.config.log.requests:
+        log.info("request", extra={"request_id": x.id, "status": x.status, "outcome": str(x.outcome)})
     _let_go(x)
 
 

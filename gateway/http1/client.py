@@ -76,6 +76,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_reusable",
         "bytes_in",
         "deadline",
+        "gaps",
         "head",
         "idle_since",
         "pool",
@@ -99,6 +100,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.sink: Sink | None = None
         self.head: ResponseHead | None = None
         self._answer: Signal[ResponseHead] | None = None
+        self.gaps: Callable[[float], None] | None = None  # takes the seconds since the read before
         self._buffer = b""
         self._method = "POST"
         self._remaining: int | None = None
@@ -121,6 +123,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.head = None
         self.sink = None
         self.bytes_in = 0
+        self.gaps = None
         self._buffer = b""
         self._method = method
         self._between = between
@@ -210,7 +213,10 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _body(self, data: bytes) -> None:
         self.bytes_in += len(data)
-        self.deadline = self.pool.now() + self._between
+        now = self.pool.now()
+        if self.gaps is not None:
+            self.gaps(now - self.deadline + self._between)
+        self.deadline = now + self._between
         if self.walker is not None:
             if self._line:
                 data, self._line = self._line + data, b""

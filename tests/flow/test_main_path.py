@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -357,3 +358,69 @@ def test_silence_is_filled_with_comments_that_clients_ignore() -> None:
         assert body.replace(b": keep-alive\n\n", b"") == frame("a") + frame("b") + frame("c") + DONE
 
     run(answer, test, timeouts=cfg.Timeouts(comment=0.05))
+
+
+def test_settings_changed_at_runtime_reach_the_next_ticket() -> None:
+    """S: queue timeout and class offsets are the scheduler's effective ones, not the file's."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        await g.store.operate("setting", "queue_timeout", "0.1", 1, "me")
+        await g.app.operations.look()
+        blocker = await g.connect()
+        await blocker.send(g.request(CHAT, chat()))
+        await engine.chats.get()
+        status, _, body = await g.ask(CHAT, chat(), key=await g.add_key(user="other"))
+        assert (status, json.loads(body)["error"]["code"]) == (429, "queue_timeout")
+        blocker.close()
+
+    run(hang, test, slots=1)
+
+
+def test_an_engine_that_dropped_all_kept_connections_costs_nobody_a_request() -> None:
+    """R5, R6: a stale connection is tried once, then a new one, whatever `retries` says."""
+
+    async def once(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await plain(head, body, reader, writer)
+        await writer.drain()
+        if engine_restarts.is_set():
+            raise ConnectionError
+
+    engine_restarts = asyncio.Event()
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        for _ in range(5):
+            assert (await g.ask(CHAT, chat()))[0] == 200
+        engine_restarts.set()
+        for _ in range(5):
+            assert (await g.ask(CHAT, chat()))[0] == 200
+
+    run(once, test, upstream=cfg.Upstream(retries=0))
+
+
+def test_an_unknown_model_may_be_a_404_by_choice() -> None:
+    """K8: the same answer for forbidden and unknown, with the configured status."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        narrow = await g.add_key(user="narrow", models=("other",))
+        answers = [await g.ask(CHAT, chat(model=model), key=key) for model, key in (("none", g.key), ("m", narrow))]
+        assert [status for status, _, _ in answers] == [404, 404]
+        first, second = (re.sub(rb'"request_id":"[^"]*"', b"", body) for _, _, body in answers)
+        assert first == second
+
+    identity = cfg.Identity(argon2_time_cost=1, argon2_memory_kib=8, unknown_model_status=404)
+    run(plain, test, identity=identity)
+
+
+def test_authentication_and_gaps_are_counted() -> None:
+    """O2"""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        await g.ask(CHAT, chat(stream=True))
+        await g.ask("/v1/models", key="")
+        await g.ask("/v1/models", key="fg_wrong")
+        text = b"".join(g.app.metrics.exposition()[1]).decode()
+        for line in ('result="ok"} 1', 'result="missing"} 1', 'result="invalid"} 1'):
+            assert any(row.startswith("fairgate_auth") and line in row for row in text.splitlines()), line
+        assert re.search(r'fairgate_inter_chunk_seconds_count\{model="m"\} [1-9]', text)
+
+    run(stream, test)
