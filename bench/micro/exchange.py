@@ -63,7 +63,8 @@ class Collecting(asyncio.Transport):
 
 async def measure() -> tuple[float, float]:
     """(request, answer) in microseconds."""
-    async with Engine(plain) as engine, gateway(engine.url, slots=1000) as g:
+    engine = Engine(plain)
+    async with engine, gateway(engine.url, slots=1000) as g:
         warm, _, _ = await g.ask("/v1/chat/completions", chat())
         if warm != 200:
             raise RuntimeError(f"the first exchange was answered {warm}")
