@@ -84,6 +84,24 @@ def test_a_key_is_shown_once_alone_on_standard_output(cli: Cli) -> None:
     assert done.stdout.strip() not in cli.run("keys", "list").stdout
 
 
+def test_a_rotated_key_is_shown_once_and_names_what_it_replaces(cli: Cli) -> None:
+    """K6"""
+    cli.json("tenants", "create", "acme", "--all-models")
+    cli.json("users", "create", "ann", "--tenant", "acme")
+    first = cli.json("keys", "create", "--tenant", "acme", "--user", "ann", "--name", "laptop")
+    done = cli.run("keys", "rotate", first["id"])
+    assert parse(done.stdout.strip().encode()) is not None
+    assert f"the old key {first['id']} works until" in done.stderr
+    second = cli.json("keys", "rotate", first["id"], "--overlap", "0")
+    assert second["replaces"]["id"] == first["id"]
+    assert second["name"] == "laptop"
+    assert "hash" not in second
+    assert sorted(row.split()[3] for row in cli.run("keys", "list").stdout.splitlines()[1:]) == [
+        "active", "active", "expired",
+    ]  # fmt: skip
+    assert "no key" in cli.refused("keys", "rotate", "nothing")
+
+
 def test_disabling_and_enabling(cli: Cli) -> None:
     """K6"""
     cli.json("tenants", "create", "acme")

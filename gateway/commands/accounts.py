@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
     """Declare the three families."""
     _add_tenants(commands.add_parser("tenants", help="create, list and disable tenants"))
     _add_users(commands.add_parser("users", help="create, list and disable users"))
-    _add_keys(commands.add_parser("keys", help="create, list and revoke keys"))
+    _add_keys(commands.add_parser("keys", help="create, list, rotate and revoke keys"))
 
 
 def _verb(verbs: Commands, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -81,6 +81,15 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
     listing = _verb(verbs, "list", list_keys, "List keys; the keys themselves are not known any more.")
     listing.add_argument("--tenant", help="only of this tenant")
     listing.add_argument("--user", help="only of this user of the tenant")
+    rotate = _verb(verbs, "rotate", rotate_key, "Replace a key by a new one with the same terms and print it, once.")
+    rotate.add_argument("id", help="the key's public id")
+    rotate.add_argument(
+        "--overlap",
+        type=float,
+        default=accounts.DEFAULT_OVERLAP,
+        metavar="HOURS",
+        help=f"how long the old key still works, 0-{accounts.LONGEST_OVERLAP:.0f} (default: %(default).0f)",
+    )
     revoke = _verb(verbs, "revoke", revoke_key, "Revoke a key for good; running gateways refuse it within a second.")
     revoke.add_argument("id", help="the key's public id")
 
@@ -236,13 +245,28 @@ def create_key(args: argparse.Namespace) -> int:
         user = await accounts.find_user(store, await accounts.find_tenant(store, args.tenant), args.user)
         return await accounts.create_key(store, user, terms, config.identity)
 
-    key, token = with_store(args, work)
+    _show_token(args, *with_store(args, work))
+    return 0
+
+
+def _show_token(args: argparse.Namespace, key: Key, token: str, **more: Any) -> None:
+    """The key alone goes to standard output, so that it can be sent to a file."""
     if args.json:
-        show_json({"token": token, **_public(key)})
+        show_json({"token": token, **_public(key), **more})
     else:
         say("This is the only time the key is shown:")
         print(token)
         say(f"id {key.id}, expires {when(key.expires_at)}")
+
+
+def rotate_key(args: argparse.Namespace) -> int:
+    """The new key is printed; the old one expires after the overlap."""
+    old, key, token = with_store(
+        args, lambda store, config: accounts.rotate_key(store, args.id, args.overlap, config.identity)
+    )
+    _show_token(args, key, token, replaces={"id": old.id, "expires_at": old.expires_at})
+    if not args.json:
+        say(f"the old key {old.id} works until {when(old.expires_at)}")
     return 0
 
 

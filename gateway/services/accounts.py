@@ -18,7 +18,12 @@ from gateway.store.limits import NO_LIMITS, Limits
 
 DAY = 86_400_000_000
 """Microseconds."""
+HOUR = 3_600_000_000
+"""Microseconds."""
 DEFAULT_DAYS = 90
+DEFAULT_OVERLAP = 24.0
+LONGEST_OVERLAP = 24.0 * 90
+"""Hours in which a rotated key and its successor both work."""
 LONGEST_DAYS = 365
 PRIORITIES = ("interactive", "batch", "system")
 ADMIN_SCOPES = ("admin:read", "admin:write")
@@ -127,6 +132,35 @@ async def create_key(store: Store, user: User, terms: KeyTerms, identity: Identi
     )
     await store.add_key(key)
     return key, minted.token
+
+
+async def rotate_key(store: Store, key_id: str, overlap: float, identity: Identity) -> tuple[Key, Key, str]:
+    """A new key with the terms of an old one, which expires after `overlap` hours (K6) -> (old, new, its text).
+
+    The new one lives as long as the old one did when it was made. The old one is touched last: a failure before that
+    leaves it as it was, and a new key whose text nobody has.
+    """
+    if not 0 <= overlap <= LONGEST_OVERLAP:
+        raise AccountError(f"the overlap is 0 to {LONGEST_OVERLAP:.0f} hours")
+    chain = await store.chain(key_id)
+    if chain is None:
+        raise AccountError(f"there is no key {key_id!r}")
+    old, minted, now = chain.key, mint(), now_us()
+    if old.revoked_at is not None:
+        raise AccountError(f"key {key_id} is revoked; create a new one")
+    key = msgspec.structs.replace(
+        old,
+        id=minted.id,
+        hash=hasher(identity).hash(minted.secret),
+        created_at=now,
+        expires_at=None if old.expires_at is None else now + old.expires_at - old.created_at,
+        last_used_at=None,
+    )
+    await store.add_key(key)
+    ends = now + int(overlap * HOUR)
+    await store.expire_key(old.id, ends)
+    ends = ends if old.expires_at is None else min(ends, old.expires_at)
+    return msgspec.structs.replace(old, expires_at=ends), key, minted.token
 
 
 def check_terms(terms: KeyTerms) -> None:

@@ -198,6 +198,10 @@ class Store(Protocol):
         """Revoke for good; an earlier revocation keeps its time. False when there is no such key."""
         ...
 
+    async def expire_key(self, key_id: str, at: int) -> bool:
+        """Have a key expire at `at`, never later than it would have. False when there is no such key."""
+        ...
+
     async def set_limits(self, kind: Literal["tenant", "user", "key"], row_id: str, limits: Limits) -> bool:
         """Replace the limits of a row; False when there is none with that id."""
         ...

@@ -71,6 +71,10 @@ _CHAIN = (
     f"SELECT {_prefixed(Tenant, 't')}, {_prefixed(User, 'u')}, {_prefixed(Key, 'k')} "  # noqa: S608 -- constants
     'FROM keys k JOIN users u ON u.id = k."user" JOIN tenants t ON t.id = u.tenant WHERE k.id = $1'
 )
+_EXPIRE = (
+    "UPDATE keys SET expires_at = CASE WHEN expires_at < $2 THEN expires_at ELSE $2 END "  # a null compares as neither
+    "WHERE id = $1"
+)
 _TOUCH = (
     'INSERT INTO key_use ("key", last_used_at) VALUES ($1, $2) ON CONFLICT ("key") DO UPDATE '
     "SET last_used_at = excluded.last_used_at WHERE excluded.last_used_at > key_use.last_used_at"
@@ -165,6 +169,9 @@ class SqlStore(OperationsSql):
     async def revoke_key(self, key_id: str, at: int) -> bool:
         sql = "UPDATE keys SET revoked_at = coalesce(revoked_at, $2) WHERE id = $1"
         return bool(await self._execute(sql, [(key_id, at)]))
+
+    async def expire_key(self, key_id: str, at: int) -> bool:
+        return bool(await self._execute(_EXPIRE, [(key_id, at)]))
 
     async def set_limits(self, kind: str, row_id: str, limits: Limits) -> bool:
         return bool(await self._execute(_SET_LIMITS[kind], [(row_id, _flat(limits))]))
