@@ -13,6 +13,7 @@ from gateway.services import samples
 from gateway.services.audit import AuditStats
 from gateway.services.backends import BackendStats
 from gateway.services.keys import KeyStats
+from gateway.services.limits import LimitStats
 from gateway.services.metrics import Metrics, Sample
 from scheduler.model import Stats
 
@@ -39,6 +40,8 @@ class Gateway(Protocol):
     @property
     def keys(self) -> HasStats[KeyStats]: ...
     @property
+    def limits(self) -> HasStats[LimitStats]: ...
+    @property
     def server(self) -> HasStats[ServerStats]: ...
     @property
     def ledger(self) -> HasStats[LedgerStats]: ...
@@ -59,6 +62,7 @@ def stats(gateway: Gateway) -> dict[str, object]:
         "scheduler": gateway.scheduler.stats(),
         "audit": gateway.audit.stats(),
         "keys": gateway.keys.stats(),
+        "limits": gateway.limits.stats(),
         "server": gateway.server.stats(),
         "ledger": gateway.ledger.stats(),
         "upstream_connections": _upstream(gateway),
@@ -95,6 +99,7 @@ def register_sources(gateway: Gateway) -> None:
     metrics = gateway.metrics
     metrics.register("backends", lambda: samples.of_backends(gateway.backends.stats()))
     metrics.register("scheduler", lambda: samples.of_scheduler(gateway.scheduler.stats()))
+    metrics.register("limits", lambda: samples.of_limits(gateway.limits.stats()))
     metrics.register("process", _process(gateway))
 
 

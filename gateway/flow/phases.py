@@ -44,10 +44,11 @@ from gateway.errors import (
 from gateway.flow import fields, local, quota
 from gateway.flow.behalf import represent
 from gateway.flow.exchange import Exchange, Outcome, Runtime
-from gateway.flow.quota import GENERATIONS, output_cap, produces
+from gateway.flow.quota import GENERATIONS, output_cap
 from gateway.flow.refusals import Collector, engine_refused
 from gateway.flow.relay import CHUNKED, Relay
 from gateway.flow.settle import record, settle
+from gateway.flow.ticket import ticket
 from gateway.http1.chunks import LAST_CHUNK, encode_chunk
 from gateway.http1.client import StaleConnection
 from gateway.http1.message import RequestHead, ResponseHead
@@ -56,8 +57,7 @@ from gateway.http1.wire import WireError
 from gateway.services.backends import Failure, Route
 from gateway.services.keys import credential
 from scheduler.aio import Lease, Rejected, Waiter
-from scheduler.model import Refusal, Refused, Ticket
-from scheduler.settings import Settings
+from scheduler.model import Refusal, Refused
 
 log = logging.getLogger("fairgate.flow")
 
@@ -246,45 +246,6 @@ async def queue(x: Exchange, rt: Runtime) -> None:
     except Rejected as rejected:
         raise REFUSALS[rejected.refused.reason](rejected.refused) from None
     x.granted_at = rt.now()
-
-
-def ticket(x: Exchange, rt: Runtime) -> Ticket:
-    """What the scheduler is told: who pays, and about how much (scheduler.md 5.3)."""
-    principal, ask, found = x.principal, x.ask, x.route
-    cost = rt.estimator.request_cost(
-        found.model, principal.tenant, principal.user, ask.input_bytes, produces(x), found.terms.cost_factor
-    )
-    return Ticket(
-        pool=found.pool,
-        tenant=principal.tenant,
-        user=principal.user,
-        share=principal.share,
-        tenant_share=principal.tenant_share,
-        cost=cost,
-        class_offset=CLASS_OFFSETS[principal.priority](rt.estimator.settings),
-        timeout=queue_timeout(x, rt),
-        tag=x.id,
-    )
-
-
-CLASS_OFFSETS: dict[str, Callable[[Settings], float]] = {
-    "batch": lambda settings: settings.offset_batch,
-    "interactive": lambda settings: settings.offset_interactive,
-    "system": lambda settings: settings.offset_system,
-}
-
-
-def queue_timeout(x: Exchange, rt: Runtime) -> float:
-    """Seconds: the setting, tightened by the key and by the request's own `x-queue-timeout`."""
-    timeout = rt.estimator.settings.queue_timeout
-    if x.principal.queue_timeout is not None:
-        timeout = min(timeout, x.principal.queue_timeout)
-    asked = x.head.headers.get(b"x-queue-timeout")
-    if asked is not None:
-        if not asked.isdigit() or len(asked) > 6:
-            raise BadRequest("x-queue-timeout must be whole seconds.")
-        timeout = min(timeout, float(asked))
-    return timeout
 
 
 async def _wait(x: Exchange, rt: Runtime, waiter: Waiter) -> Lease:

@@ -31,6 +31,7 @@ LABELS: Final[Mapping[str, tuple[str, ...]]] = {
     "state": ("closed", "open", "half_open"),
     "side": ("client", "upstream"),
     "held": ("bodies", "answers"),
+    "lender": ("store", "redis"),
 }
 
 # vLLM's own, so that panels line up (vllm:time_to_first_token_seconds).
@@ -112,6 +113,21 @@ METRICS: Final = (
     Described("fairgate_audit_written_total", "counter", "Audit rows written to the store."),
     Described("fairgate_audit_failures_total", "counter", "Failed writes of audit batches."),
     Described("fairgate_audit_dropped_total", "counter", "Audit rows lost because there was no room."),
+    Described("fairgate_limit_reservations", "gauge", "Requests that hold a reservation of a limit or budget."),
+    Described("fairgate_limit_expired_total", "counter", "Reservations that nobody settled; they counted as used."),
+    Described(
+        "fairgate_limit_rounds_total",
+        "counter",
+        "Rounds with those who lend quota to this gateway.",
+        labels=("lender",),
+    ),
+    Described("fairgate_limit_failures_total", "counter", "Rounds that failed or took too long.", labels=("lender",)),
+    Described(
+        "fairgate_limit_failing",
+        "gauge",
+        "Whether a lender does not answer: what it lends is denied.",
+        labels=("lender",),
+    ),
     Described("fairgate_connections", "gauge", "Open connections.", labels=("side",)),
     Described("fairgate_buffered_bytes", "gauge", "Bytes held.", labels=("held",)),
     Described("fairgate_log_lines_dropped_total", "counter", "Log lines dropped because nobody took them."),

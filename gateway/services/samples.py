@@ -6,6 +6,7 @@ Must not know how anything is counted or shown.
 from collections.abc import Iterable, Iterator
 
 from gateway.services.backends import BackendStats
+from gateway.services.limits import LimitStats
 from gateway.services.metrics import Sample
 from scheduler.model import Stats
 
@@ -24,6 +25,17 @@ def of_backends(backends: Iterable[BackendStats]) -> Iterator[Sample]:
             yield "fairgate_backend_failures_total", (one.name, kind), count
         for state in ("closed", "open", "half_open"):
             yield "fairgate_breaker_state", (one.name, state), float(state == one.state)
+
+
+def of_limits(stats: LimitStats) -> Iterator[Sample]:
+    """Reservations, and the rounds with the store and Redis."""
+    yield "fairgate_limit_reservations", (), stats.open
+    yield "fairgate_limit_expired_total", (), stats.expired
+    for lender, one in (("store", stats.store), ("redis", stats.shared)):
+        if one is not None:
+            yield "fairgate_limit_rounds_total", (lender,), one.rounds
+            yield "fairgate_limit_failures_total", (lender,), one.failures
+            yield "fairgate_limit_failing", (lender,), float(one.failing)
 
 
 def of_scheduler(stats: Stats) -> Iterator[Sample]:

@@ -21,6 +21,8 @@ from gateway.http1.server import ServerStats
 from gateway.services.audit import AuditStats
 from gateway.services.backends import BackendService
 from gateway.services.keys import KeyStats
+from gateway.services.lender import LenderStats
+from gateway.services.limits import LimitStats
 from gateway.services.metrics import Metrics
 from gateway.services.metrics_table import METRICS
 from scheduler.model import GateStats, PoolStats, Stats
@@ -71,6 +73,11 @@ class World:
         )
         self.audit = Fixed(AuditStats(written=7, pending=1, failures=0, dropped=0, oldest_seconds=0.1))
         self.keys = Fixed(KeyStats(hashed=1, refused=0, unavailable=0, cached=1, negative=0, flights=0))
+        self.limits = Fixed(
+            LimitStats(
+                open=0, refused=0, expired=0, principals=0, meters=0, store=LenderStats(0, 0, 0, False), shared=None
+            )
+        )
         self.server = Fixed(ServerStats(open=4, busy=1, accepted=9, refused=0, requests=12, timed_out=0))
         self.ledger = Fixed(LedgerStats(open=2, body_bytes=2048, waiting=3))
         self.pools: dict[str, Any] = {}

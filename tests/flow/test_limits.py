@@ -3,13 +3,17 @@
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import uvloop
 
+from gateway import config as cfg
 from gateway.store.limits import Limits
 from tests.flow.engine import Answer, Engine, hang, plain, start_and_hang, stream
 from tests.gateway import Gateway, chat, gateway
+from tests.servers import Redis
+from tests.services.limited import command
 from tests.wire import WAIT
 
 CHAT = "/v1/chat/completions"
@@ -144,3 +148,48 @@ def test_a_tenants_ceiling_holds_over_all_its_keys() -> None:
                 await asyncio.sleep(0.05)
 
     run(stream, test)
+
+
+def test_two_gateways_share_limits_and_budgets(redis: Redis, postgresql_url: str, tmp_path: Path) -> None:
+    """D, L3: one rate, one number of open requests, one budget over both; each tells what is left of all."""
+    command(redis.port, "FLUSHALL")
+    shared: dict[str, Any] = {"store": postgresql_url, "shared": redis.url(), "limits": cfg.Quotas(deadline=2.0)}
+
+    def spool(name: str) -> cfg.Audit:
+        return cfg.Audit(batch_seconds=0.02, spool=str(tmp_path / name))
+
+    async def main() -> None:
+        async with Engine(plain) as engine, gateway(engine.url, audit=spool("one"), **shared) as one:
+            key = await one.add_key(user="w", limits=Limits(requests_per_minute=6, tokens_per_day=100_000))
+            async with gateway(engine.url, audit=spool("two"), **shared) as two:
+                answers = [await g.ask(CHAT, chat(), key=key) for g in (one, two) * 4]
+                assert sorted(status for status, _, _ in answers) == [200] * 6 + [429] * 2
+                assert {fields["x-ratelimit-limit-requests"] for _, fields, _ in answers} == {"6"}
+                assert answers[-1][1]["x-ratelimit-remaining-requests"] == "0"
+                await two.idle()
+            await one.idle()
+            await one.app.limits.close()
+            (row, *_) = [record for record in await one.records(4) if record["status"] == 200]
+            assert await budget(one, f"key:{row['key']}") == {"tokens": (60, 0)}
+
+    uvloop.run(main())
+
+
+def test_with_redis_away_the_limited_are_refused_and_others_served(redis: Redis) -> None:
+    """L3, fail closed: 503 in dialect within the deadline; recovery without restart."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        key = await g.add_key(user="w", limits=Limits(requests_per_minute=1000))
+        redis.kill()
+        try:
+            status, fields, body = await g.ask(CHAT, chat(), key=key)
+            assert (status, json.loads(body)["error"]["code"]) == (503, "limits_unavailable")
+            assert "retry-after" in fields
+            assert (await g.ask(CHAT, chat()))[0] == 200
+        finally:
+            redis.start()
+        async with asyncio.timeout(4 * WAIT):
+            while (await g.ask(CHAT, chat(), key=key))[0] != 200:
+                await asyncio.sleep(0.05)
+
+    run(plain, test, shared=redis.url(), limits=cfg.Quotas(deadline=1.0))

@@ -12,9 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from gateway.errors import GatewayError, QueueFull
 from gateway.services.backends import BackendStats
+from gateway.services.lender import LenderStats
+from gateway.services.limits import LimitStats
 from gateway.services.metrics import BACKENDS_MAX, MODELS_MAX, OTHER, WINDOW, Histogram, Metrics, jain
 from gateway.services.metrics_table import DURATION, LABELS, METRICS, QUEUE, TTFT, reference
-from gateway.services.samples import of_backends, of_scheduler
+from gateway.services.samples import of_backends, of_limits, of_scheduler
 from scheduler.model import GateStats, PoolStats, Stats
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -46,6 +48,7 @@ def busy() -> Metrics:
     made.observe_loop_lag(0.002)
     made.register("backends", lambda: of_backends([backend()]))
     made.register("scheduler", lambda: of_scheduler(scheduler()))
+    made.register("limits", lambda: of_limits(LIMITS))
     made.register(
         "others",
         lambda: [
@@ -59,6 +62,9 @@ def busy() -> Metrics:
         ],
     )
     return made
+
+
+LIMITS = LimitStats(3, 0, 1, 2, 9, store=LenderStats(5, 0, 2, False), shared=LenderStats(6, 2, 1, True))
 
 
 def backend() -> BackendStats:
@@ -141,6 +147,11 @@ def test_a_scrape_shows_what_was_counted() -> None:
         (0, "fairgate_breaker_state", {"backend": "a", "state": "closed"}),
         (1.5, "fairgate_backend_last_seen_seconds", {"backend": "a"}),
         (4, "fairgate_audit_written_total", {}),
+        (3, "fairgate_limit_reservations", {}),
+        (1, "fairgate_limit_expired_total", {}),
+        (2, "fairgate_limit_failures_total", {"lender": "redis"}),
+        (0, "fairgate_limit_failing", {"lender": "store"}),
+        (1, "fairgate_limit_failing", {"lender": "redis"}),
         (1.0, "fairgate_jain_index", {"model": "m"}),
         (0, "fairgate_scrape_failures_total", {}),
     ]

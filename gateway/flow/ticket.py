@@ -1,0 +1,48 @@
+"""What the scheduler is told of a request: who pays, about how much, how long it may wait. Must not know the queue."""
+
+from collections.abc import Callable
+
+from gateway.errors import BadRequest
+from gateway.flow.exchange import Exchange, Runtime
+from gateway.flow.quota import produces
+from scheduler.model import Ticket
+from scheduler.settings import Settings
+
+
+def ticket(x: Exchange, rt: Runtime) -> Ticket:
+    """What the scheduler is told: who pays, and about how much (scheduler.md 5.3)."""
+    principal, ask, found = x.principal, x.ask, x.route
+    cost = rt.estimator.request_cost(
+        found.model, principal.tenant, principal.user, ask.input_bytes, produces(x), found.terms.cost_factor
+    )
+    return Ticket(
+        pool=found.pool,
+        tenant=principal.tenant,
+        user=principal.user,
+        share=principal.share,
+        tenant_share=principal.tenant_share,
+        cost=cost,
+        class_offset=CLASS_OFFSETS[principal.priority](rt.estimator.settings),
+        timeout=queue_timeout(x, rt),
+        tag=x.id,
+    )
+
+
+CLASS_OFFSETS: dict[str, Callable[[Settings], float]] = {
+    "batch": lambda settings: settings.offset_batch,
+    "interactive": lambda settings: settings.offset_interactive,
+    "system": lambda settings: settings.offset_system,
+}
+
+
+def queue_timeout(x: Exchange, rt: Runtime) -> float:
+    """Seconds: the setting, tightened by the key and by the request's own `x-queue-timeout`."""
+    timeout = rt.estimator.settings.queue_timeout
+    if x.principal.queue_timeout is not None:
+        timeout = min(timeout, x.principal.queue_timeout)
+    asked = x.head.headers.get(b"x-queue-timeout")
+    if asked is not None:
+        if not asked.isdigit() or len(asked) > 6:
+            raise BadRequest("x-queue-timeout must be whole seconds.")
+        timeout = min(timeout, float(asked))
+    return timeout
