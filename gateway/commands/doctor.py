@@ -1,0 +1,156 @@
+"""`fairgate doctor`: gathers the facts of a configuration and its environment and says what is unsafe (O5).
+
+Changes nothing and starts nothing. What the facts mean is `services.checkup`'s to say. Exit codes: 0 no problems (there
+may be warnings), 1 problems, 2 wrong usage.
+"""
+
+import argparse
+import asyncio
+import resource
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from gateway import config as cfg
+from gateway.app import FILES_PER_STREAM, FILES_SPARE, tls_context
+from gateway.commands.common import Commands, json_option, show_json
+from gateway.services import checkup, x509
+from gateway.services.checkup import Finding
+from gateway.services.discovery import LookFailed, client, look
+from gateway.store.base import StoreError
+from gateway.store.facts import postgresql_facts, sqlite_facts, sqlite_path
+
+REDIS_SECONDS = 2.0
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One thing that was looked at."""
+
+    name: str
+    level: str
+    findings: list[Finding]
+
+
+def add(commands: Commands) -> None:
+    """Declare it."""
+    summary = "check a configuration and what it leads to; say what is unsafe and what to do"
+    parser = commands.add_parser("doctor", help=summary, description=f"{summary}. Exit code 1: there are problems.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the YAML file (default: a gateway without one)")
+    json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """A line for each check, with each finding and its remedy below."""
+    checks = asyncio.run(examine(args.config))
+    if args.json:
+        show_json(checks)
+    else:
+        print("\n".join(line for check in checks for line in _lines(check)))
+    return 1 if any(check.level == "problem" for check in checks) else 0
+
+
+def _lines(check: Check) -> list[str]:
+    found = [f"{'':9}{finding.says}\n{'':9}-> {finding.do}" for finding in check.findings]
+    return [f"{check.level:<8} {check.name}", *found]
+
+
+async def examine(path: Path | None) -> list[Check]:
+    """All checks, in the order in which they are shown; a configuration that cannot be read ends them."""
+    try:
+        config, raw = (cfg.Config(), {}) if path is None else _read(path)
+    except cfg.ConfigError as err:
+        return [_check("configuration", [Finding("problem", str(err), "correct it; docs/config.md lists all")])]
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = config.caps.connections * FILES_PER_STREAM + FILES_SPARE
+    checks = [
+        _check("configuration", checkup.settings(config)),
+        _check("listeners", checkup.listeners(config)),
+        _check("secrets", checkup.secrets(config)),
+        _check("file modes", _files(path, raw)),
+        _check("TLS", _tls(config.tls)),
+        _check("open files", checkup.file_limit(wanted, hard if hard != resource.RLIM_INFINITY else -1)),
+        _check("store", await _store(config.store)),
+    ]
+    if config.shared:
+        checks.append(_check("Redis", await _redis(config.shared)))
+    looked = await asyncio.gather(*(_backend(backend, config.discovery.timeout) for backend in config.backends))
+    named = zip(config.backends, looked, strict=True)
+    return checks + [_check(f"backend {backend.name}", findings) for backend, findings in named]
+
+
+def _read(path: Path) -> tuple[cfg.Config, Any]:
+    """The configuration, and what stands in the file before references are followed. Raises ConfigError."""
+    return cfg.load(path), yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _check(name: str, findings: list[Finding]) -> Check:
+    return Check(name, checkup.worst(findings), findings)
+
+
+def _files(path: Path | None, raw: Any) -> list[Finding]:
+    found = [] if path is None else _mode(str(path), lambda mode: checkup.config_file(str(path), mode, raw))
+    for name in dict.fromkeys(checkup.secret_files(raw)):
+        found += _mode(name, lambda mode, name=name: checkup.secret_file(name, mode))  # type: ignore[misc]
+    return found
+
+
+def _mode(path: str, judge: Callable[[int], list[Finding]]) -> list[Finding]:
+    try:
+        return judge(stat.S_IMODE(Path(path).stat().st_mode))
+    except OSError as err:
+        return checkup.unreadable(path, str(err.strerror))
+
+
+def _tls(tls: cfg.Tls | None) -> list[Finding]:
+    """The certificate and the key as the gateway would load them, and the certificate's end."""
+    if tls is None:
+        return []
+    try:
+        tls_context(tls)
+        end = x509.not_after(Path(tls.cert).read_text(encoding="ascii"))
+    except (cfg.ConfigError, OSError, ValueError) as err:
+        return checkup.unreadable(tls.cert, str(err))
+    return checkup.certificate(tls.cert, end, time.time())
+
+
+async def _store(url: str) -> list[Finding]:
+    try:
+        path = sqlite_path(url)
+        if path is not None:
+            return checkup.sqlite(str(path), sqlite_facts(path))
+        if url.startswith(("postgresql://", "postgres://")):
+            return checkup.postgresql(await postgresql_facts(url))
+    except StoreError as err:
+        return checkup.unreachable("the store does not answer", str(err))
+    return [Finding("problem", "store: no database this program knows", "name a file or postgresql://...")]
+
+
+async def _redis(url: str) -> list[Finding]:
+    import redis.asyncio as aioredis
+    from redis.exceptions import RedisError
+
+    try:
+        link: Any = aioredis.Redis.from_url(url, socket_connect_timeout=REDIS_SECONDS, socket_timeout=REDIS_SECONDS)
+        try:
+            await link.ping()
+        finally:
+            await link.aclose()
+    except (RedisError, OSError, ValueError) as err:
+        return checkup.unreachable("Redis does not answer", f"{type(err).__name__}: {err}")
+    return []
+
+
+async def _backend(backend: cfg.Backend, limit: float) -> list[Finding]:
+    found = checkup.exposure(backend)
+    try:
+        async with client(backend.url, key=backend.key, ca=backend.ca, timeout=limit) as http:
+            sighting = await look(http, backend.engine, frozenset(backend.models), limit)
+    except (LookFailed, OSError) as err:
+        return found + checkup.unreachable(f"{backend.url} does not answer as {backend.engine}", str(err))
+    return found + checkup.models(backend, sighting)

@@ -1,0 +1,237 @@
+"""What is unsafe or broken in a configuration and its environment: one pure function for each check, facts -> findings.
+
+Owns the judgement and its words. Must not know how facts are gathered or findings shown. A check that finds nothing
+returns an empty list. A `problem` stops the gateway or opens a hole; a `warning` may be meant.
+"""
+
+import ipaddress
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gateway.config import PLACEHOLDERS, Backend, Config, parse_listen
+from gateway.services.discovery import Sighting, untagged
+from gateway.store.facts import PostgreSQLFacts, SqliteFacts
+
+DAY = 86_400.0
+SOON_DAYS = 14
+"""ACME clients renew 30 days before the end: with 14 left, renewal has failed for a while."""
+ARGON2_KIB = 19 * 1024
+ARGON2_PASSES = 2
+"""OWASP Password Storage Cheat Sheet: the least for Argon2id."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What is wrong, in a sentence, and what to do about it."""
+
+    level: Literal["problem", "warning"]
+    says: str
+    do: str
+
+
+def _problem(says: str, do: str) -> Finding:
+    return Finding("problem", says, do)
+
+
+def _warning(says: str, do: str) -> Finding:
+    return Finding("warning", says, do)
+
+
+def loopback(host: str) -> bool:
+    """Names other than localhost may lead anywhere."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _public(host: str) -> bool:
+    """Every interface, or an address of the open internet."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_unspecified or address.is_global
+
+
+def listeners(config: Config) -> list[Finding]:
+    """The control plane off the open network (O8); keys not in clear."""
+    found = []
+    host = parse_listen(config.admin.listen)[0] if config.admin.listen else "localhost"
+    do = "set admin.listen to 127.0.0.1:PORT, or to an address that only operators and Prometheus reach"
+    if _public(host):
+        found.append(_problem(f"the admin listener is open to everyone at {config.admin.listen}", do))
+    elif not loopback(host):
+        found.append(_warning(f"the admin listener is reachable from other machines at {config.admin.listen}", do))
+    ended_elsewhere = config.hsts or config.trusted_proxies
+    if not loopback(parse_listen(config.listen)[0]) and config.tls is None and not ended_elsewhere:
+        says = f"{config.listen} takes keys without TLS"
+        found.append(_warning(says, "set tls, or end TLS in a proxy and name it in trusted_proxies"))
+    return found
+
+
+def settings(config: Config) -> list[Finding]:
+    """Choices that weaken what holds by default."""
+    found = []
+    if not config.backends:
+        found.append(_problem("no backends: there is nothing to serve", "name an engine under backends"))
+    if any(ipaddress.ip_network(cidr).prefixlen == 0 for cidr in config.trusted_proxies):
+        says = "trusted_proxies covers every address: clients choose the address they are throttled and allowed by"
+        found.append(_problem(says, "name the proxies' own networks"))
+    identity = config.identity
+    if identity.argon2_memory_kib < ARGON2_KIB or identity.argon2_time_cost < ARGON2_PASSES:
+        says = "Argon2id is cheaper than OWASP's least: stolen hashes are guessed faster"
+        found.append(_warning(says, f"keep {ARGON2_PASSES} passes over {ARGON2_KIB} KiB or more"))
+    if config.audit.when_full == "drop":
+        says = "a full audit spool drops rows: requests may leave no trace"
+        found.append(_warning(says, "set audit.when_full to deny, unless availability comes first"))
+    if "*" in config.cors.origins:
+        says = "every web site may call this gateway from its visitors' browsers"
+        found.append(_warning(says, "name exact origins in cors.origins"))
+    return found
+
+
+def secrets(config: Config) -> list[Finding]:
+    """Passwords of the databases (K11); those of backends are refused when the configuration is read."""
+    found = []
+    for name, url in (("store", config.store), ("shared", config.shared)):
+        parts = urlsplit(url)
+        if parts.password is not None and parts.password.lower() in PLACEHOLDERS:
+            found.append(_problem(f"{name}: its password is a known placeholder", "choose a random one"))
+        if name == "shared" and url and not parts.password and not loopback(parts.hostname or "localhost"):
+            says = f"Redis at {parts.hostname} takes commands from everyone who reaches it"
+            found.append(_warning(says, "set requirepass and put the password into the URL"))
+    return found
+
+
+def config_file(path: str, mode: int, raw: Any) -> list[Finding]:
+    """Who may change the file, and who may read the secrets that are written in it."""
+    found = []
+    if mode & 0o022:
+        found.append(_problem(f"{path} may be changed by others (mode {mode:04o})", f"chmod go-w {path}"))
+    if mode & 0o044 and (written := sorted(literal_secrets(raw))):
+        says = f"{path} holds {', '.join(written)} in clear and others may read it (mode {mode:04o})"
+        found.append(_problem(says, f"chmod go-r {path}, or refer to it by env: or file:"))
+    return found
+
+
+def literal_secrets(raw: Any) -> Iterator[str]:
+    """Paths of the settings whose secret stands in the file itself."""
+    if not isinstance(raw, dict):
+        return
+    for index, backend in enumerate(raw.get("backends") or ()):
+        key = backend.get("key") if isinstance(backend, dict) else None
+        if isinstance(key, str) and key and not key.startswith(("env:", "file:")) and "${" not in key:
+            yield f"backends[{index}].key"
+    for name in ("store", "shared"):
+        url = raw.get(name)
+        if isinstance(url, str) and "${" not in url and "://" in url and urlsplit(url).password:
+            yield name
+
+
+def secret_files(raw: Any) -> list[str]:
+    """The files that hold secrets: `file:` references anywhere, and the private key of TLS."""
+    if isinstance(raw, dict):
+        inner = [path for value in raw.values() for path in secret_files(value)]
+        tls = raw.get("tls")
+        key = tls.get("key") if isinstance(tls, dict) else None
+        return inner + ([key] if isinstance(key, str) and not key.startswith("file:") else [])
+    if isinstance(raw, list):
+        return [path for value in raw for path in secret_files(value)]
+    return [raw.removeprefix("file:")] if isinstance(raw, str) and raw.startswith("file:") else []
+
+
+def secret_file(path: str, mode: int) -> list[Finding]:
+    """Group-readable is how orchestrators mount secrets: meant, more often than not."""
+    if mode & 0o007:
+        return [_problem(f"the secret in {path} is open to everyone (mode {mode:04o})", f"chmod 0600 {path}")]
+    if mode & 0o020:
+        return [_problem(f"the secret in {path} may be changed by its group (mode {mode:04o})", f"chmod g-w {path}")]
+    return []
+
+
+def certificate(path: str, not_after: float, now: float) -> list[Finding]:
+    """Its end, both in Unix seconds."""
+    days = (not_after - now) / DAY
+    if days < 0:
+        return [_problem(f"the certificate in {path} ended {-days:.0f} days ago", "renew it, then send SIGHUP")]
+    if days < SOON_DAYS:
+        return [_warning(f"the certificate in {path} ends in {days:.0f} days", "see why it was not renewed")]
+    return []
+
+
+def sqlite(path: str, facts: SqliteFacts) -> list[Finding]:
+    """An older or missing file is no finding: the gateway makes it or brings it up to date at start (O6)."""
+    found = []
+    if facts.schema > facts.known:
+        says = f"{path} was written by a newer program (schema {facts.schema}, known {facts.known})"
+        found.append(_problem(says, "run that program's version, or restore a backup"))
+    if facts.exists and facts.mode & 0o077:
+        says = f"{path} is open to other users (mode {facts.mode:04o}): it holds hashes and who asked what"
+        found.append(_problem(says, f"chmod 0600 {path}"))
+    return found
+
+
+def postgresql(facts: PostgreSQLFacts) -> list[Finding]:
+    """Schema and role (O6, U4)."""
+    found = []
+    if facts.schema < facts.known:
+        says = f"the schema is {facts.schema}, this program needs {facts.known}"
+        found.append(_problem(says, "run `fairgate migrate` as the owner of the database"))
+    if facts.schema > facts.known:
+        says = f"the schema is {facts.schema}, newer than this program knows ({facts.known})"
+        found.append(_problem(says, "upgrade this program"))
+    if facts.may:
+        says = f"the role {facts.role} may {', '.join(facts.may)} on the audit table: history can be rewritten"
+        found.append(_problem(says, "connect as a role of its own, made by `fairgate migrate --app-role ROLE`"))
+    return found
+
+
+def exposure(backend: Backend) -> list[Finding]:
+    """An engine that others reach too is used past the gateway's limits."""
+    parts = urlsplit(backend.url)
+    if loopback(parts.hostname or ""):
+        return []
+    if not backend.key:
+        says = f"{backend.name}: whoever reaches {parts.hostname} uses the engine without the gateway"
+        return [_warning(says, "give the engine a key (backends[].key), or let only the gateway reach it")]
+    if parts.scheme == "http":
+        says = f"{backend.name}: its key crosses the network in clear"
+        return [_warning(says, "use https, or a network that only the gateway and the engine share")]
+    return []
+
+
+def models(backend: Backend, sighting: Sighting) -> list[Finding]:
+    """What an engine that answers has to offer."""
+    if not sighting.models:
+        says = f"{backend.name} answers and has no model" + (" of those listed" if backend.models else "")
+        return [_warning(says, "load one, or correct backends[].models")]
+    seen = {untagged(model.name) for model in sighting.models}
+    if missing := sorted(name for name in backend.models if untagged(name) not in seen):
+        return [_warning(f"{backend.name} does not have {', '.join(missing)}", "load it, or correct backends[].models")]
+    return []
+
+
+def unreachable(what: str, why: str) -> list[Finding]:
+    """Something the gateway needs does not answer."""
+    return [_problem(f"{what}: {why}", "start it, or correct its address; see that no firewall is between")]
+
+
+def unreadable(path: str, why: str) -> list[Finding]:
+    return [_problem(f"{path}: {why}", "correct the path or its permissions for the gateway's user")]
+
+
+def file_limit(wanted: int, hard: int) -> list[Finding]:
+    """`hard` is the limit the gateway cannot raise; below 0 = none."""
+    if hard < 0 or hard >= wanted:
+        return []
+    says = f"caps.connections needs {wanted} open files, the system allows {hard}"
+    return [_warning(says, "raise LimitNOFILE (systemd) or ulimit -Hn, or lower caps.connections")]
+
+
+def worst(findings: Sequence[Finding]) -> str:
+    """`problem`, `warning` or `ok`."""
+    levels = {finding.level for finding in findings}
+    return "problem" if "problem" in levels else "warning" if levels else "ok"

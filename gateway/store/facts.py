@@ -1,0 +1,83 @@
+"""What a database is like before a gateway uses it: its schema, its file, what its role may do. Changes nothing.
+
+Must not know what of it is good or bad.
+"""
+
+import contextlib
+import sqlite3
+import stat
+from pathlib import Path
+
+import msgspec
+
+from gateway.store.base import StoreError
+from gateway.store.schema import migrations
+
+TIMEOUT = 5.0
+"""Seconds for the connection and for each question."""
+
+
+class SqliteFacts(msgspec.Struct, frozen=True):
+    """`mode` is the file's permission bits; `schema` the number of its last migration, `known` this program's."""
+
+    exists: bool
+    mode: int
+    schema: int
+    known: int
+
+
+class PostgreSQLFacts(msgspec.Struct, frozen=True):
+    """`schema`, `known` as above; `may` are the privileges on the audit table that rewrite it."""
+
+    role: str
+    schema: int
+    known: int
+    may: tuple[str, ...]
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file a store's URL names; None when it names another database."""
+    scheme, sep, rest = url.partition("://")
+    if not sep:
+        return Path(url)
+    return Path(rest.removeprefix("/")) if scheme == "sqlite" else None
+
+
+def sqlite_facts(path: Path) -> SqliteFacts:
+    """Look at a file that need not exist. Raises StoreError when it is no readable database."""
+    known = len(migrations("sqlite"))
+    try:
+        if not path.exists():
+            return SqliteFacts(False, 0, 0, known)
+        mode = stat.S_IMODE(path.stat().st_mode)
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            schema = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    except (sqlite3.Error, OSError) as err:
+        raise StoreError(f"{path}: {err}") from err
+    return SqliteFacts(True, mode, schema, known)
+
+
+async def postgresql_facts(url: str) -> PostgreSQLFacts:
+    """Ask the server as the role that `url` names. Raises StoreError."""
+    import asyncpg  # the embedded form starts without the driver
+
+    known = len(migrations("postgresql"))
+    try:
+        connection = await asyncpg.connect(url, timeout=TIMEOUT, command_timeout=TIMEOUT)
+        try:
+            role = await connection.fetchval("SELECT current_user")
+            if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
+                return PostgreSQLFacts(role, 0, known, ())
+            schema = await connection.fetchval("SELECT coalesce(max(number), 0) FROM schema_migrations")
+            rows = await connection.fetch(_MAY)
+        finally:
+            await connection.close(timeout=TIMEOUT)
+    except Exception as err:  # the driver raises more than it documents; texts hold no password
+        raise StoreError(f"{type(err).__name__}: {err}") from err
+    return PostgreSQLFacts(role, int(schema), known, tuple(row["name"] for row in rows))
+
+
+_MAY = """
+    SELECT name FROM unnest(ARRAY['UPDATE', 'DELETE', 'TRUNCATE']) AS name
+    WHERE to_regclass('audit') IS NOT NULL AND has_table_privilege(current_user, to_regclass('audit'), name)
+"""

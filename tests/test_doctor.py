@@ -1,0 +1,145 @@
+"""`fairgate doctor` against real files, databases and engines (O5)."""
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.commands.doctor import Check, examine
+from gateway.store import open_store
+from gateway.store.postgresql import grants
+from tests.databases import DATABASE, statement
+from tests.servers import PostgreSQL, Redis, free_port
+from tests.services.engines import Engine, ollama, running
+from tests.services.test_checkup import make
+
+ROOT = Path(__file__).parent.parent
+
+
+def written(folder: Path, text: str, mode: int = 0o600) -> Path:
+    file = folder / "fairgate.yaml"
+    file.write_text(text)
+    file.chmod(mode)
+    return file
+
+
+def look(file: Path | None, *engines: Engine) -> dict[str, Check]:
+    async def body() -> list[Check]:
+        async with running(*engines):
+            return await examine(file)
+
+    return {check.name: check for check in asyncio.run(body())}
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "gateway", "doctor", *words]
+    return subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=ROOT)
+
+
+def test_all_is_well(tmp_path: Path) -> None:
+    """Nothing found, and nothing made: a look leaves no database behind."""
+    engine = ollama("llama3:8b")
+
+    async def body() -> list[Check]:
+        async with running(engine):
+            backend = f"{{name: b, url: '{engine.url}', engine: ollama}}"
+            text = f"store: {tmp_path / 'x.db'}\ncaps: {{connections: 10}}\nbackends: [{backend}]\n"
+            return await examine(written(tmp_path, text))
+
+    checks = asyncio.run(body())
+    assert [(check.name, check.level) for check in checks if check.findings] == []
+    assert [check.name for check in checks][-1] == "backend b"
+    assert not (tmp_path / "x.db").exists()
+
+
+def test_exit_codes_and_words(tmp_path: Path) -> None:
+    """0 fine, 1 problems, 2 usage; each finding says what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as refusing:
+        port = refusing.getsockname()[1]
+    backend = f"{{name: b, url: 'http://127.0.0.1:{port}', engine: ollama}}"
+    file = written(tmp_path, f"store: {tmp_path / 'x.db'}\nbackends: [{backend}]\n")
+    told = run("--config", str(file))
+    assert told.returncode == 1
+    assert "problem  backend b" in told.stdout
+    assert "-> start it" in told.stdout
+    found = {check["name"]: check for check in json.loads(run("--config", str(file), "--json").stdout)}
+    assert found["backend b"]["findings"][0]["level"] == "problem"
+    assert found["store"] == {"name": "store", "level": "ok", "findings": []}
+    assert run("--nonsense").returncode == 2
+
+
+def test_a_configuration_that_cannot_be_read_is_the_only_finding(tmp_path: Path) -> None:
+    checks = look(written(tmp_path, "lisen: 127.0.0.1:1\n"))
+    assert list(checks) == ["configuration"]
+    assert "did you mean 'listen'" in checks["configuration"].findings[0].says
+
+
+def test_files_that_others_read(tmp_path: Path) -> None:
+    secret = tmp_path / "key"
+    secret.write_text("f7Zq2")
+    secret.chmod(0o604)
+    store = tmp_path / "x.db"
+    asyncio.run(_made(store))
+    store.chmod(0o644)
+    backend = f"{{name: b, url: 'http://127.0.0.1:{free_port()}', engine: vllm, key: 'file:{secret}'}}"
+    checks = look(written(tmp_path, f"store: {store}\nbackends: [{backend}]\n"))
+    assert str(secret) in checks["file modes"].findings[0].says
+    assert checks["store"].level == "problem"
+    assert "f7Zq2" not in repr(checks)
+
+
+async def _made(path: Path) -> None:
+    await (await open_store(str(path))).close()
+
+
+def test_a_store_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_text("not a database, just some text that is long enough to be read as a header of one")
+    assert look(written(tmp_path, f"store: {tmp_path / 'x.db'}\n"))["store"].level == "problem"
+
+
+def test_tls(tmp_path: Path) -> None:
+    """H12"""
+    tls = make(tmp_path, 5)
+    text = f"store: {tmp_path / 'x.db'}\ntls: {{cert: '{tls.cert}', key: '{tls.key}'}}\n"
+    assert "ends in" in look(written(tmp_path, text))["TLS"].findings[0].says
+    Path(tls.key).unlink()
+    checks = look(written(tmp_path, text))
+    assert (checks["TLS"].level, checks["file modes"].level) == ("problem", "problem")
+
+
+def test_the_role_of_a_gateway(postgresql: PostgreSQL, tmp_path: Path) -> None:
+    """U4, O6: the owner can rewrite history, the application's role cannot."""
+    url = postgresql.url(DATABASE)
+    asyncio.run(statement(url, "DROP ROLE IF EXISTS looked_at; CREATE ROLE looked_at LOGIN"))
+    try:
+        for grant in grants("looked_at"):
+            asyncio.run(statement(url, grant))
+        owner = look(written(tmp_path, f"store: {url}\n"))["store"]
+        assert "may UPDATE, DELETE, TRUNCATE" in owner.findings[0].says
+        role = postgresql.url(DATABASE, "looked_at")
+        assert look(written(tmp_path, f"store: {role}\n"))["store"].findings == []
+        empty = postgresql.url("postgres")
+        assert "fairgate migrate" in look(written(tmp_path, f"store: {empty}\n"))["store"].findings[0].do
+    finally:
+        asyncio.run(statement(url, "DROP OWNED BY looked_at; DROP ROLE looked_at"))
+    gone = f"postgresql://owner:hunter2@127.0.0.1:{free_port()}/x"
+    findings = look(written(tmp_path, f"store: {gone}\n"))["store"].findings
+    assert findings[0].level == "problem"
+    assert "hunter2" not in repr(findings)
+
+
+def test_redis_answers(redis: Redis, tmp_path: Path) -> None:
+    def level(url: str) -> str:
+        return look(written(tmp_path, f"store: {tmp_path / 'x.db'}\nshared: {url}\n"))["Redis"].level
+
+    assert level(redis.url()) == "ok"
+    assert level(f"redis://127.0.0.1:{free_port()}") == "problem"
+
+
+@pytest.mark.parametrize("url", ["mysql://h/x"])
+def test_a_store_nobody_knows(tmp_path: Path, url: str) -> None:
+    assert look(written(tmp_path, f"store: {url}\n"))["store"].level == "problem"
