@@ -240,7 +240,7 @@ def _unchunked(tail: bytes) -> bytes:
 
 def _chunks_from(tail: bytes, line: re.Match[bytes]) -> list[bytes] | None:
     """The chunks from this size line to the last chunk; None if the sizes do not lead there."""
-    chunks = []
+    chunks: list[bytes] = []
     following: re.Match[bytes] | None = line
     while following is not None:
         start = following.end() + 2
