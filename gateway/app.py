@@ -50,7 +50,7 @@ log = logging.getLogger("fairgate.app")
 IDLE_EXPIRY = {"ollama": 60.0}
 IDLE_EXPIRY_DEFAULT = 4.0
 GC_THRESHOLDS = (50_000, 20, 50)  # requests make no cycles; a full collection stalls every stream (performance.md 6)
-RESTART_ONLY = ("listen", "store", "admin", "identity", "audit", "shared", "limits")
+RESTART_ONLY = ("listen", "reuse_port", "store", "admin", "identity", "audit", "shared", "limits")
 """Read once; a reload says when one differs."""
 FILES_PER_STREAM = 2
 FILES_SPARE = 256
@@ -205,7 +205,9 @@ class App:
             group.start_soon(self._tick)
             host, port = parse_listen(self.config.listen)
             self.tls = tls_context(self.config.tls)
-            self.port = await self.server.listen(host, port, self.tls)
+            if self.config.reuse_port:
+                await self.backends.looked()  # who takes over must have models before it is given requests
+            self.port = await self.server.listen(host, port, self.tls, reuse_port=self.config.reuse_port)
             if self.config.admin.listen:
                 self.admin = await serve_admin(self.config.admin.listen, admin_app(self))
             try:

@@ -207,6 +207,9 @@ class Config(_Section, frozen=True):
     shared: Annotated[
         str, Meta(description="redis://... where gateways count rates and open requests together; empty: each its own")
     ] = ""
+    reuse_port: Annotated[
+        bool, Meta(description="let a new process listen beside the old one while that one drains (H13)")
+    ] = False
     tls: Annotated[Tls, Meta(description="absent: plain HTTP")] | None = None
     hsts: Annotated[bool, Meta(description="send HSTS although TLS ends in front of us")] = False
     trusted_proxies: Annotated[list[str], Meta(description="CIDRs whose X-Forwarded-For is believed (H9)")] = []

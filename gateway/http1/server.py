@@ -17,11 +17,13 @@ import msgspec
 from gateway.config import Caps, Timeouts
 from gateway.errors import ClientGone, RequestTimeout
 from gateway.http1.eager import Call, Signal
+from gateway.http1.listener import Listener
 from gateway.http1.message import REASONS, RequestHead
 from gateway.http1.wire import RequestReader, WireError, WireLimits
 
 NEVER = float("inf")
 LINGER = 2.0  # seconds to read on after an early refusal, so that the answer is not lost to a reset (RFC 9112 9.6)
+FRESH_AT_DRAIN = 1.0  # seconds that a connection whose first request is still on its way keeps when the server drains
 EXPIRED_A_TURN = (
     20  # connections whose timers end in one turn of the loop; an answer and a record take some 0.1 ms each
 )
@@ -84,6 +86,7 @@ class Connection(asyncio.Protocol):
         "bytes_out",
         "call",
         "deadline",
+        "fresh",
         "head",
         "keep",
         "peer_ip",
@@ -106,6 +109,7 @@ class Connection(asyncio.Protocol):
         self.phase = Phase.IDLE
         self.deadline = NEVER
         self.writable = True
+        self.fresh = True  # no request yet
         self._error: WireError | None = None
         self._reset()
 
@@ -185,7 +189,7 @@ class Connection(asyncio.Protocol):
 
     def _await_head(self) -> None:
         timeouts = self._server.timeouts
-        if self._server.draining and self.reader.idle:
+        if self._server.draining and self.reader.idle and not self.fresh:
             self.transport.close()
         elif self.reader.idle:
             self.phase = Phase.IDLE
@@ -197,6 +201,7 @@ class Connection(asyncio.Protocol):
     def _start(self, head: RequestHead) -> None:
         server = self._server
         server.requests += 1
+        self.fresh = False
         self.head = head
         self.keep = head.keep_alive and not server.draining
         self.phase = Phase.ANSWER
@@ -350,7 +355,7 @@ class HttpServer:
         self.date_line = b""
         self.accepted = self.refused = self.requests = self.timed_out = 0
         self._per_ip: Counter[str] = Counter()
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[Listener] = []
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
         self._empty: asyncio.Event = asyncio.Event()
@@ -368,20 +373,15 @@ class HttpServer:
         )
         self._interval = max(0.01, min(1.0, min(msgspec.structs.astuple(timeouts)) / 4))
 
-    async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
-        """Accept on host:port (0 = any); the actual port is returned. Raises OSError."""
-        handshake = self.timeouts.tls_handshake if tls else None
-        listener = await self._loop.create_server(
-            lambda: Connection(self),
-            host,
-            port,
-            ssl=tls,
-            backlog=4096,
-            reuse_address=True,
-            ssl_handshake_timeout=handshake,
-        )
+    async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None, *, reuse_port: bool = False) -> int:
+        """Accept on host:port (0 = any); the actual port is returned. Raises OSError.
+
+        With `reuse_port` another process may listen there too, and take over (H13).
+        """
+        listener = Listener(lambda: Connection(self), tls, self.timeouts.tls_handshake, reuse_port)
+        actual = await listener.open(host, port)
         self._listeners.append(listener)
-        return int(listener.sockets[0].getsockname()[1])
+        return actual
 
     def opened(self, connection: Connection) -> None:
         """Count a new connection in, or refuse it (H3)."""
@@ -428,9 +428,13 @@ class HttpServer:
         """Stop accepting, let what runs finish for up to `deadline` seconds (H13). True when all of it did."""
         self.draining = True
         for listener in self._listeners:
-            listener.close()
+            await listener.close_after_queue()
+        soon = self.now() + FRESH_AT_DRAIN
         for connection in [c for c in self.connections if c.call is None]:
-            connection.transport.close()
+            if connection.fresh:
+                connection.deadline = min(connection.deadline, soon)
+            else:
+                connection.transport.close()
         if self.connections:
             try:
                 await asyncio.wait_for(self._empty.wait(), deadline)

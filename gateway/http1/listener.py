@@ -1,0 +1,77 @@
+"""Listening sockets: opened, closed, and handed over to another process without a refused connection (H13).
+
+Owns the queue of connections that nobody has accepted yet. Must not know requests.
+"""
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Callable
+
+BACKLOG = 4096
+
+
+class Listener:
+    """One address. Connections go to protocols of `factory`.
+
+    With `reuse_port` another process may listen there too (SO_REUSEPORT, socket(7)); Linux gives each its share of the
+    new connections, and resets those in the queue of a socket that closes. `close_after_queue` lets them in instead.
+    """
+
+    def __init__(
+        self, factory: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None, handshake: float, reuse_port: bool
+    ) -> None:
+        self._factory = factory
+        self._tls = tls
+        self._handshake = handshake if tls else None
+        self._reuse_port = reuse_port
+        self._loop = asyncio.get_running_loop()
+        self._server: asyncio.Server
+
+    async def open(self, host: str, port: int) -> int:
+        """Listen on host:port (0 = any); the actual port is returned. Raises OSError."""
+        self._server = await self._loop.create_server(
+            self._factory,
+            host,
+            port,
+            ssl=self._tls,
+            backlog=BACKLOG,
+            reuse_address=True,
+            reuse_port=self._reuse_port or None,
+            ssl_handshake_timeout=self._handshake,
+        )
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def close(self) -> None:
+        self._server.close()
+
+    async def close_after_queue(self) -> None:
+        """Close; where the address is shared, who stands in the queue is let in first."""
+        waiting = []
+        queues = [socket.socket(fileno=os.dup(known.fileno())) for known in self._server.sockets]
+        self._server.close()
+        for queue in queues:
+            if self._reuse_port:
+                waiting += accept_all(queue)
+            queue.close()
+        for accepted in waiting:
+            try:
+                await self._loop.connect_accepted_socket(
+                    self._factory, accepted, ssl=self._tls, ssl_handshake_timeout=self._handshake
+                )
+            except OSError:
+                accepted.close()  # it left, or failed its handshake
+
+
+def accept_all(queue: socket.socket) -> list[socket.socket]:
+    """Everybody who stands in the queue of a listening socket now."""
+    queue.setblocking(False)
+    accepted = []
+    while True:
+        try:
+            accepted.append(queue.accept()[0])
+        except BlockingIOError:
+            return accepted
+        except ConnectionError:
+            continue  # this one left while it waited
