@@ -87,6 +87,9 @@ _ENDS_OF_RESPONSE = frozenset({"response.completed", "response.incomplete", "res
 _FALSY = frozenset({b"null", b"false", b'""', b"{}", b"[]", b"0"})
 
 _CHUNK_SIZE = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})(?:;[^\r\n]*)?(?=\r\n)")
+_BODY_END = re.compile(rb"\r\n0{1,16}(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*+\r\n\Z")
+_SHORT_TRAILERS: Final = 1024  # bytes from the last chunk to the end of the body in which that chunk is looked for
+_MOST_LINES: Final = 4096  # size lines that may turn out to be none before guessing has to do
 _SIZE_LINE = re.compile(_CHUNK_SIZE.pattern + rb"\r\n")
 _FRAME_END = re.compile(rb"\n\r?\n|\r\r")
 _USAGE_OBJECT = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
@@ -231,24 +234,32 @@ def _unchunked(tail: bytes) -> bytes:
     Content may look like a size line: the first letters of `data:` where a chunk ends behind them. So the first one
     counts from which each size leads to the next line, up to that of the last chunk.
     """
+    end = _BODY_END.search(tail, max(0, len(tail) - _SHORT_TRAILERS))
+    failed: set[int] = set()
     for line in _CHUNK_SIZE.finditer(tail):
-        chunks = _chunks_from(tail, line)
+        if end is None or len(failed) > _MOST_LINES:
+            break
+        chunks = _chunks_between(tail, line, end.start(), failed)
         if chunks is not None:
             return tail[: line.start()] + b"".join(chunks)
     return _SIZE_LINE.sub(b"", tail)
 
 
-def _chunks_from(tail: bytes, line: re.Match[bytes]) -> list[bytes] | None:
-    """The chunks from this size line to the last chunk; None if the sizes do not lead there."""
+def _chunks_between(tail: bytes, line: re.Match[bytes], end: int, failed: set[int]) -> list[bytes] | None:
+    """The chunks from this size line to the last chunk at `end`; None if the sizes do not lead there.
+
+    `failed` has the lines known not to, and gets this way's: all ways together are walked once.
+    """
     chunks: list[bytes] = []
     following: re.Match[bytes] | None = line
-    while following is not None:
-        start = following.end() + 2
-        size = int(following[1], 16)
-        if not size:
+    while following is not None and following.start() not in failed:
+        if following.start() == end:
             return chunks
-        chunks.append(tail[start : start + size])
-        following = _CHUNK_SIZE.match(tail, start + size)
+        failed.add(following.start())
+        start = following.end() + 2
+        after = start + int(following[1], 16)
+        chunks.append(tail[start:after])
+        following = _CHUNK_SIZE.match(tail, after)
     return None
 
 

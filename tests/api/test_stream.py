@@ -1,6 +1,7 @@
 """`gateway.api.stream`: usage, ends and the hidden frame, under every way bytes may be cut."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -270,6 +271,26 @@ def test_content_that_looks_like_a_chunk_size_stays(size: int) -> None:
         tap = tapped([wire[at : at + read] for at in range(0, len(wire), read)])
         assert tap.finish() == Usage(7, 5)
         assert tap.terminated
+
+
+def test_noughts_in_chunks_of_a_byte_are_not_the_last_chunk() -> None:
+    """Where the tap has let go of bytes in between, so that no way leads to the end from the first size line."""
+    lines = b'{"message":{"content":"0 0 0"},"done":false}\n' * 3000
+    last = b'{"done":true,"total_duration":9,"prompt_eval_count":7,"eval_count":5}\n'
+    single = [b"".join(chunk(part[at : at + 1]) for at in range(len(part))) for part in (lines[:1000], last)]
+    wire = single[0] + chunk(lines) + single[1] + b"0\r\n\r\n"
+    tap = tapped([wire[:20_000], wire[20_000:130_000], wire[130_000:]], Framing.NDJSON)
+    assert tap.finish() == Usage(7, 5)
+    assert tap.terminated
+
+
+def test_a_tail_full_of_size_lines_takes_no_long_time() -> None:
+    """The work is bounded where nothing but the clock would show it: 200 kB that look like size lines everywhere."""
+    for line in (b"\r\n0\r\nx", b"\r\n1\r\na", b"\r\nffff", b"\r\n0"):
+        tap = tapped([line * (200_000 // len(line)) + b"\r\n\r\n"])
+        began = time.process_time()
+        assert tap.finish() is None
+        assert time.process_time() - began < 1.0, line
 
 
 def test_trailers_behind_a_huge_last_line_do_not_hide_it() -> None:
