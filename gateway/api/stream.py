@@ -110,6 +110,16 @@ def needs_edit(data: bytes) -> bool:
     return data.rfind(b'"usage"') >= 0 and _USAGE_OBJECT.search(data) is not None
 
 
+def error_frame(data: bytes) -> str | None:
+    """The text of the first frame in a raw buffer by which the engine says that it failed; None where there is none."""
+    for line in data.splitlines():
+        text = line.removeprefix(b"data:").strip()
+        frame = _decode(text) if b'"error"' in text else None
+        if frame is not None and _failed(frame):
+            return text[:500].decode("utf-8", "replace")
+    return None
+
+
 class Tap:
     """Sees every raw buffer of one stream, HTTP chunk framing included, and keeps just enough of its end.
 
@@ -226,6 +236,11 @@ class Tap:
                 self.terminated = True
                 return _counts(frame)
         return None
+
+
+def payload_end(raw: bytes) -> bytes:
+    """The last payload bytes of a chunked body that came whole: enough to find its usage in."""
+    return _unchunked(raw[-PARSED_WHOLE:])
 
 
 def _unchunked(tail: bytes) -> bytes:

@@ -8,7 +8,7 @@ authentication or queueing. One `Relay` is the upstream connection's sink and th
 from collections.abc import Callable
 
 from gateway.api.dialect import Endpoint, Framing
-from gateway.api.stream import FrameFilter, Tap, Usage, needs_edit, usage_of_body
+from gateway.api.stream import FrameFilter, Tap, Usage, error_frame, needs_edit, usage_of_body
 from gateway.errors import UpstreamBroke, UpstreamError
 from gateway.http1.chunks import LAST_CHUNK, ChunkDecoder, encode_chunk
 from gateway.http1.client import UpstreamConnection
@@ -19,6 +19,7 @@ from gateway.http1.server import Connection
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 KEEP_FOR_USAGE = 256 * 1024  # of a plain JSON answer; longer ones (embeddings) are read from their tail
 NEVER = 1 << 62  # frames
+ERROR_KEY = b'"error"'  # inside a JSON string its quotes are escaped: this is a key, or the whole of a value
 FRAME_END = {Framing.SSE: b"\n\n", Framing.NDJSON: b"\n"}
 
 
@@ -123,6 +124,8 @@ class Relay:
         tap = self.tap
         if tap is not None:
             tap.feed(data)
+            if ERROR_KEY in data and self._engine_failed(data):
+                return
             if tap.frames >= self.tokens_due and self.on_tokens is not None:
                 self.tokens_due += self.on_tokens()
         else:
@@ -157,6 +160,8 @@ class Relay:
         """Payload out, edit, frame anew."""
         if self.tap is not None:
             self.tap.feed(data)
+            if ERROR_KEY in data and self._engine_failed(data):
+                return
             if self.tap.frames >= self.tokens_due and self.on_tokens is not None:
                 self.tokens_due += self.on_tokens()
         else:
@@ -180,6 +185,8 @@ class Relay:
         """The end came: pass it on, unless the dialect's own end is missing (A5)."""
         if data:
             self.data(data)
+        if self.error is not None:
+            return
         if self._filter is not None:
             self._send(self._filter.flush())
         if self.tap is not None:
@@ -208,6 +215,17 @@ class Relay:
         elif self.begun:
             self.connection.abort()
         self.done.set(None)
+
+    def _engine_failed(self, data: bytes) -> bool:
+        """Whether the engine reports an error in its stream: then the client gets ours, not the engine's words (H8)."""
+        said = error_frame(data)
+        if said is None or self.error is not None:
+            return self.error is not None
+        walker = self.upstream.walker
+        if walker is not None and walker.last_chunk_at >= 0 and self._last_buffer.endswith(b"\r\n"):
+            self._tail_seen = True  # this buffer holds the end too: what was passed before it ends with a chunk
+        self.broke(UpstreamBroke("The engine reported an error in its stream.", cause=said))
+        return True
 
     def _can_tell(self) -> bool:
         """Whether an error frame would stand between two frames, and between two chunks."""
@@ -257,8 +275,8 @@ class Relay:
         if self.tap is not None:
             return self.tap.finish() or (self.tap.estimate() if self.tap.frames else None)
         body = b"".join(self._kept)
-        if self.reply.chunked and self.error is None and self.done.is_set and self._kept_bytes <= KEEP_FOR_USAGE:
-            body = ChunkDecoder().decode(body)
+        if self.reply.chunked and self.error is None and self.done.is_set:
+            body = ChunkDecoder().decode(body) if self._kept_bytes <= KEEP_FOR_USAGE else payload_end(body)
         return usage_of_body(self.endpoint, body)
 
     def __repr__(self) -> str:

@@ -1,0 +1,69 @@
+"""An engine that fails inside a stream and says why: the client hears that, not the engine's words (H8, A5)."""
+
+import asyncio
+import json
+
+import pytest
+import uvloop
+
+from tests.flow.engine import DONE, SSE_HEAD, Engine, chunk, frame
+from tests.gateway import chat, gateway
+
+NDJSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+LINE = b'{"model":"m","message":{"role":"assistant","content":"a"},"done":false}\n'
+OPENAI = b'data: {"error":{"message":"CUDA failed at 10.0.0.5:/srv/x.cu","code":500}}\n\n'
+OLLAMA = b'{"error":"llama runner at 10.0.0.5 exited"}\n'
+ENDS = {"and ends": b"0\r\n\r\n", "with its end": chunk(DONE) + b"0\r\n\r\n"}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["at once", "after a frame"])
+@pytest.mark.parametrize("asked", [True, False], ids=["passed", "filtered"])
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("dialect", ["openai", "ollama"])
+def test_the_engines_words_stay_inside(dialect: str, end: str, asked: bool, first: bool) -> None:
+    """H8, A5, U1: a status where nothing was sent yet, an error frame of ours after it, and a row that says so."""
+    openai = dialect == "openai"
+    seen = asyncio.Event()
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE_HEAD if openai else NDJSON_HEAD)
+        if not first:
+            writer.write(chunk(frame("a") if openai else LINE))
+            await seen.wait()
+        writer.write(chunk(OPENAI if openai else OLLAMA) + ENDS[end])
+
+    async def main() -> None:
+        async with Engine(answer) as engine, gateway(engine.url, "ollama") as g:
+            client = await g.connect()
+            more = {"stream_options": {"include_usage": True}} if asked else {}
+            path = "/v1/chat/completions" if openai else "/api/chat"
+            await client.send(g.request(path, chat(stream=True, **more), extra="Connection: close\r\n"))
+            status, _ = await client.head()
+            seen.set()
+            raw = await client.rest()
+            assert status == (502 if first else 200)
+            assert b"10.0.0.5" not in raw
+            assert b"reported an error" in raw
+            assert b"[DONE]" not in raw
+            assert first or raw.endswith(b"0\r\n\r\n")
+            (row,) = await g.records(1)
+            assert (row["outcome"], row["error"]) == ("upstream_failed", "upstream_broke")
+            await g.idle()
+
+    uvloop.run(main())
+
+
+def test_a_text_that_speaks_of_errors_is_no_error() -> None:
+    """Tokens, names and empty fields pass unchanged."""
+    text = frame('{"error": "no"}') + b'data: {"error":null,"choices":[{"finish_reason":"error"}]}\n\n'
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE_HEAD + chunk(text) + chunk(DONE) + b"0\r\n\r\n")
+
+    async def main() -> None:
+        async with Engine(answer) as engine, gateway(engine.url) as g:
+            status, _, body = await g.ask("/v1/chat/completions", chat(stream=True))
+            assert (status, body) == (200, text + DONE)
+            assert json.loads(text.split(b"\n\n")[0][6:])["choices"]
+
+    uvloop.run(main())
