@@ -96,7 +96,7 @@ class Rig:
 
     def fetch(self, target: str) -> tuple[int, bytes]:
         """One GET of the admin listener."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=60)  # full loops answer late
         try:
             connection.request("GET", target)
             got = connection.getresponse()

@@ -1,6 +1,6 @@
 """Ten thousand streams at once through one process: are all complete and byte-exact, and what does one cost?
 
-    python -m loadtests.streams [--streams 9800] [--frames 60] [--rate 2] [--out loadtests/results]
+    python -m loadtests.streams [--streams 10000] [--frames 40] [--rate 1] [--out loadtests/results]
 
 The C backend and load generator of `bench/` judge every frame and count every byte. Each stream needs two descriptors
 in the gateway: the most that fits under the hard limit is run when that is less. Exits 1 when one answer is unsound.
@@ -22,7 +22,7 @@ import uvloop
 from bench.tools import Backend, run_load
 from loadtests.rig import Rig
 
-SPARE = 300  # descriptors besides the streams'
+SPARE = 500  # descriptors besides the streams'
 MIB = 1 << 20
 
 
@@ -58,7 +58,7 @@ class Watch:
         self._thread.join()
 
     def _look(self) -> None:
-        while not self._stop.wait(0.5):
+        while not self._stop.wait(2.0):
             stats = json.loads(self._rig.fetch("/stats")[1])
             running = stats["scheduler"]["running"]
             if running >= self.running:
@@ -103,8 +103,12 @@ async def run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
                 "rss full": watch.rss,
                 "rss after": rig.rss(),
                 "cpu": rig.cpu() - began,
+                "log": rig.log()[-300:],
                 "left": [after["scheduler"]["running"], after["ledger"]["open"], after["server"]["open"]],
-                **{name: result[name] for name in ("all_requests", "all_sound", "errors", "troubles", "connects")},
+                **{
+                    name: result[name]
+                    for name in ("all_requests", "all_sound", "errors", "troubles", "statuses", "connects")
+                },
                 "transit_us": result["transit_us"],
             }
     return row, judge(row)
@@ -113,7 +117,9 @@ async def run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 def judge(row: dict[str, Any]) -> list[str]:
     troubles = []
     if row["all_sound"] != row["all_requests"] or row["errors"]:
-        troubles.append(f"unsound answers: {row['all_requests'] - row['all_sound']}, {row['troubles']}")
+        troubles.append(
+            f"unsound answers: {row['all_requests'] - row['all_sound']}, {row['troubles']}, {row['statuses']}"
+        )
     if row["at once"] < row["streams"]:
         troubles.append(f"only {row['at once']} of {row['streams']} ran at once")
     if any(row["left"]):
@@ -143,16 +149,16 @@ def report(row: dict[str, Any], options: argparse.Namespace, troubles: list[str]
 def main() -> int:
     known = argparse.ArgumentParser(prog="python -m loadtests.streams", description=__doc__.split("\n")[0])
     known.add_argument("--streams", type=int, default=10_000)
-    known.add_argument("--frames", type=int, default=60)
-    known.add_argument("--rate", type=float, default=2.0, help="frames a second of one stream")
-    known.add_argument("--ramp", type=float, default=12.0, help="seconds in which all are opened")
+    known.add_argument("--frames", type=int, default=40)
+    known.add_argument("--rate", type=float, default=1.0, help="frames a second of one stream")
+    known.add_argument("--ramp", type=float, default=15.0, help="seconds in which all are opened")
     known.add_argument("--core", type=int, default=1, help="of backend and load generator")
     known.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = known.parse_args()
     row, troubles = uvloop.run(run(options))
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "streams.md").write_text(report(row, options, troubles))
-    print(report(row, options, troubles))
+    print(report(row, options, troubles), row["log"])
     return 1 if troubles else 0
 
 
