@@ -8,14 +8,14 @@ import sys
 from collections.abc import Sequence
 
 from gateway import __version__
-from gateway.commands import accounts, audit, configuration, doctor, limits, migrate, serving, top, tuning
+from gateway.commands import accounts, audit, configuration, doctor, limits, migrate, serving, top, tuning, usage
 from gateway.commands.common import CommandError, say
 from gateway.config import ConfigError
 from gateway.services.accounts import AccountError
 from gateway.services.spool import SpoolError
 from gateway.store import StoreError
 
-FAMILIES = (serving, accounts, limits, tuning, configuration, doctor, migrate, audit, top)
+FAMILIES = (serving, accounts, limits, tuning, configuration, doctor, migrate, audit, usage, top)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -126,6 +126,13 @@ class Backend(_Section, frozen=True):
     ca: Annotated[str, Meta(description="PEM file to verify an https backend; empty: the system's")] = ""
 
 
+class Price(_Section, frozen=True):
+    """What a model's tokens cost in usage reports, in any one currency (U6)."""
+
+    input: Annotated[float, Meta(ge=0, le=1e9, description="a million prompt tokens")]
+    output: Annotated[float, Meta(ge=0, le=1e9, description="a million completion tokens")]
+
+
 class Category(_Section, frozen=True):
     """A name that stands for a group of models (A9)."""
 
@@ -229,6 +236,9 @@ class Config(_Section, frozen=True):
     log: Log = Log()
     backends: Annotated[list[Backend], Meta(description="the engines")] = []
     models: Annotated[dict[str, Model], Meta(description="per-model overrides, by name")] = {}
+    prices: Annotated[
+        dict[str, Price], Meta(description="price of each model, by name, for usage reports; others cost nothing")
+    ] = {}
     aliases: Annotated[dict[str, str], Meta(description="other name -> model or category")] = {}
     categories: Annotated[
         dict[str, Category], Meta(description="name -> group of models, the best of which serves")

@@ -205,6 +205,41 @@ def test_audit_tail_verify_and_export(cli: Cli, tmp_path: Path) -> None:
     assert "BROKEN at 1 (request r-1)" in broken.stdout
 
 
+def test_usage_in_names_as_table_csv_and_json(cli: Cli, tmp_path: Path) -> None:
+    """U6: what the rows hold are ids, what a person reads are names; a cost needs prices."""
+    from gateway.services.audit import AuditRecord
+
+    tenant = cli.json("tenants", "create", "acme")["id"]
+    user = cli.json("users", "create", "ann", "--tenant", "acme")["id"]
+    row = AuditRecord(
+        id="r", started_at=1, tenant=tenant, user=user, key="gone", model_asked="=m", model_served="=m", backend="b",
+        outcome="done", prompt_tokens=500_000, completion_tokens=20, total_us=30_000, slot_us=2_000_000,
+    )  # fmt: skip
+
+    async def fill() -> None:
+        async with connection(cli.store) as store:
+            trail = AuditService(store, config(tmp_path))
+            trail.put(row)
+            trail.put(AuditRecord(id="other", started_at=1, tenant="elsewhere", outcome="refused"))
+            await trail.close()
+
+    asyncio.run(fill())
+    file = tmp_path / "fairgate.yaml"
+    file.write_text("prices:\n  =m: {input: 3, output: 0}\n")
+    (told,) = cli.json("usage", "user", "--tenant", "acme", "--config", str(file))
+    assert (told["user"], told["group"], told["cost"], told["slot_seconds"]) == ("acme/ann", user, 1.5, 2.0)
+    assert (told["requests"], told["errors"], told["total_p50_ms"], told["total_p95_ms"]) == (1, 0, 30.0, 30.0)
+    assert {entry["tenant"]: entry["errors"] for entry in cli.json("usage")} == {"acme": 0, "elsewhere": 1}
+    assert "gone" in cli.run("usage", "key").stdout
+    assert "30/30" in cli.run("usage", "day", "--since", "2020-01-01").stdout
+    lines = cli.run("usage", "model", "--csv").stdout.splitlines()
+    assert lines[0].startswith("model,group,requests,errors,")
+    assert lines[1].startswith("'=m,'=m,1,0,500000,20,")
+    assert cli.json("usage", "hour", "--until", "2020-01-01") == []
+    assert "no tenant" in cli.refused("usage", "--tenant", "nobody")
+    assert cli.run("usage", "colour").returncode == 2
+
+
 def test_an_export_has_no_formula(cli: Cli, tmp_path: Path) -> None:
     """A client's model name must not run in an auditor's spreadsheet."""
 

@@ -88,7 +88,7 @@ def test_yaml_examples_are_valid_configurations() -> None:
 
 COMMANDS = (
     "serve", "demo", "tenants", "users", "keys", "audit", "check-config", "doctor", "schema", "limits", "settings",
-    "reservations", "migrate", "top",
+    "reservations", "migrate", "top", "usage",
 )  # fmt: skip
 
 

@@ -61,8 +61,8 @@ def _add_verify(verbs: Commands) -> None:
 def _add_export(verbs: Commands) -> None:
     export = verbs.add_parser("export", help="all rows of a time, as JSON lines or CSV")
     store_options(export)
-    export.add_argument("--since", type=_time, default=0, metavar="TIME", help="recorded at or after, ISO 8601, UTC")
-    export.add_argument("--until", type=_time, default=(1 << 63) - 1, metavar="TIME", help="recorded before")
+    export.add_argument("--since", type=moment, default=0, metavar="TIME", help="recorded at or after, ISO 8601, UTC")
+    export.add_argument("--until", type=moment, default=(1 << 63) - 1, metavar="TIME", help="recorded before")
     export.add_argument("--csv", action="store_true", help="CSV with a header line instead of JSON lines")
     export.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
     export.set_defaults(run=write_export)
@@ -71,7 +71,7 @@ def _add_export(verbs: Commands) -> None:
 def _add_prune(verbs: Commands) -> None:
     prune = verbs.add_parser("prune", help="retention: drop whole months of a PostgreSQL store, as its owner")
     store_options(prune)
-    prune.add_argument("--before", type=_time, required=True, metavar="TIME", help="months that were over by then")
+    prune.add_argument("--before", type=moment, required=True, metavar="TIME", help="months that were over by then")
     prune.set_defaults(run=drop_months)
 
 
@@ -82,11 +82,12 @@ def _count(text: str) -> int:
     return count
 
 
-def _time(text: str) -> int:
-    moment = datetime.datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.UTC)
-    return int(moment.timestamp() * 1_000_000)
+def moment(text: str) -> int:
+    """An argparse type: ISO 8601, UTC unless it says otherwise -> Unix microseconds."""
+    found = datetime.datetime.fromisoformat(text)
+    if found.tzinfo is None:
+        found = found.replace(tzinfo=datetime.UTC)
+    return int(found.timestamp() * 1_000_000)
 
 
 # -- tail
@@ -175,14 +176,14 @@ async def _write(file: TextIO, rows: AsyncIterator[dict[str, object]], *, as_csv
         writer.writeheader()
     async for row in rows:
         if as_csv:
-            writer.writerow({name: _inert(value) for name, value in row.items()})
+            writer.writerow({name: inert(value) for name, value in row.items()})
         else:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         count += 1
     return count
 
 
-def _inert(value: object) -> object:
+def inert(value: object) -> object:
     """Clients choose model names: none may become a formula in a spreadsheet (OWASP: CSV injection)."""
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 

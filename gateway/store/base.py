@@ -14,6 +14,7 @@ import msgspec
 
 from gateway.store.limits import NO_LIMITS, Budget, Claim, Limits, Standing
 from gateway.store.operations import Kind, Operation, SavedUsage
+from gateway.store.usage import UsageQuery, UsageRow
 
 AuditRow = tuple[str | int | float | bool | bytes | None, ...]
 
@@ -280,6 +281,10 @@ class Store(Protocol):
     async def audit_page(self, after: tuple[int, str, int], until: int, count: int) -> list[AuditRow]:
         """Up to `count` rows recorded before `until`, in the order of (recorded_at, writer, seq), which is above
         `after`."""
+        ...
+
+    async def usage(self, query: UsageQuery) -> list[UsageRow]:
+        """A report over the audit trail, its groups in order of time, else the most tokens first. May take seconds."""
         ...
 
     async def audit_tail(self, count: int) -> list[AuditRow]:

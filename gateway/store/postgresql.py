@@ -20,6 +20,7 @@ from gateway.store.ledger import BUDGETS, NEW_BUDGET, SAVE_BUDGET, budget_of, bu
 from gateway.store.limits import Claim, Standing, decide
 from gateway.store.schema import migrations
 from gateway.store.sql import MOVE_HEAD, NEW_HEAD, SqlStore, Value
+from gateway.store.usage import POSTGRESQL_PERCENTILES, REPORT_SECONDS
 
 _log = logging.getLogger("fairgate.store")
 
@@ -64,6 +65,8 @@ async def open_postgresql(url: str) -> "PostgreSQLStore":
 class PostgreSQLStore(SqlStore):
     """`Store` on one PostgreSQL database."""
 
+    _percentiles = POSTGRESQL_PERCENTILES
+
     def __init__(self, url: str, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
         self._url = url
         self._pool = pool
@@ -88,12 +91,14 @@ class PostgreSQLStore(SqlStore):
             _log.error("the audit trail's partitions could not be made: %s", err)
 
     @contextlib.asynccontextmanager
-    async def _connection(self) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
+    async def _connection(
+        self, seconds: float = STATEMENT_SECONDS
+    ) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
         """A connection of the pool for one statement or transaction, with a deadline over all of it."""
         with _translated():
             connection = await self._pool.acquire(timeout=CONNECT_SECONDS)
             try:
-                async with asyncio.timeout(STATEMENT_SECONDS):
+                async with asyncio.timeout(seconds):
                     yield connection  # type: ignore[misc]  # the pool's proxy has the connection's methods
             except asyncpg.PostgresError:  # the server's answer: the connection is as good as before
                 raise
@@ -106,6 +111,10 @@ class PostgreSQLStore(SqlStore):
     async def _fetch(self, sql: str, *values: Value) -> Sequence[Any]:
         async with self._connection() as connection:
             return await connection.fetch(sql, *values)
+
+    async def _report(self, sql: str, values: Sequence[Value]) -> Sequence[Any]:
+        async with self._connection(REPORT_SECONDS) as connection:
+            return await connection.fetch(sql, *values, timeout=REPORT_SECONDS)
 
     async def _execute(self, sql: str, rows: Sequence[Sequence[Value]]) -> int:
         async with self._connection() as connection:

@@ -13,6 +13,7 @@ from gateway.store.base import STORED_COLUMNS, AuditRow, Chain, Change, Changes,
 from gateway.store.ledger import BUDGETS, budget_of
 from gateway.store.limits import Budget, Limits
 from gateway.store.operations import OperationsSql
+from gateway.store.usage import UsageSql
 
 Row = TypeVar("Row", bound=msgspec.Struct)
 Value = str | int | float | bool | bytes | None
@@ -97,7 +98,7 @@ _SET_LIMITS = {
 }
 
 
-class SqlStore(OperationsSql):
+class SqlStore(OperationsSql, UsageSql):
     """Every method of `Store` that is plain SQL. A database adds the primitives, `wait_change` and `add_audit`."""
 
     async def _fetch(self, sql: str, *values: Value) -> Sequence[Any]:

@@ -20,6 +20,7 @@ from gateway.store.ledger import BUDGETS, NEW_BUDGET, SAVE_BUDGET, budget_of, bu
 from gateway.store.limits import Claim, Standing, decide
 from gateway.store.schema import migrations, statements
 from gateway.store.sql import ADD_AUDIT, MOVE_HEAD, NEW_HEAD, SqlStore, Value
+from gateway.store.usage import MEASURES, REPORT_SECONDS, Percentiles
 
 T = TypeVar("T")
 
@@ -67,6 +68,12 @@ class SqliteStore(SqlStore):
     async def _execute(self, sql: str, rows: Sequence[Sequence[Value]]) -> int:
         return await self._run(_execute, _numbered(sql), rows)
 
+    async def _report(self, sql: str, values: Sequence[Value]) -> Sequence[Any]:
+        """On a connection and in a thread of its own: identity is read meanwhile."""
+        if self._closed:
+            raise StoreError(f"{self._path}: closed")
+        return await asyncio.to_thread(_report, self._path, _numbered(sql), values)
+
     async def wait_change(self, seconds: float) -> None:
         """SQLite tells nobody about other processes: the caller polls."""
         await asyncio.sleep(seconds)
@@ -110,6 +117,19 @@ def _guarded(connection: sqlite3.Connection, work: Callable[..., T], args: tuple
 
 def _fetch(connection: sqlite3.Connection, sql: str, values: Sequence[Value]) -> list[sqlite3.Row]:
     return connection.execute(sql, values).fetchall()
+
+
+def _report(path: Path, sql: str, values: Sequence[Value]) -> list[sqlite3.Row]:
+    deadline = time.monotonic() + REPORT_SECONDS
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            connection.row_factory = sqlite3.Row
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+            connection.create_aggregate("percentiles", len(MEASURES), Percentiles)  # type: ignore[arg-type]
+            connection.set_progress_handler(lambda: time.monotonic() > deadline, 1_000_000)
+            return _fetch(connection, sql, values)
+    except sqlite3.Error as err:
+        raise StoreError(f"{type(err).__name__}: {err}") from err
 
 
 def _execute(connection: sqlite3.Connection, sql: str, rows: Sequence[Sequence[Value]]) -> int:

@@ -1,0 +1,89 @@
+"""`fairgate usage`: what was used, by whom, when, how fast and at what price (U6)."""
+
+import argparse
+import csv
+import datetime
+import sys
+from typing import Any
+
+import msgspec
+
+from gateway.commands.audit import inert, moment
+from gateway.commands.common import Commands, show_json, store_options, table, with_store
+from gateway.config import Config
+from gateway.services import accounts
+from gateway.store.base import Store
+from gateway.store.usage import BY, UsageQuery, UsageRow
+
+_TIMES = {"day": "%Y-%m-%d", "hour": "%Y-%m-%dT%H:00Z"}
+_HEADER = (
+    "REQUESTS", "ERRORS", "TOKENS IN", "TOKENS OUT", "SLOT S", "QUEUE P50/P95 MS", "FIRST BYTE P50/P95 MS",
+    "TOTAL P50/P95 MS", "COST",
+)  # fmt: skip
+
+
+def add(commands: Commands) -> None:
+    """Declare it."""
+    summary = "report requests, tokens, slot seconds, waiting times and cost"
+    parser = commands.add_parser("usage", help=summary, description=f"{summary}; by the time requests ended, in UTC.")
+    parser.add_argument("by", nargs="?", choices=BY, default="tenant", help="what to group by (default: tenant)")
+    store_options(parser)
+    parser.add_argument("--since", type=moment, default=0, metavar="TIME", help="ended at or after, ISO 8601, UTC")
+    parser.add_argument("--until", type=moment, default=(1 << 63) - 1, metavar="TIME", help="ended before")
+    parser.add_argument("--tenant", default="", help="only of this tenant, by name or id")
+    parser.add_argument("--csv", action="store_true", help="print CSV with a header line instead of a table")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """A row for each group; prices come from the configuration."""
+    rows, names = with_store(args, lambda store, config: _read(args, store, config))
+    shown = [{args.by: _name(args.by, row, names), **msgspec.structs.asdict(row)} for row in rows]
+    if args.json:
+        show_json(shown)
+    elif args.csv:
+        fields = [args.by, *UsageRow.__struct_fields__]
+        writer: Any = csv.DictWriter(sys.stdout, fields)
+        writer.writeheader()
+        writer.writerows({name: inert(value) for name, value in row.items()} for row in shown)
+    else:
+        print(table((args.by.upper(), *_HEADER), [(_name(args.by, row, names), *_cells(row)) for row in rows]))
+    return 0
+
+
+async def _read(args: argparse.Namespace, store: Store, config: Config) -> tuple[list[UsageRow], dict[str, str]]:
+    tenant = (await accounts.find_tenant(store, args.tenant)).id if args.tenant else ""
+    prices = {model: (price.input, price.output) for model, price in config.prices.items()}
+    query = UsageQuery(by=args.by, since=args.since, until=args.until, tenant=tenant, prices=prices)
+    return await store.usage(query), await _names(args.by, store)
+
+
+async def _names(by: str, store: Store) -> dict[str, str]:
+    """Id -> what a person calls it. What was deleted keeps its id."""
+    if by not in ("tenant", "user", "key"):
+        return {}
+    tenants = {tenant.id: tenant.name for tenant in await store.tenants()}
+    if by == "tenant":
+        return tenants
+    users = {user.id: f"{tenants.get(user.tenant, user.tenant)}/{user.name}" for user in await store.users()}
+    if by == "user":
+        return users
+    return {key.id: f"{users.get(key.user, key.user)}/{key.name or key.id}" for key in await store.keys()}
+
+
+def _name(by: str, row: UsageRow, names: dict[str, str]) -> str:
+    if by in _TIMES:
+        return datetime.datetime.fromtimestamp(int(row.group) / 1e6, datetime.UTC).strftime(_TIMES[by])
+    return names.get(row.group, row.group)
+
+
+def _cells(row: UsageRow) -> tuple[object, ...]:
+    return (
+        row.requests, row.errors, row.prompt_tokens, row.completion_tokens, round(row.slot_seconds, 1),
+        _pair(row.queue_p50_ms, row.queue_p95_ms), _pair(row.first_byte_p50_ms, row.first_byte_p95_ms),
+        _pair(row.total_p50_ms, row.total_p95_ms), row.cost,
+    )  # fmt: skip
+
+
+def _pair(low: float | None, high: float | None) -> str | None:
+    return None if low is None or high is None else f"{low:.0f}/{high:.0f}"
