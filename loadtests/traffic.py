@@ -97,6 +97,7 @@ async def whole_chats(c: Client) -> int:
 
 
 async def whole_streams(c: Client) -> int:
+    """Each ends with the dialect's own end, or with an error frame: a place in the queue that came too late."""
     status = NOT_HTTP
     for _ in range(c.rng.randint(1, 3)):
         wish = {"frames": c.rng.choice((1, 20, 200)), "pause": c.rng.choice((0, 0, 0.005))}
@@ -104,8 +105,8 @@ async def whole_streams(c: Client) -> int:
         c.writer.write(c.request(path, body))
         status, payload = await c.answer()
         end = b'"done": true' if path.startswith("/api") else b"data: [DONE]\n\n"
-        if status == 200 and end not in payload[-300:]:
-            raise AssertionError("a stream without its end")
+        if status == 200 and end not in payload[-300:] and b'"error"' not in payload[-500:]:
+            raise AssertionError(f"a stream without its end: {payload[-200:]!r}")
     return status
 
 
