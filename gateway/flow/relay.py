@@ -8,7 +8,7 @@ authentication or queueing. One `Relay` is the upstream connection's sink and th
 from collections.abc import Callable
 
 from gateway.api.dialect import Endpoint, Framing
-from gateway.api.stream import FrameFilter, Tap, Usage, error_frame, needs_edit, usage_of_body
+from gateway.api.stream import FrameFilter, Tap, Usage, error_frame, needs_edit, payload_end, usage_of_body
 from gateway.errors import UpstreamBroke, UpstreamError
 from gateway.http1.chunks import LAST_CHUNK, ChunkDecoder, encode_chunk
 from gateway.http1.client import UpstreamConnection

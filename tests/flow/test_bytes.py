@@ -360,3 +360,14 @@ def test_plain_answers(bench: Bench, answer: tuple[str, Sent], wire: Wire) -> No
     path, payload = answer
     got = bench.exchange(path, chat(MODEL, stream=False), wire, encoded(payload, b"application/json", wire))
     assert b"".join(got) == payload
+
+
+def test_a_large_plain_answer_is_metered_where_a_chunk_ends_within_its_counts(bench: Bench) -> None:
+    """A7: more than is kept of an answer, so its counts are read from the raw end; judged with the other records."""
+    body = Style(False, False, "\n", " ").json(
+        {"content": "x" * 600_000, "done": True, "prompt_eval_count": 7, "eval_count": 5}
+    )
+    for size in (9, 13, 29):
+        wire = Wire("chunked", [size], "{:x}", b"", [100_000], [65_536], 0, b"1.1")
+        payload = bench.exchange("/api/chat", chat(MODEL), wire, encoded(body.encode(), b"application/json", wire))
+        assert b"".join(payload) == body.encode()
