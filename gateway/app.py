@@ -40,6 +40,7 @@ from gateway.services.limits import LimitService
 from gateway.services.metrics import Metrics
 from gateway.services.operations import Operations
 from gateway.services.shared import SharedCounts, shared_lender
+from gateway.services.usage import UsageService
 from gateway.store import Store, open_store
 from scheduler.aio import Scheduler
 from scheduler.estimate import Estimator
@@ -68,6 +69,7 @@ class App:
         lender = shared_lender(self.shared, config.limits, time.monotonic) if self.shared is not None else None
         self.limits = LimitService(store, config.limits, shared=lender)
         self.audit = AuditService(store, config.audit)
+        self.usage = UsageService(store)
         routes = Routes()
         self.routes = routes
         dialects = {row.dialect.name for row in routes.rows}
@@ -127,6 +129,7 @@ class App:
             estimator=self.estimator,
             pools=dict(self.pools),
             audit=self.audit,
+            usage=self.usage,
             metrics=self.metrics,
             ledger=self.ledger,
             now=time.monotonic,
@@ -227,6 +230,7 @@ class App:
         await asyncio.sleep(0)  # connections closed above settle their requests in this turn
         await self.operations.close()
         await self.audit.close()
+        await self.usage.close()
         await self.limits.close()
         if self.shared is not None:
             await self.shared.close()

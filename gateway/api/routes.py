@@ -16,6 +16,7 @@ _LOCALS = (
     ("/readyz", "readyz", Access.PUBLIC),
     ("/playground", "playground", Access.PUBLIC),
     ("/api/queue", "queue", Access.KEY),
+    ("/api/usage", "usage", Access.KEY),
 )
 
 

@@ -28,6 +28,7 @@ from gateway.services.backends import Backend, BackendService, Route
 from gateway.services.keys import KeyService, Principal
 from gateway.services.limits import LimitService, Reservation
 from gateway.services.metrics import Metrics
+from gateway.services.usage import UsageService
 from scheduler.aio import Lease, Scheduler, Waiter
 from scheduler.estimate import Estimator
 
@@ -59,6 +60,7 @@ class Runtime(msgspec.Struct, frozen=True):
     estimator: Estimator
     pools: Mapping[str, Pool]
     audit: AuditService
+    usage: UsageService
     metrics: Metrics
     ledger: Ledger
     now: Callable[[], float]

@@ -1,16 +1,17 @@
-"""Answers without an engine: model lists, health, version, own queue, playground.
+"""Answers without an engine: model lists, health, version, own queue, own usage, playground.
 
-Each is a function (exchange, runtime) -> (status, media type, body). Must not know the scheduler's policy.
+Each is a function (exchange, runtime) -> (status, media type, body); one that must wait is a
+coroutine. Must not know the scheduler's policy.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
 from gateway import __version__
 from gateway.api.dialect import Kind, ModelInfo
 from gateway.api.routes import tail
-from gateway.errors import ModelUnavailable, NotFound
+from gateway.errors import AuditUnavailable, ModelUnavailable, NotFound
 from gateway.flow import fields
 from gateway.flow.exchange import Exchange, Runtime
 from gateway.flow.playground import page
@@ -24,7 +25,16 @@ def respond(x: Exchange, rt: Runtime) -> None:
     """Answer a local endpoint. Raises ModelUnavailable, NotFound."""
     kind = x.endpoint.kind
     answer = LOCALS[x.endpoint.local] if kind is Kind.LOCAL else LISTS[kind]
-    status, media_type, body = answer(x, rt)
+    _send(x, rt, answer(x, rt))
+
+
+async def respond_later(x: Exchange, rt: Runtime) -> None:
+    """Answer one of WAITING. Raises AuditUnavailable."""
+    _send(x, rt, await WAITING[x.endpoint.local](x, rt))
+
+
+def _send(x: Exchange, rt: Runtime, answer: Answer) -> None:
+    status, media_type, body = answer
     x.status = status
     extra = x.extra
     if x.endpoint.local == "playground":
@@ -95,6 +105,15 @@ def _queue(x: Exchange, rt: Runtime) -> Answer:
     return 200, fields.JSON, msgspec.json.encode({"waiting": rows})
 
 
+async def _usage(x: Exchange, rt: Runtime) -> Answer:
+    """The caller's own key, the last days. The read goes on in its Task when the client leaves."""
+    key, now = x.principal.key, rt.wall()
+    report = rt.usage.known(key, now) or await rt.usage.read(key, now, rt.config.prices)
+    if report is None:
+        raise AuditUnavailable("The usage cannot be read now.")
+    return 200, fields.JSON, report
+
+
 def _preflight(x: Exchange, rt: Runtime) -> Answer:
     return 200, TEXT, b""
 
@@ -119,3 +138,4 @@ LOCALS: dict[str, Callable[[Exchange, Runtime], Answer]] = {
     "playground": _playground,
     "preflight": _preflight,
 }
+WAITING: dict[str, Callable[[Exchange, Runtime], Awaitable[Answer]]] = {"usage": _usage}

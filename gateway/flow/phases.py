@@ -83,6 +83,8 @@ async def handle(x: Exchange, rt: Runtime) -> None:
             await queue(x, rt)
             await forward(x, rt)
             await relay(x, rt)
+        elif endpoint.local in local.WAITING:
+            await local.respond_later(x, rt)
         else:
             local.respond(x, rt)
     except ClientGone:

@@ -1,0 +1,85 @@
+"""A key's own usage (U6), read from the audit trail. Must not know HTTP or who may ask.
+
+Reports are read in Tasks of their own, so that whoever waits may leave; a key's report is kept for KEEP_SECONDS and
+read once for all that wait for it, and no more than AT_ONCE run, since each costs the store more than a request does.
+"""
+
+import asyncio
+import datetime
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from gateway.config import Price
+from gateway.store.base import Store, StoreError
+from gateway.store.usage import DAY_US, UsageQuery, UsageRow
+
+_log = logging.getLogger("fairgate.usage")
+
+DAYS = 30
+KEEP_SECONDS = 10.0
+AT_ONCE = 2
+KEPT = 1000
+"""Reports in memory; one is 10 KiB."""
+
+
+class UsageService:
+    """Reports of the last DAYS days, today included."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._kept: dict[str, tuple[float, bytes]] = {}
+        self._flights: dict[str, asyncio.Task[bytes | None]] = {}
+        self._running = asyncio.Semaphore(AT_ONCE)
+
+    def known(self, key: str, now: float) -> bytes | None:
+        """The report if it is young. `now` in Unix seconds."""
+        at, report = self._kept.get(key, (0.0, b""))
+        return report if report and 0 <= now - at < KEEP_SECONDS else None
+
+    def read(self, key: str, now: float, prices: Mapping[str, Price]) -> "asyncio.Task[bytes | None]":
+        """A JSON document of the key's usage by day and by model, or None when the store cannot be read now."""
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = asyncio.get_running_loop().create_task(self._flight(key, now, prices))
+            flight.add_done_callback(lambda _: self._flights.pop(key, None))
+        return flight
+
+    async def _flight(self, key: str, now: float, prices: Mapping[str, Price]) -> bytes | None:
+        table = {model: (price.input, price.output) for model, price in prices.items()}
+        since = (int(now * 1e6) // DAY_US - DAYS + 1) * DAY_US
+        try:
+            async with self._running:
+                days = await self._store.usage(UsageQuery(by="day", since=since, key=key, prices=table))
+                models = await self._store.usage(UsageQuery(by="model", since=since, key=key, prices=table))
+        except StoreError as err:
+            _log.error("a key's usage could not be read: %s", err)
+            return None
+        report = msgspec.json.encode(
+            {
+                "since": _date(since),
+                "days": [_shown("day", _date(int(row.group)), row) for row in days],
+                "models": [_shown("model", row.group, row) for row in models],
+            }
+        )
+        self._kept.pop(key, None)
+        self._kept[key] = (now, report)
+        if len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]
+        return report
+
+    async def close(self) -> None:
+        """Wait for what is being read."""
+        await asyncio.gather(*self._flights.values(), return_exceptions=True)
+
+
+def _date(micros: int) -> str:
+    return datetime.datetime.fromtimestamp(micros / 1e6, datetime.UTC).strftime("%Y-%m-%d")
+
+
+def _shown(by: str, name: str, row: UsageRow) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(row)
+    del fields["group"]
+    return {by: name, **fields}
