@@ -110,9 +110,11 @@ def _process(gateway: Gateway) -> Callable[[], Iterator[Sample]]:
         yield "fairgate_audit_written_total", (), audit.written
         yield "fairgate_audit_failures_total", (), audit.failures
         yield "fairgate_audit_dropped_total", (), audit.dropped
-        yield "fairgate_connections", ("client",), gateway.server.stats().open
+        server = gateway.server.stats()
+        yield "fairgate_connections", ("client",), server.open
         yield "fairgate_connections", ("upstream",), _upstream(gateway)
         yield "fairgate_buffered_bytes", ("bodies",), gateway.ledger.stats().body_bytes
+        yield "fairgate_buffered_bytes", ("answers",), server.buffered
         yield "fairgate_log_lines_dropped_total", (), logs.dropped()
 
     return read

@@ -72,6 +72,8 @@ class ServerStats(msgspec.Struct, frozen=True):
     refused: int
     requests: int
     timed_out: int
+    buffered: int
+    """Bytes of answers that wait for clients to take them."""
 
 
 class Connection(asyncio.Protocol):
@@ -459,4 +461,5 @@ class HttpServer:
             refused=self.refused,
             requests=self.requests,
             timed_out=self.timed_out,
+            buffered=sum(c.transport.get_write_buffer_size() for c in self.connections),
         )

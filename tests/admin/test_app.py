@@ -78,7 +78,7 @@ class World:
                 open=0, refused=0, expired=0, principals=0, meters=0, store=LenderStats(0, 0, 0, False), shared=None
             )
         )
-        self.server = Fixed(ServerStats(open=4, busy=1, accepted=9, refused=0, requests=12, timed_out=0))
+        self.server = Fixed(ServerStats(open=4, busy=1, accepted=9, refused=0, requests=12, timed_out=0, buffered=7))
         self.ledger = Fixed(LedgerStats(open=2, body_bytes=2048, waiting=3))
         self.pools: dict[str, Any] = {}
         self.draining = False
