@@ -38,7 +38,7 @@ class Result:
     roles: dict[str, float]
     """Service by role, in C."""
     told: float
-    """Part of the announced waits that were right within a factor of two or 3 s; NaN if none."""
+    """Part of the announced waits that were right within a factor of two or 3 s; NaN if none (S still unknown)."""
 
 
 def percentile(values: Sequence[float], part: float) -> float:
@@ -103,7 +103,7 @@ def _wait(simulation: Simulation, job: Job) -> float:
 def _told(simulation: Simulation) -> float:
     right = []
     for job in simulation.jobs:
-        if job.expected >= 0:
+        if job.expected > 0:
             wait = job.started - job.arrived
             right.append(abs(wait - job.expected) <= 3.0 or job.expected / 2 <= wait <= job.expected * 2)
     return fmean(right) if right else float("nan")

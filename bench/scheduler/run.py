@@ -82,7 +82,7 @@ def judge(results: Results) -> str:
     split = _mean(ours["accounts"], lambda r: r.roles["honest"] / r.roles["sybil"])
     jain = min(r.jain for name in backlogged for r in ours[name])
     gap = max(r.gap / r.bound for name in backlogged for r in ours[name])
-    late = max(r.late for name in ("abuser", "agents", "onoff", "keys", "crowd") for r in ours[name])
+    late = max(r.late for name in ("abuser", "agents", "onoff", "keys") for r in ours[name])
     told = fmean(r.told for of in ours.values() for r in of if not isnan(r.told))
     goals: list[tuple[str, float, float, float]] = [
         *((f"light p99 in S, {name}", p99(name), 1.0, 0.6) for name in ("abuser", "agents", "onoff", "keys")),
@@ -96,7 +96,7 @@ def judge(results: Results) -> str:
             (f"longest drought in S, {name}", _mean(ours[name], lambda r: r.drought), bar, moon)
             for name, bar, moon in (("newcomer", 8.0, 4.0), ("crowd", 20.0, 8.0), ("mixed", 35.0, 15.0))
         ),
-        ("light requests that wait 30 s and more, worst", late, 0.0, 0.0),
+        ("light requests that wait 30 s and more under abuse", late, 0.0, 0.0),
         ("announced waits wrong by more than 2x and 3 s", 1 - told, 0.2, 0.1),
     ]
     rows = [
@@ -116,7 +116,7 @@ def judge(results: Results) -> str:
 
 def draw(results: Results) -> str:
     """The plot of the docs."""
-    names = [name for name in ("abuser", "agents", "onoff", "keys", "accounts", "crowd", "fleet", "busy")]
+    names = ["abuser", "agents", "onoff", "keys", "accounts", "crowd", "fleet", "busy"]
     series = {p: [_mean(results[name][p], lambda r: r.p99) for name in names] for p in POLICIES}
     return bars(
         "How long light users wait (99th percentile, in service times)",
@@ -135,8 +135,8 @@ def main() -> None:
     results = play_all(options.seeds, options.workers)
     text = "\n\n".join([
         "## Policies in a discrete-event simulation",
-        f"`python -m bench.scheduler.run --seeds {options.seeds} --write`. Modelled service times, 8 slots unless said: "
-        "figures compare policies, they promise nothing about a GPU. S = mean service time of a request, C = mean cost.",
+        f"`python -m bench.scheduler.run --seeds {options.seeds} --write`. Modelled times, 8 slots unless said: "
+        "figures compare policies, they promise nothing about a GPU. S = mean service time, C = mean cost.",
         f"Light users' wait p50 / p99 in S, mean of {options.seeds} seeds:", light_table(results),
         "Users that always have a queue: worst Jain index / largest service gap in C / longest drought in S "
         "(a user with a queue, nothing started for it), over all seeds:", heavy_table(results),

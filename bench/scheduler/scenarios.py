@@ -84,7 +84,7 @@ def accounts() -> Scenario:
     fakes = [Source(("sybil", f"fake{n}", "k"), "sybil", parallel=5) for n in range(20)]
     honest = Source(("honest", "heavy", "k"), "honest", parallel=30)
     return Scenario("accounts", "10 light users, one honest heavy, 20 accounts of one tenant", [
-        *_lights(10, 0.3, tenants=5), honest, *fakes,
+        *_lights(10, 0.2, tenants=5), honest, *fakes,
     ])  # fmt: skip
 
 
