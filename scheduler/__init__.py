@@ -13,9 +13,9 @@ highest first, where
 A request that waits on while its party is served gains nothing; one whose party is passed over gains `wait_weight`
 points per service time. Doubling a large usage costs usage_weight * ln 2 = 6.9 points, that is 17 service times.
 
-Worked example, 8 slots, mean cost 1000, so scale = 4 x 8 x 1000 = 32 000. Ann used 320 000 units lately and has been
-owed service for 5 service times: 100 + 0.4 * 5 - 10 * ln(1 + 10) = 78.0. Bob used nothing and has just come: 100. Bob
-goes first; Ann would have to be owed 60 service times to go before him. `python -m scheduler` ranks any such case.
+Worked example, 8 slots, mean cost 1000, so scale = 8 x 8 x 1000 = 64 000. Ann used 320 000 units lately and has been
+owed service for 5 service times: 100 + 0.4 * 5 - 10 * ln(1 + 5) = 84.1. Bob used nothing and has just come: 100. Bob
+goes first; Ann would have to be owed 45 service times to go before him. `python -m scheduler` ranks any such case.
 
 Use `core.Core` with your own clock and I/O, `aio.Scheduler` on an asyncio loop, or `sync.SyncScheduler` where the slots
 are yours. The settings are in `settings.Settings`. This package imports nothing of the gateway.

@@ -182,10 +182,17 @@ class Pool:
             self._enter(node)
 
     def _lift(self, now: float, node: Node) -> None:
-        """The party returns from idleness: bound how far it is ahead of those that stayed."""
-        account = node.account
-        floor = (node.ranking.level - self.epoch.credit * self.ledger.growth(now)) * account.share - account.grown
-        node.lift = floor if floor > 0.0 else 0.0
+        """The party returns from idleness: bound how far it is ahead of those that stayed, but never put it behind the
+        usage of the one that would go next."""
+        account, ranking = node.account, node.ranking
+        floor = ranking.level - self.epoch.credit * self.ledger.growth(now)
+        node.lift = 0.0
+        if floor * account.share <= account.grown:
+            return
+        best = ranking.top()
+        if best is not None:
+            floor = min(floor, (best.account.grown + best.lift) / best.account.share)
+        node.lift = max(0.0, floor * account.share - account.grown)
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
@@ -420,6 +427,8 @@ class Pool:
         account.charges += 1
         tenant.grown = max(0.0, tenant.grown + grown)
         tenant.charges += 1
+        _lower_level(request.node.ranking, request.node, grown)
+        _lower_level(self.root, request.node.tenant, grown)
         # A refund makes stored keys too bad, which a heap does not forgive.
         for place in account.nodes:
             place.ranking.renew(place)
@@ -452,6 +461,13 @@ def _raise_level(ranking: Ranking[Any], node: Node) -> None:
     level = (node.account.grown + node.lift) / node.account.share
     if level > ranking.level:
         ranking.level = level
+        ranking.leader = node
+
+
+def _lower_level(ranking: Ranking[Any], node: Node, refund: float) -> None:
+    """Take back what a later refund shows to have been too much."""
+    if ranking.leader is node:
+        ranking.level = max(0.0, ranking.level + refund / node.account.share)
 
 
 def set_share(account: Account, share: float) -> None:

@@ -32,9 +32,8 @@ SLICE = 64
 
 
 SLACK = 0.5
-"""Service times by which a party may be early or late before payment moves its wait. Without any, the noise of small
-means would; with much, small shares and large requests gain from waiting in a crowd (Jain of 40 heavy users with shares
-1 and 4: .999 with 0.5, .994 with 2, .88 if what is cheaper than `free` earned nothing)."""
+"""Service times by which payment is rounded towards none: small queues then know no noise of means, and who has
+just been served gains nothing. In the simulator 0.5 costs nothing anywhere, 2 costs shares in crowds (Jain .994)."""
 
 
 class Epoch:
@@ -91,9 +90,9 @@ class Epoch:
     def pay(self, node: Node, crowd: float) -> float:
         """Seconds after its dispatch at which the party has paid for it; `crowd` = total share queueing on the model.
 
-        A party whose requests cost `free` mean requests per share has paid at once; dearer ones pay by waiting until
-        it would be their turn again, cheaper ones were owed service before. The running mean of actual costs pays,
-        never an estimate: noise there starves parties. Before a request of the party has ended: 0.
+        Its wait counts from `free` mean requests (per share) before its next turn would be: dearer requests are paid
+        by waiting longer, cheaper ones earn. The running mean of actual costs pays, never an estimate: noise there
+        starves parties. Before a request of the party has ended: 0.
         """
         if not node.mean:
             return 0.0
@@ -120,6 +119,7 @@ class Ranking(Generic[N]):
         "entries",
         "epoch",
         "fresh",
+        "leader",
         "level",
         "live",
         "shares",
@@ -137,6 +137,8 @@ class Ranking(Generic[N]):
         """Their total share."""
         self.level = 0.0
         """V: the highest (U + lift) / share at a dispatch that left somebody waiting, as a grown sum."""
+        self.leader: N | None = None
+        """Whose dispatch that was: what it is refunded later lowers the level, or overestimates would eat credit."""
         self.fresh: list[tuple[float, int, int, int]] | None = None
         """The heap of the coming epoch while it is being built from `source`."""
         self.coming = epoch

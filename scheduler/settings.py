@@ -57,7 +57,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             le=1e6,
             description="The usage scale in rounds of the slots (one round = slots x mean cost of a request).",
         ),
-    ] = 4.0
+    ] = 8.0
     credit: (
         Annotated[
             float,
@@ -75,9 +75,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Doc(
             ge=0,
             le=1e6,
-            description="Mean requests per share that a dispatch may cost; dearer ones are paid by waiting.",
+            description="Wait counts from so many mean requests (per share) before a party's next fair turn.",
         ),
-    ] = 1.0
+    ] = 2.0
     landmark: (
         Annotated[
             float,

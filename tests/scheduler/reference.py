@@ -60,6 +60,7 @@ class Reference:
         self.users: dict[tuple[str, str], Party] = {}
         self.tenants: dict[str, Party] = {}
         self.levels: dict[str | None, Sum] = {}
+        self.leaders: dict[str | None, Party] = {}
 
     def party(self, request: Request) -> tuple[Party, Party]:
         key = (request.ticket.tenant, request.ticket.user)
@@ -76,13 +77,16 @@ class Reference:
     def level(self, group: str | None, now: float) -> float:
         return self.levels[group].at(now) if group in self.levels else 0.0
 
-    def enqueue(self, now: float, request: Request, epoch: Epoch) -> None:
+    def enqueue(self, now: float, request: Request, epoch: Epoch, bests: tuple[Party | None, Party | None]) -> None:
+        """`bests`: the (user, tenant) that would have gone next before the request came."""
         user, tenant = self._open(request)
-        for party, group in ((user, request.ticket.tenant), (tenant, None)):
+        for party, group, best in zip((user, tenant), (request.ticket.tenant, None), bests, strict=True):
             if not party.queue and not party.running:
-                bound = (self.level(group, now) - epoch.credit) * party.share - party.usage.at(now)
+                floor = self.level(group, now) - epoch.credit
+                if best is not None:
+                    floor = min(floor, (best.usage.at(now) + best.lift.at(now)) / best.share)
                 party.lift = Sum(self.settings.half_life)
-                party.lift.add(now, max(0.0, bound))
+                party.lift.add(now, max(0.0, floor * party.share - party.usage.at(now)))
             if not party.queue:
                 party.began = now
             party.queue.append(request)
@@ -137,6 +141,7 @@ class Reference:
             if any(rival.queue for rival in rivals) and level > self.level(group, now):
                 self.levels[group] = Sum(self.settings.half_life)
                 self.levels[group].add(now, level)
+                self.leaders[group] = party
         for party in (user, tenant):
             party.usage.add(now, request.cost)
             party.running += 1
@@ -148,6 +153,9 @@ class Reference:
                 party.paid += epoch.service * (max(0.0, turns - 0.5) + min(0.0, turns + 0.5))
 
     def finish(self, now: float, request: Request, cost: float) -> None:
+        for party, group in zip(self.party(request), (request.ticket.tenant, None), strict=True):
+            if cost < request.charged and self.leaders.get(group) is party:
+                self.levels[group].add(request.started, (cost - request.charged) / party.share)
         for party in self.party(request):
             # What was charged too much is taken back as of when it was charged.
             party.usage.add(now if cost >= request.charged else request.started, cost - request.charged)
@@ -162,6 +170,7 @@ class Reference:
         for name in [name for name in self.tenants if name not in pool.tenants]:
             self._check_idle(now, self.tenants.pop(name), pool)
             self.levels.pop(name, None)
+            self.leaders.pop(name, None)
 
     def _check_idle(self, now: float, party: Party, pool: Pool) -> None:
         assert not party.queue

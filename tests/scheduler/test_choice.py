@@ -11,7 +11,7 @@ from scheduler.party import QUEUED, Request
 from scheduler.pool import Pool
 from scheduler.settings import Settings
 from scheduler.sync import SyncScheduler
-from tests.scheduler.reference import Reference
+from tests.scheduler.reference import Party, Reference
 
 OPS = ["enqueue"] * 4 + ["next"] * 4 + ["finish"] * 3 + ["cancel", "charge", "share", "slots", "wait"]
 
@@ -43,10 +43,21 @@ class Run:
         tenant, user = self.key(n)
         self.sut.set_share(tenant, user, self.shares.get((tenant, user), 1.0))
         self.sut.set_tenant_share(tenant, self.tenant_shares.get(tenant, 1.0))
+        bests = self.bests(tenant)
         request = self.sut.enqueue((tenant, user, str(n)), "m", amount, self.now)
         assert request is not None
-        self.ref.enqueue(self.now, request, self.pool.epoch)
+        self.ref.enqueue(self.now, request, self.pool.epoch, bests)
         self.waiting.append(request)
+
+    def bests(self, tenant: str) -> tuple[Party | None, Party | None]:
+        """The user of this tenant, and the tenant, that would go next; ties are the scheduler's to break."""
+        node = self.pool.tenants.get(tenant)
+        user = node.users.top() if node is not None else None
+        best = self.pool.root.top()
+        return (
+            None if user is None else self.ref.users[user.account.key],
+            None if best is None else self.ref.tenants[best.account.key[0]],
+        )
 
     def next(self, n: int, amount: float) -> None:
         pool = self.pool
