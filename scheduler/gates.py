@@ -33,6 +33,9 @@ Place = tuple[Gate, int]
 
 def best_gate(places: Sequence[Place]) -> Gate | None:
     """The gate for the next request: lowest preference, then most free slots, then as listed; None if all are full."""
+    if len(places) == 1:
+        only = places[0][0]
+        return only if only.running < only.slots else None
     best: Gate | None = None
     best_preference, best_free = 0, 0
     for gate, preference in places:

@@ -185,8 +185,10 @@ class Pool:
         """The party returns from idleness: bound how far it is ahead of those that stayed, but never put it behind the
         usage of the one that would go next."""
         account, ranking = node.account, node.ranking
-        floor = ranking.level - self.epoch.credit * self.ledger.growth(now)
         node.lift = 0.0
+        if ranking.level * account.share <= account.grown:
+            return
+        floor = ranking.level - self.epoch.credit * self.ledger.growth(now)
         if floor * account.share <= account.grown:
             return
         best = ranking.top()
