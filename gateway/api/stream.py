@@ -249,15 +249,24 @@ def _unchunked(tail: bytes) -> bytes:
     Content may look like a size line: the first letters of `data:` where a chunk ends behind them. So the first one
     counts from which each size leads to the next line, up to that of the last chunk.
     """
-    end = _BODY_END.search(tail, max(0, len(tail) - _SHORT_TRAILERS))
+    end = _last_chunk(tail)
     failed: set[int] = set()
     for line in _CHUNK_SIZE.finditer(tail):
-        if end is None or len(failed) > _MOST_LINES:
+        if end < 0 or len(failed) > _MOST_LINES:
             break
-        chunks = _chunks_between(tail, line, end.start(), failed)
+        chunks = _chunks_between(tail, line, end, failed)
         if chunks is not None:
             return tail[: line.start()] + b"".join(chunks)
     return _SIZE_LINE.sub(b"", tail)
+
+
+def _last_chunk(tail: bytes) -> int:
+    """Where the line of the last chunk begins, behind which nothing but trailers stands; -1 where there is none."""
+    lowest, at = max(0, len(tail) - _SHORT_TRAILERS), len(tail)
+    while (at := tail.rfind(b"\r\n0", lowest, at)) >= 0:
+        if _BODY_END.match(tail, at):
+            return at
+    return -1
 
 
 def _chunks_between(tail: bytes, line: re.Match[bytes], end: int, failed: set[int]) -> list[bytes] | None:

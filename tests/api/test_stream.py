@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.api.dialect import Framing
 from gateway.api.routes import Routes
-from gateway.api.stream import FrameFilter, Tap, Usage, needs_edit, usage_of_body
+from gateway.api.stream import FrameFilter, Tap, Usage, needs_edit, payload_end, usage_of_body
 from tests.api.streams import Stream, content, cuts, events, framed, lines
 
 ROUTES = Routes()
@@ -282,6 +282,13 @@ def test_noughts_in_chunks_of_a_byte_are_not_the_last_chunk() -> None:
     tap = tapped([wire[:20_000], wire[20_000:130_000], wire[130_000:]], Framing.NDJSON)
     assert tap.finish() == Usage(7, 5)
     assert tap.terminated
+
+
+def test_noughts_at_the_end_of_a_plain_answer_are_not_the_last_chunk() -> None:
+    """Nothing but lines stands behind them either."""
+    body = b'{"text":"000","done":true,"total_duration":9,"prompt_eval_count":7,"eval_count":5}'
+    wire = b"".join(chunk(body[at : at + 1]) for at in range(len(body))) + b"0\r\nX-Trailer: 0\r\n\r\n"
+    assert payload_end(b"\r\n" + wire) == body
 
 
 def test_a_tail_full_of_size_lines_takes_no_long_time() -> None:
