@@ -72,7 +72,11 @@ class Core:
     def submit(self, now: float, ticket: Ticket) -> tuple[Granted | Queued | Refused, Sequence[Decision]]:
         """Take a ticket. Returns what became of it, and decisions about other tickets that this brought about
         (an eviction, timeouts that were due). `ValueError` for NaN, an infinite cost or share."""
-        now, others = self._begin(now)
+        others: Sequence[Decision] = NOTHING
+        if self.now < now < self._due:
+            self.now = now
+        else:
+            now, others = self._begin(now)
         if not (
             0.0 <= ticket.cost <= MAX_COST
             and MIN_SHARE <= ticket.share <= MAX_SHARE
@@ -114,14 +118,20 @@ class Core:
     def release(self, now: float, number: int, cost: float) -> Sequence[Decision]:
         """The request ended and cost so much (clamped to 0..1e12; `ValueError` for NaN). 0 refunds it: it failed
         before it produced anything. An id without a slot changes nothing and is counted in `stray_releases`."""
-        if isnan(cost):
-            raise ValueError("release: cost is NaN")
-        now, others = self._begin(now)
+        if not 0.0 <= cost <= MAX_COST:
+            if isnan(cost):
+                raise ValueError("release: cost is NaN")
+            cost = min(max(cost, 0.0), MAX_COST)
+        others: Sequence[Decision] = NOTHING
+        if self.now < now < self._due:
+            self.now = now
+        else:
+            now, others = self._begin(now)
         request = self._requests.get(number)
         if request is None or request.state != RUNNING:
             self.stray_releases += 1
             return others
-        return self._finish(now, request, min(max(cost, 0.0), MAX_COST), others)
+        return self._finish(now, request, cost, others)
 
     def charge(self, now: float, number: int, extra: float) -> Sequence[Decision]:
         """A running request has outgrown its estimate by `extra` cost units. Ignored for an id without a slot;

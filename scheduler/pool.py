@@ -347,16 +347,20 @@ class Pool:
     def take(self, now: float, node: User) -> Request:
         """Dispatch the head of the party that `choose` just returned."""
         tenant, ranking, root = node.tenant, node.ranking, self.root
+        account, owner = node.owner, tenant.account
         request = node.pop()
         tenant.n -= 1
-        node.account.queued -= 1
+        account.queued -= 1
         self.queued -= 1
-        if node.n or ranking.active > 1:
-            _raise_level(ranking, node)
-        if tenant.n or root.active > 1:
-            _raise_level(root, tenant)
+        # How far the dispatched party is, while others wait: who returns from idleness is measured against it.
+        level = (account.grown + node.lift) / account.share
+        if level > ranking.level and (node.n or ranking.active > 1):
+            ranking.level, ranking.leader = level, node
+        level = (owner.grown + tenant.lift) / owner.share
+        if level > root.level and (tenant.n or root.active > 1):
+            root.level, root.leader = level, tenant
         crowd = root.shares
-        self._charge(now, request, ranking.shares * crowd / tenant.account.share, crowd)
+        self._charge(now, request, ranking.shares * crowd / owner.share, crowd)
         node.dispatched(now)
         tenant.since = tenant.began if tenant.began > tenant.paid else tenant.paid
         if node.n:
@@ -456,14 +460,6 @@ class Pool:
         if cost != request.charged:
             self.charge(now, request, cost - request.charged)
         self._advance(tenant)
-
-
-def _raise_level(ranking: Ranking[Any], node: Node) -> None:
-    """Note how far the dispatched party is, while others wait: who returns is measured against it."""
-    level = (node.account.grown + node.lift) / node.account.share
-    if level > ranking.level:
-        ranking.level = level
-        ranking.leader = node
 
 
 def _lower_level(ranking: Ranking[Any], node: Node, refund: float) -> None:
