@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.party import QUEUED, Request
 from scheduler.pool import Pool
+from scheduler.ranking import Ranking
 from scheduler.settings import Settings
 from scheduler.sync import SyncScheduler
 from tests.scheduler.reference import Party, Reference
@@ -144,6 +146,13 @@ def test_every_choice_is_the_exhaustive_one_under_any_settings(seed: int, **valu
     Run(Settings(**values), 2, 4).random_walk(seed)
 
 
+def check_complete(ranking: Ranking[Any]) -> None:
+    """Everybody who competes stands in the heap, and in the coming one unless still to be taken over."""
+    assert {entry[2] for entry in ranking.entries} >= ranking.live.keys()
+    if ranking.fresh is not None:
+        assert {entry[2] for entry in ranking.fresh} | set(ranking.source) >= ranking.live.keys()
+
+
 def test_choice_stays_exhaustive_while_many_parties_move_to_a_new_landmark() -> None:
     """Invariant 6 during the incremental rebuild: more parties than a slice, a landmark every few operations."""
     rng = random.Random(20)
@@ -155,9 +164,9 @@ def test_choice_stays_exhaustive_while_many_parties_move_to_a_new_landmark() -> 
         op = rng.choice(["enqueue", "next", "next", "finish", "finish", "cancel", "charge"])
         run.now += 0.05
         run.do(op, rng.randrange(10**6), rng.expovariate(1 / 500))
-        rebuilding += run.pool.root.fresh is not None or any(
-            tenant.users.fresh is not None for tenant in run.pool.tenants.values()
-        )
+        for ranking in run.pool.rankings():
+            rebuilding += ranking.fresh is not None
+            check_complete(ranking)
     assert run.choices > 250
     assert rebuilding > 100
 
