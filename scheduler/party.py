@@ -154,13 +154,6 @@ class User(Node):
         """Mean seconds between its dispatches while it had a queue; 0: unknown."""
         self.last = -inf
 
-    def dispatched(self, now: float) -> None:
-        """Learn the gap between own dispatches; call with `n` already lowered."""
-        if self.last != -inf:
-            gap = now - self.last
-            self.gap += (gap - self.gap) * _GAP_WEIGHT if self.gap else gap
-        self.last = now if self.n else -inf
-
     def append(self, request: Request) -> bool:
         """The request waits behind the others of its class. True if the head may have changed."""
         offset = request.ticket.class_offset
@@ -177,9 +170,13 @@ class User(Node):
         self.extra.setdefault(offset, deque()).append(request)
         return True
 
-    def pop(self) -> Request:
-        """Take the head out."""
+    def pop(self, now: float) -> Request:
+        """Take the head out, because it is dispatched; learn the gap between own dispatches."""
         self.n -= 1
+        if self.last != -inf:
+            gap = now - self.last
+            self.gap += (gap - self.gap) * _GAP_WEIGHT if self.gap else gap
+        self.last = now if self.n else -inf
         request = self.fifo.popleft()
         if self.dead:
             self._sweep()

@@ -348,7 +348,7 @@ class Pool:
         """Dispatch the head of the party that `choose` just returned."""
         tenant, ranking, root = node.tenant, node.ranking, self.root
         account, owner = node.owner, tenant.account
-        request = node.pop()
+        request = node.pop(now)
         tenant.n -= 1
         account.queued -= 1
         self.queued -= 1
@@ -361,16 +361,19 @@ class Pool:
             root.level, root.leader = level, tenant
         crowd = root.shares
         self._charge(now, request, ranking.shares * crowd / owner.share, crowd)
-        node.dispatched(now)
         tenant.since = tenant.began if tenant.began > tenant.paid else tenant.paid
-        if node.n:
+        if not node.n:
+            self._leave(node)
+        elif self.plain:
+            head = node.fifo[0]
+            node.since = head.arrival if head.arrival > node.paid else node.paid
+            node.tie = head.id
+            ranking.replace_top(node)
+        else:
             old = node.offset
             self._head(now, node)
             ranking.replace_top(node)
-            if node.offset != old:
-                self._move_class(node, old)
-        else:
-            self._leave(node)
+            self._move_class(node, old)
         if tenant.inside:
             root.replace_top(tenant)
         return request
