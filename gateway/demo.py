@@ -21,7 +21,8 @@ import httpx
 import msgspec
 
 from gateway import config as cfg
-from gateway.app import FILES_PER_STREAM, FILES_SPARE, App, serve
+from gateway.app import App, serve
+from gateway.process import FILES_PER_STREAM, FILES_SPARE
 from gateway.services.accounts import KeyTerms, create_key, create_tenant, create_user
 from gateway.store import open_store
 

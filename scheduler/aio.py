@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
+from typing import Protocol
 
 from scheduler.core import Core
 from scheduler.model import Decision, Granted, Place, Queued, Refused, Saved, Stats, Ticket
@@ -28,12 +29,33 @@ class Rejected(Exception):
         self.refused = refused
 
 
+class Slots(Protocol):
+    """Where slots are asked for. A `Scheduler`, or what stands for one in another process."""
+
+    def submit(self, ticket: Ticket) -> Lease | Waiter:
+        """See `Scheduler.submit`."""
+        ...
+
+    def close(self) -> None:
+        """See `Scheduler.close`."""
+        ...
+
+
+class Granter(Slots, Protocol):
+    """What leases and waiters tell of their end."""
+
+    def _end(self, number: int, cost: float) -> None: ...
+    def _charge(self, number: int, extra: float) -> None: ...
+    def _abandon(self, waiter: Waiter) -> None: ...
+    def position(self, number: int) -> Place | None: ...
+
+
 class Lease:
     """One slot, held from its grant until `release`; spans the whole answer, to the last byte of a stream."""
 
     __slots__ = ("_live", "_scheduler", "gate", "id", "queue_len", "rank", "usage", "waited")
 
-    def __init__(self, scheduler: Scheduler, granted: Granted) -> None:
+    def __init__(self, scheduler: Granter, granted: Granted) -> None:
         self._scheduler = scheduler
         self._live = True
         self.id = granted.id
@@ -75,7 +97,7 @@ class Waiter:
 
     __slots__ = ("_scheduler", "future", "id", "queue_len", "rank")
 
-    def __init__(self, scheduler: Scheduler, queued: Queued, future: asyncio.Future[Lease]) -> None:
+    def __init__(self, scheduler: Granter, queued: Queued, future: asyncio.Future[Lease]) -> None:
         self._scheduler = scheduler
         self.future = future
         self.id = queued.id

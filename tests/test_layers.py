@@ -36,7 +36,7 @@ ROW: list[tuple[str, tuple[str, ...]]] = [
     ("services", ("gateway.services",)),
     ("flow", ("gateway.flow",)),
     ("admin", ("gateway.admin",)),
-    ("app", ("gateway.app",)),
+    ("app", ("gateway.app", "gateway.hub", "gateway.plane", "gateway.process")),
     ("commands", ("gateway.demo", "gateway.commands", "gateway.cli", "gateway.__main__")),
 ]
 

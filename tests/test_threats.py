@@ -10,12 +10,12 @@ import msgspec
 import pytest
 
 from gateway import config
-from gateway.app import tls_context
 from gateway.errors import RateLimited
 from gateway.flow import fields
 from gateway.flow.peer import client_ip_of
 from gateway.http1.message import RequestHead
 from gateway.http1.wire import RequestReader, WireLimits
+from gateway.plane import tls_context
 from gateway.services.audit import AuditRecord
 from gateway.services.backends import BackendService
 from gateway.services.catalogue import Backend
@@ -63,7 +63,7 @@ def test_tls_is_1_2_or_newer(tmp_path: Path) -> None:
     """S-N5, H12. An unusable certificate is a sentence at start, not a traceback."""
     with pytest.raises(config.ConfigError, match="tls"):
         tls_context(config.Tls(cert=str(tmp_path / "none.pem"), key=str(tmp_path / "none.key")))
-    source = (ROOT / "gateway/app.py").read_text(encoding="utf-8")
+    source = (ROOT / "gateway/plane.py").read_text(encoding="utf-8")
     assert f"minimum_version = ssl.TLSVersion.{ssl.TLSVersion.TLSv1_2.name}" in source
 
 

@@ -17,8 +17,9 @@ import msgspec
 import yaml
 
 from gateway import config as cfg
-from gateway.app import FILES_PER_STREAM, FILES_SPARE, tls_context
 from gateway.commands.common import Commands, json_option, show_json
+from gateway.plane import tls_context
+from gateway.process import FILES_PER_STREAM, FILES_SPARE
 from gateway.services import checkup, x509
 from gateway.services.checkup import Finding
 from gateway.services.discovery import LookFailed, client, look

@@ -5,7 +5,7 @@ None (or zero) until then; a phase may rely on those before it, only `settle` an
 `Runtime` is frozen: one generation of configuration and service handles.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +17,19 @@ from gateway.api.stream import Usage
 from gateway.config import Config
 from gateway.errors import GatewayError
 from gateway.flow.cors import Cors
-from gateway.flow.ledger import Ledger
+from gateway.flow.ledger import Ledger, Waiting
 from gateway.flow.names import Names
 from gateway.http1.client import Pool, UpstreamConnection
 from gateway.http1.message import RequestHead, ResponseHead
 from gateway.http1.server import Connection
 from gateway.services.acting import EndUsers
 from gateway.services.audit import AuditService
-from gateway.services.backends import Backend, BackendService, Route
+from gateway.services.backends import Backend, Backends, Route
 from gateway.services.keys import KeyService, Principal
-from gateway.services.limits import LimitService, Reservation
+from gateway.services.limits import Quota, Reservation
 from gateway.services.metrics import Metrics
 from gateway.services.usage import UsageService
-from scheduler.aio import Lease, Scheduler, Waiter
+from scheduler.aio import Lease, Slots, Waiter
 from scheduler.estimate import Estimator
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ class Runtime(msgspec.Struct, frozen=True):
     routes: Routes
     keys: KeyService
     end_users: EndUsers
-    limits: LimitService
-    backends: BackendService
-    scheduler: Scheduler
+    limits: Quota
+    backends: Backends
+    scheduler: Slots
     estimator: Estimator
     pools: Mapping[str, Pool]
     audit: AuditService
@@ -68,6 +68,8 @@ class Runtime(msgspec.Struct, frozen=True):
     wall: Callable[[], float]
     """Seconds since the epoch."""
     ready: Callable[[], bool]
+    waiting: Callable[[str], Awaitable[Sequence[Waiting]]]
+    """Key -> its requests that wait for a slot, in every process."""
     cors: Cors
     names: Names
     client_ip: Callable[[str, RequestHead], str]

@@ -19,6 +19,17 @@ class LedgerStats(msgspec.Struct, frozen=True):
     waiting: int
 
 
+class Waiting(msgspec.Struct, frozen=True):
+    """One request that waits for a slot: `position` requests go first and it takes `estimate` seconds more, both
+    "about" and free to rise (a priority queue). `since` in Unix seconds."""
+
+    id: str
+    model: str
+    position: int
+    estimate: float
+    since: float
+
+
 class Ledger:
     """Bounds of the process (H3) and the view behind `GET /api/queue`."""
 
@@ -77,6 +88,13 @@ class Ledger:
     def waiting(self, key: str) -> "list[Exchange]":
         """The requests of `key` that wait for a slot, oldest first."""
         return list(self._waiting.get(key, {}))
+
+    def places(self, key: str) -> list[Waiting]:
+        """The same, with where each stands now."""
+        stands = ((x, x.waiter.position()) for x in self.waiting(key) if x.waiter is not None)
+        return [
+            Waiting(x.id, x.route.model, place.ahead, place.estimate, x.started_wall) for x, place in stands if place
+        ]
 
     def stats(self) -> LedgerStats:
         waiting = sum(len(mine) for mine in self._waiting.values())

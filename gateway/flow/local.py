@@ -87,21 +87,18 @@ def _readyz(x: Exchange, rt: Runtime) -> Answer:
     return (200, TEXT, b"ready\n") if rt.ready() else (503, TEXT, b"not ready\n")
 
 
-def _queue(x: Exchange, rt: Runtime) -> Answer:
+async def _queue(x: Exchange, rt: Runtime) -> Answer:
     """The caller's own waiting requests: position and time are "about", and may rise (a priority queue)."""
-    rows = []
-    for other in rt.ledger.waiting(x.principal.key):
-        place = other.waiter.position() if other.waiter is not None else None
-        if place is not None:
-            rows.append(
-                {
-                    "id": other.id,
-                    "model": other.route.model,
-                    "position": place.ahead,
-                    "estimate_s": round(place.estimate, 1),
-                    "since": round(other.started_wall, 3),
-                }
-            )
+    rows = [
+        {
+            "id": place.id,
+            "model": place.model,
+            "position": place.position,
+            "estimate_s": round(place.estimate, 1),
+            "since": round(place.since, 3),
+        }
+        for place in await rt.waiting(x.principal.key)
+    ]
     return 200, fields.JSON, msgspec.json.encode({"waiting": rows})
 
 
@@ -134,8 +131,7 @@ LOCALS: dict[str, Callable[[Exchange, Runtime], Answer]] = {
     "version": _version,
     "healthz": _healthz,
     "readyz": _readyz,
-    "queue": _queue,
     "playground": _playground,
     "preflight": _preflight,
 }
-WAITING: dict[str, Callable[[Exchange, Runtime], Awaitable[Answer]]] = {"usage": _usage}
+WAITING: dict[str, Callable[[Exchange, Runtime], Awaitable[Answer]]] = {"queue": _queue, "usage": _usage}

@@ -9,7 +9,7 @@ from gateway.api.dialect import Kind
 from gateway.api.stream import Usage
 from gateway.flow.exchange import Exchange, Outcome, Runtime
 from gateway.services.keys import Principal
-from gateway.services.limits import LimitService, Shown
+from gateway.services.limits import Quota, Shown
 from gateway.services.meters import duration
 
 GENERATIONS = frozenset({Kind.CHAT, Kind.COMPLETION, Kind.RESPONSES})
@@ -65,7 +65,7 @@ def _tokens(x: Exchange, rt: Runtime, usage: Usage) -> int:
     return prompt + usage.completion_tokens
 
 
-def limit_fields(limits: LimitService, principal: Principal, now: float) -> bytes:
+def limit_fields(limits: Quota, principal: Principal, now: float) -> bytes:
     """OpenAI's six fields, of the limit with the least left; of tokens the rate, else the budget."""
     requests, tokens = limits.shown(principal)
     return _fields(b"requests", requests, now) + _fields(b"tokens", tokens, now)

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import anyio
 import httpx
@@ -24,7 +24,7 @@ from gateway.services.catalogue import Backend, Catalogue, Pools, Route, Terms, 
 from gateway.services.discovery import LookFailed, Sighting
 from scheduler.aimd import Aimd
 
-__all__ = ["FAILURES", "Backend", "BackendService", "BackendStats", "Failure", "Route", "Terms", "Topology"]
+__all__ = ["FAILURES", "Backend", "BackendService", "BackendStats", "Backends", "Failure", "Route", "Terms", "Topology"]
 
 log = logging.getLogger("gateway.backends")
 
@@ -62,6 +62,19 @@ class BackendStats(msgspec.Struct, frozen=True):
     last_seen: float | None
     version: str
     failure: str
+
+
+class Backends(Protocol):
+    """What requests read of the backends, and tell of them: see `BackendService`."""
+
+    def route(self, model: str, dialect: str, kind: str) -> Route | None: ...
+    def backend(self, name: str) -> Backend: ...
+    def models(self) -> Sequence[ModelInfo]: ...
+    def loaded(self) -> frozenset[str]: ...
+    def stats(self) -> "Sequence[BackendStats]": ...
+    def succeeded(self, name: str) -> None: ...
+    def failed(self, name: str, kind: Failure) -> None: ...
+    def measured(self, name: str, tpot: float, started: float, now: float) -> None: ...
 
 
 class _Watched:

@@ -40,7 +40,18 @@ ATTEMPTS = 8
 """Rounds with a lender, after each of which others may have taken what came; two or three suffice by far."""
 
 Meter = Bucket | Gauge | Budget | SharedBucket | SharedGauge
-Shown = tuple[Bucket | SharedBucket | Budget, ...]
+
+
+class Reading(Protocol):
+    """What the limit fields tell of one limit (A10): most, what is left, seconds until it is whole again."""
+
+    most: int
+
+    def remaining(self, now: float) -> int: ...
+    def reset(self, now: float) -> float: ...
+
+
+Shown = tuple[Reading, ...]
 
 
 class Limited(Protocol):
@@ -52,6 +63,17 @@ class Limited(Protocol):
     def user(self) -> str: ...
     @property
     def limits(self) -> tuple[Scoped, ...]: ...
+
+
+class Quota(Protocol):
+    """Where requests meet their limits: see `LimitService`, or what stands for it in another process."""
+
+    pace: Pace
+
+    async def acquire(self, principal: Limited, tokens: int, gpu_seconds: float) -> "Reservation": ...
+    def settle(self, reservation: "Reservation", tokens: int, gpu_seconds: float) -> None: ...
+    def forget(self, reservation: "Reservation") -> None: ...
+    def shown(self, principal: Limited) -> "tuple[Shown, Shown]": ...
 
 
 class Reservation:

@@ -1,0 +1,109 @@
+"""What there is one of, however many processes serve: the queue and its slots, limits, the watch over backends.
+
+Owns the order in which discovery and breakers reach the scheduler. Must not know requests or sockets. A gateway of one
+process has its hub beside its data plane; with several workers the hub lives in their parent, and each worker has a
+`services.remote.RemoteHub` in its place.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import anyio
+from anyio.abc import TaskGroup
+
+from gateway.config import Config
+from gateway.services.backends import BackendService, Topology
+from gateway.services.limits import LimitService
+from gateway.services.operations import Operations
+from gateway.services.shared import SharedCounts, shared_lender
+from gateway.store import Store
+from scheduler.aio import Scheduler
+from scheduler.estimate import Estimator
+
+
+class LocalHub:
+    """`on_change` is called after the scheduler was told of a new topology; not before `run`."""
+
+    def __init__(self, config: Config, store: Store, on_change: Callable[[Topology], None]) -> None:
+        self._on_change = on_change
+        self.shared = SharedCounts(config.shared, config.limits, clock=time.monotonic) if config.shared else None
+        lender = shared_lender(self.shared, config.limits, time.monotonic) if self.shared is not None else None
+        self.limits = LimitService(store, config.limits, shared=lender)
+        self.scheduler = Scheduler(config.scheduling)
+        self.estimator = Estimator(config.scheduling)
+        self.operations = Operations(
+            store, self.scheduler, self.estimator, config.scheduling, clock=asyncio.get_running_loop().time
+        )
+        self.backends = self._make_backends(config, None)
+        self._watching = anyio.CancelScope()
+        self._services: TaskGroup
+        self._queues: set[str] = set()
+        self._gates: set[str] = set()
+
+    def _make_backends(self, config: Config, previous: BackendService | None) -> BackendService:
+        return BackendService(
+            config.backends,
+            config.discovery,
+            config.upstream,
+            config.models,
+            clock=time.monotonic,
+            on_change=self._rewire,
+            previous=previous,
+        )
+
+    def _rewire(self, topology: Topology) -> None:
+        """Discovery or a breaker changed something: tell the scheduler, in one turn of the loop."""
+        scheduler = self.scheduler
+        for gate, slots in topology.gates.items():
+            scheduler.set_gate(gate, slots)
+        for pool, gates in topology.pools.items():
+            scheduler.set_pool(pool, gates)
+        for pool in self._queues - topology.pools.keys():
+            scheduler.remove_pool(pool)
+        for gate in self._gates - topology.gates.keys():
+            scheduler.remove_gate(gate)
+        self._queues, self._gates = set(topology.pools), set(topology.gates)
+        self._on_change(topology)
+
+    def prepare(self, config: Config) -> tuple[BackendService, Callable[[], None]]:
+        """A new configuration's backends, and what puts it in force. Raises what a section may be wrong with."""
+        backends = self._make_backends(config, self.backends)
+
+        def adopt() -> None:
+            self.backends = backends
+            self.operations.rebase(config.scheduling)
+            self._watch()
+            self._rewire(backends.topology)
+
+        return backends, adopt
+
+    def _watch(self) -> None:
+        """Watch the backends of this generation, and no longer those of the one before."""
+        self._watching.cancel()
+        self._watching = scope = anyio.CancelScope()
+        backends = self.backends
+
+        async def watch() -> None:
+            with scope:
+                await backends.run()
+
+        self._services.start_soon(watch)
+
+    async def start(self) -> None:
+        """Begin to lend; take back what the run before learned. Raises StoreError."""
+        self.limits.start()
+        await self.operations.start()
+
+    def run(self, group: TaskGroup) -> None:
+        """Watch backends and settings until the group is cancelled."""
+        group.start_soon(self.operations.run)
+        self._services = group
+        self._watch()
+
+    async def close(self) -> None:
+        """Save fair use, give back what is on lease. Requests have ended."""
+        await self.operations.close()
+        await self.limits.close()
+        if self.shared is not None:
+            await self.shared.close()

@@ -1,0 +1,247 @@
+"""The data plane of one process: what serves requests, and the order of its start, reload, drain and stop.
+
+`Plane` owns what outlives a configuration (sockets, pools, keys, audit, metrics); a `Runtime` is one generation of the
+rest. A reload builds a whole new generation first; whatever fails leaves the old one in force. Queue, limits and
+backends come from the `Hub`, which may be in another process. Knows no request.
+"""
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from gateway import config as cfg
+from gateway.api.routes import Routes
+from gateway.config import Config, parse_listen
+from gateway.flow.cors import Cors
+from gateway.flow.exchange import Runtime
+from gateway.flow.fields import forget_request_heads
+from gateway.flow.ledger import Ledger, Waiting
+from gateway.flow.names import Names
+from gateway.flow.peer import client_ip_of
+from gateway.flow.phases import Phases
+from gateway.http1.client import Address, Pool
+from gateway.http1.server import HttpServer
+from gateway.services.acting import EndUsers
+from gateway.services.audit import AuditService
+from gateway.services.backends import Backends
+from gateway.services.keys import KeyService
+from gateway.services.limits import Quota
+from gateway.services.metrics import Metrics
+from gateway.services.usage import UsageService
+from gateway.store import Store
+from scheduler.aio import Slots
+from scheduler.estimate import Estimator
+
+log = logging.getLogger("fairgate.app")
+
+# Seconds an idle connection is kept: shorter than the engine keeps it (llama.cpp and uvicorn close after 5 s).
+IDLE_EXPIRY = {"ollama": 60.0}
+IDLE_EXPIRY_DEFAULT = 4.0
+
+P = TypeVar("P", bound="Plane")
+
+
+class Hub(Protocol):
+    """What there is one of, however many processes serve: this process's own, or at the other end of a channel."""
+
+    @property
+    def scheduler(self) -> Slots: ...
+    @property
+    def estimator(self) -> Estimator: ...
+    @property
+    def limits(self) -> Quota: ...
+    @property
+    def backends(self) -> Backends: ...
+
+    def prepare(self, config: Config) -> tuple[Any, Callable[[], None]]:
+        """The `Backends` of a new configuration, and what puts it in force."""
+        ...
+
+    async def start(self) -> None: ...
+    def run(self, group: TaskGroup) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Plane:
+    """The running data plane. `runtime` is the current generation."""
+
+    def __init__(self, config: Config, store: Store, hub: Hub) -> None:
+        self.config = config
+        self.store = store
+        self.hub = hub
+        self.keys = KeyService(store, config.identity)
+        self.end_users = EndUsers(store, self.keys, config.identity)
+        self.audit = AuditService(store, config.audit)
+        self.usage = UsageService(store)
+        self.routes = Routes()
+        self.metrics = metrics_of(self.routes)
+        self.ledger = Ledger(config.caps.bodies_bytes)
+        self.pools: dict[str, Pool] = {}
+        self.draining = False
+        self.tls: ssl.SSLContext | None = None
+        self.pools = self._pools_for(config)
+        self.runtime = self._generation(config, hub.backends, self.pools)
+        self.phases = Phases(self.runtime)
+        self.server = HttpServer(self.phases, config.caps, config.timeouts)
+        self.port = 0
+        self.loop_lag = 0.0
+
+    # ---- building a generation
+
+    def _pools_for(self, config: Config) -> dict[str, Pool]:
+        """Connections to an address that did not change are kept, the others end with their exchange."""
+        pools = dict(self.pools)
+        for section in config.backends:
+            known = self.pools.get(section.name)
+            if known is None or known.address != address_of(section):
+                pools[section.name] = Pool(address_of(section), IDLE_EXPIRY.get(section.engine, IDLE_EXPIRY_DEFAULT))
+        return pools
+
+    def _generation(self, config: Config, backends: Backends, pools: dict[str, Pool]) -> Runtime:
+        return Runtime(
+            config=config,
+            routes=self.routes,
+            keys=self.keys,
+            end_users=self.end_users,
+            limits=self.hub.limits,
+            backends=backends,
+            scheduler=self.hub.scheduler,
+            estimator=self.hub.estimator,
+            pools=pools,
+            audit=self.audit,
+            usage=self.usage,
+            metrics=self.metrics,
+            ledger=self.ledger,
+            now=time.monotonic,
+            wall=time.time,
+            ready=self.ready,
+            waiting=self.waiting,
+            cors=Cors(config.cors, hsts=config.hsts or config.tls is not None),
+            names=Names(config.aliases, config.categories),
+            client_ip=client_ip_of(config.trusted_proxies),
+        )
+
+    def ready(self) -> bool:
+        """Whether a request sent now has a chance (O1)."""
+        return not self.draining and not self.audit.full and bool(self.hub.backends.models())
+
+    async def waiting(self, key: str) -> Sequence[Waiting]:
+        """Who of `key` waits for a slot, oldest first."""
+        return self.ledger.places(key)
+
+    def prepare(self, config: Config) -> Callable[[], None]:
+        """What puts a new configuration in force, in one turn of the loop. Raises, and changes nothing: all that can
+        fail is built here."""
+        certificate = tls_context(config.tls)  # a certificate that does not load must not take the old one's place
+        backends, adopt = self.hub.prepare(config)
+        pools = self._pools_for(config)
+        runtime = self._generation(config, backends, pools)
+
+        def commit() -> None:
+            if self.tls is not None and certificate is not None and config.tls is not None:
+                self.tls.load_cert_chain(config.tls.cert, config.tls.key)
+            for name, old in self.pools.items():
+                if pools[name] is not old:
+                    old.retire()
+            self.config, self.pools = config, pools
+            self.runtime = self.phases.runtime = runtime
+            self.ledger.body_limit = config.caps.bodies_bytes
+            self.server.retune(config.caps, config.timeouts)
+            forget_request_heads()
+            adopt()
+
+        return commit
+
+    # ---- running
+
+    @asynccontextmanager
+    async def running(self: P) -> AsyncIterator[P]:
+        """Everything started; on exit everything stopped, audit flushed. Does not drain."""
+        await self.keys.start()
+        await self.hub.start()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.audit.run)
+            self.hub.run(group)
+            group.start_soon(self._tick)
+            await self._listen()
+            try:
+                yield self
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._stop()
+                group.cancel_scope.cancel()
+
+    async def _listen(self) -> None:
+        host, port = parse_listen(self.config.listen)
+        self.tls = tls_context(self.config.tls)
+        self.port = await self.server.listen(host, port, self.tls, reuse_port=self.config.reuse_port)
+
+    async def _stop(self) -> None:
+        self.server.close()
+        self.hub.scheduler.close()
+        for pool in self.pools.values():
+            pool.close()
+        await asyncio.sleep(0)  # connections closed above settle their requests in this turn
+        await self.audit.close()
+        await self.usage.close()
+        await self.hub.close()
+        await self.keys.close()
+
+    async def _tick(self) -> None:
+        """The slow clock: timers of upstream connections, and how late the loop runs."""
+        shortest = min(v for v in msgspec.structs.astuple(self.config.upstream) if isinstance(v, float))
+        interval = max(0.01, min(1.0, shortest / 4))
+        while True:
+            expected = time.monotonic() + interval
+            await asyncio.sleep(interval)
+            self.loop_lag = max(0.0, time.monotonic() - expected)
+            self.metrics.observe_loop_lag(self.loop_lag)
+            now = asyncio.get_running_loop().time()
+            for pool in self.pools.values():
+                pool.sweep(now)
+
+    async def drain(self) -> None:
+        """Refuse new requests, let what runs finish (H13)."""
+        self.draining = True
+        whole = await self.server.drain(self.config.timeouts.drain)
+        log.info("drained" if whole else "drain deadline passed: cutting what still runs")
+
+
+def metrics_of(routes: Routes) -> Metrics:
+    """Counters whose labels are these routes and their dialects."""
+    dialects = {row.dialect.name for row in routes.rows}
+    return Metrics(dialects=dialects, routes={row.path for row in routes.rows}, clock=time.monotonic)
+
+
+def address_of(section: cfg.Backend) -> Address:
+    """Where a backend's connections go."""
+    split = urlsplit(section.url)
+    host = split.hostname or ""
+    tls = split.scheme == "https"
+    return Address(host, split.port or (443 if tls else 80), tls, section.ca)
+
+
+def tls_context(tls: cfg.Tls | None) -> ssl.SSLContext | None:
+    """TLS 1.2+ for a listener (H12). Raises ConfigError."""
+    if tls is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(tls.cert, tls.key)
+        if tls.client_ca:
+            context.load_verify_locations(tls.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as err:
+        raise cfg.ConfigError(f"tls: {err}") from err
+    return context

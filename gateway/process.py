@@ -1,0 +1,58 @@
+"""What every process of the gateway sets up for itself: open files, garbage collection, signals. Knows no service."""
+
+import asyncio
+import gc
+import logging
+import resource
+import signal
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+log = logging.getLogger("fairgate.app")
+
+GC_THRESHOLDS = (50_000, 20, 50)  # requests make no cycles; a full collection stalls every stream (performance.md 6)
+FILES_PER_STREAM = 2
+FILES_SPARE = 256
+
+
+def raise_file_limit(connections: int) -> None:
+    """Allow two descriptors a stream; say so clearly when the system does not."""
+    wanted = connections * FILES_PER_STREAM + FILES_SPARE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= wanted:
+        return
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        log.warning("open-file limit too low for caps.connections", extra={"limit": most, "wanted": wanted})
+
+
+def settle_garbage() -> None:
+    """What was made up to now stays: keep it out of collections, and have those rarely."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+def on_signals() -> asyncio.Event:
+    """Set by the next SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def unless_second_signal(drain: Callable[[], Awaitable[None]]) -> None:
+    """Drain; a second signal ends it at once (H13)."""
+    again = on_signals()
+    async with anyio.create_task_group() as group:
+
+        async def cut() -> None:
+            await again.wait()
+            group.cancel_scope.cancel()
+
+        group.start_soon(cut)
+        await drain()
+        group.cancel_scope.cancel()
