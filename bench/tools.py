@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 OUT = HERE / "out"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fairgate-bench"
+"""What registries gave, kept from run to run."""
 SOURCES = HERE / "load"
 
 

@@ -1,20 +1,19 @@
-"""Micro timings of `gateway.api`: body read and edit, stream tap and filter, error rendering.
+"""Pieces of `gateway.api`: body read and edit, stream tap and filter, error rendering.
 
-`python bench/micro/api.py` prints microseconds per call, the best of several rounds: what the code costs, not what the
-machine's neighbours cost.
+Names and calls only; `bench/micro/__main__.py` times them.
 """
 
 import json
-import timeit
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from gateway.api.dialect import Endpoint, Framing
 from gateway.api.routes import Routes
 from gateway.api.stream import FrameFilter, Tap, needs_edit, usage_of_body
 from gateway.errors import QueueFull
 
-ROUNDS = 200
-ROUND_SECONDS = 0.0005
+Named = tuple[str, Callable[[], object]]
+
 ROUTES = Routes()
 OPENAI = ROUTES.match("POST", "/v1/chat/completions")
 OLLAMA = ROUTES.match("POST", "/api/chat")
@@ -51,16 +50,7 @@ def chat(size: int, turns: int = 1, *, compact: bool = True, **more: object) -> 
     return json.dumps(value, separators=(",", ":") if compact else None).encode()
 
 
-def best(call: Callable[[], object]) -> float:
-    """Microseconds per call, the best of many short rounds: most of them fall between two disturbances."""
-    timer = timeit.Timer(call)
-    loops = 1
-    while timer.timeit(loops) < ROUND_SECONDS:
-        loops *= 2
-    return min(timer.repeat(ROUNDS, loops)) / loops * 1e6
-
-
-def bodies() -> Iterator[tuple[str, float]]:
+def bodies() -> Iterator[Named]:
     """Reading and editing."""
     shapes: list[tuple[str, Endpoint, bytes]] = [
         ("openai 1 KB, stream", OPENAI, chat(1024, stream=True, max_tokens=256)),
@@ -73,55 +63,51 @@ def bodies() -> Iterator[tuple[str, float]]:
     for name, endpoint, body in shapes:
         dialect = endpoint.dialect
         ask = dialect.read(endpoint, body)
-        yield f"read {name}", best(lambda e=endpoint, b=body, d=dialect: d.read(e, b))
+        yield f"read {name}", partial(dialect.read, endpoint, body)
         for what, model, cap in (("insert", ask.model, 4096), ("replace", "served", 128)):
-            call = lambda e=endpoint, b=body, d=dialect, a=ask, m=model, c=cap: d.edit(  # noqa: E731
-                e, b, a, model=m, cap=c, engine="ollama"
-            )
-            yield f"edit {name}: {what}", best(call)
+            call = partial(dialect.edit, endpoint, body, ask, model=model, cap=cap, engine="ollama")
+            yield f"edit {name}: {what}", call
     body = chat(1024, max_tokens=256)
     ask = OPENAI.dialect.read(OPENAI, body)
-    edit = OPENAI.dialect.edit
-    yield (
-        "edit openai 1 KB: nothing to do",
-        best(lambda: edit(OPENAI, body, ask, model=ask.model, cap=4096, engine="vllm")),
-    )
+    call = partial(OPENAI.dialect.edit, OPENAI, body, ask, model=ask.model, cap=4096, engine="vllm")
+    yield "edit openai 1 KB: nothing to do", call
 
 
-def streams() -> Iterator[tuple[str, float]]:
+def streams() -> Iterator[Named]:
     """What a frame costs, and the end of a stream."""
     for name, framing, frame, tail in (
         ("SSE", Framing.SSE, chunk(FRAME), [chunk(EXTRA), chunk(b"data: [DONE]\n\n"), b"0\r\n\r\n"]),
         ("NDJSON", Framing.NDJSON, chunk(LINE), [chunk(LAST_LINE), b"0\r\n\r\n"]),
     ):
-        tap = Tap(framing)
-        yield f"tap.feed {name}, {len(frame)} B", best(lambda t=tap, f=frame: t.feed(f))
+        yield f"tap.feed {name}", partial(Tap(framing).feed, frame)
+        ended = Tap(framing)
         for part in tail:
-            tap.feed(part)
-        yield f"tap.finish {name}", best(tap.finish)
-        yield f"tap built {name}", best(lambda f=framing: Tap(f))
+            ended.feed(part)
+        yield f"tap.finish {name}", ended.finish
+        yield f"tap built {name}", partial(Tap, framing)
     frame = chunk(FRAME)
     frames = FrameFilter()
-    yield "needs_edit, one frame", best(lambda: needs_edit(frame))
-    yield "filter.feed, one frame", best(lambda: frames.feed(FRAME))
-    yield "filter.feed, the extra frame", best(lambda: frames.feed(EXTRA))
+    yield "needs_edit, one frame", partial(needs_edit, frame)
+    yield "filter.feed, one frame", partial(frames.feed, FRAME)
+    yield "filter.feed, the extra frame", partial(frames.feed, EXTRA)
     answer = b'{"id":"x","choices":[{"message":{"content":"%b"}}],"usage":{"prompt_tokens":1,"completion_tokens":2}}'
-    yield "usage_of_body 1 KB", best(lambda: usage_of_body(OPENAI, answer % (b"x" * 1000)))
-    yield "usage_of_body 100 KB", best(lambda: usage_of_body(OPENAI, answer % (b"x" * 100_000)))
+    yield "usage_of_body 1 KB", partial(usage_of_body, OPENAI, answer % (b"x" * 1000))
+    yield "usage_of_body 100 KB", partial(usage_of_body, OPENAI, answer % (b"x" * 100_000))
 
 
-def rest() -> Iterator[tuple[str, float]]:
+def rest() -> Iterator[Named]:
     """Routes and errors."""
     err = QueueFull("The queue of this model is full.", retry_after=2.0, ahead=30, estimate=12.0)
     for endpoint in (OPENAI, OLLAMA):
         dialect = endpoint.dialect
-        yield f"error {dialect.name}", best(lambda d=dialect: d.error(err, "0f-1"))
-        yield f"stream_error {dialect.name}", best(lambda d=dialect: d.stream_error(err, "0f-1"))
-    yield "match exact", best(lambda: ROUTES.match("POST", "/v1/chat/completions"))
-    yield "match prefix", best(lambda: ROUTES.match("GET", "/v1/models/org/name:8b"))
+        yield f"error {dialect.name}", partial(dialect.error, err, "0f-1")
+        yield f"stream_error {dialect.name}", partial(dialect.stream_error, err, "0f-1")
+    yield "match exact", lambda: ROUTES.match("POST", "/v1/chat/completions")
+    yield "match prefix", lambda: ROUTES.match("GET", "/v1/models/org/name:8b")
 
 
-if __name__ == "__main__":
-    for part in (bodies, streams, rest):
-        for label, micros in part():
-            print(f"{micros:9.2f} us  {label}")
+def parts() -> Iterator[Named]:
+    """All of them."""
+    yield from bodies()
+    yield from streams()
+    yield from rest()

@@ -5,7 +5,8 @@ switched on only around the measured loops, and prints instructions per exchange
 request bytes in -> engine bytes out, engine bytes in -> client bytes out and the audit record spooled. System calls
 count as the one instruction that enters the kernel; other threads (audit shipping, SQLite) are left out.
 
-`--save FILE` keeps the figures as JSON, `--against FILE` compares and fails where one is more than 10 % worse.
+Behind them stand the watched parts one by one (`parts`). `--save FILE` keeps the figures as JSON, `--against FILE`
+compares and fails where one is more than 10 % worse.
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
-import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -27,13 +26,15 @@ from pathlib import Path
 
 import uvloop
 
+from bench.micro.compare import Figures, conclude, options
+from bench.micro.parts import Part, parts
 from bench.micro.rig import ANSWER, BODY, FRAME, QUIET, STREAM_END, STREAM_HEAD, Rig, rig
 from gateway.app import GC_THRESHOLDS
 
 PAIRS = 20
 WARM_UP, STEPS = 20, 20  # rounds of PAIRS exchanges
 FRAMES = 50
-WORSE = 1.10
+CALLS, BEFORE = 20, 5  # of each watched part: counted, and not counted
 LAST = b"0\r\n\r\n"
 SWITCH = """\
 #include <valgrind/callgrind.h>
@@ -70,7 +71,12 @@ async def child(library: Path) -> None:
     """Run every part, each counted on its own."""
     counter = Counter(library)
     async with rig(PAIRS, audit=QUIET) as made:
-        requests = {"1k": made.request(900), "32k": made.request(32_000), "stream": made.request(900, stream=True)}
+        requests = {
+            "1k": made.request(900),
+            "32k": made.request(32_000),
+            "unlimited": made.request(900, key=made.unlimited),
+            "stream": made.request(900, stream=True),
+        }
         for request in requests.values():
             for _ in range(WARM_UP):
                 await _plain(made, request)
@@ -82,9 +88,11 @@ async def child(library: Path) -> None:
             with counter.counting():
                 pass
         counter.dump("nothing")
-        for name in ("1k", "32k"):
+        for name in ("1k", "32k", "unlimited"):
             await _exchanges(made, counter, name, requests[name])
         await _streams(made, counter, requests["stream"])
+        for part in parts(Rig(made.gateway, 1)):
+            _part(counter, part)
 
 
 async def _plain(made: Rig, request: bytes) -> None:
@@ -136,10 +144,18 @@ async def _streams(made: Rig, counter: Counter, request: bytes) -> None:
     made.check(LAST)
 
 
+def _part(counter: Counter, part: Part) -> None:
+    for number in range(BEFORE + CALLS):
+        part.prepare()
+        with counter.counting() if number >= BEFORE else contextlib.nullcontext():
+            part.call()
+    counter.dump(f"part: {part.name}")
+
+
 # ---- above valgrind
 
 
-def count() -> dict[str, float]:
+def count() -> Figures:
     """Instructions per unit of every part. Raises RuntimeError without valgrind or compiler, or if the run fails."""
     for tool in ("valgrind", "cc"):
         if shutil.which(tool) is None:
@@ -161,7 +177,7 @@ def count() -> dict[str, float]:
 def _dumps(folder: Path) -> dict[str, int]:
     """Name of a dump -> instructions of the loop's thread in it."""
     found = {}
-    for path in folder.glob("out.*"):
+    for path in sorted(folder.glob("out.*"), key=lambda path: int(path.suffix[1:])):
         lines = path.read_text(errors="replace").splitlines()
         name = next((line.partition("Client Request: ")[2] for line in lines if "Client Request: " in line), "")
         total = next((line.split()[1] for line in lines if line.startswith(("totals:", "summary:"))), "0")
@@ -172,33 +188,24 @@ def _dumps(folder: Path) -> dict[str, int]:
 
 def _figures(dumps: dict[str, int]) -> Iterator[tuple[str, float]]:
     """Per unit, without what the switch itself costs."""
-    for name in ("exchange-1k", "request-1k", "answer-1k", "exchange-32k", "request-32k", "answer-32k", "stream"):
+    wholes = [name for name in dumps if name.startswith(("exchange", "request", "answer", "stream"))]
+    for name in wholes:
         yield name, (dumps[name] - dumps["nothing"]) / (STEPS * PAIRS)
     yield "frame", dumps["frame"] / (FRAMES * PAIRS)
+    switch = dumps["nothing"] / STEPS
+    for name, total in dumps.items():
+        if name.startswith("part: "):
+            yield name.removeprefix("part: "), total / CALLS - switch
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = options(__doc__.partition("\n")[0])
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--save", type=Path, help="keep the figures here (JSON)")
-    parser.add_argument("--against", type=Path, help="compare with figures kept before")
     given = parser.parse_args()
     if given.child:
         uvloop.run(child(given.child))
         return 0
-    figures = count()
-    before = json.loads(given.against.read_text())["instructions"] if given.against else {}
-    print(f"instructions per unit, CPython {platform.python_version()}")
-    worse = False
-    for name, figure in figures.items():
-        ratio = figure / before[name] if name in before else 1.0
-        worse |= ratio > WORSE
-        compared = f"  {ratio:6.3f} x before" + (" WORSE" if ratio > WORSE else "") if name in before else ""
-        print(f"{figure:12,.0f}  {name}{compared}")
-    if given.save:
-        kept = {"python": platform.python_version(), "instructions": {k: round(v) for k, v in figures.items()}}
-        given.save.write_text(json.dumps(kept, indent=1) + "\n")
-    return 1 if worse else 0
+    return conclude(count(), "instructions per unit", given)
 
 
 if __name__ == "__main__":

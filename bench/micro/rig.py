@@ -11,11 +11,14 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
+
 from gateway import config as cfg
 from gateway.http1.client import UpstreamConnection
 from gateway.http1.server import Connection
+from gateway.store.limits import Limits
 from tests.flow.engine import Engine, chunk, plain
-from tests.gateway import Gateway, chat, gateway
+from tests.gateway import FAST_HASH, Gateway, chat, gateway
 
 FIELDS = (
     "User-Agent: OpenAI/Python 1.2\r\nAccept: application/json\r\nContent-Type: application/json\r\n"
@@ -43,7 +46,10 @@ STREAM_END = (
     + chunk(b"data: [DONE]\n\n")
     + b"0\r\n\r\n"
 )
+LIMITS = Limits(requests_per_minute=1 << 40, tokens_per_minute=1 << 40, concurrent=1 << 20)
+"""Of the key that asks: counted for every request, never met."""
 QUIET = cfg.Audit(batch_seconds=60.0)  # rows are spooled, and shipped after the measurement
+PROVEN = msgspec.structs.replace(FAST_HASH, cache_seconds=3600.0)  # below valgrind a minute is soon over
 
 
 class Collecting(asyncio.Transport):
@@ -61,6 +67,9 @@ class Collecting(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         return 0
+
+    def abort(self) -> None:
+        """Nothing to close."""
 
     def write(self, data: Any) -> None:
         self.written.append(data)
@@ -81,13 +90,12 @@ class Collecting(asyncio.Transport):
 class Rig:
     """Some pairs of connections of one running gateway."""
 
-    def __init__(self, g: Gateway, pairs: int) -> None:
+    def __init__(self, g: Gateway, pairs: int, unlimited: str = "") -> None:
         self.gateway = g
+        self.unlimited = unlimited
         self.clients: list[tuple[Connection, Collecting]] = []
         self.engines: list[tuple[UpstreamConnection, Collecting]] = []
         pool = g.app.pools["engine"]
-        pool.retire()  # the connection that the warm-up dialled must not serve
-        pool.retired = False
         for _ in range(pairs):
             client, backend = Collecting(), Collecting()
             connection = Connection(g.app.server)
@@ -98,10 +106,10 @@ class Rig:
             self.clients.append((connection, client))
             self.engines.append((upstream, backend))
 
-    def request(self, prompt: int, **more: Any) -> bytes:
-        """The bytes of a chat whose prompt has so many characters."""
+    def request(self, prompt: int, *, key: str | None = None, **more: Any) -> bytes:
+        """The bytes of a chat whose prompt has so many characters; by default of the key with limits."""
         body = chat(messages=[{"role": "user", "content": "y" * prompt}], **more)
-        return self.gateway.request("/v1/chat/completions", body, extra=FIELDS)
+        return self.gateway.request("/v1/chat/completions", body, key=key, extra=FIELDS)
 
     def ask(self, request: bytes) -> None:
         """The request arrives on every client's connection."""
@@ -135,11 +143,18 @@ class Rig:
 async def rig(pairs: int, **settings: Any) -> AsyncIterator[Rig]:
     """A running gateway, warmed by one real exchange, and its pairs."""
     engine = Engine(plain)
-    async with engine, gateway(engine.url, slots=1000, **settings) as g:
-        status, _, _ = await g.ask("/v1/chat/completions", chat())
-        if status != 200:
-            raise RuntimeError(f"the first exchange was answered {status}")
-        made = Rig(g, pairs)
+    async with engine, gateway(engine.url, slots=1000, identity=PROVEN, **settings) as g:
+        unlimited = g.key
+        g.key = await g.add_key(user="limited", limits=LIMITS)
+        for key in (unlimited, g.key):  # verified once, then known
+            status, _, _ = await g.ask("/v1/chat/completions", chat(), key=key)
+            if status != 200:
+                raise RuntimeError(f"the first exchange was answered {status}")
+        pool = g.app.pools["engine"]
+        pool.retire()  # the connection that this dialled must not serve
+        pool.retired = False
+        pool.idle_expiry = float("inf")
+        made = Rig(g, pairs, unlimited)
         try:
             yield made
         finally:

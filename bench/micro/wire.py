@@ -1,10 +1,8 @@
-"""Micro timings of `gateway.http1`'s parsing: request, response head, chunk walk and decode, head writing.
+"""Pieces of `gateway.http1`'s parsing: request, response head, chunk walk and decode, head writing.
 
-`python bench/micro/wire.py` prints microseconds per call, the best of several rounds: what the code costs, not what the
-machine's neighbours cost.
+Names and calls only; `bench/micro/__main__.py` times them.
 """
 
-import timeit
 from collections.abc import Callable, Iterator
 
 from gateway.http1.chunks import LAST_CHUNK, ChunkDecoder, ChunkWalker, encode_chunk
@@ -12,8 +10,7 @@ from gateway.http1.message import render_head
 from gateway.http1.reply import parse_response_head
 from gateway.http1.wire import RequestReader
 
-ROUNDS = 200
-ROUND_SECONDS = 0.0005
+Named = tuple[str, Callable[[], object]]
 
 SDK_FIELDS = (
     b"Host: fairgate.example.org:8080\r\nAccept: application/json\r\nAccept-Encoding: gzip, deflate\r\n"
@@ -44,16 +41,7 @@ FIELDS = [
 ]
 
 
-def best(call: Callable[[], object]) -> float:
-    """Microseconds per call, the best of many short rounds: most of them fall between two disturbances."""
-    timer = timeit.Timer(call)
-    loops = 1
-    while timer.timeit(loops) < ROUND_SECONDS:
-        loops *= 2
-    return min(timer.repeat(ROUNDS, loops)) / loops * 1e6
-
-
-def requests() -> Iterator[tuple[str, float]]:
+def requests() -> Iterator[Named]:
     """Whole requests on one kept connection: feed, take the body, advance."""
     post = b"POST /v1/chat/completions HTTP/1.1\r\n" + SDK_FIELDS
     shapes = [
@@ -63,7 +51,7 @@ def requests() -> Iterator[tuple[str, float]]:
         ("SDK chat, 16 fields, 300 B chunked", post + b"Transfer-Encoding: chunked\r\n\r\n" + _chunked(b"x" * 300)),
     ]
     for name, wire in shapes:
-        yield f"request {name}", best(_one_request(RequestReader(), wire))
+        yield f"request {name}", _one_request(RequestReader(), wire)
 
 
 def _chunked(payload: bytes) -> bytes:
@@ -79,34 +67,30 @@ def _one_request(reader: RequestReader, wire: bytes) -> Callable[[], None]:
     return call
 
 
-def responses() -> Iterator[tuple[str, float]]:
+def responses() -> Iterator[Named]:
     """Heads of backends, and ours."""
-    yield "response head, 8 fields", best(lambda: parse_response_head(RESPONSE, "POST"))
-    yield "render head, 8 fields", best(lambda: render_head(200, FIELDS))
+    yield "response head, 8 fields", lambda: parse_response_head(RESPONSE, "POST")
+    yield "render head, 8 fields", lambda: render_head(200, FIELDS)
 
 
-def frames() -> Iterator[tuple[str, float]]:
+def frames() -> Iterator[Named]:
     """One SSE frame of 250 bytes a read, and many."""
     walker = ChunkWalker()
-    yield "walk one frame", best(lambda: walker.walk(FRAME))
+    yield "walk one frame", lambda: walker.walk(FRAME)
     many = FRAME * 20
-    yield "walk 20 frames, each", best(lambda: walker.walk(many)) / 20
+    yield "walk 20 frames", lambda: walker.walk(many)
     half = len(FRAME) // 2
     first, second = FRAME[:half], FRAME[half:]
-    yield "walk one frame in two reads", best(lambda: (walker.walk(first), walker.walk(second)))
+    yield "walk one frame in two reads", lambda: (walker.walk(first), walker.walk(second))
     large = encode_chunk(b"x" * 100_000)
-    yield "walk one chunk of 100 KB", best(lambda: walker.walk(large))
+    yield "walk one chunk of 100 KB", lambda: walker.walk(large)
     decoder = ChunkDecoder()
-    yield "decode one frame", best(lambda: decoder.decode(FRAME))
-    yield "encode one frame", best(lambda: encode_chunk(FRAME))
+    yield "decode one frame", lambda: decoder.decode(FRAME)
+    yield "encode one frame", lambda: encode_chunk(FRAME)
 
 
-def main() -> None:
-    """Print the table."""
-    for group in (requests, responses, frames):
-        for name, cost in group():
-            print(f"{cost:8.2f} µs  {name}")
-
-
-if __name__ == "__main__":
-    main()
+def parts() -> Iterator[Named]:
+    """All of them."""
+    yield from requests()
+    yield from responses()
+    yield from frames()

@@ -1,6 +1,6 @@
 """What a gateway under test is: how to install, start, reach and stop it.
 
-A peer owns its process and its folder under bench/out/peers/. It must not know the scenarios or the load.
+A peer owns its process, its folder under bench/out/peers/ and what is installed for it in the user's cache. It must not know the scenarios or the load.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from bench import machine
-from bench.tools import OUT, BenchError, fetch, pinned
+from bench.tools import CACHE, OUT, BenchError, fetch, pinned
 
 START_SECONDS = 90.0
 
@@ -80,6 +80,13 @@ class Peer:
     @property
     def folder(self) -> Path:
         folder = OUT / "peers" / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def kept(self) -> Path:
+        """What was installed for it."""
+        folder = CACHE / self.name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

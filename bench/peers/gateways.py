@@ -14,16 +14,16 @@ class _FromPyPI(Peer):
     package = ""
 
     def install(self) -> None:
-        make_venv(self.folder, [self.package])
+        make_venv(self.kept, [self.package])
 
     def missing(self) -> str | None:
-        return None if (self.folder / "venv" / ".ready").exists() else f"{self.package} is not installed"
+        return None if (self.kept / "venv" / ".ready").exists() else f"{self.package} is not installed"
 
     def program(self, name: str) -> str:
-        return str(self.folder / "venv" / "bin" / name)
+        return str(self.kept / "venv" / "bin" / name)
 
     def version(self) -> str:
-        return distribution(self.folder / "venv" / "bin" / "python", self.package.partition("[")[0])
+        return distribution(self.kept / "venv" / "bin" / "python", self.package.partition("[")[0])
 
 
 class VllmRouter(_FromPyPI):
@@ -98,20 +98,20 @@ class Portkey(Peer):
     package = "@portkey-ai/gateway"
 
     def install(self) -> None:
-        if shutil.which("npm") and not (self.folder / "node_modules").exists():
-            command = ["npm", "install", "--no-fund", "--no-audit", "--prefix", str(self.folder), self.package]
+        if shutil.which("npm") and not (self.kept / "node_modules").exists():
+            command = ["npm", "install", "--no-fund", "--no-audit", "--prefix", str(self.kept), self.package]
             subprocess.run(command, check=True, capture_output=True)
 
     def missing(self) -> str | None:
         if not shutil.which("node"):
             return "node is not installed (Debian: apt-get install nodejs npm)"
-        return None if (self.folder / "node_modules").exists() else f"{self.package} is not installed"
+        return None if (self.kept / "node_modules").exists() else f"{self.package} is not installed"
 
     def environment(self) -> dict[str, str]:
         return {"PORT": str(self.port), "NODE_ENV": "production"}
 
     def command(self) -> list[str]:
-        script = self.folder / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
+        script = self.kept / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
         return ["node", str(script), f"--port={self.port}", "--headless"]
 
     def headers(self) -> list[str]:
@@ -119,6 +119,6 @@ class Portkey(Peer):
         return ["x-portkey-provider: openai", f"x-portkey-custom-host: {base}", "Authorization: Bearer none"]
 
     def version(self) -> str:
-        manifest = self.folder / "node_modules" / "@portkey-ai" / "gateway" / "package.json"
+        manifest = self.kept / "node_modules" / "@portkey-ai" / "gateway" / "package.json"
         node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False, env=dict(os.environ))
         return f"portkey {json.loads(manifest.read_text())['version']}, node {node.stdout.strip()}"

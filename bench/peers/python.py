@@ -15,17 +15,17 @@ class _Relay(Peer):
     shown: tuple[str, ...] = ()
 
     def install(self) -> None:
-        make_venv(self.folder, list(self.packages))
+        make_venv(self.kept, list(self.packages))
 
     def missing(self) -> str | None:
-        return None if (self.folder / "venv" / ".ready").exists() else "its packages are not installed"
+        return None if (self.kept / "venv" / ".ready").exists() else "its packages are not installed"
 
     def command(self) -> list[str]:
-        python = self.folder / "venv" / "bin" / "python"
+        python = self.kept / "venv" / "bin" / "python"
         return [str(python), str(RELAYS / self.script), str(self.port), str(self.backend_port)]
 
     def version(self) -> str:
-        return ", ".join(distribution(self.folder / "venv" / "bin" / "python", name) for name in self.shown)
+        return ", ".join(distribution(self.kept / "venv" / "bin" / "python", name) for name in self.shown)
 
 
 class Aiohttp(_Relay):
