@@ -1,6 +1,7 @@
 """What a gateway under test is: how to install, start, reach and stop it.
 
-A peer owns its process, its folder under bench/out/peers/ and what is installed for it in the user's cache. It must not know the scenarios or the load.
+A peer owns its process, its folder under bench/out/peers/ and what is installed for it in the user's cache. It must not
+know the scenarios or the load.
 """
 
 from __future__ import annotations
