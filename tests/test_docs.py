@@ -118,6 +118,17 @@ def test_every_tox_environment_says_its_question_and_runs_what_exists() -> None:
             assert (path / "__main__.py").exists() or path.with_suffix(".py").exists(), f"{name}: {module}"
 
 
+def test_every_environment_and_target_that_a_page_names_exists() -> None:
+    pages = [*DOCS.glob("*.md"), *ROOT.glob("*.md"), ROOT / "docker/RELEASE.md", ROOT / "bench/README.md"]
+    text = "".join(path.read_text(encoding="utf-8") for path in pages)
+    tox = (ROOT / "tox.ini").read_text(encoding="utf-8")
+    environments = set(re.findall(r"tox -e ([\w-]+)", text))
+    assert len(environments) > 5
+    assert [name for name in sorted(environments) if f"[testenv:{name}]" not in tox] == []
+    targets = re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert set(re.findall(r"(?:`|\n)make ([a-z]+)\b", text)) - set(targets) == set()
+
+
 # ---- links
 
 
