@@ -4,24 +4,60 @@ Exit codes: 0 done, 1 could not be done (one sentence on standard error), 2 wron
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from gateway import __version__
 from gateway.commands import accounts, audit, configuration, doctor, limits, migrate, serving, top, tuning, usage
 from gateway.commands.common import CommandError, say
-from gateway.config import ConfigError
+from gateway.config import ConfigError, nearest
 from gateway.services.accounts import AccountError
 from gateway.services.spool import SpoolError
 from gateway.store import StoreError
 
 FAMILIES = (serving, accounts, limits, tuning, configuration, doctor, migrate, audit, usage, top)
 
+FIRST_STEPS = """\
+first steps:
+  fairgate demo                            try it, with a simulated engine if there is none
+  fairgate check-config fairgate.yaml      is the file right?
+  fairgate tenants create lab --all-models --config fairgate.yaml
+  fairgate users create lea --tenant lab --config fairgate.yaml
+  fairgate keys create --tenant lab --user lea --config fairgate.yaml
+  fairgate serve --config fairgate.yaml
+  fairgate doctor --config fairgate.yaml   is what runs there safe?
+
+FAIRGATE_CONFIG in the environment stands for --config. Exit codes: 0 done, 1 could not be done
+(standard error says why), 2 wrong usage. Documentation: docs/index.md in the source tree.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's own, which also says what was probably meant. Its subparsers are of this class too."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Nothing unknown is passed up: the innermost command names it, with its own usage."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2. Choices and options that are nearly what was written are suggested."""
+        wrong = re.search(r"invalid choice: '([^']*)'|unrecognized arguments: (--[\w-]+)", message)
+        words = [*self._option_string_actions, *(str(word) for one in self._actions for word in one.choices or ())]
+        super().error(message + (nearest(wrong[1] or wrong[2], words) if wrong else ""))
+
 
 def parser() -> argparse.ArgumentParser:
     """The whole tree."""
-    tree = argparse.ArgumentParser(
-        prog="fairgate", description="A fair gateway in front of self-hosted language models."
+    tree = Parser(
+        prog="fairgate",
+        description="A fair gateway in front of self-hosted language models.",
+        epilog=FIRST_STEPS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     tree.add_argument("--version", action="version", version=f"fairgate {__version__}")
     commands = tree.add_subparsers(required=True, metavar="COMMAND")
@@ -31,8 +67,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command -> exit code."""
-    args = parser().parse_args(argv)
+    """Run one command -> exit code. Without any it says which there are."""
+    tree = parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        tree.print_help(sys.stderr)
+        return 2
+    args = tree.parse_args(argv)
     try:
         code: int = args.run(args)
     except (AccountError, CommandError, ConfigError, SpoolError, StoreError) as err:

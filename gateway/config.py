@@ -10,6 +10,7 @@ import ipaddress
 import os
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
@@ -258,7 +259,7 @@ def load(path: Path) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
-        raise ConfigError(f"{path}: {err}") from err
+        raise ConfigError(f"{path}: {getattr(err, 'strerror', None) or err}") from err
     if path.stat().st_mode & stat.S_IWOTH:
         raise ConfigError(f"{path}: writable by everyone; refuse to trust it (chmod o-w)")
     return parse(text)
@@ -274,9 +275,10 @@ def parse(text: str) -> Config:
         raw = {}
     if not isinstance(raw, dict):
         raise ConfigError("the file must be a mapping of settings")
+    raw = _resolve(raw, "", 0)
     _refuse_unknown(raw, Config, "")
     try:
-        config = msgspec.convert(_resolve(raw, "", 0), Config)
+        config = msgspec.convert(raw, Config)
     except msgspec.ValidationError as err:
         raise ConfigError(_readable(str(err))) from err
     check(config)
@@ -290,7 +292,7 @@ def _readable(message: str) -> str:
 
 
 def _refuse_unknown(raw: object, kind: Any, path: str) -> None:
-    """Walk the tree beside its types; an unknown key is an error with its path and the nearest known one."""
+    """Walk the tree beside its types; an unknown key or word is an error with its path and the nearest known one."""
     kind = _struct_of(kind)
     if isinstance(raw, list) and get_origin(kind) is list:
         for index, item in enumerate(raw):
@@ -303,9 +305,17 @@ def _refuse_unknown(raw: object, kind: Any, path: str) -> None:
         for key, item in raw.items():
             at = f"{path}.{key}" if path else str(key)
             if key not in hints:
-                near = difflib.get_close_matches(str(key), hints, n=1)
-                raise ConfigError(f"{at}: unknown setting" + (f"; did you mean {near[0]!r}?" if near else ""))
+                raise ConfigError(f"{at}: unknown setting{nearest(str(key), hints)}")
             _refuse_unknown(item, hints[key], at)
+    elif isinstance(raw, str) and get_origin(kind) is Literal and raw not in get_args(kind):
+        known = [str(word) for word in get_args(kind)]
+        raise ConfigError(f"{path}: {raw!r} is none of {', '.join(known)}{nearest(raw, known)}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a complaint about a word: what was probably meant, or nothing."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _struct_of(kind: Any) -> Any:

@@ -1,15 +1,19 @@
 """The command line as a person and a script use it: real processes, exit codes, output (O5)."""
 
+import argparse
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.cli import parser
 from gateway.services.audit import AuditService
 from gateway.services.keyfmt import parse
 from tests.servers import PostgreSQL
@@ -148,6 +152,78 @@ def test_wrong_usage_is_exit_code_2(cli: Cli, words: list[str]) -> None:
     assert cli.run(*words).returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["serv"], "serve"),
+        (["keys", "crate"], "create"),
+        (["keys", "list", "--tennant", "a"], "--tenant"),
+        (["usage", "tenants"], "tenant"),
+    ],
+)
+def test_what_is_nearly_right_is_suggested(cli: Cli, words: list[str], meant: str) -> None:
+    """O5: with the usage of the innermost command."""
+    done = cli.run(*words)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"; did you mean '{meant}'?\n")
+    family = [word for word in words[:1] if word in ("keys", "usage")]
+    assert done.stderr.startswith(" ".join(["usage: fairgate", *family]))
+
+
+def test_without_a_command_it_says_which_there_are() -> None:
+    done = subprocess.run([sys.executable, "-m", "gateway"], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 2
+    assert "first steps:" in done.stderr
+
+
+def test_names_that_are_nearly_right_are_suggested(cli: Cli) -> None:
+    cli.json("tenants", "create", "acme")
+    assert "did you mean 'wait_weight'" in cli.refused("settings", "set", "wait_wieght", "1")
+    assert "did you mean 'wait_weight'" in cli.refused("settings", "get", "wait_wieght")
+    assert "from 1 on" in cli.run("tenants", "create", "a", "--rpm", "many").stderr
+
+
+def leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not groups:
+        yield parser
+    for group in groups:
+        for child in group.choices.values():
+            yield from leaves(child)
+
+
+def test_every_command_can_speak_json() -> None:
+    """O5: but for `serve`, whose log is JSON anyway."""
+    silent = {leaf.prog for leaf in leaves(parser()) if "--json" not in leaf._option_string_actions}
+    assert silent == {"fairgate serve"}
+
+
+def test_a_port_in_use_is_said_with_what_to_do(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        line = [sys.executable, "-m", "gateway", "demo", "--listen", listen]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 1
+    assert "in use; end what listens there, or listen elsewhere" in done.stderr
+
+
+def test_the_configuration_may_come_from_the_environment_and_a_new_store_is_said(tmp_path: Path) -> None:
+    """Whoever administers the wrong store notices."""
+    file = tmp_path / "fairgate.yaml"
+    file.write_text(f"store: {tmp_path / 'mine.db'}\n")
+    line = [sys.executable, "-m", "gateway", "tenants", "create", "acme"]
+    environment = os.environ | {"FAIRGATE_CONFIG": str(file)}
+    told = [
+        subprocess.run([*line[:-1], name], capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment).stderr
+        for name in ("acme", "beta")
+    ]
+    assert f"{tmp_path / 'mine.db'} is a new store" in told[0]
+    assert "new store" not in told[1]
+    serve = [sys.executable, "-m", "gateway", "serve"]
+    refused = subprocess.run(serve, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (refused.returncode, "--config FILE" in refused.stderr) == (1, True)
+
+
 def test_check_config_names_the_path_and_suggests(tmp_path: Path) -> None:
     """O7"""
     file = tmp_path / "fairgate.yaml"
@@ -162,7 +238,9 @@ def test_check_config_names_the_path_and_suggests(tmp_path: Path) -> None:
     assert "backends[0].slotz" in bad.stderr
     assert "'slots'" in bad.stderr
     assert json.loads(check("--json").stdout)["valid"] is False
-    file.write_text(file.read_text().replace("slotz", "slots"))
+    file.write_text(file.read_text().replace("slotz", "slots").replace("ollama", "olama"))
+    assert "'olama' is none of ollama, vllm, llamacpp, openai; did you mean 'ollama'?" in check().stderr
+    file.write_text(file.read_text().replace("olama", "ollama"))
     assert check().returncode == 0
     assert json.loads(check("--json").stdout) == {"valid": True, "listen": "127.0.0.1:1", "backends": ["b"]}
 

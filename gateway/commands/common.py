@@ -7,6 +7,7 @@ standard output, as a table or (`--json`) as one JSON document; sentences for th
 import argparse
 import asyncio
 import datetime
+import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import msgspec
 from gateway import config as cfg
 from gateway.store import open_store
 from gateway.store.base import Store
+from gateway.store.facts import sqlite_path
 
 T = TypeVar("T")
 Commands = Any
@@ -31,10 +33,17 @@ def json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
+def config_option(parser: argparse.ArgumentParser, summary: str) -> None:
+    """`--config FILE`, else the file that FAIRGATE_CONFIG names, else None."""
+    named = os.environ.get("FAIRGATE_CONFIG")
+    standard = Path(named) if named else None
+    parser.add_argument("--config", type=Path, metavar="FILE", default=standard, help=summary)
+
+
 def store_options(parser: argparse.ArgumentParser) -> None:
     """`--store` names it; else the configuration does; else the default of the configuration."""
     parser.add_argument("--store", metavar="URL", help="SQLite file or URL (default: as configured, else fairgate.db)")
-    parser.add_argument("--config", metavar="FILE", type=Path, help="configuration file that names the store")
+    config_option(parser, "configuration file that names the store")
     json_option(parser)
 
 
@@ -48,7 +57,10 @@ def with_store(args: argparse.Namespace, work: Callable[[Store, cfg.Config], Awa
 
     async def run() -> T:
         config = configuration(args)
-        store = await open_store(args.store or config.store)
+        url = args.store or config.store
+        if (path := sqlite_path(url)) is not None and not path.exists():
+            say(f"{path.absolute()} is a new store; if yours is another, name it with --config or FAIRGATE_CONFIG")
+        store = await open_store(url)
         try:
             return await work(store, config)
         finally:

@@ -17,7 +17,7 @@ import msgspec
 import yaml
 
 from gateway import config as cfg
-from gateway.commands.common import Commands, json_option, show_json
+from gateway.commands.common import Commands, config_option, json_option, show_json
 from gateway.plane import tls_context
 from gateway.process import FILES_PER_STREAM, FILES_SPARE
 from gateway.services import checkup, x509
@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
     """Declare it."""
     summary = "check a configuration and what it leads to; say what is unsafe and what to do"
     parser = commands.add_parser("doctor", help=summary, description=f"{summary}. Exit code 1: there are problems.")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the YAML file (default: a gateway without one)")
+    config_option(parser, "the YAML file (default: a gateway without one)")
     json_option(parser)
     parser.set_defaults(run=run)
 

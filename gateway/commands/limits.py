@@ -1,6 +1,7 @@
 """`fairgate limits`: what tenants, users and keys may use, and what they used. Must not know how it is counted."""
 
 import argparse
+import re
 import time
 from typing import Any, Literal, NamedTuple
 
@@ -66,7 +67,7 @@ def limit_options(parser: argparse.ArgumentParser) -> None:
 def _number(text: str) -> int:
     if text == "none":
         return REMOVED
-    number = int(text)
+    number = int(text) if re.fullmatch(r"\d{1,18}", text, re.ASCII) else 0
     if number < 1:
         raise argparse.ArgumentTypeError("a limit is a whole number from 1 on, or none")
     return number

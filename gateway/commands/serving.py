@@ -3,15 +3,15 @@
 import argparse
 import asyncio
 import contextlib
+import errno
 from collections.abc import Coroutine, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
 
 from gateway import config
 from gateway.app import serve
-from gateway.commands.common import CommandError
+from gateway.commands.common import CommandError, config_option
 from gateway.demo import DemoError, Options, demo
 from gateway.logs import setup
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands to the tree."""
     server = commands.add_parser("serve", help="run the gateway")
-    server.add_argument("--config", type=Path, required=True, metavar="FILE", help="the YAML file")
+    config_option(server, "the YAML file (default: FAIRGATE_CONFIG)")
     server.set_defaults(run=_serve)
     trial = commands.add_parser("demo", help="try the gateway in front of a local or simulated Ollama")
     trial.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="port 0 takes a free one")
@@ -35,6 +35,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _serve(args: argparse.Namespace) -> int:
+    if args.config is None:
+        raise CommandError("serve needs a configuration: --config FILE (`fairgate demo` needs none)")
     settings = config.load(args.config)
     with _logging(settings):
         _run(serve(settings, load=lambda: config.load(args.config)))
@@ -74,6 +76,8 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
         raise SystemExit(130) from None  # before the gateway took over the signal: nothing runs that could drain
     except Exception as err:
         cause = _inner(err)
+        if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
+            raise CommandError(f"{cause.strerror}; end what listens there, or listen elsewhere") from err
         if isinstance(cause, (DemoError, OSError)):
             raise CommandError(str(cause)) from err
         raise cause from err

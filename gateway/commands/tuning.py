@@ -22,7 +22,7 @@ from gateway.commands.common import (
     when,
     with_store,
 )
-from gateway.config import Config
+from gateway.config import Config, nearest
 from gateway.services.keyfmt import random_text
 from gateway.services.operations import effective
 from gateway.store.base import Store
@@ -101,9 +101,8 @@ def _get(args: argparse.Namespace) -> int:
 
     rows = with_store(args, work)
     if args.name is not None:
+        _check_setting(args.name)
         rows = [row for row in rows if row[0] == args.name]
-        if not rows:
-            raise CommandError(f"there is no setting {args.name!r}")
     if args.json:
         show_json({name: {"value": value, "from": source} for name, value, source, _ in rows})
     else:
@@ -111,8 +110,15 @@ def _get(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_setting(name: str) -> None:
+    known = [field.name for field in describe()]
+    if name not in known:
+        raise CommandError(f"there is no setting {name!r}{nearest(name, known)}")
+
+
 def _set(args: argparse.Namespace) -> int:
     async def work(store: Store, config: Config) -> None:
+        _check_setting(args.name)
         changed = {row.id: row.body or "null" for row in await store.operations("setting")}
         try:
             effective(config.scheduling, changed | {args.name: args.value})
@@ -127,8 +133,7 @@ def _set(args: argparse.Namespace) -> int:
 
 def _clear(args: argparse.Namespace) -> int:
     async def work(store: Store, config: Config) -> None:
-        if args.name not in {field.name for field in describe()}:
-            raise CommandError(f"there is no setting {args.name!r}")
+        _check_setting(args.name)
         await store.operate("setting", args.name, None, _now(), getpass.getuser())
 
     with_store(args, work)
