@@ -18,7 +18,7 @@ ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))
 
 from gateway import cli, config, errors  # noqa: E402  (the checkout's own packages, wherever this is called from)
-from gateway.api.dialect import Access  # noqa: E402
+from gateway.api.dialect import Access, Endpoint  # noqa: E402
 from gateway.api.routes import Routes  # noqa: E402
 from gateway.services import metrics_table  # noqa: E402
 
@@ -147,10 +147,13 @@ def routes() -> str:
     who = {Access.PUBLIC: "everyone", Access.KEY: "a key", Access.NEVER: "nobody (403)"}
     rows = []
     for row in Routes().rows:
-        method = "every method" if row.method == "*" else f"`{row.method}`"
         flow = "queue, slot, engine" if row.metered else ("refused" if row.access is Access.NEVER else "answered here")
-        rows.append((method, f"`{row.path}`", who[row.access], f"`{row.scope}`" if row.scope else "", flow))
+        rows.append((method(row), f"`{row.path}`", who[row.access], f"`{row.scope}`" if row.scope else "", flow))
     return table(("method", "path", "open to", "scope", "path of the request"), rows)
+
+
+def method(row: Endpoint) -> str:
+    return "every method" if row.method == "*" else f"`{row.method}`"
 
 
 def error_codes() -> str:
