@@ -1,8 +1,10 @@
 """Settings and reservations at runtime, and fair use across a restart; the clock is the tests' own."""
 
 import contextlib
+import getpass
 import io
 import json
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,6 +158,8 @@ def test_the_commands_change_show_and_remember(tmp_path: Path) -> None:
     assert fairgate(store, "settings", "clear", "half_life").returncode == 0
     history = json.loads(fairgate(store, "settings", "history", "--json").stdout)
     assert [(row["id"], row["body"]) for row in history] == [("half_life", "120"), ("half_life", None)]
+    assert {row["actor"] for row in history} == {getpass.getuser()}
+    assert history[0]["at"] <= history[1]["at"] <= time.time() * 1e6
 
     window = ("--tenant", "lab", "--start", "now", "--minutes", "30", "--exclusive")
     made = fairgate(store, "reservations", "create", *window)

@@ -1,0 +1,181 @@
+"""What one caller can see of another, or make the gateway reach: nothing. Rows of the threat model, end to end."""
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from gateway import config as cfg
+from gateway.services.accounts import create_tenant
+from tests.flow.engine import PLAIN, Answer, Engine, hang, json_answer, plain
+from tests.gateway import Gateway, chat, gateway
+from tests.wire import WAIT
+
+CHAT = "/v1/chat/completions"
+Test = Callable[[Gateway, Engine], Coroutine[Any, Any, None]]
+
+
+def run(answer: Answer, test: Test, models: tuple[str, ...] = ("m",), **settings: Any) -> None:
+    async def main() -> None:
+        async with Engine(answer, models) as engine, gateway(engine.url, **settings) as g:
+            await test(g, engine)
+            await g.idle()
+
+    uvloop.run(main())
+
+
+async def narrow(g: Gateway, tenant: str, models: tuple[str, ...]) -> str:
+    """A key of a new tenant that may use these models only."""
+    await create_tenant(g.store, tenant, models=models)
+    return await g.add_key(tenant=tenant, user=f"user of {tenant}".replace(" ", "-"))
+
+
+def without_id(answer: tuple[int, dict[str, str], bytes]) -> tuple[int, dict[str, str], bytes]:
+    """An answer less what differs in all answers: the request id and the clock."""
+    status, fields, body = answer
+    fields = fields | {"date": ""}
+    return (
+        status,
+        {name: value for name, value in fields.items() if name != "x-request-id"},
+        body.replace(fields["x-request-id"].encode(), b"ID"),
+    )
+
+
+def test_forbidden_and_unknown_models_get_one_answer_and_lists_show_neither() -> None:
+    """N-6, K8, A8: byte for byte, in both APIs, for a model that exists and for one that never did."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        key = await narrow(g, "lab", ("m",))
+        for path in (CHAT, "/api/chat"):
+            answers = [without_id(await g.ask(path, chat(model), key=key)) for model in ("rare", "nosuch")]
+            assert answers[0] == answers[1]
+            assert answers[0][0] == 403
+            assert b"rare" not in answers[0][2]
+        assert engine.chats.empty()
+        for path in ("/v1/models", "/api/tags", "/api/ps"):
+            assert b"rare" not in (await g.ask(path, key=key))[2]
+        assert (await g.ask("/v1/models/rare", key=key))[0] == (await g.ask("/v1/models/nosuch", key=key))[0]
+
+    backends = {"engine": "ollama"}
+    run(plain, test, ("m", "rare"), **backends)
+
+
+def test_a_tenant_sees_nothing_of_another() -> None:
+    """P-E1, C-T4: neither its waiting requests nor its usage, whatever the request says about who is asking."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        other = await g.add_key(tenant="other", user="spy")
+        running, waiting = await g.connect(), await g.connect()
+        await running.send(g.request(CHAT, chat()))
+        async with asyncio.timeout(WAIT):
+            await engine.chats.get()
+        await waiting.send(g.request(CHAT, chat()))
+        async with asyncio.timeout(WAIT):
+            while not json.loads((await g.ask("/api/queue"))[2])["waiting"]:
+                await asyncio.sleep(0.01)
+        said = "X-Fairgate-Tenant: t\r\nX-Forwarded-User: u\r\nX-OpenWebUI-User-Email: u\r\n"
+        for path in ("/api/queue", "/api/usage"):
+            status, _, body = await g.ask(path, key=other, extra=said)
+            assert status == 200
+            assert json.loads(body)["waiting" if path == "/api/queue" else "models"] == []
+        running.close()
+        waiting.close()
+
+    run(hang, test, slots=1)
+
+
+def test_a_key_in_an_address_opens_nothing() -> None:
+    """C-T8, K2: addresses are logged and sent on by everything on the way."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        for name in ("key", "api_key", "api-key", "token", "authorization", "x-api-key"):
+            status, _, body = await g.ask(f"/v1/models?{name}={g.key}", key="")
+            assert status == 401
+            assert g.key.encode() not in body
+
+    run(plain, test)
+
+
+def test_no_address_of_a_caller_is_ever_connected_to() -> None:
+    """C-G, H1: what a target, a Host or a body names is not where the request goes; that is the configured engine."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        async with Engine(plain) as elsewhere:
+            named = f"127.0.0.1:{elsewhere.port}"
+            body = chat(base_url=f"http://{named}", api_base=f"http://{named}", backend=named)
+            extra = f"X-Forwarded-Host: {named}\r\nForwarded: host={named}\r\nX-Original-URL: http://{named}/\r\n"
+            client = await g.connect()
+            await client.send(
+                g.request(f"http://{named}{CHAT}", body, extra=extra).replace(b"gateway", named.encode(), 1)
+            )
+            status, _, answer = await client.answer()
+            assert (status, answer) == (200, PLAIN)
+            head, _ = engine.chats.get_nowait()
+            assert head.startswith(f"POST {CHAT} HTTP/1.1\r\n".encode())
+            assert f"Host: 127.0.0.1:{engine.port}\r\n".encode() in head
+            status, _, _ = await g.ask(named, method="CONNECT")
+            assert status in (400, 404, 405, 501)
+            assert elsewhere.chats.empty()
+
+    run(plain, test)
+
+
+def test_equal_questions_are_asked_twice() -> None:
+    """P-I2, P-D4: nothing is answered from memory, not to the same caller and not to another."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        other = await g.add_key(tenant="other", user="v")
+        for key in (g.key, g.key, other):
+            assert (await g.ask(CHAT, chat(temperature=0, seed=1), key=key))[2] == PLAIN
+        assert engine.chats.qsize() == 3
+
+    run(plain, test)
+
+
+def test_all_waiting_bodies_together_are_bounded() -> None:
+    """N-5, P-D2, H3: 503 once they would pass `caps.bodies_bytes`; who waits goes on, and the room comes back."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        big = chat(padding="x" * 3000)
+        client = await g.connect()
+        await client.send(g.request(CHAT, big))
+        async with asyncio.timeout(WAIT):
+            await engine.chats.get()
+        waiting = await g.connect()
+        await waiting.send(g.request(CHAT, big))
+        async with asyncio.timeout(WAIT):
+            while g.app.scheduler.stats().queued < 1:
+                await asyncio.sleep(0.01)
+        status, _, body = await g.ask(CHAT, big)
+        assert (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
+        client.close()
+        waiting.close()
+        await g.idle()
+        assert g.app.ledger.stats().body_bytes == 0
+
+    run(hang, test, slots=1, caps=cfg.Caps(body_bytes=4096, bodies_bytes=7000))
+
+
+def test_neither_keys_nor_prompts_nor_answers_reach_the_disk() -> None:
+    """N-11, S-D1, C-T4, U5: every byte of store and spool, with a request that was served and one that was refused."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        asked = chat(messages=[{"role": "user", "content": "a-prompt-nobody-else-writes"}], user="u")
+        assert (await g.ask(CHAT, asked))[2] == PLAIN.replace(b"[]", b'["an-answer-nobody-else-gets"]')
+        assert (await g.ask(CHAT, asked | {"model": "nosuch"}))[0] == 403
+        await g.records(2)
+        folder = Path(g.app.config.store).parent
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        kept = b"".join(path.read_bytes() for path in files)
+        assert b"$argon2id$" in kept
+        assert b"/v1/chat/completions" in kept
+        for secret in (g.key[16:], "a-prompt-nobody", "an-answer-nobody"):
+            assert secret.encode() not in kept
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(json_answer(PLAIN.replace(b"[]", b'["an-answer-nobody-else-gets"]')))
+
+    run(answer, test)

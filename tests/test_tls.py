@@ -1,0 +1,159 @@
+"""TLS of the listener and towards engines, with certificates made for each test (H12)."""
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+import warnings
+from pathlib import Path
+
+import msgspec
+import pytest
+import uvloop
+
+from gateway import config as cfg
+from gateway.plane import tls_context
+from tests.flow.engine import DONE, Engine, stream
+from tests.gateway import Gateway, chat, gateway
+from tests.wire import Client
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> "Authority":
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl command is not on this machine")
+    return Authority(tmp_path)
+
+
+class Authority:
+    """Certificates made for one test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ca = self.issue("ca", "")
+
+    def issue(self, name: str, issuer: str = "ca") -> str:
+        """A certificate of that common name beside NAME.key; its path."""
+        cert, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        command += ["-days", "2", "-subj", f"/CN={name}", "-keyout", str(key), "-out", str(cert)]
+        command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+        if issuer:
+            command += ["-CA", str(self.folder / f"{issuer}.pem"), "-CAkey", str(self.folder / f"{issuer}.key")]
+        subprocess.run(command, check=True, capture_output=True)
+        return str(cert)
+
+    def section(self, cert: str, **more: str) -> cfg.Tls:
+        return cfg.Tls(cert=cert, key=cert.replace(".pem", ".key"), **more)
+
+
+async def tls_client(port: int, ca: str, cert: str = "", highest: ssl.TLSVersion | None = None) -> Client:
+    context = ssl.create_default_context(cafile=ca)
+    if highest is not None:
+        context.maximum_version = highest
+    if cert:
+        context.load_cert_chain(cert, cert.replace(".pem", ".key"))
+    return Client(*await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost"))
+
+
+def subject(client: Client) -> str:
+    peer = client.writer.get_extra_info("peercert")
+    return str(dict(pair[0] for pair in peer["subject"])["commonName"])
+
+
+def test_tls_serves_streams_and_reloads_its_certificate(authority: Authority) -> None:
+    """H12: TLS 1.2 and newer; a reload is seen by the next handshake, connections that are open go on."""
+    first, second = authority.issue("first"), authority.issue("second")
+
+    async def main() -> None:
+        async with Engine(stream) as engine, gateway(engine.url, tls=authority.section(first)) as g:
+            client = await tls_client(g.port, authority.ca)
+            assert subject(client) == "first"
+            await client.send(g.request(CHAT, chat(stream=True)))
+            status, fields, body = await client.answer()
+            assert (status, body.endswith(DONE)) == (200, True)
+            assert "strict-transport-security" in fields
+            old = await tls_client(g.port, authority.ca, highest=ssl.TLSVersion.TLSv1_2)
+            assert old.writer.get_extra_info("ssl_object").version() == "TLSv1.2"
+            g.app.reload(msgspec.structs.replace(g.app.config, tls=authority.section(second)))
+            assert subject(await tls_client(g.port, authority.ca)) == "second"
+            await client.send(g.request("/v1/models"))
+            assert (await client.answer())[0] == 200
+
+    uvloop.run(main())
+
+
+async def ask_by_tls(g: Gateway, ca: str, cert: str) -> int:
+    client = await tls_client(g.port, ca, cert)
+    await client.send(g.request("/v1/models"))
+    return (await client.answer())[0]
+
+
+def test_only_a_certificate_of_the_authority_is_let_in(authority: Authority) -> None:
+    """H12: mTLS."""
+    server, member = authority.issue("server"), authority.issue("member")
+    stranger = authority.issue("stranger", issuer="")
+
+    async def main() -> None:
+        section = authority.section(server, client_ca=authority.ca)
+        async with Engine(stream) as engine, gateway(engine.url, tls=section) as g:
+            assert await ask_by_tls(g, authority.ca, member) == 200
+            for cert in ("", stranger):
+                with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
+                    await ask_by_tls(g, authority.ca, cert)
+
+    uvloop.run(main())
+
+
+def test_tls_older_than_1_2_is_refused(authority: Authority) -> None:
+    """S-N5, H12. An unusable certificate is a sentence at start, not a traceback."""
+    section = authority.section(authority.issue("server"))
+    assert tls_context(section).minimum_version == ssl.TLSVersion.TLSv1_2
+
+    async def main() -> None:
+        async with Engine(stream) as engine, gateway(engine.url, tls=section) as g:
+            old = ssl.create_default_context(cafile=authority.ca)
+            old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+            old.set_ciphers("ALL:@SECLEVEL=0")  # so that it is the gateway who says no
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                await asyncio.open_connection("127.0.0.1", g.port, ssl=old, server_hostname="localhost")
+
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        uvloop.run(main())
+    with pytest.raises(cfg.ConfigError, match="tls"):
+        tls_context(cfg.Tls(cert="/none.pem", key="/none.key"))
+
+
+def test_an_engine_is_believed_only_with_a_certificate_of_its_authority(authority: Authority) -> None:
+    """S-N3, P-S2: the engine is another gateway here, which speaks TLS and wants a key."""
+    section = authority.section(authority.issue("server"))
+    stranger = authority.issue("stranger", issuer="")
+
+    async def main() -> None:
+        async with Engine(stream) as engine, gateway(engine.url, tls=section) as inner:
+            spec = cfg.Backend(name="e", url=f"https://localhost:{inner.port}", engine="openai", key=inner.key)
+            for authority_file, served in ((authority.ca, True), (stranger, False), ("", False)):
+                backend = msgspec.structs.replace(spec, ca=authority_file, models=["m"])
+                async with gateway("", backends=[backend]) as outer:
+                    status, _, body = await outer.ask(CHAT, chat(stream=True))
+                    assert (status == 200 and body.endswith(DONE)) == served
+                    assert served or status in (403, 502, 503)
+            assert engine.chats.qsize() == 1
+
+    uvloop.run(main())
+
+
+def test_a_client_that_does_not_shake_hands_is_cut(authority: Authority) -> None:
+    """H4: the handshake has its own timer."""
+    server = authority.issue("server")
+
+    async def main() -> None:
+        settings = {"tls": authority.section(server), "timeouts": cfg.Timeouts(tls_handshake=0.2)}
+        async with Engine(stream) as engine, gateway(engine.url, **settings) as g:
+            client = await g.connect()
+            assert await client.at_end()
+            assert not g.app.server.connections
+
+    uvloop.run(main())
