@@ -12,6 +12,8 @@ import pytest
 import uvloop
 
 from gateway import config as cfg
+from gateway.errors import ConnectFailed
+from gateway.http1.client import Address, Pool
 from gateway.plane import tls_context
 from tests.flow.engine import DONE, Engine, stream
 from tests.gateway import Gateway, chat, gateway
@@ -141,6 +143,11 @@ def test_an_engine_is_believed_only_with_a_certificate_of_its_authority(authorit
                     assert (status == 200 and body.endswith(DONE)) == served
                     assert served or status in (403, 502, 503)
             assert engine.chats.qsize() == 1
+            # Discovery's client has refused the stranger; the data path's own must do so too.
+            for authority_file in (stranger, ""):
+                pool = Pool(Address("localhost", inner.port, tls=True, ca=authority_file), idle_expiry=1.0)
+                with pytest.raises(ConnectFailed):
+                    await pool.dial(5.0)
 
     uvloop.run(main())
 

@@ -68,6 +68,8 @@ def test_a_tenant_sees_nothing_of_another() -> None:
 
     async def test(g: Gateway, engine: Engine) -> None:
         other = await g.add_key(tenant="other", user="spy")
+        await g.ask(CHAT, chat("nosuch"))
+        await g.records(1)
         running, waiting = await g.connect(), await g.connect()
         await running.send(g.request(CHAT, chat()))
         async with asyncio.timeout(WAIT):
@@ -77,10 +79,11 @@ def test_a_tenant_sees_nothing_of_another() -> None:
             while not json.loads((await g.ask("/api/queue"))[2])["waiting"]:
                 await asyncio.sleep(0.01)
         said = "X-Fairgate-Tenant: t\r\nX-Forwarded-User: u\r\nX-OpenWebUI-User-Email: u\r\n"
-        for path in ("/api/queue", "/api/usage"):
-            status, _, body = await g.ask(path, key=other, extra=said)
-            assert status == 200
-            assert json.loads(body)["waiting" if path == "/api/queue" else "models"] == []
+        for key, sees in ((g.key, True), (other, False)):
+            waits = (await g.ask("/api/queue", key=key, extra=said))[2]
+            used = (await g.ask("/api/usage", key=key, extra=said))[2]
+            assert bool(json.loads(waits)["waiting"]) == sees
+            assert (b'"nosuch"' in used) == sees
         running.close()
         waiting.close()
 
