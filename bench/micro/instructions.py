@@ -29,7 +29,7 @@ import uvloop
 from bench.micro.compare import Figures, conclude, options
 from bench.micro.parts import Part, parts
 from bench.micro.rig import ANSWER, BODY, FRAME, QUIET, STREAM_END, STREAM_HEAD, Rig, rig
-from gateway.app import GC_THRESHOLDS
+from gateway.process import GC_THRESHOLDS
 
 PAIRS = 20
 WARM_UP, STEPS = 20, 20  # rounds of PAIRS exchanges
