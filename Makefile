@@ -10,18 +10,20 @@ help:            ## list the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 $(BIN)/.ready: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("fairgate needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable .
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit("fairgate needs Python 3.11 or newer: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	@echo "installing fairgate into $(VENV), once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	@$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
 
 $(BIN)/.test-ready: $(BIN)/.ready
-	$(BIN)/python -m pip install --quiet --group test --group lint --group types
-	touch $@
+	@echo "installing test tools, a PostgreSQL and a Redis into $(VENV), once"
+	@$(BIN)/python -m pip install --quiet --group test --group lint --group types
+	@touch $@
 
 demo: $(BIN)/.ready        ## the main job on the embedded default (DEMO_ONCE=1: check it and exit)
-	exec $(BIN)/fairgate demo $(if $(DEMO_ONCE),--once)
+	@exec $(BIN)/fairgate demo $(if $(DEMO_ONCE),--once)
 
 test: $(BIN)/.test-ready   ## lint, types and all tests
 	$(BIN)/ruff check .
@@ -37,14 +39,15 @@ types: $(BIN)/.test-ready  ## the type checker alone
 	$(BIN)/mypy
 
 $(BIN)/.docs-ready: $(BIN)/.ready
-	$(BIN)/python -m pip install --quiet --group docs
-	touch $@
+	@echo "installing mkdocs into $(VENV), once"
+	@$(BIN)/python -m pip install --quiet --group docs
+	@touch $@
 
 docs: $(BIN)/.docs-ready   ## renew what the code says in docs/, then build the site strictly into site/
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/pictures.py
 	$(BIN)/python docker/grafana/dashboard.py
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(BIN)/.test-ready  ## fairgate beside other gateways on this machine (minutes; BENCH_ARGS)
 	$(BIN)/python -m bench $(BENCH_ARGS)

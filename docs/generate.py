@@ -239,6 +239,16 @@ def _proofs(row: dict[str, Any]) -> str:
     return "; ".join(said) or "nothing of ours to prove"
 
 
+# ---- failures
+
+
+def failures() -> str:
+    """What happens when a part is down."""
+    known = yaml.safe_load((DOCS / "failures.yaml").read_text(encoding="utf-8"))
+    rows = [(one["down"], one["notices"], one["happens"], one["recovers"], _proofs(one)) for one in known]
+    return table(("what is down", "who notices", "what happens", "recovers", "proved by"), rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "routes": routes,
@@ -247,6 +257,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "alerts": alerts,
     "threats": threats,
+    "failures": failures,
 }
 
 

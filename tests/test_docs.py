@@ -228,12 +228,24 @@ def test_no_cell_of_the_threat_table_is_empty() -> None:
         assert row.get("tests", ["x"]), row["id"]
 
 
-def test_every_test_that_the_threat_model_names_exists() -> None:
-    named = [test for row in threats() for test in row.get("tests", [])]
-    missing = []
-    for test in named:
-        path, _, name = test.partition("::")
-        if not name.startswith("test_") or name not in functions(path):
-            missing.append(test)
-    assert missing == []
-    assert "test_that_never_was" not in functions("tests/test_docs.py") | functions("tests/none.py")
+def failures() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = yaml.safe_load((DOCS / "failures.yaml").read_text(encoding="utf-8"))
+    return rows
+
+
+def test_each_failure_says_what_happens_and_names_its_test() -> None:
+    for row in failures():
+        assert row.keys() == {"down", "notices", "happens", "recovers", "tests"}, row["down"]
+        assert all(row.values()), row["down"]
+
+
+def missing(named: list[str]) -> list[str]:
+    """Of `path::test` names, those that lead to no test."""
+    parts = [(test, *test.partition("::")[::2]) for test in named]
+    return [test for test, path, name in parts if not name.startswith("test_") or name not in functions(path)]
+
+
+def test_every_test_that_the_threat_model_or_the_failures_name_exists() -> None:
+    assert missing([test for row in [*threats(), *failures()] for test in row.get("tests", [])]) == []
+    absent = ["tests/test_docs.py::test_that_never_was", "tests/none.py::test_x", "tests/test_docs.py::missing"]
+    assert missing(absent) == absent

@@ -61,7 +61,9 @@ async def _look(http: httpx.AsyncClient) -> dict[str, Any]:
         answer.raise_for_status()
         return dict(msgspec.json.decode(answer.content))
     except (httpx.HTTPError, msgspec.DecodeError) as err:
-        raise CommandError(f"no statistics from {http.base_url}: {err}") from err
+        raise CommandError(
+            f"no statistics from {http.base_url}: {err}; does the gateway run, with admin.listen there?"
+        ) from err
 
 
 async def _names(store: Store) -> dict[str, str]:

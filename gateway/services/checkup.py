@@ -132,7 +132,7 @@ def literal_secrets(raw: Any) -> Iterator[str]:
 
 
 def secret_files(raw: Any) -> list[str]:
-    """The files that hold secrets: `file:` references anywhere, and the private key of TLS."""
+    """The files that hold secrets, named by `file:` anywhere, and the private key of TLS."""
     if isinstance(raw, dict):
         inner = [path for value in raw.values() for path in secret_files(value)]
         tls = raw.get("tls")
