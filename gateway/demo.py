@@ -27,6 +27,9 @@ from gateway.services.accounts import KeyTerms, create_key, create_tenant, creat
 from gateway.store import open_store
 
 OLLAMA = "http://localhost:11434"
+NEXT = "Ctrl-C ends all of it. Your own engine, users and limits: docs/quickstart.md."
+SHOWN = 3
+"""Lines of a long answer that `--once` shows at its beginning and at its end."""
 
 
 class DemoError(Exception):
@@ -211,7 +214,7 @@ def _show(app: App, options: Options, target: Target, key: str) -> None:
     ]
     for each in commands(model):
         lines += ["", f"# {each.title}", shlex.join(curl(each, url, key))]
-    print("\n".join(lines), _snippet(url, key, model), "\nCtrl-C ends all of it.", sep="\n", flush=True)
+    print("\n".join(lines), _snippet(url, key, model), f"\n{NEXT}", sep="\n", flush=True)
 
 
 def _snippet(url: str, key: str, model: str) -> str:
@@ -253,8 +256,16 @@ async def _try(command: Command, url: str, key: str) -> bool:
     run: Callable[..., object] = _by_curl if shutil.which("curl") else _by_httpx
     status, text = await run(command, line, url, key)  # type: ignore[misc]  # both are coroutines of this shape
     good = status == command.status and command.expect in text.replace('": ', '":')
-    print(text.rstrip(), f"[{status}: {'as it should' if good else 'NOT AS IT SHOULD'}]", sep="\n", flush=True)
+    print(_short(text), f"[{status}: {'as it should' if good else 'NOT AS IT SHOULD'}]", sep="\n", flush=True)
     return good
+
+
+def _short(text: str) -> str:
+    lines = [line for line in text.splitlines() if line]
+    left_out = len(lines) - 2 * SHOWN
+    if left_out > 1:
+        lines[SHOWN:-SHOWN] = [f"... {left_out} more lines ..."]
+    return "\n".join(lines)
 
 
 async def _by_curl(command: Command, line: list[str], url: str, key: str) -> tuple[int, str]:

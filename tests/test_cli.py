@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -196,15 +195,6 @@ def test_every_command_can_speak_json() -> None:
     """O5: but for `serve`, whose log is JSON anyway."""
     silent = {leaf.prog for leaf in leaves(parser()) if "--json" not in leaf._option_string_actions}
     assert silent == {"fairgate serve"}
-
-
-def test_a_port_in_use_is_said_with_what_to_do(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        line = [sys.executable, "-m", "gateway", "demo", "--listen", listen]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=ROOT)
-    assert done.returncode == 1
-    assert "in use; end what listens there, or listen elsewhere" in done.stderr
 
 
 def test_the_configuration_may_come_from_the_environment_and_a_new_store_is_said(tmp_path: Path) -> None:

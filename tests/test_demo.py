@@ -88,6 +88,7 @@ def test_once_shows_five_commands_that_give_what_they_should() -> None:
     assert "SIMULATED" in done.stdout
     assert done.stdout.count("as it should]") == 5
     assert "5 of 5 commands" in done.stdout
+    assert done.stdout.count(" more lines ...") == 2, "the two streams are shown by their ends"
 
 
 class Liar(http.server.BaseHTTPRequestHandler):
@@ -135,7 +136,7 @@ def test_a_taken_address_is_said_in_a_sentence() -> None:
         taken.listen()
         done = run("--once", "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
     assert done.returncode not in (0, None)
-    assert "in use" in done.stderr
+    assert "in use; end what listens there, or listen elsewhere" in done.stderr
     assert "Traceback" not in done.stderr
 
 
