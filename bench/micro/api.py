@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from gateway.api.dialect import Endpoint, Framing
+from gateway.api.frames import FrameFilter
 from gateway.api.routes import Routes
-from gateway.api.stream import FrameFilter, Tap, needs_edit, usage_of_body
+from gateway.api.stream import Tap, usage_of_body
 from gateway.errors import QueueFull
 
 Named = tuple[str, Callable[[], object]]
@@ -86,8 +87,8 @@ def streams() -> Iterator[Named]:
         yield f"tap.finish {name}", ended.finish
         yield f"tap built {name}", partial(Tap, framing)
     frame = chunk(FRAME)
-    frames = FrameFilter()
-    yield "needs_edit, one frame", partial(needs_edit, frame)
+    frames = FrameFilter(hide_usage=True)
+    yield "filter.passes, one frame", partial(frames.passes, frame)
     yield "filter.feed, one frame", partial(frames.feed, FRAME)
     yield "filter.feed, the extra frame", partial(frames.feed, EXTRA)
     answer = b'{"id":"x","choices":[{"message":{"content":"%b"}}],"usage":{"prompt_tokens":1,"completion_tokens":2}}'

@@ -1,6 +1,6 @@
-"""Answers as they pass by: token usage, the dialect's own end, and the one frame that may have to be hidden.
+"""Answers as they pass by: token usage, and the dialect's own end.
 
-Owns frames (SSE and NDJSON) and `Usage`. Never rewrites a byte it need not. Must not know sockets or who is asking.
+Owns the reading of frames (SSE and NDJSON) and `Usage`; rewrites nothing. Must not know sockets or who is asking.
 Frames follow the WHATWG event stream format as the official clients read it: a frame ends at an empty line, lines end
 in LF, CR LF or CR.
 """
@@ -68,64 +68,28 @@ class _Frame(msgspec.Struct, gc=False):
     timings: _Timings | None = None
     response: _Response | str | None = None
     type: str | None = None
-    error: msgspec.Raw = msgspec.Raw(b"null")
     done: bool | None = False
     prompt_eval_count: int | None = None
     eval_count: int | None = None
 
 
-class _Extra(msgspec.Struct, gc=False):
-    """Just enough to tell the extra usage frame from all others."""
-
-    choices: list[msgspec.Raw] | None = None
-    usage: _Block | None = None
-
-
 _FRAME = msgspec.json.Decoder(_Frame)
-_EXTRA = msgspec.json.Decoder(_Extra)
 _ENDS_OF_RESPONSE = frozenset({"response.completed", "response.incomplete", "response.failed"})
-_FALSY = frozenset({b"null", b"false", b'""', b"{}", b"[]", b"0"})
 
 _CHUNK_SIZE = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})(?:;[^\r\n]*)?(?=\r\n)")
 _BODY_END = re.compile(rb"\r\n0{1,16}(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*+\r\n\Z")
 _SHORT_TRAILERS: Final = 1024  # bytes from the last chunk to the end of the body in which that chunk is looked for
 _MOST_LINES: Final = 4096  # size lines that may turn out to be none before guessing has to do
 _SIZE_LINE = re.compile(_CHUNK_SIZE.pattern + rb"\r\n")
-_FRAME_END = re.compile(rb"\n\r?\n|\r\r")
-_USAGE_OBJECT = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
-_HAS_CHOICES = re.compile(rb'"choices"[ \t]*:[ \t]*\[[ \t]*\{')
 _USAGE_AT_END = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _COUNT_AT_END = re.compile(rb'"(prompt_eval_count|eval_count|total_duration)"\s*:\s*(\d{1,18})')
-_CLEAN_ENDS = (b"\n\n\r\n", b"\n\n")
-
-
-def needs_edit(data: bytes) -> bool:
-    """Whether a raw SSE buffer may hold (a part of) a usage frame, and must go through a `FrameFilter`.
-
-    False only for buffers that end at the end of a frame and hold no `usage` object. The caller still has to see that
-    the buffer ends between two HTTP chunks.
-    """
-    if not data.endswith(_CLEAN_ENDS):
-        return True
-    return data.rfind(b'"usage"') >= 0 and _USAGE_OBJECT.search(data) is not None
-
-
-def error_frame(data: bytes) -> str | None:
-    """The text of the first frame in a raw buffer by which the engine says that it failed; None where there is none."""
-    for line in data.splitlines():
-        text = line.removeprefix(b"data:").strip()
-        frame = _decode(text) if b'"error"' in text else None
-        if frame is not None and _failed(frame):
-            return text[:500].decode("utf-8", "replace")
-    return None
 
 
 class Tap:
     """Sees every raw buffer of one stream, HTTP chunk framing included, and keeps just enough of its end.
 
     `frames` counts the frames so far. After the last buffer `finish` finds the usage and sets `terminated` (the
-    dialect's own end was seen) and `error_seen` (the engine failed in-band). `hide_usage` is for the relay: whether
-    the extra usage frame must not reach the client.
+    dialect's own end was seen).
     """
 
     __slots__ = (
@@ -135,17 +99,13 @@ class Tap:
         "_older",
         "_oldest",
         "_open",
-        "error_seen",
         "frames",
-        "hide_usage",
         "terminated",
     )
 
-    def __init__(self, framing: Framing, *, hide_usage: bool = False) -> None:
-        self.hide_usage = hide_usage
+    def __init__(self, framing: Framing) -> None:
         self.frames = 0
         self.terminated = False
-        self.error_seen = False
         self._framing = framing
         self._end = b"\n\n" if framing is Framing.SSE else b"}\n"
         # Three runs of buffers, each up to and with one that ends a frame, and what came after them. Behind the frame
@@ -207,14 +167,13 @@ class Tap:
 
     def _finish_events(self, payload: bytes) -> Usage | None:
         for text in reversed(payload.rsplit(b"\n\n", _LOOK_BACK)):
-            data = _event_data(text)
+            data = event_data(text)
             if data.startswith(b"[DONE]"):
                 self.terminated = True
                 continue
             frame = _decode(data)
             if frame is None:
                 continue
-            self.error_seen = self.error_seen or _failed(frame)
             self.terminated = self.terminated or frame.type in _ENDS_OF_RESPONSE
             usage = _usage_of(frame)
             if usage is not None:
@@ -231,7 +190,6 @@ class Tap:
                 if usage is not None:
                     return usage
                 continue
-            self.error_seen = self.error_seen or _failed(frame)
             if frame.done:
                 self.terminated = True
                 return _counts(frame)
@@ -287,7 +245,7 @@ def _chunks_between(tail: bytes, line: re.Match[bytes], end: int, failed: set[in
     return None
 
 
-def _event_data(frame: bytes) -> bytes:
+def event_data(frame: bytes) -> bytes:
     """The data of one event: its `data:` lines without their names, joined."""
     if frame.startswith(b"data: ") and b"\n" not in frame:
         return frame[6:]
@@ -303,10 +261,6 @@ def _decode(text: bytes) -> _Frame | None:
         return _FRAME.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-
-
-def _failed(frame: _Frame) -> bool:
-    return bytes(frame.error) not in _FALSY
 
 
 def _usage_of(frame: _Frame) -> Usage | None:
@@ -363,76 +317,3 @@ def _lines_tail(body: bytes) -> Usage | None:
     if b"total_duration" not in counts and b"prompt_eval_count" not in counts:
         return None
     return Usage(counts.get(b"prompt_eval_count", 0), counts.get(b"eval_count", 0))
-
-
-class FrameFilter:
-    """Takes the payload of an SSE stream, gives it back without the extra usage frame; every other byte stays.
-
-    The extra frame is the one with a `usage` object and an empty `choices` (A7). An incomplete frame is held back only
-    while it may still turn out to be that one. Frames of other framings pass as they come.
-    """
-
-    __slots__ = ("_held", "_inside", "_sse", "at_boundary")
-
-    def __init__(self, framing: Framing = Framing.SSE) -> None:
-        self._sse = framing is Framing.SSE
-        self._held = b""
-        self._inside = False  # the frame in progress was let through before its end
-        self.at_boundary = True  # the bytes given back so far end where a frame ends
-
-    def feed(self, data: bytes) -> bytes:
-        """The bytes that may pass now."""
-        if not self._sse:
-            self.at_boundary = data.endswith(b"\n") if data else self.at_boundary
-            return data
-        text = self._held + data if self._held else data
-        passed = []
-        start = 0
-        # An end may straddle the bytes that were held: at most two of its three bytes.
-        for end in _FRAME_END.finditer(text, max(0, len(self._held) - 2)):
-            frame = text[start : end.end()]
-            if self._inside or not _is_extra(frame):
-                passed.append(frame)
-            self._inside = False
-            start = end.end()
-        return self._rest(text[start:], passed)
-
-    def _rest(self, rest: bytes, passed: list[bytes]) -> bytes:
-        """Hold or let go the incomplete frame at the end."""
-        if rest and (self._inside or len(rest) > TAIL or _HAS_CHOICES.search(rest)):
-            self._inside = True
-            # The last bytes may be the first of a frame end, which has to be seen whole.
-            keep = len(rest) - len(rest.rstrip(b"\r\n"))
-            self._held = rest[len(rest) - keep :]
-            passed.append(rest[: len(rest) - keep])
-        else:
-            self._held = rest
-        out = b"".join(passed)
-        if out:
-            self.at_boundary = not self._inside
-        return out
-
-    @property
-    def idle(self) -> bool:
-        """Nothing held, and between two frames: whole raw buffers may pass by again."""
-        return not self._held and not self._inside
-
-    def flush(self) -> bytes:
-        """What is still held at the end of the stream: an unfinished frame is passed on unless it is the extra one."""
-        held, self._held = self._held, b""
-        if not held or (not self._inside and _is_extra(held)):
-            return b""
-        self.at_boundary = False
-        return held
-
-
-def _is_extra(frame: bytes) -> bool:
-    if b'"usage"' not in frame:
-        return False
-    if b"\r" in frame:
-        frame = frame.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    try:
-        extra = _EXTRA.decode(_event_data(frame.strip(b"\n")))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return extra.choices == [] and extra.usage is not None

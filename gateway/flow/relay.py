@@ -1,16 +1,18 @@
 """The answer on its way from backend to client: the same bytes, flow control both ways, usage read in passing.
 
-Whole buffers pass as they came, HTTP chunk framing included. Only where bytes must differ (a hidden usage frame, an
-HTTP/1.0 client, a body that ends with its connection) is the payload taken out and framed anew. Must not know
+Whole buffers pass as they came, HTTP chunk framing included. Only where bytes must differ or be looked at (a hidden
+usage frame, an engine's error, a frame cut by a read, an HTTP/1.0 client, a body that ends with its connection) is the
+payload taken out and framed anew. Must not know
 authentication or queueing. One `Relay` is the upstream connection's sink and the client connection's stream at once.
 """
 
 from collections.abc import Callable
 
 from gateway.api.dialect import Endpoint, Framing
-from gateway.api.stream import FrameFilter, Tap, Usage, error_frame, needs_edit, payload_end, usage_of_body
+from gateway.api.frames import FrameFilter
+from gateway.api.stream import Tap, Usage, payload_end, usage_of_body
 from gateway.errors import UpstreamBroke, UpstreamError
-from gateway.http1.chunks import LAST_CHUNK, ChunkDecoder, encode_chunk
+from gateway.http1.chunks import LAST_CHUNK, ChunkDecoder, ChunkWalker, encode_chunk
 from gateway.http1.client import UpstreamConnection
 from gateway.http1.eager import Signal
 from gateway.http1.message import ResponseHead
@@ -19,8 +21,6 @@ from gateway.http1.server import Connection
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 KEEP_FOR_USAGE = 256 * 1024  # of a plain JSON answer; longer ones (embeddings) are read from their tail
 NEVER = 1 << 62  # frames
-ERROR_KEY = b'"error"'  # inside a JSON string its quotes are escaped: this is a key, or the whole of a value
-FRAME_END = {Framing.SSE: b"\n\n", Framing.NDJSON: b"\n"}
 
 
 class Relay:
@@ -35,7 +35,6 @@ class Relay:
         "_filter",
         "_kept",
         "_kept_bytes",
-        "_last_buffer",
         "_path",
         "_start",
         "_tail_seen",
@@ -73,16 +72,15 @@ class Relay:
         self.done: Signal[None] = Signal()
         self.error: UpstreamError | None = None
         self.begun = connection.begun
-        self.tap: Tap | None = Tap(endpoint.framing, hide_usage=hide_usage) if streaming else None
+        self.tap: Tap | None = Tap(endpoint.framing) if streaming else None
         self.on_tokens: Callable[[], int] | None = None
         self.tokens_due = NEVER
         self._start = start
         self._kept: list[bytes] = []
         self._kept_bytes = 0
-        self._last_buffer = b""
         self._tail_seen = False
         self._decoder: ChunkDecoder | None = None
-        self._filter = FrameFilter(endpoint.framing) if hide_usage and streaming else None
+        self._filter = FrameFilter(endpoint.framing, hide_usage=hide_usage) if streaming else None
         self._chunked_out = self._choose_framing()
         self._path = self._choose_path()
         connection.stream = self
@@ -102,7 +100,7 @@ class Relay:
             self._decoder = ChunkDecoder() if self.reply.chunked else None
             return Relay._reframe
         if self._filter is not None:
-            return Relay._pass_or_hide if self._chunked_out else Relay._reframe
+            return Relay._pass_or_filter if self._chunked_out else Relay._reframe
         return Relay._pass
 
     # ---- Stream: the client's window
@@ -124,8 +122,6 @@ class Relay:
         tap = self.tap
         if tap is not None:
             tap.feed(data)
-            if ERROR_KEY in data and self._engine_failed(data):
-                return
             if tap.frames >= self.tokens_due and self.on_tokens is not None:
                 self.tokens_due += self.on_tokens()
         else:
@@ -136,45 +132,48 @@ class Relay:
             data = data[: walker.last_chunk_at]
         elif self._tail_seen:
             return
-        if data:
-            self._last_buffer = data
         if self.begun:
             self.connection.write(data)
         elif data:
             self._begin(data)
 
-    def _pass_or_hide(self, data: bytes) -> None:
-        """As `_pass` while reads hold whole frames and none is the usage frame; else through the filter."""
-        walker = self.upstream.walker
-        between = walker is not None and walker.boundary
-        if between and self._decoder is None and not needs_edit(data):
-            self._pass(data)
-            return
+    def _pass_or_filter(self, data: bytes) -> None:
+        """As `_pass` while reads hold whole frames that may all pass; else through the filter."""
+        walker, sieve = self.upstream.walker, self._filter
+        assert walker is not None and sieve is not None  # noqa: S101, PT018  # the path of chunked streams
         if self._decoder is None:
+            if self._tail_seen or self._may_pass(walker, sieve, data):
+                self._pass(data)
+                return
             self._decoder = ChunkDecoder()
         self._reframe(data)
-        if between and self._filter is not None and self._filter.idle:
+        if walker.boundary and sieve.idle:
             self._decoder = None  # between two frames and two chunks: the common path may take over again
+
+    def _may_pass(self, walker: ChunkWalker, sieve: FrameFilter, data: bytes) -> bool:
+        end = walker.last_chunk_at
+        if end < 0:
+            return walker.boundary and sieve.passes(data)
+        return end == 0 or sieve.passes(data[:end])
 
     def _reframe(self, data: bytes) -> None:
         """Payload out, edit, frame anew."""
         if self.tap is not None:
             self.tap.feed(data)
-            if ERROR_KEY in data and self._engine_failed(data):
-                return
             if self.tap.frames >= self.tokens_due and self.on_tokens is not None:
                 self.tokens_due += self.on_tokens()
         else:
             self._keep(data)
         payload = data if self._decoder is None else self._decoder.decode(data)
-        if self._filter is not None:
-            payload = self._filter.feed(payload)
-        self._send(payload)
+        if self._filter is None:
+            self._send(payload)
+        else:
+            self._send(self._filter.feed(payload))
+            self._stop_if_failed(self._filter)
 
     def _send(self, payload: bytes) -> None:
         if not payload:
             return
-        self._last_buffer = payload
         framed = encode_chunk(payload) if self._chunked_out else payload
         if self.begun:
             self.connection.write(framed)
@@ -189,12 +188,13 @@ class Relay:
             return
         if self._filter is not None:
             self._send(self._filter.flush())
-        if self.tap is not None:
+            self._stop_if_failed(self._filter)
+        if self.tap is not None and self.error is None:
             self.tap.finish()
-            if not (self.tap.terminated or self.tap.error_seen):
+            if not self.tap.terminated:
                 self.broke(UpstreamBroke("The engine's stream ended before it was complete."))
-                return
-        self._end()
+        if self.error is None:
+            self._end()
 
     def _end(self) -> None:
         """Write what ends the body in the client's framing."""
@@ -216,29 +216,14 @@ class Relay:
             self.connection.abort()
         self.done.set(None)
 
-    def _engine_failed(self, data: bytes) -> bool:
-        """Whether the engine reports an error in its stream: then the client gets ours, not the engine's words (H8)."""
-        said = error_frame(data)
-        if said is None or self.error is not None:
-            return self.error is not None
-        walker = self.upstream.walker
-        if walker is not None and walker.last_chunk_at >= 0 and self._last_buffer.endswith(b"\r\n"):
-            self._tail_seen = True  # this buffer holds the end too: what was passed before it ends with a chunk
-        self.broke(UpstreamBroke("The engine reported an error in its stream.", cause=said))
-        return True
+    def _stop_if_failed(self, sieve: FrameFilter) -> None:
+        """The engine reported an error in its stream: the client gets ours, not the engine's words (H8)."""
+        if sieve.failed and self.error is None:
+            self.broke(UpstreamBroke("The engine reported an error in its stream.", cause=sieve.failed))
 
     def _can_tell(self) -> bool:
-        """Whether an error frame would stand between two frames, and between two chunks."""
-        if self.tap is None or self.reply.content_length is not None:
-            return False
-        if self._filter is not None and not self._filter.at_boundary:
-            return False
-        end = FRAME_END[self.endpoint.framing]
-        if self._last_buffer and not self._last_buffer.endswith((end, end + b"\r\n")):
-            return False
-        walker = self.upstream.walker
-        own_chunks = walker is None or self._decoder is not None
-        return own_chunks or self._tail_seen or (walker is not None and walker.boundary)
+        """Whether an error frame would stand between two frames, and between two chunks. Raw buffers end there."""
+        return self._filter is not None and self._filter.at_boundary
 
     def _begin(self, first: bytes) -> None:
         """The head goes out with the first bytes, so that a failure before them is still a proper status."""

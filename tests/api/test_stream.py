@@ -1,4 +1,4 @@
-"""`gateway.api.stream`: usage, ends and the hidden frame, under every way bytes may be cut."""
+"""`gateway.api.stream`: usage and ends, under every way bytes may be cut."""
 
 import json
 import time
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.api.dialect import Framing
 from gateway.api.routes import Routes
-from gateway.api.stream import FrameFilter, Tap, Usage, needs_edit, payload_end, usage_of_body
+from gateway.api.stream import Tap, Usage, payload_end, usage_of_body
 from tests.api.streams import Stream, content, cuts, events, framed, lines
 
 ROUTES = Routes()
@@ -42,96 +42,6 @@ def test_the_tap_finds_the_truth_however_the_bytes_are_cut(data: st.DataObject, 
     tap = tapped(data.draw(cuts(raw)), framing)
     assert tap.finish() == stream.usage
     assert tap.terminated is stream.terminated
-    assert tap.error_seen is False
-
-
-@given(st.data(), events())
-def test_the_filter_takes_out_the_extra_frame_and_nothing_else(data: st.DataObject, stream: Stream) -> None:
-    """A7, and the third rule: no surprise on the wire."""
-    frames = FrameFilter()
-    passed = b""
-    for part in data.draw(cuts(stream.payload)):
-        passed += frames.feed(part)
-        assert stream.passed.startswith(passed)
-        ends = not passed or passed.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
-        assert frames.at_boundary is ends
-    assert passed + frames.flush() == stream.passed
-
-
-@given(st.data(), events())
-def test_whole_buffers_that_need_no_edit_may_pass_by_the_filter(data: st.DataObject, stream: Stream) -> None:
-    """The relay's rule: raw buffers pass while none needs an edit; the filter takes over in between."""
-    frames = FrameFilter()
-    passed = b""
-    for part in data.draw(cuts(stream.payload)):
-        if frames.idle and not needs_edit(part):
-            passed += part
-        else:
-            passed += frames.feed(part)
-    assert passed + frames.flush() == stream.passed
-
-
-@given(st.data(), events())
-def test_an_unfinished_frame_waits_only_while_it_may_be_the_extra_one(data: st.DataObject, stream: Stream) -> None:
-    """A frame with content is let go as soon as its content shows."""
-    frames = FrameFilter()
-    head = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"'
-    assert frames.feed(head) == head
-    assert not frames.at_boundary
-    assert frames.feed(b"more\\n\\n ") == b"more\\n\\n "
-    assert frames.feed(b'"}}]}\n') == b'"}}]}'
-    assert frames.feed(b"\n") == b"\n\n"
-    assert frames.at_boundary
-    assert frames.feed(EXTRA[:-1]) == b""
-    assert frames.at_boundary
-    assert frames.flush() == b""
-
-
-def test_usage_that_rides_on_a_frame_with_choices_passes() -> None:
-    """transformers serve and vLLM's continuous statistics: only the extra frame is ours to hide."""
-    riding = b'data: {"choices":[{"index":0}],"usage":%b}\n\n' % USAGE
-    frames = FrameFilter()
-    assert frames.feed(riding + EXTRA + DONE) == riding + DONE
-    alone = b'data: {"type":"x","usage":%b}\n\n' % USAGE
-    assert FrameFilter().feed(alone) == alone
-    early = b'data: {"choices":[],"prompt_filter_results":[],"usage":null}\n\n'
-    assert FrameFilter().feed(early) == early
-
-
-def test_a_stream_cut_within_the_extra_frame_hides_what_was_held() -> None:
-    frames = FrameFilter()
-    assert frames.feed(FRAME + EXTRA[:-2]) == FRAME
-    assert frames.flush() == b""
-    frames = FrameFilter()
-    assert frames.feed(FRAME + EXTRA[:20]) == FRAME
-    assert frames.at_boundary
-    assert frames.flush() == EXTRA[:20]
-    assert not frames.at_boundary
-
-
-def test_a_huge_frame_is_not_held_to_its_end() -> None:
-    frames = FrameFilter()
-    start = b'data: {"other":"' + b"x" * 70_000
-    assert frames.feed(start) == start
-    assert frames.feed(b'"}\n\n' + EXTRA) == b'"}\n\n'
-
-
-@pytest.mark.parametrize(
-    ("data", "edit"),
-    [
-        (chunk(FRAME), False),
-        (FRAME, False),
-        (chunk(FRAME) + chunk(FRAME), False),
-        (chunk(FRAME.replace(b"}]}", b'}],"usage":null}')), False),
-        (chunk(EXTRA), True),
-        (chunk(EXTRA.replace(b'"usage":', b'"usage" : ')), True),
-        (chunk(FRAME)[:-9], True),
-        (FRAME + EXTRA[:30], True),
-        (chunk(b'data: {"a":"\\"usage\\":{"}\n\n'), False),
-    ],
-)
-def test_the_cheap_test_errs_only_to_the_careful_side(data: bytes, edit: bool) -> None:
-    assert needs_edit(data) is edit
 
 
 @pytest.mark.parametrize(
@@ -184,28 +94,6 @@ def test_usage_of_large_answers_is_read_from_their_end() -> None:
     assert usage_of_body(NATIVE, b'{"embedding":%b}' % vectors) is None
 
 
-@pytest.mark.parametrize(
-    ("framing", "line"),
-    [
-        (Framing.SSE, b'data: {"error":{"message":"out of memory"}}\n\n'),
-        (Framing.SSE, b'event: error\ndata: {"error": "x"}\n\n'),
-        (Framing.NDJSON, b'{"error":"out of memory"}\n'),
-        (Framing.NDJSON, b'{"error": "x"}'),
-    ],
-)
-def test_errors_in_band_are_seen(framing: Framing, line: bytes) -> None:
-    """A5: an engine that fails mid-stream says so in a frame; the stream is not whole then."""
-    tap = tapped([chunk(FRAME), chunk(line), b"0\r\n\r\n"], framing)
-    assert tap.finish() is None
-    assert (tap.error_seen, tap.terminated) == (True, False)
-
-
-def test_a_huge_error_line_is_seen_in_one_buffer_with_others() -> None:
-    tap = tapped([b'{"response":"x","done":false}\n' * 20 + b'{"error":"%b"}\n' % (b"x" * 100_000)], Framing.NDJSON)
-    assert tap.finish() is None
-    assert tap.error_seen
-
-
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("read", [1, 2, 7, 64, 127, 128, 129, 300, 10**6])
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
@@ -217,13 +105,6 @@ def test_chunks_of_a_byte_or_two_do_not_hide_the_usage(size: int, read: int, end
         tap = tapped([raw[:shift], *(raw[at : at + read] for at in range(shift, len(raw), read))])
         assert tap.finish() == Usage(3, 4)
         assert tap.terminated
-
-
-@pytest.mark.parametrize("empty", [b"null", b'""', b"{}", b"false"])
-def test_an_empty_error_member_is_none(empty: bytes) -> None:
-    tap = tapped([b'data: {"error":%b}\n\n' % empty])
-    tap.finish()
-    assert not tap.error_seen
 
 
 @pytest.mark.parametrize("kind", ["completed", "incomplete", "failed"])

@@ -201,6 +201,9 @@ def plain(draw: st.DrawFn) -> tuple[str, Sent]:
     return path, Sent(draw(styles).json(body).encode())
 
 
+FIRST = b'data: {"choices":[{"index":0,"delta":{"role":"assistant"}}]}\n\n'
+
+
 # ---- one gateway for all examples
 
 
@@ -229,14 +232,17 @@ class Bench:
     def run(self, body: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(asyncio.wait_for(body, 10 * WAIT))
 
-    def exchange(self, path: str, ask: dict[str, Any], wire: Wire, writes: list[bytes]) -> list[bytes]:
-        """The payload the client reads, as it came."""
+    def exchange(
+        self, path: str, ask: dict[str, Any], wire: Wire, writes: list[bytes], *, whole: bool = True
+    ) -> list[bytes]:
+        """The payload the client reads, as it came. `whole`: to its end, with the usage."""
         self.writes, self.close = writes, wire.framing == "close"
         self.count += 1
         extra = f"X-Request-ID: example{self.count}\r\n"
         request = self.gateway.request(path, ask, extra=extra).replace(b"HTTP/1.1", b"HTTP/" + wire.version, 1)
         payload: list[bytes] = self.run(self._read(request, wire))
-        self.metered.append(f"example{self.count}")
+        if whole:
+            self.metered.append(f"example{self.count}")
         return payload
 
     async def _read(self, request: bytes, wire: Wire) -> list[bytes]:
@@ -351,6 +357,25 @@ def test_lines(bench: Bench, lines: list[Sent], wire: Wire) -> None:
     writes = encoded(b"".join(lines), b"application/x-ndjson", wire)
     got = bench.exchange("/api/chat", chat(MODEL), wire, writes)
     assert b"".join(got) == b"".join(lines)
+
+
+@EXAMPLES
+@given(stream=sse(), lines=ndjson(), wire=wires, asked=st.booleans(), ollama=st.booleans())
+def test_an_engines_error(
+    bench: Bench, stream: Stream, lines: list[Sent], wire: Wire, asked: bool, ollama: bool
+) -> None:
+    """H8: what came before the error byte for byte, then our own words, whatever the cuts."""
+    before, error = b"".join([FIRST, *stream.frames]), b'data: {"error":{"message":"at 10.0.0.5"}}\n\n'
+    path, media_type = "/v1/chat/completions", b"text/event-stream"
+    options = {"stream_options": {"include_usage": True}} if asked else {}
+    if ollama:
+        before, error = b"".join(lines[:1]), b'{"error":"at 10.0.0.5"}\n'
+        path, media_type, options = "/api/chat", b"application/x-ndjson", {}
+    writes = encoded(before + error + before, media_type, wire)
+    payload = b"".join(bench.exchange(path, chat(MODEL, stream=True, **options), wire, writes, whole=False))
+    assert payload.startswith(before)
+    assert b"reported an error" in payload[len(before) :]
+    assert b"10.0.0.5" not in payload
 
 
 @EXAMPLES

@@ -244,17 +244,30 @@ def test_an_engine_that_breaks_is_told_in_dialect(case: str) -> None:
     run(answer, test)
 
 
-def test_a_stream_cut_inside_a_frame_is_cut_for_the_client_too() -> None:
+def test_a_stream_cut_inside_a_frame_ends_with_the_frame_before_and_an_error() -> None:
+    """A5: half a frame is of no use to a client; a frame of ours in its place is."""
+
     async def test(g: Gateway, engine: Engine) -> None:
-        client = await g.connect()
-        await client.send(g.request(CHAT, chat(stream=True, stream_options={"include_usage": True})))
-        await client.head()
-        rest = await client.rest()
-        assert not rest.endswith(b"0\r\n\r\n")
+        _, _, body = await g.ask(CHAT, chat(stream=True, stream_options={"include_usage": True}))
+        assert body.startswith(frame("a") + b'data: {"error":')
         (record,) = await g.records(1)
         assert record["outcome"] == "upstream_failed"
 
     run(cut(SSE_HEAD + chunk(frame("a")), b"20\r\ndata: {"), test)
+
+
+def test_a_huge_frame_cut_in_the_middle_is_cut_for_the_client_too() -> None:
+    """A5: of a frame too large to be held a part was sent, behind which nothing can be told."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        client = await g.connect()
+        await client.send(g.request(CHAT, chat(stream=True)))
+        await client.head()
+        assert not (await client.rest()).endswith(b"0\r\n\r\n")
+        (record,) = await g.records(1)
+        assert record["outcome"] == "upstream_failed"
+
+    run(cut(SSE_HEAD + b"fffff\r\ndata: {" + b"x" * 70_000), test)
 
 
 REFUSALS = [

@@ -313,10 +313,10 @@ CASES = [
         TOLD_LATE, "an abort",
     ),
     Case(
-        "in a frame, engine closes", sends(head_and_part, half_a_frame), in_answer, nobody, CUT, CUT, TOLD, "an abort"
+        "in a frame, engine closes", sends(head_and_part, half_a_frame), in_answer, nobody, MID, CUT, TOLD, "an abort"
     ),
     Case(
-        "in a frame, engine stalls", sends(head_and_part, half_a_frame, then=gone), in_frame, engine_timers, CUT, CUT,
+        "in a frame, engine stalls", sends(head_and_part, half_a_frame, then=gone), in_frame, engine_timers, MID, CUT,
         TOLD_LATE, "an abort",
     ),
     Case("a broken chunk", sends(head_and_part, broken_chunk), in_answer, nobody, MID, CUT, TOLD, "an abort"),

@@ -8,6 +8,7 @@ import uvloop
 
 from tests.flow.engine import DONE, SSE_HEAD, Engine, chunk, frame
 from tests.gateway import chat, gateway
+from tests.wire import WAIT
 
 NDJSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
 LINE = b'{"model":"m","message":{"role":"assistant","content":"a"},"done":false}\n'
@@ -65,5 +66,42 @@ def test_a_text_that_speaks_of_errors_is_no_error() -> None:
             status, _, body = await g.ask("/v1/chat/completions", chat(stream=True))
             assert (status, body) == (200, text + DONE)
             assert json.loads(text.split(b"\n\n")[0][6:])["choices"]
+
+    uvloop.run(main())
+
+
+SPLITS = {
+    "passed": ("/v1/chat/completions", {"stream_options": {"include_usage": True}}, SSE_HEAD, frame("a"), OPENAI),
+    "filtered": ("/v1/chat/completions", {}, SSE_HEAD, frame("a"), OPENAI),
+    "lines": ("/api/chat", {}, NDJSON_HEAD, LINE, OLLAMA),
+}
+
+
+@pytest.mark.parametrize("size", [1000, 13], ids=["one chunk", "many chunks"])
+@pytest.mark.parametrize("case", SPLITS)
+def test_the_engines_words_stay_inside_wherever_a_read_splits_them(case: str, size: int) -> None:
+    """H8: the frames before the error, then ours; two reads, with the second sent once the first was taken."""
+    path, more, head, before, error = SPLITS[case]
+    wire = chunk(before) + b"".join(chunk(error[at : at + size]) for at in range(0, len(error), size)) + b"0\r\n\r\n"
+
+    async def main() -> None:
+        cut = 0
+
+        async def answer(_: bytes, __: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(head + wire[:cut])
+            async with asyncio.timeout(WAIT):
+                while taken() < cut and g.app.scheduler.stats().running:
+                    await asyncio.sleep(0)
+            writer.write(wire[cut:])
+
+        def taken() -> int:
+            return max((c.bytes_in for c in g.app.pools["engine"].connections if c.head is not None), default=0)
+
+        async with Engine(answer) as engine, gateway(engine.url, "ollama") as g:
+            for cut in range(len(chunk(before)), len(wire)):
+                status, _, body = await g.ask(path, chat(stream=True, **more))
+                assert (status, body[: len(before)]) == (200, before), cut
+                assert b"10.0.0.5" not in body, cut
+                assert b"reported an error" in body, cut
 
     uvloop.run(main())

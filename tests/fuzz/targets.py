@@ -9,7 +9,8 @@ from collections.abc import Callable
 import h11
 
 from gateway.api.dialect import Framing
-from gateway.api.stream import FrameFilter, Tap
+from gateway.api.frames import FrameFilter
+from gateway.api.stream import Tap
 from gateway.config import Config, ConfigError, parse
 from gateway.http1.chunks import ChunkDecoder, ChunkWalker
 from gateway.http1.message import UpstreamWireError
@@ -110,22 +111,28 @@ def _walk(reads: list[bytes]) -> tuple[str, bytes, bytes]:
 
 
 def stream(data: bytes) -> None:
-    """Taps and filters: no input breaks them; without a usage frame every byte passes, in order."""
+    """Taps and filters: no input breaks them; the verdict of the filter does not depend on the cuts; without a usage
+    frame or an error every byte passes, in order."""
     wire, reads = cut(data)
     for framing in Framing:
-        tap, sieve = Tap(framing), FrameFilter(framing)
-        passed = []
+        tap = Tap(framing)
         for read in reads:
             tap.feed(read)
-            passed.append(sieve.feed(read))
         usage = tap.finish()
         assert usage is None or usage.reported
         assert not tap.estimate(3).reported
-        passed.append(sieve.flush())
-        out = b"".join(passed)
-        if framing is Framing.NDJSON or b'"usage"' not in wire:
-            assert out == wire
-        assert len(out) <= len(wire)
+        for hide in (False, True):
+            passed = _sieved(reads, framing, hide)
+            assert passed == _sieved([wire], framing, hide)
+            out, failed = passed
+            assert wire.startswith(out) or (hide and b'"usage"' in wire)
+            assert failed or out == wire or (hide and b'"usage"' in wire)
+            assert not failed or b"error" in wire
+
+
+def _sieved(reads: list[bytes], framing: Framing, hide: bool) -> tuple[bytes, str]:
+    sieve = FrameFilter(framing, hide_usage=hide)
+    return b"".join([*map(sieve.feed, reads), sieve.flush()]), sieve.failed
 
 
 def config(data: bytes) -> None:

@@ -1,0 +1,162 @@
+"""Which frames of a stream a client may see: not the usage frame it did not ask for, not what an engine says of itself.
+
+Owns the decision about whole frames (SSE and NDJSON). Must not know sockets, HTTP framing or who is asking.
+"""
+
+import re
+
+import msgspec
+
+from gateway.api.dialect import Framing
+from gateway.api.stream import LONGEST_FRAME, TAIL, event_data
+
+_END = {Framing.SSE: re.compile(rb"\n\r?\n|\r\r"), Framing.NDJSON: re.compile(rb"\n")}
+_CLEAN_END = {Framing.SSE: b"\n\n\r\n", Framing.NDJSON: b"\n\r\n"}  # of a frame, and of the chunk it stands in
+_SIZE_LINE = 6  # bytes of the longest usual one; a second chunk cannot begin before
+_ERROR = b"error"  # in every frame by which an engine says that it failed
+_ERROR_KEY = b'"error"'  # inside a JSON string its quotes are escaped: this is a key, or the whole of a value
+_ERROR_LINE = re.compile(rb"^(?:error:|event: ?error *$)", re.MULTILINE)
+"""An event that official clients raise as an error, and the field name under which older llama.cpp sent its own."""
+_ERROR_TYPES = frozenset({b'"error"', b'"response.failed"'})
+_FALSY = frozenset({b"null", b"false", b'""', b"{}", b"[]", b"0"})
+_USAGE_OBJECT = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
+_NULL = msgspec.Raw(b"null")
+
+
+class _Frame(msgspec.Struct, gc=False):
+    """What decides about a frame. Raw: a member of another type than the APIs' own must not hide an error."""
+
+    choices: msgspec.Raw = _NULL
+    usage: msgspec.Raw = _NULL
+    error: msgspec.Raw = _NULL
+    type: msgspec.Raw = _NULL
+
+
+_FRAME = msgspec.json.Decoder(_Frame)
+
+
+class FrameFilter:
+    """Takes the payload of a stream, gives back what may pass: every byte up to a frame that tells of a failure.
+
+    That frame and all behind it stay inside, and `failed` has its text, "" until then. With `hide_usage` the extra
+    usage frame, which has a `usage` object and empty `choices`, is left out (A7). An incomplete frame is held back
+    until its end shows what it is; only one longer than 64 KiB that has no error so far (1 MiB if it has) is let go
+    before.
+    """
+
+    __slots__ = ("_clean", "_framing", "_held", "_hide", "_inside", "at_boundary", "failed")
+
+    def __init__(self, framing: Framing = Framing.SSE, *, hide_usage: bool = False) -> None:
+        self._framing = framing
+        self._clean = _CLEAN_END[framing]
+        self._hide = hide_usage
+        self._held = b""
+        self._inside = False  # the frame in progress was let through before its end
+        self.at_boundary = True  # the bytes given back so far end where a frame ends
+        self.failed = ""
+
+    def passes(self, data: bytes) -> bool:
+        """Whether raw HTTP chunks may go by this filter as they are, which must be `idle`.
+
+        True only for whole chunks of whole frames, none of which can be one to keep back.
+        """
+        # rfind takes half the time of `in` here, which prepares more than a short buffer is worth.
+        if not data.endswith(self._clean) or data.rfind(_ERROR) >= 0:
+            return False
+        # More than one chunk: each has to end a frame, or the framing could stand within a word that is looked for.
+        if data.find(b"\r", _SIZE_LINE, -2) > 0 and 2 * data.count(self._clean) != data.count(b"\r"):
+            return False
+        return not self._hide or data.rfind(b'"usage"') < 0 or _USAGE_OBJECT.search(data) is None
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes that may pass now."""
+        if self.failed:
+            return b""
+        text = self._held + data if self._held else data
+        passed = []
+        start = 0
+        # An end may straddle the bytes that were held: at most two of its three bytes.
+        for end in _END[self._framing].finditer(text, max(0, len(self._held) - 2)):
+            frame = self._judged(text[start : end.end()])
+            if frame is None:
+                text = b""  # nothing behind it passes
+                break
+            passed.append(frame)
+            self._inside = False
+            start = end.end()
+        self._rest(text[start:], passed)
+        out = b"".join(passed)
+        if out:
+            self.at_boundary = not self._inside
+        return out
+
+    def _judged(self, frame: bytes) -> bytes | None:
+        """The frame, nothing where it is to be hidden, None where it tells of a failure."""
+        if self._inside:
+            return frame
+        if _ERROR in frame and _tells_of_failure(frame, self._framing):
+            self.failed = frame[:500].decode("utf-8", "replace")
+            return None
+        return b"" if self._hide and _is_extra(frame) else frame
+
+    def _rest(self, rest: bytes, passed: list[bytes]) -> None:
+        """Hold or let go the incomplete frame at the end."""
+        if self._inside or len(rest) > (LONGEST_FRAME if _ERROR in rest else TAIL):
+            self._inside = self._inside or bool(rest)
+            # The last bytes may be the first of a frame end, which has to be seen whole.
+            keep = len(rest) - len(rest.rstrip(b"\r\n"))
+            passed.append(rest[: len(rest) - keep])
+            rest = rest[len(rest) - keep :]
+        self._held = rest
+
+    @property
+    def idle(self) -> bool:
+        """Nothing held, and between two frames: whole raw buffers may pass by again."""
+        return not self._held and not self._inside
+
+    def flush(self) -> bytes:
+        """What is still held at the end of the stream: an unfinished frame is passed on unless it must not pass."""
+        held, self._held = self._judged(self._held), b""
+        if held:
+            self.at_boundary = False
+        return held or b""
+
+
+def _data_of(frame: bytes, framing: Framing) -> list[bytes]:
+    """The data of the events in `frame`: several where its line ends are mixed, none where it is a comment."""
+    if framing is Framing.NDJSON:
+        return [frame]
+    return [event_data(event) for event in _lines_of(frame).split(b"\n\n") if event]
+
+
+def _lines_of(frame: bytes) -> bytes:
+    return frame.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in frame else frame
+
+
+def _tells_of_failure(frame: bytes, framing: Framing) -> bool:
+    """Whether the engine says that it failed. A frame with an error that cannot be read is taken for one (H8)."""
+    if framing is Framing.SSE and _ERROR_LINE.search(_lines_of(frame)):
+        return True
+    for data in _data_of(frame, framing):
+        if _ERROR_KEY not in data:
+            continue
+        try:
+            judged = _FRAME.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            if data.lstrip().startswith(b"{"):
+                return True
+        else:
+            if bytes(judged.error) not in _FALSY or bytes(judged.type) in _ERROR_TYPES:
+                return True
+    return False
+
+
+def _is_extra(frame: bytes) -> bool:
+    """Whether it is the frame with the usage of the whole stream and no content."""
+    if b'"usage"' not in frame:
+        return False
+    try:
+        judged = _FRAME.decode(event_data(_lines_of(frame).strip(b"\n")))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return bytes(judged.choices).translate(None, b" \t\r\n") == b"[]" and bytes(judged.usage).startswith(b"{")
