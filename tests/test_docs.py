@@ -3,7 +3,9 @@
 import ast
 import configparser
 import importlib.util
+import json
 import re
+import statistics
 import sys
 import tomllib
 from functools import cache
@@ -146,6 +148,30 @@ def test_every_environment_and_target_that_a_page_names_exists() -> None:
     assert [name for name in sorted(environments) if f"[testenv:{name}]" not in tox] == []
     targets = re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"))
     assert set(re.findall(r"(?:`|\n)make ([a-z]+)\b", text)) - set(targets) == set()
+
+
+def test_the_readmes_figures_are_the_measured_ones() -> None:
+    measured = json.loads((DOCS / "img/abuser.json").read_text(encoding="utf-8"))
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    direct, through = (f"{statistics.median(wait for _, wait in measured[way]):.2g}" for way in ("direct", "fairgate"))
+    assert f"First token after {direct} s (median) straight at the engine, after {through} s through fairgate" in readme
+    assert f"{measured['agent_streams']} streams going on {measured['slots']} slots" in readme
+
+
+def test_settings_that_the_prose_names_exist() -> None:
+    """`section.setting` in any page; what is renamed is renamed everywhere."""
+    table = page("config.md")
+    known = set(re.findall(r"(?m)^\| `([^`]+)` \|", table)) | set(re.findall(r"(?m)^### (\S+)$", table))
+    sections = {name.split(".")[0] for name in known if "." in name}
+    files = [*DOCS.glob("*.md"), *DOCS.glob("*.yaml"), *ROOT.glob("*.md")]
+    named = {
+        name
+        for path in files
+        for name in re.findall(r"`([a-z_]+(?:\[\])?\.[a-z_.]+)(?:: ?[^`]*)?`", path.read_text(encoding="utf-8"))
+        if name.split(".")[0] in sections
+    }
+    assert len(named) > 15
+    assert sorted(named - known) == []
 
 
 # ---- links
