@@ -26,7 +26,10 @@ PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end: \2 -->)", re.
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table; a bar inside a cell is escaped."""
+    """A Markdown table; a bar inside a cell is escaped. A row of another length ends the program."""
+    odd = [row for row in rows if len(row) != len(head)]
+    if odd:
+        raise SystemExit(f"{odd[0]} does not fit {head}")
     lines = [head, tuple("---" for _ in head), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
