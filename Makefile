@@ -4,10 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types docs bench clean
+.PHONY: help demo test lint types docs bench bench-quick clean
 
 help:            ## list the targets
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 $(BIN)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("fairgate needs Python 3.11 or newer: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
@@ -49,8 +49,11 @@ docs: $(BIN)/.docs-ready   ## renew what the code says in docs/, then build the 
 	$(BIN)/python docker/grafana/dashboard.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: $(BIN)/.test-ready  ## fairgate beside other gateways on this machine (minutes; BENCH_ARGS)
-	$(BIN)/python -m bench $(BENCH_ARGS)
+bench: $(BIN)/.test-ready  ## fairgate beside all other gateways, every scenario (an hour and a half; BENCH_ARGS)
+	$(BIN)/python -m bench full $(BENCH_ARGS)
+
+bench-quick: $(BIN)/.test-ready  ## three scenarios beside nginx (four minutes; BENCH_ARGS)
+	$(BIN)/python -m bench quick $(BENCH_ARGS)
 
 clean:           ## remove what the targets made
 	rm -rf $(VENV) .tox site build dist

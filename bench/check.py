@@ -31,6 +31,15 @@ def trouble_of(backend: Backend, core: int, fault: str, api: str, stream: bool) 
     return set(result["troubles"])
 
 
+def held(backend: Backend, core: int, fault: str) -> int:
+    """First frames that a short paced run reports as held back."""
+    backend.set(frames=4, rate=20, **{"break": fault}, every=1)
+    options = ["--port", str(backend.port), "--conns", "4", "--warmup", "0", "--duration", "0.5", "--frames", "4"]
+    result = run_load(core, [*options, "--stream", "--frame-rate", "20"], lambda: None, lambda: None)
+    assert not result["errors"], result["troubles"]
+    return int(result["firsts_held"])
+
+
 def main(core: int) -> int:
     """Try every fault in every shape. 0 if each was noticed and nothing sound was blamed."""
     failed = 0
@@ -45,4 +54,9 @@ def main(core: int) -> int:
                     print(
                         f"{'ok  ' if good else 'FAIL'} {shape:14} {fault:10} -> {', '.join(sorted(found)) or 'sound'}"
                     )
+        for fault in ("none", "held"):
+            count = held(backend, core, fault)
+            good = bool(count) == (fault == "held")
+            failed += not good
+            print(f"{'ok  ' if good else 'FAIL'} openai paced    {fault:10} -> {count} first frames held")
     return 1 if failed else 0

@@ -1,6 +1,6 @@
-"""Rows to a Markdown table: medians over rounds, ratios taken within a round. A run with any error gives no figure.
+"""Rows to Markdown tables: medians over rounds, ratios taken within a round. A run with any error gives no figure.
 
-Only arithmetic and text; runs nothing.
+A rows file holds one or more runs, each begun by a line of facts; memory rows may follow. Only arithmetic and text.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,36 @@ REFERENCE = "nginx"
 
 def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@dataclass
+class Run:
+    """One interleaved run: its facts and its measured rows."""
+
+    facts: Row
+    rows: list[Row] = field(default_factory=list)
+
+    def of(self, scenario: str, spin: bool) -> dict[str, list[Row]]:
+        """Peer -> its rows of this scenario."""
+        peers: dict[str, list[Row]] = {}
+        for row in self.rows:
+            if (row["scenario"], row["spin"]) == (scenario, spin):
+                peers.setdefault(row["peer"], []).append(row)
+        return peers
+
+    def turns(self) -> list[tuple[str, bool]]:
+        """What was run, in its order."""
+        return list(dict.fromkeys((row["scenario"], row["spin"]) for row in self.rows))
+
+
+def runs(rows: Iterable[Row]) -> list[Run]:
+    found: list[Run] = []
+    for row in rows:
+        if "facts" in row:
+            found.append(Run(row))
+        elif "scenario" in row:
+            found[-1].rows.append(row)
+    return found
 
 
 def sound(row: Row) -> bool:
@@ -73,10 +104,17 @@ def over_direct(title: str, value: Value) -> Column:
     return title, added
 
 
+def cpu(row: Row) -> float | None:
+    value: float | None = row["cpu_us"]
+    return value
+
+
+def speed(row: Row) -> float | None:
+    return float(row["units_per_s"])
+
+
 def columns(scenario: Scenario) -> list[Column]:
     """The figures that say something about this scenario."""
-    cpu: Value = lambda row: row["cpu_us"]  # noqa: E731 - one of many small readers
-    speed: Value = lambda row: row["units_per_s"]  # noqa: E731
     unit = scenario.unit
     shown = [plain(f"{unit}s/s", speed)]
     if scenario.mode == "closed" and not scenario.frame_rate:
@@ -91,6 +129,7 @@ def columns(scenario: Scenario) -> list[Column]:
         shown += [over_direct("added p50", at("first_us", "p50"))]
         shown += [plain("transit p50 us", at("transit_us", "p50")), plain("p99", at("transit_us", "p99"))]
         shown += [plain("gap p99 us", at("gap_us", "p99")), plain("max", at("gap_us", "max"))]
+        shown += [plain("held", held)] if scenario.frame_rate else []
     else:
         shown += [plain("p50 us", at("latency_us", "p50")), plain("p99", at("latency_us", "p99"))]
     if scenario.mode == "open":
@@ -98,7 +137,20 @@ def columns(scenario: Scenario) -> list[Column]:
     if scenario.mode == "abort":
         shown += [plain("abort seen p50 us", lambda row: median(row["abort_us"]))]
         shown += [plain("max", lambda row: max(row["abort_us"], default=None))]
-    return [*shown, plain("PSS MB", lambda row: row["pss_mb"] or None)]
+    return [*shown, plain("PSS MB", lambda row: row["pss_mb"] or None), plain("tools idle", idle)]
+
+
+def held(row: Row) -> float | None:
+    """First frames over 30 ms behind their head, and gaps over 100 ms beyond the pace: each one was held back."""
+    load = row["load"]
+    return float(load["firsts_held"] + load["gaps_held"]) if "gaps_held" in load else None
+
+
+def idle(row: Row) -> float | None:
+    """Share of looks that found nothing, of the busier tool; near 0 it was the limit. None where they sleep."""
+    if not row["spin"] or not row["backend"]["polls"]:
+        return None
+    return float(min(row["load"]["polls_empty"], row["backend"]["polls_empty"] / row["backend"]["polls"]))
 
 
 def verdict(rows: list[Row]) -> str:
@@ -111,18 +163,20 @@ def verdict(rows: list[Row]) -> str:
     return f"{requests} sound" if not troubles else ", ".join(f"{count} {name}" for name, count in troubles.items())
 
 
-def table(scenario: Scenario, spin: bool, rows: list[Row]) -> str:
+def table(run: Run, name: str, spin: bool) -> str:
     """One Markdown section."""
-    peers: dict[str, list[Row]] = {}
-    for row in rows:
-        peers.setdefault(row["peer"], []).append(row)
+    scenario, peers = SCENARIOS[name], run.of(name, spin)
+    title = scenario.title
+    conns = next(iter(peers.values()))[0].get("conns", scenario.conns)
+    if conns < scenario.conns:
+        title += f"; {conns} connections here, for {run.facts['files']} descriptors"
     shown = columns(scenario)
-    lines = [f"### {scenario.name}: {scenario.title} ({'load side spins' if spin else 'load side sleeps'})", ""]
+    lines = [f"### {scenario.name}: {title} ({'load side spins' if spin else 'load side sleeps'})", ""]
     lines.append("| gateway | " + " | ".join(title for title, _ in shown) + " | integrity |")
     lines.append("|---|" + "---:|" * len(shown) + "---|")
-    for name in sorted(peers, key=lambda name: order(peers[name])):
-        cells = [text(value(peers, name)) for _, value in shown]
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {verdict(peers[name])} |")
+    for peer in sorted(peers, key=lambda peer: order(peers[peer])):
+        cells = [text(value(peers, peer)) for _, value in shown]
+        lines.append(f"| {peer} | " + " | ".join(cells) + f" | {verdict(peers[peer])} |")
     return "\n".join(lines)
 
 
@@ -131,23 +185,62 @@ def order(rows: list[Row]) -> float:
     return median(row["cpu_us"] for row in rows) or 0.0
 
 
-def head(facts: Row) -> str:
-    """Machine, versions and what a run was."""
+def head(found: list[Run]) -> str:
+    """Machine, versions and what the runs were."""
+    facts = found[0].facts
     lines = [f"- {name}: {value}" for name, value in facts["facts"].items()]
     lines.append(
         f"- {facts['rounds']} interleaved rounds of {facts['seconds']:g} s; proxy alone on one core, tools on another"
     )
+    if "files" in facts:
+        lines.append(f"- open files: at most {facts['files']} a process")
     lines += ["", "| gateway | version | kind | start s | base MB |", "|---|---|---|---:|---:|"]
-    for name, peer in facts["peers"].items():
+    peers = {name: peer for run in found for name, peer in run.facts["peers"].items()}
+    for name, peer in peers.items():
         lines.append(f"| {name} | {peer['version']} | {peer['note']} | {peer['start_s']:.2f} | {peer['base_mb']:.0f} |")
+    missing = {name: reason for run in found for name, reason in run.facts.get("missing", {}).items()}
+    lines += [f"\nNot measured: {name}: {reason}" for name, reason in missing.items()]
     return "\n".join(lines)
+
+
+def features(run: Run) -> str:
+    """The price of each feature: everything on, less everything on but this."""
+    lines = ["### What a feature costs: CPU of everything on, less CPU without it", ""]
+    lines += ["| left out | " + " | ".join(f"us/{SCENARIOS[name].unit} in {name}" for name, _ in run.turns()) + " |"]
+    lines += ["|---|" + "---:|" * len(run.turns())]
+    names = [name for name in run.facts["peers"] if name.startswith(("fairgate-no", "fairgate-bare"))]
+    for peer in names:
+        cells = []
+        for name, spin in run.turns():
+            peers = run.of(name, spin)
+            saved = against(peers["fairgate"], peers.get(peer, []), cpu, lambda own, that: own - that)
+            cells.append(text(saved))
+        lines.append(f"| {peer.removeprefix('fairgate-')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) if names else ""
+
+
+def memory(rows: list[Row]) -> str:
+    """The memory rows as a table; megabytes."""
+    names = [name for name in ("I1", "M1", "M5") if rows and name in rows[0]]
+    lines = ["## Memory, each gateway freshly started (MB, proportional set size)", ""]
+    each = [f"each 1 000: {SCENARIOS[name].title}" for name in names]
+    lines.append("| gateway | start s | at rest | after S1 | " + " | ".join(each) + " | afterwards | errors |")
+    lines.append("|---|" + "---:|" * (len(names) + 5))
+    for row in rows:
+        cells = [row["start_s"], row["rest_mb"], row["warm_mb"], *(row[name]["each_1000_mb"] for name in names)]
+        shown = [*map(text, [*cells, row["after_mb"]]), str(row["errors"])]
+        lines.append(f"| {row['memory']} | " + " | ".join(shown) + " |")
+    return "\n".join(lines) if rows else ""
 
 
 def report(rows: list[Row], title: str) -> str:
     """The whole page."""
-    facts, *runs = rows
-    groups: dict[tuple[str, bool], list[Row]] = {}
-    for row in runs:
-        groups.setdefault((row["scenario"], row["spin"]), []).append(row)
-    sections = [table(SCENARIOS[name], spin, group) for (name, spin), group in groups.items()]
-    return "\n\n".join([f"# {title}", head(facts), *sections]) + "\n"
+    found = runs(rows)
+    sections: list[str] = []
+    for run in found:
+        if run.facts.get("title"):
+            sections.append(f"## {run.facts['title'].capitalize()}")
+        sections += [table(run, name, spin) for name, spin in run.turns()]
+        sections.append(features(run))
+    sections.append(memory([row for row in rows if "memory" in row]))
+    return "\n\n".join(part for part in [f"# {title}", head(found) if found else "", *sections] if part) + "\n"

@@ -6,11 +6,15 @@ looks.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import itertools
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +32,34 @@ class Plan:
 
     peers: list[str]
     scenarios: list[str]
+    title: str = ""
     rounds: int = 3
     seconds: float = 5.0
-    warmup: float = 1.0
     spins: tuple[bool, ...] = (True,)
     proxy_core: int = 0
     load_core: int = 1
     nice: int = 0
+    lock: Path | None = None  # held while one scenario visits all gateways once: others who measure here take turns
 
 
 @dataclass
 class Window:
-    """CPU and memory of a process tree over the measured window."""
+    """CPU and memory of a gateway's process tree over the measured window, and what the gateway watched itself."""
 
+    peer: Peer
     pids: list[int]
     begin: machine.Cpu = field(default_factory=lambda: machine.Cpu(0, 0))
     used: machine.Cpu = field(default_factory=lambda: machine.Cpu(0, 0))
     pss_mb: float = 0.0
+    watched: dict[str, float] = field(default_factory=dict)
 
     def on_begin(self) -> None:
+        self.peer.watched()
         self.begin = machine.cpu_of(self.pids)
 
     def on_end(self) -> None:
         self.used = machine.cpu_of(self.pids) - self.begin
+        self.watched = self.peer.watched()
         self.pss_mb = machine.pss_mb(self.pids)  # the streams are still open here
 
 
@@ -58,17 +67,26 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+FILES_SPARE = 500
+
+
 def fits(peer: Peer, scenario: Scenario) -> bool:
-    return scenario.api in peer.speaks and (peer.needs_key or not scenario.bad_key)
+    keyed = scenario.bad_key or scenario.many_keys
+    return scenario.api in peer.speaks and (peer.needs_key or not keyed) and (scenario.gentle or not peer.slow)
+
+
+def fitting(scenario: Scenario, files: int) -> Scenario:
+    """The scenario with no more connections than a gateway can have that needs two descriptors for each."""
+    return replace(scenario, conns=min(scenario.conns, (files - FILES_SPARE) // 2))
 
 
 def load_arguments(peer: Peer, scenario: Scenario, backend: Backend, plan: Plan, spin: bool) -> list[str]:
     """The load generator's command line for this gateway and scenario."""
-    options = ["--port", str(peer.port), "--duration", str(plan.seconds), "--warmup", str(plan.warmup)]
+    options = ["--port", str(peer.port), "--duration", str(plan.seconds)]
     options += scenario.arguments()
     if scenario.bad_key:
         options += ["--header", "Authorization: Bearer fg_nobody_wrong_key_000000000000"]
-    elif keys := peer.keys_file():
+    elif keys := peer.keys_file(many=scenario.many_keys):
         options += ["--keys", str(keys)]
     else:
         for line in peer.headers():
@@ -85,7 +103,7 @@ def measure(peer: Peer, scenario: Scenario, backend: Backend, plan: Plan, spin: 
     """One run of one scenario on one gateway. A row: the load's result, CPU, memory, and what the backend saw."""
     backend.set(frames=scenario.frames, rate=scenario.frame_rate, spin=int(spin))
     backend.stats()
-    window = Window(peer.pids())
+    window = Window(peer, peer.pids())
     arguments = load_arguments(peer, scenario, backend, plan, spin)
     try:
         result = run_load(plan.load_core, arguments, window.on_begin, window.on_end)
@@ -97,6 +115,7 @@ def measure(peer: Peer, scenario: Scenario, backend: Backend, plan: Plan, spin: 
     return {
         "peer": peer.name,
         "scenario": scenario.name,
+        "conns": scenario.conns,
         "spin": spin,
         "unit": scenario.unit,
         "units_per_s": units / plan.seconds,
@@ -106,6 +125,7 @@ def measure(peer: Peer, scenario: Scenario, backend: Backend, plan: Plan, spin: 
         "pss_mb": window.pss_mb,
         "base_mb": peer.base_mb,
         "abort_us": abort_delays(result.pop("aborts"), aborts),
+        "watched": window.watched,
         "load": result,
         "backend": seen,
     }
@@ -113,35 +133,51 @@ def measure(peer: Peer, scenario: Scenario, backend: Backend, plan: Plan, spin: 
 
 def abort_delays(left: list[list[int]], seen: list[list[int]]) -> list[float]:
     """Microseconds from a client's close to the backend seeing its upstream closed, for the streams both lists name."""
-    seen_at = dict(map(tuple, seen))
+    seen_at = {seed: at for seed, at in seen}  # noqa: C416 - JSON gives lists
     return sorted((seen_at[seed] - at) / 1e3 for seed, at in left if seed in seen_at)
 
 
-def start_peers(plan: Plan, backend: Backend, started: list[Peer]) -> None:
-    """Append to `started` all gateways of the plan that can run here, installed and answering; name the others.
+def start_peers(plan: Plan, backend: Backend, started: list[Peer]) -> dict[str, str]:
+    """Append to `started` all gateways of the plan that can run here, installed and answering; the others' reasons.
 
     The caller's list holds each one from before its start, so that it can stop them whatever happens.
     """
+    missing: dict[str, str] = {}
     for name in plan.peers:
         peer = PEERS[name](plan.proxy_core, backend.port)
         reason = peer.missing()
         if reason:
-            peer.install()
-            reason = peer.missing()
+            reason = installed(peer)
         if not reason:
             started.append(peer)
             try:
                 peer.start()
                 for pid in peer.pids() if plan.nice else ():
                     machine.prioritise(pid, plan.nice)
-            except BenchError as error:
+            except (BenchError, OSError) as error:
                 reason = str(error)
                 started.remove(peer)
                 peer.stop()
         if reason:
             say(f"skipped {name}: {reason}")
+            missing[name] = reason
             continue
         say(f"started {name} in {peer.started_in:.2f} s: {peer.version()}, {peer.base_mb:.0f} MB")
+    return missing
+
+
+def installed(peer: Peer) -> str | None:
+    """Try to install it; why that failed, or None."""
+    try:
+        peer.install()
+    except (BenchError, OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    return peer.missing()
+
+
+def stop_all(peers: list[Peer]) -> None:
+    for peer in peers:
+        peer.stop()
 
 
 def turns(plan: Plan, peers: list[Peer]) -> Iterator[tuple[int, bool, Scenario, Peer]]:
@@ -165,30 +201,58 @@ def line_of(row: Row) -> str:
     )
 
 
+@contextlib.contextmanager
+def holding(lock: Path | None) -> Iterator[None]:
+    """The lock file, exclusively, or nothing."""
+    if lock is None:
+        yield
+        return
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing the file releases it
+
+
+def about(peers: list[Peer], plan: Plan) -> Row:
+    """What a reader must know of this run: the machine, the gateways, the plan."""
+    starts = {
+        peer.name: {
+            "version": peer.version(),
+            "note": peer.note,
+            "base_mb": round(peer.base_mb, 1),
+            "start_s": round(peer.started_in, 3),
+        }
+        for peer in peers
+    }
+    return {
+        "facts": machine.facts(),
+        "title": plan.title,
+        "peers": starts,
+        "rounds": plan.rounds,
+        "seconds": plan.seconds,
+        "files": machine.allow_many_files(),
+    }
+
+
 def run(plan: Plan, rows_to: Path, on_row: Callable[[Row], None] = lambda row: say(line_of(row))) -> list[Row]:
-    """Run the plan. Rows go to the JSON lines file as they come, after a first line with the facts of the run."""
-    machine.allow_many_files()
+    """Run the plan. Rows are appended to the JSON lines file as they come, after a line with the facts of the run."""
+    files = machine.allow_many_files()
     if plan.nice:
         machine.prioritise(os.getpid(), plan.nice)  # the tools inherit it
     rows: list[Row] = []
-    with Backend(plan.load_core) as backend, rows_to.open("w") as out:
+    with Backend(plan.load_core) as backend, rows_to.open("a") as out, contextlib.ExitStack() as stack:
         peers: list[Peer] = []
-        try:
-            start_peers(plan, backend, peers)
-            starts = {
-                peer.name: {"version": peer.version(), "note": peer.note, "base_mb": round(peer.base_mb, 1),
-                            "start_s": round(peer.started_in, 3)}
-                for peer in peers
-            }  # fmt: skip
-            facts = {"facts": machine.facts(), "peers": starts, "rounds": plan.rounds, "seconds": plan.seconds}
-            out.write(json.dumps(facts) + "\n")
-            for number, spin, scenario, peer in turns(plan, peers):
-                row = {"round": number, **measure(peer, scenario, backend, plan, spin)}
-                out.write(json.dumps(row) + "\n")
-                out.flush()
-                rows.append(row)
-                on_row(row)
-        finally:
-            for peer in peers:
-                peer.stop()
-    return [facts, *rows]
+        stack.callback(stop_all, peers)
+        missing = start_peers(plan, backend, peers)
+
+        def keep(row: Row) -> None:
+            out.write(json.dumps(row) + "\n")
+            out.flush()
+            rows.append(row)
+
+        keep({**about(peers, plan), "missing": missing})
+        for _, group in itertools.groupby(turns(plan, peers), lambda turn: turn[:3]):
+            with holding(plan.lock):
+                for number, spin, scenario, peer in group:
+                    keep({"round": number, **measure(peer, fitting(scenario, files), backend, plan, spin)})
+                    on_row(rows[-1])
+    return rows

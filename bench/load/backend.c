@@ -8,8 +8,9 @@
 #include "ask.h"
 #include "shapes.h"
 
-enum fault { SOUND, MISSING, SHORT, SWAPPED, TRUNCATED, FOREIGN, UNENDED, LONGER, STATUS };
-static const char *const fault_names[] = {"none", "missing", "short", "swapped", "truncated", "foreign", "unended", "longer", "status"};
+enum fault { SOUND, MISSING, SHORT, SWAPPED, TRUNCATED, FOREIGN, UNENDED, LONGER, STATUS, HELD };
+static const char *const fault_names[] = {"none", "missing", "short", "swapped", "truncated", "foreign", "unended",
+                                          "longer", "status", "held"};
 
 static struct settings {
     int64_t frames, frame_bytes, answer_bytes, fault_every;
@@ -185,7 +186,9 @@ static void stream_begin(struct connection *c, struct ask *ask, enum dialect dia
     };
     c->stream.due = now_ns() + c->stream.interval;
     char text[2048];
-    if (dialect == OPENAI) {
+    if (dialect == OPENAI && c->stream.fault == HELD) /* the first frame waits for the next one */
+        put(c, stream_head, sizeof stream_head - 1);
+    else if (dialect == OPENAI) {
         memcpy(text, stream_head, sizeof stream_head - 1);
         put(c, text, add_chunk(text, sizeof stream_head - 1, role_frame, sizeof role_frame - 1));
     } else
@@ -222,6 +225,10 @@ static bool stream_step(struct connection *c)
         return false;
     }
     int64_t sequence = s->next++, middle = s->frames / 2;
+    if (s->fault == HELD && s->dialect == OPENAI && !sequence) {
+        char text[1024];
+        put(c, text, add_chunk(text, 0, role_frame, sizeof role_frame - 1));
+    }
     if (s->fault == MISSING && sequence == middle)
         return true;
     if (s->fault == SWAPPED && (sequence == middle || sequence == middle + 1))

@@ -12,6 +12,9 @@
 #include <math.h>
 
 enum { KEPT = 256 };
+/* A first frame this long behind its head, or this long a gap beyond the stream's pace, was held back: Nagle's algorithm
+ * with a delayed acknowledgement shows as 40 or 200 ms. */
+static const int64_t held_first = 30 * 1000000, held_gap = 100 * 1000000;
 enum state { UNUSED, CONNECTING, SENDING, READING, WAITING };
 
 struct connection {
@@ -29,7 +32,7 @@ enum trouble { CONNECT = VERDICTS, RESET, CLOSED_EARLY, UNFINISHED, UNSENT, TROU
 static const char *const trouble_names[] = {"connect", "reset", "closed", "unfinished", "unsent"};
 
 static struct counts {
-    uint64_t requests, frames, bytes, all_requests, all_sound, started, connects, troubles[TROUBLES], statuses[600];
+    uint64_t requests, frames, bytes, all_requests, all_sound, started, connects, firsts_held, gaps_held, troubles[TROUBLES], statuses[600];
     struct histogram latency, head, first, gap, transit, start;
 } counts;
 
@@ -132,7 +135,9 @@ static void open_connection(struct connection *c)
 static void start_request(struct connection *c, int64_t due)
 {
     running++;
-    c->key = (int)(counts.started++ % (uint64_t)head_count);
+    uint64_t turn = options.rotate ? counts.started : (uint64_t)(c - connections); /* a client keeps its key */
+    c->key = (int)(turn % (uint64_t)head_count);
+    counts.started++;
     c->due = due;
     c->sent = 0;
     put_digits(c->seed, MARK_SEED, (uint64_t)next_seed);
@@ -155,8 +160,10 @@ static void on_frame(struct answer *a, int64_t frame_sent, int64_t now)
     counts.frames++;
     if (!a->stream)
         return;
-    if (a->times.last)
+    if (a->times.last) {
         histogram_add(&counts.gap, now - a->times.last);
+        counts.gaps_held += now - a->times.last > options.pace + held_gap;
+    }
     histogram_add(&counts.transit, now - frame_sent);
 }
 
@@ -233,8 +240,10 @@ static void on_readable(struct connection *c)
     size_t used = answer_feed(&c->answer, receive_buffer, (size_t)got, now, on_frame);
     if (in_window && !before.head && c->answer.times.head)
         histogram_add(&counts.head, now - c->answer.times.sent);
-    if (in_window && !before.first && c->answer.times.first)
+    if (in_window && !before.first && c->answer.times.first) {
         histogram_add(&counts.first, c->answer.times.first - c->answer.times.sent);
+        counts.firsts_held += c->answer.times.first - c->answer.times.head > held_first;
+    }
     if (used < (size_t)got)
         c->answer.part = BROKEN;
     if (c->answer.part == COMPLETE || c->answer.part == BROKEN)
@@ -406,11 +415,12 @@ static void print_result(void)
     double empty = window_polls.all ? (double)window_polls.empty / (double)window_polls.all : 0;
     fprintf(out, "{\"mode\":\"%s\",\"stream\":%s,\"spin\":%s,\"seconds\":%.3f,\"requests\":%" PRIu64 ",\"frames\":%" PRIu64
                  ",\"bytes\":%" PRIu64 ",\"rps\":%.1f,\"fps\":%.1f,\"all_requests\":%" PRIu64 ",\"all_sound\":%" PRIu64
-                 ",\"connects\":%" PRIu64 ",\"request_bytes\":%zu,\"polls_empty\":%.4f",
+                 ",\"connects\":%" PRIu64 ",\"firsts_held\":%" PRIu64 ",\"gaps_held\":%" PRIu64 ",\"request_bytes\":%zu"
+                 ",\"polls_empty\":%.4f",
             mode_names[options.mode], options.stream ? "true" : "false", options.spin ? "true" : "false", options.duration,
             counts.requests, counts.frames, counts.bytes, (double)counts.requests / options.duration,
             (double)counts.frames / options.duration, counts.all_requests, counts.all_sound, counts.connects,
-            heads[0].length + body.length, empty);
+            counts.firsts_held, counts.gaps_held, heads[0].length + body.length, empty);
     print_counts(out);
     histogram_print(out, "latency_us", &counts.latency);
     histogram_print(out, "head_us", &counts.head);

@@ -12,9 +12,10 @@ static struct options {
     enum mode mode;
     int port, conns, slow, abort_after, prompt_bytes;
     double rate, warmup, duration, ramp, timeout;
-    bool stream, ollama, poisson, spin, ask_usage;
+    bool stream, ollama, poisson, spin, ask_usage, rotate;
     const char *model, *path, *keys, *headers;
     uint64_t random;
+    int64_t pace; /* ns between two frames of a stream, 0 = as fast as possible */
 } options = {.conns = 64, .duration = 5, .warmup = 1, .timeout = 30, .rate = 1000, .prompt_bytes = 1024, .model = "bench",
              .headers = "", .random = 1, .abort_after = 5};
 
@@ -101,7 +102,7 @@ static inline bool read_flag(const char *name)
         const char *name;
         bool *flag;
     } flags[] = {{"--stream", &options.stream}, {"--ollama", &options.ollama}, {"--poisson", &options.poisson},
-                 {"--spin", &options.spin}, {"--ask-usage", &options.ask_usage}};
+                 {"--spin", &options.spin}, {"--ask-usage", &options.ask_usage}, {"--rotate", &options.rotate}};
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
         if (!strcmp(name, flags[i].name))
             return *flags[i].flag = true;
@@ -138,6 +139,8 @@ static inline void read_text(const char *name, const char *value)
         expected.frames = atol(value);
     else if (!strcmp(name, "--expect-bytes"))
         expected.bytes = atol(value);
+    else if (!strcmp(name, "--frame-rate"))
+        options.pace = atof(value) > 0 ? (int64_t)(1e9 / atof(value)) : 0;
     else if (!strcmp(name, "--seed"))
         options.random = strtoul(value, NULL, 10) | 1;
     else if (!strcmp(name, "--model"))

@@ -7,6 +7,16 @@ from bench.peers.fairgate import Fairgate, FairgateOllama, FairgateSystem
 from bench.peers.gateways import LiteLlm, Portkey, SglangRouter, VllmRouter
 from bench.peers.plain import Direct, Haproxy, Nginx
 from bench.peers.python import Aiohttp, FastApi
+from bench.peers.variants import (
+    Bare,
+    OnPostgreSQL,
+    Watched,
+    WithoutAudit,
+    WithoutAuth,
+    WithoutLimits,
+    WithoutMetrics,
+    WithoutScheduler,
+)
 
 PEERS: dict[str, type[Peer]] = {
     kind.name: kind
@@ -23,6 +33,14 @@ PEERS: dict[str, type[Peer]] = {
         FastApi,
         Portkey,
         LiteLlm,
+        Watched,
+        WithoutAuth,
+        WithoutLimits,
+        WithoutScheduler,
+        WithoutAudit,
+        WithoutMetrics,
+        Bare,
+        OnPostgreSQL,
     )
 }
 

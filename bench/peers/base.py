@@ -37,6 +37,7 @@ class Peer:
     exact = True  # passes the body's bytes on unchanged
     usage_hidden = True  # no usage frame reaches a client that did not ask
     needs_key = False
+    slow = False  # takes seconds of CPU for what others do in milliseconds: only gentle scenarios
 
     def __init__(self, core: int, backend_port: int) -> None:
         self.core = core
@@ -69,9 +70,13 @@ class Peer:
         """Header lines every request to this peer carries."""
         return []
 
-    def keys_file(self) -> Path | None:
-        """A file of bearer keys to use in turn, instead of an Authorization header."""
+    def keys_file(self, *, many: bool = False) -> Path | None:
+        """A file of bearer keys to use in turn, a few or a thousand, instead of an Authorization header."""
         return None
+
+    def watched(self) -> dict[str, float]:
+        """What the gateway watched in itself since the last call, if it does."""
+        return {}
 
     def version(self) -> str:
         return ""

@@ -1,7 +1,7 @@
 """fairgate itself, everything on: key check, limits, fair scheduler, accounting, audit, metrics.
 
-Started as its users do: tenants, users and keys made by its command line, a YAML file, `fairgate serve`. Only caps that
-a single client address would meet (connections per address and key) are raised; no feature is turned off.
+Started as its users do: tenants, users and limited keys, a YAML file, `fairgate serve`. Only caps that a single client
+address would meet (connections per address and key) are raised, and the keys' limits are far away: counted, never met.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bench.tools import BenchError
 
 PROJECT = Path(__file__).parents[2]
 SYSTEM_PYTHON = "/usr/bin/python3"
-TENANTS, USERS = 2, 4  # users of each tenant; a key each
+KEYS, MANY_KEYS = 8, 1000
 CAPS = {"connections": 60_000, "connections_per_ip": 60_000, "connections_per_key": 60_000}
 
 
@@ -31,10 +31,12 @@ class Fairgate(Peer):
     needs_key = True
     engine = "openai"
     python = sys.executable
+    limited = True
 
     def __init__(self, core: int, backend_port: int) -> None:
         super().__init__(core, backend_port)
         self.keys: list[str] = []
+        self._many: list[str] = []
 
     def interpreter(self) -> str:
         return self.python
@@ -50,33 +52,31 @@ class Fairgate(Peer):
             old.unlink()
         config = self.folder / "fairgate.yaml"  # JSON is YAML
         config.write_text(json.dumps(self.settings()))
-        self.keys = []
-        for tenant in range(TENANTS):
-            self._make("tenants", "create", f"tenant{tenant}", "--all-models")
-            for user in range(USERS):
-                self._make("users", "create", "--tenant", f"tenant{tenant}", f"user{user}")
-                made = self._make("keys", "create", "--tenant", f"tenant{tenant}", "--user", f"user{user}")
-                self.keys.append(made["token"])
-        (self.folder / "keys").write_text("\n".join(self.keys) + "\n")
+        self.keys = self._make_keys("keys", KEYS)
+
+    def store(self) -> str:
+        return str(self.folder / "fairgate.db")
 
     def settings(self) -> dict[str, Any]:
         backend = {"name": "bench", "url": f"http://127.0.0.1:{self.backend_port}", "engine": self.engine}
         return {
             "listen": f"127.0.0.1:{self.port}",
-            "store": str(self.folder / "fairgate.db"),
+            "store": self.store(),
             "caps": CAPS,
             "admin": {"listen": f"127.0.0.1:{free_port()}"},
             "log": {"level": "warning"},
             "backends": [{**backend, "slots": 100_000}],
         }
 
-    def _make(self, *words: str) -> dict[str, Any]:
-        config = ["--config", str(self.folder / "fairgate.yaml"), "--json"]
-        command = [self.interpreter(), "-m", "gateway", *words, *config]
+    def _make_keys(self, name: str, count: int) -> list[str]:
+        """Keys, also in the file of that name."""
+        config = [str(self.folder / "fairgate.yaml"), str(count), *(() if self.limited else ("--unlimited",))]
+        command = [self.interpreter(), "-m", "bench.keys", *config]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PROJECT)
         if done.returncode:
-            raise BenchError(f"fairgate {' '.join(words)} failed: {done.stderr.strip()[-300:]}")
-        return dict(json.loads(done.stdout))
+            raise BenchError(f"no keys for {self.name}: {done.stderr.strip()[-300:]}")
+        (self.folder / name).write_text(done.stdout)
+        return done.stdout.split()
 
     def command(self) -> list[str]:
         return [self.interpreter(), "-m", "gateway", "serve", "--config", str(self.folder / "fairgate.yaml")]
@@ -87,8 +87,10 @@ class Fairgate(Peer):
     def headers(self) -> list[str]:
         return [f"Authorization: Bearer {self.keys[0]}"]
 
-    def keys_file(self) -> Path:
-        return self.folder / "keys"
+    def keys_file(self, *, many: bool = False) -> Path:
+        if many and not self._many:
+            self._many = self._make_keys("many-keys", MANY_KEYS)
+        return self.folder / ("many-keys" if many else "keys")
 
     def version(self) -> str:
         code = "import gateway, platform; print(gateway.__version__, 'on Python', platform.python_version())"

@@ -64,6 +64,7 @@ class LiteLlm(_FromPyPI):
     """LiteLLM's proxy: one model, no database, no key check, telemetry off."""
 
     name = "litellm"
+    slow = True
     package = "litellm[proxy]"
     note = "no database, no key check"
     speaks = frozenset({"openai"})
@@ -91,6 +92,7 @@ class Portkey(Peer):
     """Portkey's open gateway on node, routed by headers as its documentation shows."""
 
     name = "portkey"
+    slow = True
     note = "node, routed by headers"
     speaks = frozenset({"openai"})
     exact = False

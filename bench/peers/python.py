@@ -42,6 +42,7 @@ class FastApi(_Relay):
     """FastAPI + httpx, as tutorials show it."""
 
     name = "fastapi"
+    slow = True
     note = "relay of 40 lines, httpx"
     script = "fastapi_relay.py"
     packages = ("fastapi", "httpx", "uvicorn[standard]")
