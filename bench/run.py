@@ -48,8 +48,8 @@ class Window:
 
     peer: Peer
     pids: list[int]
-    begin: machine.Cpu = field(default_factory=lambda: machine.Cpu(0, 0))
-    used: machine.Cpu = field(default_factory=lambda: machine.Cpu(0, 0))
+    begin: machine.Cpu = field(default_factory=lambda: machine.Cpu(0, 0, 0))
+    used: machine.Cpu = field(default_factory=lambda: machine.Cpu(0, 0, 0))
     pss_mb: float = 0.0
     watched: dict[str, float] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ def fitting(scenario: Scenario, files: int) -> Scenario:
 
 def load_arguments(peer: Peer, scenario: Scenario, backend: Backend, plan: Plan, spin: bool) -> list[str]:
     """The load generator's command line for this gateway and scenario."""
-    options = ["--port", str(peer.port), "--duration", str(plan.seconds)]
+    options = ["--port", str(peer.port), "--duration", str(plan.seconds), "--timeout", "60"]
     options += scenario.arguments()
     if scenario.bad_key:
         options += ["--header", "Authorization: Bearer fg_nobody_wrong_key_000000000000"]
@@ -120,7 +120,7 @@ def measure(peer: Peer, scenario: Scenario, backend: Backend, plan: Plan, spin: 
         "unit": scenario.unit,
         "units_per_s": units / plan.seconds,
         "cpu_us": window.used.total * 1e6 / units if units else None,
-        "cpu_user_share": window.used.user / window.used.total if window.used.total else None,
+        "cpu_user_share": window.used.user_share,
         "core_share": window.used.total / plan.seconds,
         "pss_mb": window.pss_mb,
         "base_mb": peer.base_mb,

@@ -49,7 +49,8 @@ class Fairgate(Peer):
     def prepare(self) -> None:
         """A fresh store with its tenants, users and keys, and the configuration file."""
         for old in self.folder.glob("fairgate.db*"):
-            old.unlink()
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        self._many = []
         config = self.folder / "fairgate.yaml"  # JSON is YAML
         config.write_text(json.dumps(self.settings()))
         self.keys = self._make_keys("keys", KEYS)
