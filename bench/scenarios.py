@@ -76,7 +76,7 @@ SCENARIOS: dict[str, Scenario] = {
         _streams("M10", "10 000 streams x 2 frames/s, opened in 10 s", 10_000, 2, ramp=10, frames=30),
         _streams("W1", "4 slow readers among 64 fast streams", 68, 0, slow=4),
         _json("I1", "idle: 1 000 kept connections", mode="idle", conns=1000, ramp=1),
-        _json("K1", "1 000 keys, another one with every request", many_keys=True, warmup=20),
+        _json("K1", "1 000 keys, another one with every request", many_keys=True),
         _json("F1", "flood of an invalid key, 64 connections", bad_key=True),
         _streams("A1", "clients leave after 5 frames, 16 connections", 16, 200, mode="abort"),
     )

@@ -137,12 +137,12 @@ class Peer:
         self.stop()
         raise BenchError(f"{self.name} does not answer: {answer}")
 
-    def ask(self) -> tuple[int, bytes]:
-        """One short chat through the gateway."""
+    def ask(self, header_lines: list[str] | None = None) -> tuple[int, bytes]:
+        """One short chat through the gateway, with these header lines or its usual ones."""
         api = "openai" if "openai" in self.speaks else "ollama"
         target = "/v1/chat/completions" if api == "openai" else "/api/chat"
         body = {"model": "bench", "stream": False, "messages": [{"role": "user", "content": "hello"}]}
-        lines = dict(line.split(": ", 1) for line in self.headers())
+        lines = dict(line.split(": ", 1) for line in header_lines or self.headers())
         return fetch(self.port, target, json.dumps(body).encode(), {**lines, "Content-Type": "application/json"})
 
     def pids(self) -> list[int]:
