@@ -1,4 +1,4 @@
-"""Writes the generated parts of the documentation from the code: settings, routes, errors, metrics, commands, alerts.
+"""Writes the generated parts of the documentation from the code: settings, routes, errors, metrics, commands, alerts...
 
 A page holds its parts between `<!-- generated: NAME -->` and `<!-- end: NAME -->`; everything else is written by hand.
 `python docs/generate.py` rewrites the parts, `--check` only says which are stale. Not shipped in the wheel.
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from gateway import cli, config, errors  # noqa: E402  (the checkout's own packages, wherever this is called from)
 from gateway.api.dialect import Access, Endpoint  # noqa: E402
 from gateway.api.routes import Routes  # noqa: E402
-from gateway.services import metrics_table  # noqa: E402
+from gateway.services import metrics_table, spans  # noqa: E402
 
 PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
 
@@ -186,6 +186,11 @@ def metrics() -> str:
     return metrics_table.reference()
 
 
+def attributes() -> str:
+    """Every attribute that a span may carry."""
+    return table(("attribute", "holds"), [(f"`{name}`", meaning) for name, meaning in spans.ATTRIBUTES.items()])
+
+
 # ---- commands
 
 
@@ -262,6 +267,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "routes": routes,
     "errors": error_codes,
     "metrics": metrics,
+    "attributes": attributes,
     "commands": commands,
     "alerts": alerts,
     "threats": threats,

@@ -24,7 +24,7 @@ from scheduler.estimate import Estimator
 
 log = logging.getLogger("fairgate.app")
 
-RESTART_ONLY = ("listen", "reuse_port", "store", "admin", "identity", "audit", "shared", "limits")
+RESTART_ONLY = ("listen", "reuse_port", "store", "admin", "identity", "audit", "shared", "limits", "tracing")
 """Read once; a reload says when one differs."""
 
 

@@ -207,6 +207,25 @@ class Log(_Section, frozen=True):
     requests: Annotated[bool, Meta(description="also one line per request; the audit row is the record")] = False
 
 
+class Tracing(_Section, frozen=True):
+    """OpenTelemetry traces (O4); off unless an endpoint is named. Needs `pip install 'fairgate[otel]'`."""
+
+    endpoint: Annotated[
+        str, Meta(description="OTLP/HTTP address of the collector, such as http://collector:4318/v1/traces; empty: off")
+    ] = ""
+    headers: Annotated[
+        dict[str, str], Meta(description="header fields for the collector; secrets by env: or file:")
+    ] = {}
+    ca: Annotated[str, Meta(description="PEM file to verify an https collector; empty: the system's")] = ""
+    ratio: Annotated[
+        float, Meta(ge=0, le=1, description="share of new traces that is kept; a client's own flag goes before it")
+    ] = 1.0
+    identities: Annotated[bool, Meta(description="also name tenant and user, by id")] = False
+    service: Annotated[str, Meta(min_length=1, description="name of this service in traces")] = "fairgate"
+    queue: Annotated[Count, Meta(description="requests that may wait for export; more are dropped and counted")] = 4096
+    timeout: Annotated[Seconds, Meta(description="one export, with its retries")] = 10.0
+
+
 class Config(_Section, frozen=True):
     """The whole file."""
 
@@ -235,6 +254,7 @@ class Config(_Section, frozen=True):
     limits: Quotas = Quotas()
     admin: Admin = Admin()
     log: Log = Log()
+    tracing: Tracing = Tracing()
     backends: Annotated[list[Backend], Meta(description="the engines")] = []
     models: Annotated[dict[str, Model], Meta(description="per-model overrides, by name")] = {}
     prices: Annotated[
@@ -373,6 +393,8 @@ def check(config: Config) -> None:
     """Rules that span fields. Raises ConfigError."""
     _check_addresses(config)
     _check_backends(config.backends)
+    if config.tracing.endpoint:
+        _check_url(config.tracing.endpoint, "tracing.endpoint")
     if config.shared and urlsplit(config.shared).scheme not in ("redis", "rediss"):
         raise ConfigError("shared: only redis:// and rediss:// are known")
     _check_names(config)

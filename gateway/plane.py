@@ -36,6 +36,7 @@ from gateway.services.backends import Backends
 from gateway.services.keys import KeyService
 from gateway.services.limits import Quota
 from gateway.services.metrics import Metrics
+from gateway.services.tracing import open_tracing
 from gateway.services.usage import UsageService
 from gateway.store import Store
 from scheduler.aio import Slots
@@ -84,6 +85,7 @@ class Plane:
         self.usage = UsageService(store)
         self.routes = Routes()
         self.metrics = metrics_of(self.routes)
+        self.tracing = open_tracing(config.tracing)
         self.ledger = Ledger(config.caps.bodies_bytes)
         self.pools: dict[str, Pool] = {}
         self.draining = False
@@ -120,6 +122,7 @@ class Plane:
             audit=self.audit,
             usage=self.usage,
             metrics=self.metrics,
+            tracing=self.tracing,
             ledger=self.ledger,
             now=time.monotonic,
             wall=time.time,
@@ -168,6 +171,8 @@ class Plane:
         """Everything started; on exit everything stopped, audit flushed. Does not drain."""
         await self.keys.start()
         await self.hub.start()
+        if self.tracing is not None:
+            self.tracing.start()
         async with anyio.create_task_group() as group:
             group.start_soon(self.audit.run)
             self.hub.run(group)
@@ -195,6 +200,8 @@ class Plane:
         await self.usage.close()
         await self.hub.close()
         await self.keys.close()
+        if self.tracing is not None:
+            await self.tracing.close()
 
     async def _tick(self) -> None:
         """The slow clock: timers of upstream connections, and how late the loop runs."""

@@ -78,6 +78,20 @@ def test_a_configuration_that_cannot_be_read_is_the_only_finding(tmp_path: Path)
     assert "did you mean 'listen'" in checks["configuration"].findings[0].says
 
 
+def test_the_extra_of_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O4: whether OpenTelemetry is there."""
+    text = (
+        f"store: {tmp_path / 'x.db'}\ntracing: {{endpoint: 'http://127.0.0.1:4318/v1/traces', headers: {{a: f7Zq2}}}}\n"
+    )
+    file = written(tmp_path, text, 0o644)
+    checks = look(file)
+    assert checks["tracing"].findings == []
+    assert "tracing.headers.a" in checks["file modes"].findings[0].says
+    monkeypatch.setitem(sys.modules, "gateway.services.spans", None)
+    assert "fairgate[otel]" in look(file)["tracing"].findings[0].do
+    assert "f7Zq2" not in repr(checks)
+
+
 def test_files_that_others_read(tmp_path: Path) -> None:
     secret = tmp_path / "key"
     secret.write_text("f7Zq2")

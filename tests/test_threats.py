@@ -17,6 +17,7 @@ from gateway.http1.wire import RequestReader, WireLimits
 from gateway.services.audit import AuditRecord
 from gateway.services.backends import BackendService
 from gateway.services.catalogue import Backend
+from gateway.services.tracing import passed_on
 from gateway.store import open_store
 from gateway.store.base import Head, Tenant
 
@@ -135,7 +136,7 @@ def test_only_allowlisted_fields_reach_the_engine() -> None:
     """S-Z3, P-5.2, H8, R9: the engine's head is built anew; nothing a client sends is passed on by default."""
     backend = engine()
     head = head_of(FORGED | {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"})
-    made = fields.request_head(backend, b"/v1/chat/completions", "req-1", 0, head).decode()
+    made = fields.request_head(backend, b"/v1/chat/completions", "req-1", 0, passed_on(head.headers)).decode()
     names = {line.partition(":")[0].lower() for line in made.split("\r\n")[1:] if line}
     allowed = {"host", "content-type", "accept", "accept-encoding", "authorization", "x-request-id", "content-length"}
     assert names <= allowed | {"traceparent"}

@@ -15,6 +15,7 @@ from gateway.services.backends import BackendStats
 from gateway.services.keys import KeyStats
 from gateway.services.limits import LimitStats
 from gateway.services.metrics import Metrics, Sample
+from gateway.services.tracing import TracingStats
 from scheduler.model import Stats
 
 _Record = TypeVar("_Record", covariant=True)
@@ -42,6 +43,8 @@ class Gateway(Protocol):
     @property
     def limits(self) -> HasStats[LimitStats]: ...
     @property
+    def tracing(self) -> HasStats[TracingStats] | None: ...
+    @property
     def server(self) -> HasStats[ServerStats]: ...
     @property
     def ledger(self) -> HasStats[LedgerStats]: ...
@@ -63,6 +66,7 @@ def stats(gateway: Gateway) -> dict[str, object]:
         "audit": gateway.audit.stats(),
         "keys": gateway.keys.stats(),
         "limits": gateway.limits.stats(),
+        "tracing": gateway.tracing.stats() if gateway.tracing is not None else None,
         "server": gateway.server.stats(),
         "ledger": gateway.ledger.stats(),
         "upstream_connections": _upstream(gateway),
@@ -101,6 +105,9 @@ def register_sources(gateway: Gateway) -> None:
     metrics.register("scheduler", lambda: samples.of_scheduler(gateway.scheduler.stats()))
     metrics.register("limits", lambda: samples.of_limits(gateway.limits.stats()))
     metrics.register("process", _process(gateway))
+    tracing = gateway.tracing
+    if tracing is not None:
+        metrics.register("tracing", lambda: samples.of_tracing(tracing.stats()))
 
 
 def _process(gateway: Gateway) -> Callable[[], Iterator[Sample]]:

@@ -6,6 +6,7 @@ may be warnings), 1 problems, 2 wrong usage.
 
 import argparse
 import asyncio
+import importlib
 import resource
 import stat
 import time
@@ -78,6 +79,8 @@ async def examine(path: Path | None) -> list[Check]:
         _check("open files", checkup.file_limit(wanted, hard if hard != resource.RLIM_INFINITY else -1)),
         _check("store", await _store(config.store)),
     ]
+    if config.tracing.endpoint:
+        checks.append(_check("tracing", checkup.tracing(config.tracing, _otel_installed())))
     if config.shared:
         checks.append(_check("Redis", await _redis(config.shared)))
     looked = await asyncio.gather(*(_backend(backend, config.discovery.timeout) for backend in config.backends))
@@ -130,6 +133,14 @@ async def _store(url: str) -> list[Finding]:
     except StoreError as err:
         return checkup.unreachable("the store does not answer", str(err))
     return [Finding("problem", "store: no database this program knows", "name a file or postgresql://...")]
+
+
+def _otel_installed() -> bool:
+    try:
+        importlib.import_module("gateway.services.spans")
+    except ImportError:
+        return False
+    return True
 
 
 async def _redis(url: str) -> list[Finding]:

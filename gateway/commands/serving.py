@@ -60,7 +60,8 @@ def _demo(args: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _logging(settings: config.Config) -> Iterator[None]:
     """JSON lines on standard error; the configured secrets never appear in them."""
-    logging = setup(settings.log.level, secrets=[backend.key for backend in settings.backends if backend.key])
+    keys = [backend.key for backend in settings.backends if backend.key]
+    logging = setup(settings.log.level, secrets=[*keys, *settings.tracing.headers.values()])
     try:
         yield
     finally:

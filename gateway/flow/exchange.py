@@ -28,6 +28,7 @@ from gateway.services.backends import Backend, Backends, Route
 from gateway.services.keys import KeyService, Principal
 from gateway.services.limits import Quota, Reservation
 from gateway.services.metrics import Metrics
+from gateway.services.tracing import Trace, TracingService
 from gateway.services.usage import UsageService
 from scheduler.aio import Lease, Slots, Waiter
 from scheduler.estimate import Estimator
@@ -62,6 +63,7 @@ class Runtime(msgspec.Struct, frozen=True):
     audit: AuditService
     usage: UsageService
     metrics: Metrics
+    tracing: TracingService | None
     ledger: Ledger
     now: Callable[[], float]
     """Seconds, monotonic."""
@@ -111,6 +113,7 @@ class Exchange:
         "started",
         "started_wall",
         "status",
+        "trace",
         "upstream",
         "usage",
         "waiter",
@@ -125,6 +128,7 @@ class Exchange:
         self.started_wall = started_wall
         self.ip = connection.peer_ip
         # classify, authenticate
+        self.trace: Trace | None = None  # only while traces are on
         self.extra = b""  # field lines of every answer to this request: CORS, HSTS
         self.endpoint: Endpoint = _UNSET
         self.principal: Principal = _UNSET

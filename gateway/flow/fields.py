@@ -7,7 +7,6 @@ answer's media type (H8): no field of one side reaches the other by default.
 import random
 
 from gateway.errors import BudgetSpent, Busy, GatewayError, MethodNotAllowed
-from gateway.http1.message import RequestHead
 from gateway.services.backends import Backend
 
 JSON = b"application/json"
@@ -20,19 +19,18 @@ SECURITY = (
     b"Cross-Origin-Resource-Policy: same-origin\r\n"
 )
 NO_STORE = b"Cache-Control: no-store\r\n"
-TRACE_FIELDS = (b"traceparent", b"tracestate")
 RETRY_AFTER_MAX = 60.0  # seconds; SDKs ignore longer ones (protocols.md section 3)
 
 _request_heads: dict[tuple[Backend, bytes], bytes] = {}
 
 
-def request_head(backend: Backend, target: bytes, request_id: str, length: int, head: RequestHead) -> bytes:
-    """The head of a request to an engine: its own Host, our length, an allowlist of the client's fields."""
+def request_head(backend: Backend, target: bytes, request_id: str, length: int, trace: bytes) -> bytes:
+    """The head of a request to an engine: its own Host, our length, and of the client's fields only those of its trace,
+    as ready lines."""
     fixed = _request_heads.get((backend, target))
     if fixed is None:
         fixed = _request_heads[backend, target] = _fixed_request_head(backend, target)
-    extra = b"".join(b"%b: %b\r\n" % (name, head.headers[name]) for name in TRACE_FIELDS if name in head.headers)
-    return b"%bX-Request-ID: %b\r\n%bContent-Length: %d\r\n\r\n" % (fixed, request_id.encode(), extra, length)
+    return b"%bX-Request-ID: %b\r\n%bContent-Length: %d\r\n\r\n" % (fixed, request_id.encode(), trace, length)
 
 
 def _fixed_request_head(backend: Backend, target: bytes) -> bytes:

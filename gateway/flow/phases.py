@@ -56,6 +56,7 @@ from gateway.http1.server import Connection
 from gateway.http1.wire import WireError
 from gateway.services.backends import Failure, Route
 from gateway.services.keys import credential
+from gateway.services.tracing import passed_on
 from scheduler.aio import Lease, Rejected, Waiter
 from scheduler.model import Refusal, Refused
 
@@ -135,6 +136,8 @@ def classify(x: Exchange, rt: Runtime) -> Endpoint:
     head = x.head
     x.ip = rt.client_ip(x.ip, head)
     x.extra = rt.cors.fields(head)
+    if rt.tracing is not None:
+        x.trace = rt.tracing.begin(head.headers)
     if rt.cors.preflight(head) is not None:
         return _adopt(x, rt.routes.preflight)
     endpoint = _adopt(x, rt.routes.match(head.method, head.path))
@@ -297,7 +300,8 @@ async def _attempt(x: Exchange, rt: Runtime, *, kept: bool) -> ResponseHead:
     body = x.endpoint.dialect.edit(
         x.endpoint, x.body, x.ask, model=x.route.model, cap=terms.max_output_tokens, engine=backend.engine
     )
-    head = fields.request_head(backend, x.endpoint.upstream, x.id, len(body), x.head)
+    trace = x.trace.fields if x.trace is not None else passed_on(x.head.headers)
+    head = fields.request_head(backend, x.endpoint.upstream, x.id, len(body), trace)
     try:
         x.upstream = (pool.take() if kept else None) or await pool.dial(terms.connect)
         x.sent_at = rt.now()
@@ -328,6 +332,7 @@ def _release_slot(x: Exchange) -> None:
     if x.lease is not None:
         x.lease.release(0.0)
         x.lease = None
+        x.granted_at = 0.0
 
 
 async def _refused_by_engine(x: Exchange, rt: Runtime) -> None:

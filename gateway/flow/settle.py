@@ -6,11 +6,13 @@
 import logging
 from typing import cast
 
+from gateway.api.dialect import Access, Endpoint
 from gateway.api.stream import Usage
 from gateway.flow import quota
 from gateway.flow.exchange import Exchange, Outcome, Runtime
 from gateway.services.audit import AuditRecord
 from gateway.services.backends import Route
+from gateway.services.tracing import Ended, TracingService
 from scheduler.estimate import cost
 
 log = logging.getLogger("fairgate.flow")
@@ -34,13 +36,37 @@ def settle(x: Exchange, rt: Runtime) -> None:
     rt.ledger.leave(x)
     quota.settle(x, rt, ended)
     _learn(x, rt, ended)
-    rt.audit.put(record(x, ended), x.audit_number)
+    row = record(x, ended)
+    rt.audit.put(row, x.audit_number)
+    if rt.tracing is not None:
+        _trace(x, rt.tracing, row, ended)
     _count(x, rt, ended, cost_units)
     if x.error is not None and x.error.cause:
         log.warning("request failed", extra={"request_id": x.id, "code": x.error.code, "cause": x.error.cause})
     if rt.config.log.requests:
         log.info("request", extra={"request_id": x.id, "status": x.status, "outcome": str(x.outcome)})
     _let_go(x)
+
+
+def _trace(x: Exchange, tracing: TracingService, row: AuditRecord, ended: float) -> None:
+    """Hand a kept trace over for export. Public routes (health, playground) have none: probes would drown the rest."""
+    endpoint = cast("Endpoint | None", x.endpoint)
+    if x.trace is None or not x.trace.sampled or (endpoint is not None and endpoint.access is Access.PUBLIC):
+        return
+    tracing.ended(
+        Ended(
+            trace=x.trace,
+            row=row,
+            operation=str(endpoint.kind) if endpoint is not None else "",
+            engine=x.backend.engine if row.backend else "",
+            started=x.started,
+            queued=x.queued_at,
+            granted=x.granted_at,
+            sent=x.sent_at,
+            first_byte=x.first_byte_at,
+            ended=ended,
+        )
+    )
 
 
 def _let_go(x: Exchange) -> None:

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.config import PLACEHOLDERS, Backend, Config, parse_listen
+from gateway.config import PLACEHOLDERS, Backend, Config, Tracing, parse_listen
 from gateway.services.discovery import Sighting, untagged
+from gateway.services.tracing import EXTRA
 from gateway.store.facts import PostgreSQLFacts, SqliteFacts
 
 DAY = 86_400.0
@@ -106,6 +107,19 @@ def secrets(config: Config) -> list[Finding]:
     return found
 
 
+def tracing(config: Tracing, installed: bool) -> list[Finding]:
+    """Traces that cannot leave, and a secret that leaves in clear."""
+    found = []
+    if config.endpoint and not installed:
+        says = "tracing.endpoint is set, but OpenTelemetry is not installed: the gateway does not start"
+        found.append(_problem(says, EXTRA))
+    parts = urlsplit(config.endpoint)
+    if config.headers and parts.scheme == "http" and not loopback(parts.hostname or ""):
+        says = "tracing.headers cross the network in clear"
+        found.append(_warning(says, "use https, or a collector beside the gateway"))
+    return found
+
+
 def config_file(path: str, mode: int, raw: Any) -> list[Finding]:
     """Who may change the file, and who may read the secrets that are written in it."""
     found = []
@@ -125,6 +139,11 @@ def literal_secrets(raw: Any) -> Iterator[str]:
         key = backend.get("key") if isinstance(backend, dict) else None
         if isinstance(key, str) and key and not key.startswith(("env:", "file:")) and "${" not in key:
             yield f"backends[{index}].key"
+    tracing = raw.get("tracing")
+    headers = tracing.get("headers") if isinstance(tracing, dict) else None
+    for name, value in headers.items() if isinstance(headers, dict) else ():
+        if isinstance(value, str) and value and not value.startswith(("env:", "file:")) and "${" not in value:
+            yield f"tracing.headers.{name}"
     for name in ("store", "shared"):
         url = raw.get(name)
         if isinstance(url, str) and "${" not in url and "://" in url and urlsplit(url).password:

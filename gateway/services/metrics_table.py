@@ -32,6 +32,7 @@ LABELS: Final[Mapping[str, tuple[str, ...]]] = {
     "side": ("client", "upstream"),
     "held": ("bodies", "answers"),
     "lender": ("store", "redis"),
+    "cause": ("queue_full", "export_failed"),
 }
 
 # vLLM's own, so that panels line up (vllm:time_to_first_token_seconds).
@@ -128,6 +129,9 @@ METRICS: Final = (
         "Whether a lender does not answer: what it lends is denied.",
         labels=("lender",),
     ),
+    Described("fairgate_traces_waiting", "gauge", "Requests whose trace waits for its export."),
+    Described("fairgate_traces_exported_total", "counter", "Requests whose trace the collector took."),
+    Described("fairgate_traces_lost_total", "counter", "Requests whose trace was lost.", labels=("cause",)),
     Described("fairgate_connections", "gauge", "Open connections.", labels=("side",)),
     Described("fairgate_buffered_bytes", "gauge", "Bytes held.", labels=("held",)),
     Described("fairgate_log_lines_dropped_total", "counter", "Log lines dropped because nobody took them."),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from gateway.services.backends import BackendStats
 from gateway.services.limits import LimitStats
 from gateway.services.metrics import Sample
+from gateway.services.tracing import TracingStats
 from scheduler.model import Stats
 
 
@@ -52,3 +53,11 @@ def of_scheduler(stats: Stats) -> Iterator[Sample]:
     for gate in stats.gates:
         yield "fairgate_slots", (gate.gate,), gate.slots
         yield "fairgate_slots_running", (gate.gate,), gate.running
+
+
+def of_tracing(stats: TracingStats) -> Iterator[Sample]:
+    """Traces on their way out, and those that were lost."""
+    yield "fairgate_traces_waiting", (), stats.waiting
+    yield "fairgate_traces_exported_total", (), stats.exported
+    yield "fairgate_traces_lost_total", ("queue_full",), stats.dropped
+    yield "fairgate_traces_lost_total", ("export_failed",), stats.failed

@@ -71,6 +71,7 @@ class World:
                 stray_releases=0,
             )
         )
+        self.tracing = None
         self.audit = Fixed(AuditStats(written=7, pending=1, failures=0, dropped=0, oldest_seconds=0.1))
         self.keys = Fixed(KeyStats(hashed=1, refused=0, unavailable=0, cached=1, negative=0, flights=0))
         self.limits = Fixed(

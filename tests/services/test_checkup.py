@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.api.dialect import ModelInfo
-from gateway.config import Admin, Audit, Backend, Config, Cors, Identity, Tls
+from gateway.config import Admin, Audit, Backend, Config, Cors, Identity, Tls, Tracing
 from gateway.services import checkup, x509
 from gateway.services.checkup import DAY, Finding
 from gateway.services.discovery import Sighting
@@ -49,6 +49,21 @@ def test_the_defaults_are_safe(check: Callable[[Config], list[Finding]]) -> None
 def test_listeners(config: Config, expected: list[str]) -> None:
     """O8: the admin listener is not on a public address."""
     assert levels(checkup.listeners(config)) == expected
+
+
+@pytest.mark.parametrize(
+    ("tracing", "installed", "expected"),
+    [
+        (Tracing(), False, []),
+        (Tracing(endpoint="http://127.0.0.1:4318/v1/traces", headers={"a": "b"}), True, []),
+        (Tracing(endpoint="http://127.0.0.1:4318/v1/traces"), False, ["problem"]),
+        (Tracing(endpoint="http://otel.example:4318/v1/traces", headers={"a": "b"}), True, ["warning"]),
+        (Tracing(endpoint="https://otel.example/v1/traces", headers={"a": "b"}), True, []),
+    ],
+)
+def test_tracing(tracing: Tracing, installed: bool, expected: list[str]) -> None:
+    """O4"""
+    assert levels(checkup.tracing(tracing, installed)) == expected
 
 
 @pytest.mark.parametrize(

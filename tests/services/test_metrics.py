@@ -16,7 +16,8 @@ from gateway.services.lender import LenderStats
 from gateway.services.limits import LimitStats
 from gateway.services.metrics import BACKENDS_MAX, MODELS_MAX, OTHER, WINDOW, Histogram, Metrics, jain
 from gateway.services.metrics_table import DURATION, LABELS, METRICS, QUEUE, TTFT, reference
-from gateway.services.samples import of_backends, of_limits, of_scheduler
+from gateway.services.samples import of_backends, of_limits, of_scheduler, of_tracing
+from gateway.services.tracing import TracingStats
 from scheduler.model import GateStats, PoolStats, Stats
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -49,6 +50,7 @@ def busy() -> Metrics:
     made.register("backends", lambda: of_backends([backend()]))
     made.register("scheduler", lambda: of_scheduler(scheduler()))
     made.register("limits", lambda: of_limits(LIMITS))
+    made.register("tracing", lambda: of_tracing(TracingStats(1, 5, 2, 3)))
     made.register(
         "others",
         lambda: [
@@ -152,6 +154,9 @@ def test_a_scrape_shows_what_was_counted() -> None:
         (2, "fairgate_limit_failures_total", {"lender": "redis"}),
         (0, "fairgate_limit_failing", {"lender": "store"}),
         (1, "fairgate_limit_failing", {"lender": "redis"}),
+        (5, "fairgate_traces_exported_total", {}),
+        (2, "fairgate_traces_lost_total", {"cause": "queue_full"}),
+        (3, "fairgate_traces_lost_total", {"cause": "export_failed"}),
         (1.0, "fairgate_jain_index", {"model": "m"}),
         (0, "fairgate_scrape_failures_total", {}),
     ]
