@@ -18,11 +18,12 @@ TICK = 1 / os.sysconf("SC_CLK_TCK")
 @dataclass(frozen=True)
 class Cpu:
     """CPU seconds a process tree has used. `user` and `system` come in ticks of 10 ms and include ended threads; `run`
-    is the scheduler's own clock, exact, of living threads."""
+    is the scheduler's own clock, exact, of living threads; `main` is the part of the first process's first thread."""
 
     user: float
     system: float
     run: float
+    main: float
 
     @property
     def total(self) -> float:
@@ -36,7 +37,9 @@ class Cpu:
         return self.user / ticks if ticks else None
 
     def __sub__(self, earlier: Cpu) -> Cpu:
-        return Cpu(self.user - earlier.user, self.system - earlier.system, self.run - earlier.run)
+        return Cpu(
+            self.user - earlier.user, self.system - earlier.system, self.run - earlier.run, self.main - earlier.main
+        )
 
 
 def tree(pid: int) -> list[int]:
@@ -53,17 +56,19 @@ def tree(pid: int) -> list[int]:
 
 def cpu_of(pids: list[int]) -> Cpu:
     """Sum of utime and stime (proc(5), fields 14 and 15), and of all threads' run times."""
-    user = system = run = 0
+    user = system = run = main = 0
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         user += int(fields[11])
         system += int(fields[12])
         for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
             try:
-                run += int(task.read_text().split()[0])
+                used = int(task.read_text().split()[0])
             except OSError:  # the thread ended while we looked
                 continue
-    return Cpu(user * TICK, system * TICK, run / 1e9)
+            run += used
+            main += used if task.parent.name == str(pids[0]) else 0
+    return Cpu(user * TICK, system * TICK, run / 1e9, main / 1e9)
 
 
 def pss_mb(pids: list[int]) -> float:

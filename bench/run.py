@@ -48,8 +48,8 @@ class Window:
 
     peer: Peer
     pids: list[int]
-    begin: machine.Cpu = field(default_factory=lambda: machine.Cpu(0, 0, 0))
-    used: machine.Cpu = field(default_factory=lambda: machine.Cpu(0, 0, 0))
+    begin: machine.Cpu = field(default_factory=lambda: machine.Cpu(0, 0, 0, 0))
+    used: machine.Cpu = field(default_factory=lambda: machine.Cpu(0, 0, 0, 0))
     pss_mb: float = 0.0
     watched: dict[str, float] = field(default_factory=dict)
 
@@ -120,6 +120,7 @@ def measure(peer: Peer, scenario: Scenario, backend: Backend, plan: Plan, spin: 
         "unit": scenario.unit,
         "units_per_s": units / plan.seconds,
         "cpu_us": window.used.total * 1e6 / units if units else None,
+        "cpu_main_us": window.used.main * 1e6 / units if units else None,
         "cpu_user_share": window.used.user_share,
         "core_share": window.used.total / plan.seconds,
         "pss_mb": window.pss_mb,
