@@ -1,7 +1,7 @@
 """`python -m bench.profile`: where the microseconds of a request (S1) and of a frame (S5) go, as a Markdown page.
 
 Runs fairgate, everything on, below the scenario three times: alone for the CPU time of a unit, below py-spy for stacks,
-below perf for shares of kernel and libraries. A sample of the loop's thread belongs to the innermost frame that `PHASES`
+below perf for shares of kernel and libraries. A sample of the loop's thread goes to the innermost frame that `PHASES`
 knows; its share of the samples is multiplied by that thread's CPU time, measured alone. Samples come by the wall clock:
 those that found the loop waiting are taken off by what the thread's CPU clock says, and on a busy machine `--nice -15`
 keeps the gateway from being stopped just anywhere. Needs py-spy (PyPI), for the last table perf (Debian: linux-perf),
