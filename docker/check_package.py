@@ -47,7 +47,8 @@ def check_wheel(wheel: Path) -> None:
 def check_sdist(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = [member.name.partition("/")[2] for member in archive.getmembers()]
-    missing = [need for need in ("LICENSE", "README.md", "SECURITY.md", "tests/test_layers.py", "bench/run.py") if need not in names]
+    needed = ("LICENSE", "README.md", "SECURITY.md", "tests/test_layers.py", "bench/run.py")
+    missing = [need for need in needed if need not in names]
     caches = [name for name in names if "__pycache__" in name or name.endswith((".db", ".pyc"))]
     if missing or caches:
         raise SystemExit(f"the sdist lacks {missing} and holds {caches}")
