@@ -26,7 +26,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "fairgate_backend_up",
         "fairgate_breaker_state",
     ),
-    "Is it fair?": ("fairgate_queue", "fairgate_running", "fairgate_jain", "fairgate_party", "fairgate_scheduler"),
+    "Is it fair?": ("fairgate_queue", "fairgate_running", "fairgate_jain"),
     "Is it fast?": (
         "fairgate_time_to_first",
         "fairgate_inter_chunk",
@@ -34,8 +34,16 @@ ROWS: dict[str, tuple[str, ...]] = {
         "fairgate_overhead",
         "fairgate_loop_lag",
     ),
-    "Who uses what?": ("fairgate_tokens", "fairgate_usage", "fairgate_body", "fairgate_auth", "fairgate_limit"),
-    "Engines": ("fairgate_slots", "fairgate_backend", "fairgate_retries", "fairgate_zombie"),
+    "Who uses what?": (
+        "fairgate_tokens",
+        "fairgate_usage",
+        "fairgate_body",
+        "fairgate_auth",
+        "fairgate_key",
+        "fairgate_limit",
+    ),
+    "Engines": ("fairgate_slots", "fairgate_backend", "fairgate_retries"),
+    "The audit trail": ("fairgate_audit",),
     "The gateway itself": ("fairgate_",),
 }
 QUANTILES = (0.5, 0.95, 0.99)

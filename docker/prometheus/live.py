@@ -1,8 +1,8 @@
 """Runs the dashboard and the alert rules against a real Prometheus: `python docker/prometheus/live.py`.
 
-Starts the demo, a Prometheus that scrapes it every second with the shipped rules, and some traffic with refusals; then
-asks every query of the dashboard. Exit code 1 names the queries without an answer. Needs `prometheus` on PATH (Debian
-package prometheus).
+Starts the demo, a Prometheus that scrapes it every second with the shipped rules, and more clients than slots, some of
+whom leave early or are refused; while they go on, asks every query of the dashboard. Exit code 1 names the queries
+without an answer and the rules that failed. Needs `prometheus` on PATH (Debian package prometheus).
 """
 
 import json
@@ -12,8 +12,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,8 @@ import yaml
 HERE = Path(__file__).resolve().parent
 DASHBOARD = HERE.parent / "grafana" / "dashboard.json"
 SECONDS = 20.0
-# Metrics that say something only when something fails; their panels are empty on a good day.
-QUIET = ("fairgate_retries_total", "fairgate_backend_failures_total", "fairgate_usage_estimated_total")
+CLIENTS = 12
+SLOTS = 4
 
 
 def free_port() -> int:
@@ -36,7 +38,7 @@ def free_port() -> int:
 
 @contextmanager
 def demo() -> Iterator[dict[str, Any]]:
-    command = [sys.executable, "-m", "gateway", "demo", "--json", "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "gateway", "demo", "--json", "--slots", str(SLOTS), "--listen", "127.0.0.1:0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         assert process.stdout is not None  # noqa: S101  # asked for as a pipe
         try:
@@ -65,16 +67,32 @@ def prometheus(folder: Path, target: str) -> Iterator[str]:
             process.terminate()
 
 
-def traffic(url: str, key: str, model: str, embed: str) -> None:
-    """For a while: whole answers, streams, embeddings, and what is refused."""
-    body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
-    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30, trust_env=False) as client:
-        until = time.monotonic() + SECONDS
-        while time.monotonic() < until:
-            client.post("/v1/chat/completions", json=body | {"stream": True})
-            client.post("/v1/embeddings", json={"model": embed, "input": "hello"})
-            client.post("/v1/chat/completions", json=body | {"model": "none"})
-            client.get("/v1/models", headers={"Authorization": "Bearer wrong"})
+def client(facts: dict[str, Any], stop: threading.Event) -> int:
+    """Until told to stop: streams, embeddings, a stream left early, and what is refused -> requests made."""
+    body = {"model": facts["model"], "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
+    headers = {"Authorization": f"Bearer {facts['key']}"}
+    made = 0
+    with httpx.Client(base_url=facts["url"], headers=headers, timeout=30, trust_env=False) as http:
+        while not stop.is_set():
+            http.post("/v1/chat/completions", json=body | {"stream": True})
+            http.post("/v1/embeddings", json={"model": facts["embed_model"], "input": "hello"})
+            http.post("/v1/chat/completions", json=body | {"model": "none"})
+            http.get("/v1/models", headers={"Authorization": "Bearer wrong"})
+            with http.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as answer:
+                next(answer.iter_raw(), b"")
+            made += 5
+    return made
+
+
+@contextmanager
+def load(facts: dict[str, Any]) -> Iterator[list[Future[int]]]:
+    """All clients, while the block runs."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        try:
+            yield [pool.submit(client, facts, stop) for _ in range(CLIENTS)]
+        finally:
+            stop.set()
 
 
 def answers(url: str, query: str) -> bool:
@@ -88,12 +106,14 @@ def main() -> None:
     panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
     queries = [target["expr"] for panel in panels for target in panel.get("targets", [])]
     with tempfile.TemporaryDirectory() as folder, demo() as facts, prometheus(Path(folder), facts["admin_url"]) as url:
-        traffic(facts["url"], facts["key"], facts["model"], facts["embed_model"])
-        empty = [query for query in queries if not any(name in query for name in QUIET) and not answers(url, query)]
+        with load(facts) as clients:
+            time.sleep(SECONDS)
+            empty = [query for query in queries if not answers(url, query)]
         rules = httpx.get(f"{url}/api/v1/rules", timeout=10, trust_env=False).json()["data"]["groups"][0]["rules"]
         sick = [rule["name"] for rule in rules if rule["health"] != "ok"]
         firing = [rule["name"] for rule in rules if rule["state"] == "firing"]
-    print(f"{len(queries)} queries, {len(rules)} rules; empty: {empty}; not evaluated: {sick}; firing: {firing}")
+    print(f"{len(queries)} queries, {len(rules)} rules, {sum(one.result() for one in clients)} requests")
+    print(f"empty: {empty}; not evaluated: {sick}; firing: {firing}")
     sys.exit(1 if empty or sick else 0)
 
 

@@ -15,7 +15,8 @@ from gateway.services.backends import BackendStats
 from gateway.services.keys import KeyStats
 from gateway.services.limits import LimitStats
 from gateway.services.metrics import Metrics, Sample
-from gateway.services.tracing import TracingStats
+from gateway.services.tracing import OFF, TracingStats
+from scheduler.estimate import Estimator
 from scheduler.model import Stats
 
 _Record = TypeVar("_Record", covariant=True)
@@ -36,6 +37,8 @@ class Gateway(Protocol):
     def backends(self) -> HasStats[tuple[BackendStats, ...]]: ...
     @property
     def scheduler(self) -> HasStats[Stats]: ...
+    @property
+    def estimator(self) -> Estimator: ...
     @property
     def audit(self) -> HasStats[AuditStats]: ...
     @property
@@ -105,19 +108,19 @@ def register_sources(gateway: Gateway) -> None:
     metrics.register("scheduler", lambda: samples.of_scheduler(gateway.scheduler.stats()))
     metrics.register("limits", lambda: samples.of_limits(gateway.limits.stats()))
     metrics.register("process", _process(gateway))
-    tracing = gateway.tracing
-    if tracing is not None:
-        metrics.register("tracing", lambda: samples.of_tracing(tracing.stats()))
+    metrics.register("audit", lambda: samples.of_audit(gateway.audit.stats()))
+    metrics.register("tracing", lambda: samples.of_tracing(gateway.tracing.stats() if gateway.tracing else OFF))
 
 
 def _process(gateway: Gateway) -> Callable[[], Iterator[Sample]]:
     def read() -> Iterator[Sample]:
-        audit = gateway.audit.stats()
-        yield "fairgate_audit_pending", (), audit.pending
-        yield "fairgate_audit_written_total", (), audit.written
-        yield "fairgate_audit_failures_total", (), audit.failures
-        yield "fairgate_audit_dropped_total", (), audit.dropped
+        yield "fairgate_queue_timeout_seconds", (), gateway.estimator.settings.queue_timeout
+        keys = gateway.keys.stats()
+        yield "fairgate_key_hashes_total", (), keys.hashed
+        yield "fairgate_keys_cached", (), keys.cached
         server = gateway.server.stats()
+        yield "fairgate_connections_accepted_total", (), server.accepted
+        yield "fairgate_connections_refused_total", (), server.refused
         yield "fairgate_connections", ("client",), server.open
         yield "fairgate_connections", ("upstream",), _upstream(gateway)
         yield "fairgate_buffered_bytes", ("bodies",), gateway.ledger.stats().body_bytes

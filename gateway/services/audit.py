@@ -95,6 +95,7 @@ class AuditStats(msgspec.Struct, frozen=True):
     oldest_seconds: float
     interrupted: int = 0
     spool_bytes: int = 0
+    spool_limit: int = 0
 
 
 INTERRUPTED = "interrupted"
@@ -322,6 +323,7 @@ class AuditService:
             oldest_seconds=self._clock() - self._drained_at if pending else 0.0,
             interrupted=self._interrupted,
             spool_bytes=self._spool.size,
+            spool_limit=self._config.spool_bytes,
         )
 
 

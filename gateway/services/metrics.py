@@ -107,7 +107,8 @@ class Metrics:
         self._values |= {"dialect": set(dialects), "route": set(routes), "model": set(), "backend": set()}
         self._values |= {"version": {__version__}, "python": {platform.python_version()}}
         self._requests: dict[tuple[str, str, int, str], int] = {}
-        self._counts: dict[str, dict[str, int]] = {"code": {}, "result": {}, "backend": {}}
+        # What is known beforehand stands at 0: a rate sees no rise in a series that begins with its first event.
+        self._counts = {label: dict.fromkeys(LABELS.get(label, ()), 0) for label in _COUNTED}
         self._models: dict[str, _Model] = {OTHER: _Model()}
         self._overhead = Histogram(OVERHEAD)
         self._lag = Histogram(LAG)
@@ -239,6 +240,7 @@ class Metrics:
         for backend in backends:
             if len(self._values["backend"]) < BACKENDS_MAX:
                 self._values["backend"].add(backend)
+                self._counts["backend"].setdefault(backend, 0)
 
     def _known(self, label: str, value: str) -> str:
         return value if value in self._values[label] else OTHER

@@ -12,7 +12,7 @@ import msgspec
 from gateway.errors import GatewayError
 
 OUTCOMES: Final = ("done", "refused", "upstream_failed", "client_gone", "timed_out", "bug")
-AUTH_RESULTS: Final = ("ok", "missing", "invalid", "expired", "revoked", "forbidden", "throttled", "unavailable")
+AUTH_RESULTS: Final = ("ok", "missing", "invalid", "forbidden", "throttled", "unavailable")
 
 
 def _codes(kind: type[GatewayError]) -> set[str]:
@@ -92,6 +92,7 @@ METRICS: Final = (
     Described("fairgate_queue_depth", "gauge", "Waiting requests.", labels=("model",)),
     Described("fairgate_running", "gauge", "Requests holding a slot.", labels=("model",)),
     Described("fairgate_queue_oldest_seconds", "gauge", "The longest wait of a waiting request.", labels=("model",)),
+    Described("fairgate_queue_timeout_seconds", "gauge", "How long a request may wait (`scheduling.queue_timeout`)."),
     Described("fairgate_slots", "gauge", "Slots offered; 0 while ejected.", labels=("backend",)),
     Described("fairgate_slots_running", "gauge", "Slots taken.", labels=("backend",)),
     Described(
@@ -111,9 +112,19 @@ METRICS: Final = (
     Described("fairgate_backend_failures_total", "counter", "Requests a backend failed.", labels=("backend", "kind")),
     Described("fairgate_breaker_state", "gauge", "1 for the breaker's state.", labels=("backend", "state")),
     Described("fairgate_audit_pending", "gauge", "Audit rows not yet in the store."),
+    Described("fairgate_audit_oldest_seconds", "gauge", "Age of the oldest audit row not yet in the store."),
+    Described("fairgate_audit_spool_bytes", "gauge", "Bytes of the audit spool on disk."),
+    Described("fairgate_audit_spool_limit_bytes", "gauge", "Bytes the audit spool may take (`audit.spool_bytes`)."),
     Described("fairgate_audit_written_total", "counter", "Audit rows written to the store."),
     Described("fairgate_audit_failures_total", "counter", "Failed writes of audit batches."),
     Described("fairgate_audit_dropped_total", "counter", "Audit rows lost because there was no room."),
+    Described(
+        "fairgate_audit_interrupted_total",
+        "counter",
+        "Rows made for requests that ran when an earlier process was killed.",
+    ),
+    Described("fairgate_key_hashes_total", "counter", "Keys checked with Argon2id; all others came from the cache."),
+    Described("fairgate_keys_cached", "gauge", "Verified keys in the cache."),
     Described("fairgate_limit_reservations", "gauge", "Requests that hold a reservation of a limit or budget."),
     Described("fairgate_limit_expired_total", "counter", "Reservations that nobody settled; they counted as used."),
     Described(
@@ -133,6 +144,8 @@ METRICS: Final = (
     Described("fairgate_traces_exported_total", "counter", "Requests whose trace the collector took."),
     Described("fairgate_traces_lost_total", "counter", "Requests whose trace was lost.", labels=("cause",)),
     Described("fairgate_connections", "gauge", "Open connections.", labels=("side",)),
+    Described("fairgate_connections_accepted_total", "counter", "Client connections taken."),
+    Described("fairgate_connections_refused_total", "counter", "Client connections refused by a cap."),
     Described("fairgate_buffered_bytes", "gauge", "Bytes held.", labels=("held",)),
     Described("fairgate_log_lines_dropped_total", "counter", "Log lines dropped because nobody took them."),
     Described("fairgate_scrape_failures_total", "counter", "Sources that failed while being scraped."),

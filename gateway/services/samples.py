@@ -5,6 +5,7 @@ Must not know how anything is counted or shown.
 
 from collections.abc import Iterable, Iterator
 
+from gateway.services.audit import AuditStats
 from gateway.services.backends import BackendStats
 from gateway.services.limits import LimitStats
 from gateway.services.metrics import Sample
@@ -37,6 +38,18 @@ def of_limits(stats: LimitStats) -> Iterator[Sample]:
             yield "fairgate_limit_rounds_total", (lender,), one.rounds
             yield "fairgate_limit_failures_total", (lender,), one.failures
             yield "fairgate_limit_failing", (lender,), float(one.failing)
+
+
+def of_audit(stats: AuditStats) -> Iterator[Sample]:
+    """The way of the rows to the store, and the room that is left for them."""
+    yield "fairgate_audit_pending", (), stats.pending
+    yield "fairgate_audit_oldest_seconds", (), stats.oldest_seconds
+    yield "fairgate_audit_spool_bytes", (), stats.spool_bytes
+    yield "fairgate_audit_spool_limit_bytes", (), stats.spool_limit
+    yield "fairgate_audit_written_total", (), stats.written
+    yield "fairgate_audit_failures_total", (), stats.failures
+    yield "fairgate_audit_dropped_total", (), stats.dropped
+    yield "fairgate_audit_interrupted_total", (), stats.interrupted
 
 
 def of_scheduler(stats: Stats) -> Iterator[Sample]:

@@ -129,6 +129,9 @@ class TracingStats(msgspec.Struct, frozen=True):
     failed: int
 
 
+OFF = TracingStats(0, 0, 0, 0)
+
+
 class TracingService:
     """Tracing while it is on; a gateway without it has none of these."""
 

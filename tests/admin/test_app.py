@@ -25,7 +25,9 @@ from gateway.services.lender import LenderStats
 from gateway.services.limits import LimitStats
 from gateway.services.metrics import Metrics
 from gateway.services.metrics_table import METRICS
+from scheduler.estimate import Estimator
 from scheduler.model import GateStats, PoolStats, Stats
+from scheduler.settings import Settings
 from tests.services.engines import Engine, running, vllm
 
 SECRET = "sk-backend-secret-0123456789"
@@ -71,6 +73,7 @@ class World:
                 stray_releases=0,
             )
         )
+        self.estimator = Estimator(Settings())
         self.tracing = None
         self.audit = Fixed(AuditStats(written=7, pending=1, failures=0, dropped=0, oldest_seconds=0.1))
         self.keys = Fixed(KeyStats(hashed=1, refused=0, unavailable=0, cached=1, negative=0, flights=0))

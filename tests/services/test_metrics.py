@@ -11,12 +11,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from gateway.errors import GatewayError, QueueFull
+from gateway.services.audit import AuditStats
 from gateway.services.backends import BackendStats
 from gateway.services.lender import LenderStats
 from gateway.services.limits import LimitStats
 from gateway.services.metrics import BACKENDS_MAX, MODELS_MAX, OTHER, WINDOW, Histogram, Metrics, jain
 from gateway.services.metrics_table import DURATION, LABELS, METRICS, QUEUE, TTFT, reference
-from gateway.services.samples import of_backends, of_limits, of_scheduler, of_tracing
+from gateway.services.samples import of_audit, of_backends, of_limits, of_scheduler, of_tracing
 from gateway.services.tracing import TracingStats
 from scheduler.model import GateStats, PoolStats, Stats
 
@@ -50,22 +51,25 @@ def busy() -> Metrics:
     made.register("backends", lambda: of_backends([backend()]))
     made.register("scheduler", lambda: of_scheduler(scheduler()))
     made.register("limits", lambda: of_limits(LIMITS))
+    made.register("audit", lambda: of_audit(AUDIT))
     made.register("tracing", lambda: of_tracing(TracingStats(1, 5, 2, 3)))
     made.register(
         "others",
         lambda: [
-            ("fairgate_audit_pending", (), 3),
-            ("fairgate_audit_written_total", (), 4),
-            ("fairgate_audit_failures_total", (), 0),
+            ("fairgate_queue_timeout_seconds", (), 60),
+            ("fairgate_key_hashes_total", (), 1),
+            ("fairgate_keys_cached", (), 1),
+            ("fairgate_connections_accepted_total", (), 9),
+            ("fairgate_connections_refused_total", (), 2),
             ("fairgate_connections", ("client",), 5),
             ("fairgate_buffered_bytes", ("bodies",), 6),
             ("fairgate_log_lines_dropped_total", (), 0),
-            ("fairgate_audit_dropped_total", (), 0),
         ],
     )
     return made
 
 
+AUDIT = AuditStats(4, 3, 0, 0, 1.5, interrupted=1, spool_bytes=4096, spool_limit=1 << 30)
 LIMITS = LimitStats(3, 0, 1, 2, 9, store=LenderStats(5, 0, 2, False), shared=LenderStats(6, 2, 1, True))
 
 
@@ -149,6 +153,10 @@ def test_a_scrape_shows_what_was_counted() -> None:
         (0, "fairgate_breaker_state", {"backend": "a", "state": "closed"}),
         (1.5, "fairgate_backend_last_seen_seconds", {"backend": "a"}),
         (4, "fairgate_audit_written_total", {}),
+        (1.5, "fairgate_audit_oldest_seconds", {}),
+        (4096, "fairgate_audit_spool_bytes", {}),
+        (1 << 30, "fairgate_audit_spool_limit_bytes", {}),
+        (1, "fairgate_audit_interrupted_total", {}),
         (3, "fairgate_limit_reservations", {}),
         (1, "fairgate_limit_expired_total", {}),
         (2, "fairgate_limit_failures_total", {"lender": "redis"}),
@@ -162,6 +170,16 @@ def test_a_scrape_shows_what_was_counted() -> None:
     ]
     for number, name, labels in expect:
         assert value(made, name, **labels, **({"outcome": "done"} if "requests_total" in name else {})) == number, name
+
+
+def test_what_is_known_beforehand_stands_at_zero() -> None:
+    """O2: `rate` and `increase` see no rise in a series that begins with its first event, so an alert would miss it."""
+    quiet = metrics()
+    for code in LABELS["code"]:
+        assert value(quiet, "fairgate_errors_total", code=code) == 0
+    for result in LABELS["result"]:
+        assert value(quiet, "fairgate_auth_total", result=result) == 0
+    assert value(quiet, "fairgate_retries_total", backend="a") == 0
 
 
 @pytest.mark.parametrize("accept", ["", "text/plain;version=0.0.4", OPENMETRICS])
@@ -232,7 +250,7 @@ def test_known_models_and_backends_are_bounded() -> None:
     }
     assert len(counts) == MODELS_MAX + 1
     backends = [labels for name, labels in values(made) if name == "fairgate_retries_total"]
-    assert len(backends) == BACKENDS_MAX  # `a` of the fixture was not retried; the rest is `other`
+    assert len(backends) == BACKENDS_MAX + 1  # the rest is `other`
 
 
 def test_what_falls_on_other_is_added_and_of_ages_the_largest_counts() -> None:
