@@ -4,6 +4,8 @@ import base64
 import hashlib
 import re
 
+from gateway.api.dialect import Access
+from gateway.api.routes import Routes
 from gateway.flow.playground import page
 
 
@@ -33,6 +35,21 @@ def test_nothing_in_the_page_that_the_policy_would_block() -> None:
     assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", html) == []
     assert "\r" not in html
     assert "innerHTML" not in html
+
+
+OLDER = {"/v1/models/*", "/api/embeddings"}
+"""Routes for keys without a card: one model of the list, and what /api/embed took the place of."""
+CARD = re.compile(r'method: "(\w+)", path: "([^"]+)",(?: scope: "(\w+)",)? kind: \S+, streams: (?:"(\w+)"|null)')
+
+
+def test_every_route_for_keys_has_its_card() -> None:
+    """Method, scope and framing as in the route table; a new route must get a card or a reason."""
+    cards = {(method, path): (scope, streams) for method, path, scope, streams in CARD.findall(text())}
+    rows = {(row.method, row.path): row for row in Routes().rows if row.access is Access.KEY and row.path not in OLDER}
+    assert cards.keys() == rows.keys()
+    for place, (scope, streams) in cards.items():
+        assert scope == rows[place].scope, place
+        assert not streams or streams.lower() == rows[place].framing, place
 
 
 def test_the_key_is_never_stored() -> None:

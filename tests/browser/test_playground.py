@@ -154,7 +154,7 @@ def test_sse_stream_is_rendered_with_figures(page: Any, demo: Demo) -> None:
     finished(page)
     assert page.text_content("#s-status") == "200"
     assert "simulated" in page.text_content(".said").lower()
-    for figure in ("#s-ttft", "#s-rate", "#s-tokens", "#s-total"):
+    for figure in ("#s-queue", "#s-ttft", "#s-rate", "#s-tokens", "#s-total"):
         assert page.text_content(figure)[0].isdigit(), figure
     assert page.locator("#notice").is_hidden()
     page.click("#tab-raw")
@@ -186,6 +186,8 @@ def test_ndjson_stream_is_rendered(page: Any, demo: Demo) -> None:
         ("/api/tags", ".things"),
         ("/api/ps", "#view :is(.things, .empty)"),
         ("/api/version", "#view pre"),
+        ("/api/queue", ".empty"),
+        ("/api/usage", ".things"),
     ],
 )
 def test_every_endpoint_runs_as_it_stands(page: Any, demo: Demo, path: str, shown: str) -> None:
@@ -195,6 +197,32 @@ def test_every_endpoint_runs_as_it_stands(page: Any, demo: Demo, path: str, show
     finished(page)
     assert page.text_content("#s-status") == "200"
     assert page.locator(shown).first.is_visible()
+
+
+EVENTS = [
+    {"type": "response.created", "response": {"object": "response", "status": "in_progress", "error": None}},
+    {"type": "response.reasoning_text.delta", "delta": "hm"},
+    {"type": "response.output_text.delta", "delta": "Pati"},
+    {"type": "response.output_text.delta", "delta": "ence"},
+    {"type": "response.completed", "response": {"object": "response", "usage": {"output_tokens": 2}}},
+]
+
+
+def test_typed_events_of_responses_are_rendered(page: Any, demo: Demo) -> None:
+    """OpenAI's newer interface, as an engine that has it would answer (the simulated Ollama has not)."""
+    stream = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in EVENTS)
+    answer = {"status": 200, "content_type": "text/event-stream", "body": stream}
+    page.route("**/v1/responses", lambda route: route.fulfill(**answer))
+    ready(page, demo, "/v1/responses")
+    page.click("#run")
+    finished(page)
+    assert (page.text_content(".thought"), page.text_content(".said")) == ("hm", "Patience")
+    assert page.text_content("#s-tokens") == "2"
+    assert page.locator("#notice").is_hidden()
+    answer["body"] = stream[: stream.rindex("event:")]
+    page.click("#run")
+    finished(page)
+    assert "Cut off" in page.text_content("#notice")
 
 
 def words(command: str) -> list[str]:
