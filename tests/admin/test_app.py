@@ -127,6 +127,13 @@ def test_metrics_in_both_formats(uv: bool) -> None:
             assert found["fairgate_backend_up", "a"] == 1
             assert found["fairgate_audit_written_total",] == 7
             assert found["fairgate_connections", "client"] == 4
+            assert (found["fairgate_connections_accepted_total",], found["fairgate_connections_refused_total",]) == (
+                9,
+                0,
+            )
+            assert (found["fairgate_key_hashes_total",], found["fairgate_keys_cached",]) == (1, 1)
+            assert found["fairgate_queue_timeout_seconds",] == Settings().queue_timeout
+            assert found["fairgate_traces_waiting",] == 0
             assert found["fairgate_buffered_bytes", "bodies"] == 2048
             opened = await get(admin, "/metrics", headers={"accept": "application/openmetrics-text;version=1.0.0"})
             assert opened.headers["content-type"].startswith("application/openmetrics-text")
