@@ -6,14 +6,14 @@ request is refused. The rules for a single head are in `head`. Must not know asy
 """
 
 import re
-from types import SimpleNamespace
+from weakref import WeakValueDictionary
 
-import httptools
 import msgspec
 
 from gateway.http1 import head as rules
 from gateway.http1.chunks import ChunkDecoder
 from gateway.http1.head import WireError
+from gateway.http1.llhttp import Llhttp, borrow, give_back
 from gateway.http1.message import RequestHead
 
 __all__ = ["RequestReader", "WireError", "WireLimits"]
@@ -39,8 +39,8 @@ class WireLimits(msgspec.Struct, frozen=True, gc=False):
     body_bytes: int = 10 * 2**20
 
 
-class _Repeated(msgspec.Struct, frozen=True, gc=False):
-    """A head both parsers have accepted, as its bytes `before` and `after` the digits of Content-Length.
+class _Repeated(msgspec.Struct, frozen=True, weakref=True):
+    """A head both parsers have accepted under `limits`, as its bytes `before` and `after` the digits of Content-Length.
 
     Without that field `before` is the whole head. Digits cannot change a verdict, so a head of the same bytes around
     other digits needs no second reading.
@@ -49,6 +49,11 @@ class _Repeated(msgspec.Struct, frozen=True, gc=False):
     before: bytes
     after: bytes
     head: RequestHead
+    limits: WireLimits
+
+
+_SHARED: WeakValueDictionary[int, _Repeated] = WeakValueDictionary()
+"""First heads of open connections, by the hash of what repeats: the connections of a client keep one between them."""
 
 
 class RequestReader:
@@ -60,31 +65,20 @@ class RequestReader:
     client's dialect, and `refusal` keeps the error.
 
     Clients repeat their heads: one that equals the connection's last accepted one but for its length is taken over
-    without parsing (a third of the reader's cost). llhttp sees neither that head nor its body, and so stays between
-    two messages.
+    without parsing (a third of the reader's cost); so is a connection's first, if it is the like of another's. llhttp
+    sees neither that head nor its body.
     """
 
     __slots__ = (  # noqa: RUF023  # grouped by lifetime
         # of the connection
-        "_accepted", "_fields", "_limits", "_parser", "_repeated", "_target_seen", "_unfinished",
+        "_accepted", "_limits", "_repeated", "_target_seen",
         # of the message
         "_blank", "_body_limit", "_decoder", "_held", "_joined", "_length", "_line_checked", "_parts", "_parts_bytes",
-        "_known", "_scanned", "_state", "body_received", "head", "refusal",
+        "_known", "_peer", "_scanned", "_state", "body_received", "head", "refusal",
     )  # fmt: skip
 
     def __init__(self, limits: WireLimits | None = None) -> None:
         self._limits = limits or WireLimits()
-        # llhttp's callbacks are built-in methods, so that it never runs our bytecode: every field goes to
-        # `_fields.setdefault`, a new message empties `_fields`, the end of one empties `_unfinished`.
-        self._fields: dict[bytes, bytes] = {}
-        self._unfinished: set[bool] = set()
-        self._parser = httptools.HttpRequestParser(
-            SimpleNamespace(
-                on_header=self._fields.setdefault,
-                on_message_begin=self._fields.clear,
-                on_message_complete=self._unfinished.clear,
-            )
-        )
         self._target_seen: tuple[bytes, bytes | None, str, bytes] = (b"", None, "", b"")
         self._repeated: _Repeated | None = None
         self._accepted: tuple[bytes, RequestHead] | None = None  # read in full, and not yet made a `_Repeated`
@@ -95,6 +89,7 @@ class RequestReader:
     def _begin(self) -> None:
         self._state = _HEAD
         self._known = False  # the head is a repeated one: llhttp does not see this message
+        self._peer: Llhttp | None = None
         self._blank = False
         self._line_checked = False
         self._scanned = 0
@@ -166,7 +161,6 @@ class RequestReader:
         if self._state != _COMPLETE or self.head is None:
             raise RuntimeError("advance() before the request is complete")
         keep_alive = self.head.keep_alive
-        self._fields.clear()  # an idle connection holds no fields
         self._begin()
         if not keep_alive:
             # RFC 9112 section 9.6: nothing behind the last request is processed.
@@ -190,6 +184,8 @@ class RequestReader:
             if end < 4:
                 self._check_partial(buffer)
                 return
+            if self._recall(buffer, end) and self._read_repeated(buffer):
+                return
             if end == len(buffer):
                 self._open(buffer)
                 rest = b""
@@ -204,7 +200,7 @@ class RequestReader:
     def _read_repeated(self, buffer: bytes) -> bool:
         """Take over the last head if `buffer` begins with its like. False: it has to be read."""
         if self._accepted is not None:
-            self._repeated, self._accepted = _repeatable(*self._accepted), None
+            self._repeated, self._accepted = _repeatable(*self._accepted, self._limits), None
         known = self._repeated
         if known is None or not buffer.startswith(known.before):
             return False
@@ -220,6 +216,17 @@ class RequestReader:
         self.head = head
         self._held = b""
         self._expect_body(buffer[start:])
+        return True
+
+    def _recall(self, buffer: bytes, end: int) -> bool:
+        """Whether the connection's first head, up to `end`, is the like of another connection's."""
+        if self._repeated is not None or self._accepted is not None or end > _REPEAT_BYTES:
+            return False
+        before, after = _around_length(buffer[:end])
+        known = _SHARED.get(hash((before, after)))
+        if known is None or (known.before, known.after, known.limits) != (before, after, self._limits):
+            return False
+        self._repeated = known
         return True
 
     def _check_partial(self, buffer: bytes) -> None:
@@ -244,9 +251,9 @@ class RequestReader:
         count = head.count(b"\n") - 2
         if count > limits.header_count:
             raise WireError(431, "too many header fields")
-        self._unfinished.add(True)
-        self._agree(head)
-        fields = rules.fields(head, self._fields, count)
+        peer = self._peer = borrow()
+        peer.agree(head)
+        fields = rules.fields(head, peer.fields, count)
         host = rules.host(fields, version)
         seen = self._target_seen
         if target != seen[0] or host != seen[1]:
@@ -266,25 +273,29 @@ class RequestReader:
             rules.expects(fields, version) and (chunked or bool(length)),
         )
         if len(head) <= _REPEAT_BYTES:
-            self._accepted = head, self.head
+            self._keep_head(head, self.head)
 
-    def _agree(self, data: bytes) -> None:
-        """Let llhttp read `data` too; what it refuses is refused."""
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as error:
-            raise WireError(501, "protocol upgrade refused") from error
-        except httptools.HttpParserError as error:
-            raise WireError(400, str(error).lower() or "malformed request") from error
+    def _keep_head(self, raw: bytes, head: RequestHead) -> None:
+        """For the next head; the first one for other connections too."""
+        if self._repeated is None and self._accepted is None:
+            self._repeated = known = _repeatable(raw, head, self._limits)
+            if known is not None:
+                _SHARED[hash((known.before, known.after))] = known
+        else:
+            self._accepted = raw, head
 
     # ---- the body
+
+    def _agree(self, data: bytes) -> None:
+        if self._peer is not None:
+            self._peer.agree(data)
 
     def _expect_body(self, rest: bytes) -> None:
         head = self.head
         if head is None:
             raise RuntimeError("a body is read behind a head")
         length = head.content_length
-        if not self._known and bool(self._unfinished) != (head.chunked or bool(length)):
+        if self._peer is not None and bool(self._peer.unfinished) != (head.chunked or bool(length)):
             raise self._die(_disagreement())
         if length:
             self._length = length
@@ -299,7 +310,7 @@ class RequestReader:
             if rest:
                 self._read_chunks(rest)
         else:
-            self._state = _COMPLETE
+            self._complete(head)
             self._held = rest
 
     def _read_length(self, data: bytes) -> None:
@@ -308,10 +319,6 @@ class RequestReader:
             self._held = data[missing:]
             data = data[:missing]
         self._keep(data)
-        if self._known:
-            if self.body_received == self._length:
-                self._state = _COMPLETE
-            return
         try:
             self._agree(data)
         except WireError as error:
@@ -342,10 +349,18 @@ class RequestReader:
 
     def _check_end(self, ended: bool) -> None:
         """Both parsers must see the message end at the same byte, and none begin inside it."""
-        if ended == bool(self._unfinished) or not self._fields:
+        peer = self._peer
+        if peer is not None and (ended == bool(peer.unfinished) or not peer.fields):
             raise self._die(_disagreement())
-        if ended:
-            self._state = _COMPLETE
+        if ended and self.head is not None:
+            self._complete(self.head)
+
+    def _complete(self, head: RequestHead) -> None:
+        """The request is whole; llhttp goes to the next connection that needs it, if it too takes this one as kept."""
+        self._state = _COMPLETE
+        peer, self._peer = self._peer, None
+        if peer is not None:
+            give_back(peer, head)
 
     def _keep(self, data: bytes) -> None:
         self.body_received += len(data)
@@ -362,18 +377,25 @@ class RequestReader:
         self._held = b""
         self._parts = []
         self._parts_bytes = self._joined = 0
+        self._peer = None
         return error
 
 
-def _repeatable(raw: bytes, head: RequestHead) -> _Repeated | None:
+def _around_length(raw: bytes) -> tuple[bytes, bytes]:
+    """`raw` before and after the digits of its Content-Length; without that field all of it is before."""
+    field = _LENGTH_FIELD.search(raw)
+    return (raw[: field.start(1)], raw[field.end(1) :]) if field else (raw, b"")
+
+
+def _repeatable(raw: bytes, head: RequestHead, limits: WireLimits) -> _Repeated | None:
     """What another head must equal to mean the same as `head`, whose bytes are `raw`; None if it must be read: chunks
     have no length, and whether an expectation counts depends on the length."""
     if head.chunked or b"expect" in head.headers:
         return None
-    if head.content_length is None:
-        return _Repeated(raw, b"", head)
-    field = _LENGTH_FIELD.search(raw)
-    return _Repeated(raw[: field.start(1)], raw[field.end(1) :], head) if field else None
+    before, after = _around_length(raw)
+    if bool(after) != (head.content_length is not None):
+        return None
+    return _Repeated(before, after, head, limits)
 
 
 def _with_length(head: RequestHead, digits: bytes) -> RequestHead:

@@ -5,6 +5,8 @@ import random
 
 import pytest
 
+from gateway.http1 import llhttp, wire
+from gateway.http1.llhttp import Llhttp
 from gateway.http1.wire import RequestReader, WireError, WireLimits
 from tests.http1 import corpus
 
@@ -49,8 +51,12 @@ def _used(*earlier: bytes, limits: WireLimits | None = None) -> RequestReader:
 
 def _agrees(data: bytes, *earlier: bytes, limits: WireLimits | None = None) -> None:
     for step in (len(data), 7, 1):
+        wire._SHARED.clear()
         fresh = _said(RequestReader(limits), data, step)
         assert _said(_used(*earlier, limits=limits), data, step) == fresh, (data, step)
+        others = [_used(each, limits=limits) for each in earlier]  # whose first heads this connection may share
+        assert others
+        assert _said(RequestReader(limits), data, step) == fresh, (data, step)
 
 
 @pytest.mark.parametrize("length", LENGTHS, ids=repr)
@@ -133,14 +139,59 @@ def test_limits_hold_for_repeated_heads() -> None:
 
 def test_a_known_head_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The point of it: neither our rules nor llhttp see the repeated head."""
-    reader = _used(FIRST)
+    used = _used(FIRST)
 
-    def seen(_reader: RequestReader, data: bytes) -> None:
+    def seen(_: Llhttp, data: bytes) -> None:
         pytest.fail(f"parsed: {data!r}")
 
-    monkeypatch.setattr(RequestReader, "_agree", seen)
-    reader.feed(BEFORE + b"3" + AFTER + b"abc")
-    assert reader.complete
-    assert reader.head is not None
-    assert reader.head.headers[b"content-length"] == b"3"
-    assert reader.take_body() == b"abc"
+    monkeypatch.setattr(Llhttp, "agree", seen)
+    for reader in (used, RequestReader()):
+        reader.feed(BEFORE + b"3" + AFTER + b"abc")
+        assert reader.complete
+        assert reader.head is not None
+        assert reader.head.content_length == 3
+        assert reader.take_body() == b"abc"
+
+
+@pytest.mark.parametrize("case", REQUESTS, ids=lambda case: case.id)
+def test_corpus_behind_the_same_on_another_connection(case: corpus.Case) -> None:
+    """A head that another connection's first one is the like of means the same, and is forgotten with it."""
+    wire._SHARED.clear()
+    alone = _said(RequestReader(case.limits), case.send, len(case.send))
+    other = RequestReader(case.limits)
+    for reader in (other, RequestReader(case.limits)):
+        assert _said(reader, case.send, len(case.send)) == alone
+    _said(RequestReader(WireLimits(head_bytes=10)), case.send, len(case.send))
+    refused = other.refusal is not None  # which refers to its reader
+    del other, reader
+    assert refused or not wire._SHARED
+
+
+def test_other_limits_share_no_head() -> None:
+    """H3: after a reload the new limits hold for new connections."""
+    other = _used(FIRST)
+    reader = RequestReader(WireLimits(header_count=2))
+    with pytest.raises(WireError, match="431"):
+        reader.feed(FIRST)
+    assert other.idle
+
+
+@pytest.mark.parametrize("field", [b"Connection: close", b"Proxy-Connection: close", b"Connection: x, close", b"X: y"])
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_the_second_reader_is_ready_for_the_next_connection(field: bytes, version: bytes) -> None:
+    """llhttp reads nothing behind a request that closes: it must not be lent on then."""
+    llhttp._SPARE.clear()
+    wire._SHARED.clear()
+    for number in range(3):
+        reader = RequestReader()
+        reader.feed(b"GET /%d HTTP/%b\r\nHost: a\r\n%b\r\n\r\n" % (number, version, field))
+        assert reader.complete
+        reader.advance()
+        reader = RequestReader()
+        reader.feed(b"POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n%b\r\n\r\nab" % (number, field))
+        half = RequestReader()
+        half.feed(b"GET /half HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert half.complete
+        reader.feed(b"cde")
+        assert reader.take_body() == b"abcde"
+    assert len(llhttp._SPARE) <= 2
