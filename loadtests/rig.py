@@ -39,13 +39,15 @@ def free_port() -> int:
 class Rig:
     """One gateway; `async with` starts and ends it. `settings` are the sections of its file besides the addresses."""
 
-    def __init__(self, settings: dict[str, Any], users: int = 4) -> None:
+    def __init__(self, settings: dict[str, Any], users: int = 4, tenants: tuple[str, ...] = ("load",)) -> None:
+        """`users` of each tenant, with a key each."""
         self._scratch = tempfile.TemporaryDirectory(prefix="fairgate-load-")
         self.folder = Path(self._scratch.name)
         self.port, self.admin_port = free_port(), free_port()
         self.settings = settings
         self.users = users
         self.keys: list[str] = []
+        self.keys_of: dict[str, list[str]] = {tenant: [] for tenant in tenants}
         self.process: subprocess.Popen[bytes] | None = None
 
     async def __aenter__(self) -> "Rig":
@@ -65,10 +67,12 @@ class Rig:
     async def _make_keys(self, config: cfg.Config) -> None:
         store = await open_store(config.store)
         try:
-            tenant = await create_tenant(store, "load", allow_all_models=True)
-            for number in range(self.users):
-                user = await create_user(store, tenant, f"user{number}")
-                self.keys.append((await create_key(store, user, KeyTerms(), config.identity))[1])
+            for name, keys in self.keys_of.items():
+                tenant = await create_tenant(store, name, allow_all_models=True)
+                for number in range(self.users):
+                    user = await create_user(store, tenant, f"user{number}")
+                    keys.append((await create_key(store, user, KeyTerms(), config.identity))[1])
+                self.keys += keys
         finally:
             await store.close()
         (self.folder / "keys").write_text("\n".join(self.keys) + "\n")
