@@ -79,6 +79,6 @@ def plot(results: list[Result]) -> str:
     panels = [
         Panel("users", {"users": users}),
         Panel("events a second (requests and stream statistics)", {"events": rates}),
-        Panel("time to the first frame, p95 of the last ten seconds, ms", dict(firsts)),
+        Panel("first frame, p95 of ten seconds, ms", dict(firsts)),
     ]
     return chart(f"Locust: {names}", times, panels)
