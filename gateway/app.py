@@ -4,28 +4,33 @@
 processes (`workers.py`).
 """
 
-import asyncio
 import logging
-import signal
+import os
 from collections.abc import Callable
 
-from gateway import config as cfg
 from gateway.admin.app import AdminServer, admin_app, serve_admin
+from gateway.admin.state import WorkerStats
 from gateway.config import Config
 from gateway.hub import LocalHub
 from gateway.plane import Plane
-from gateway.process import on_signals, raise_file_limit, settle_garbage, unless_second_signal
+from gateway.process import (
+    needs_restart,
+    on_signals,
+    raise_file_limit,
+    reload_on_hangup,
+    settle_garbage,
+    unless_second_signal,
+)
 from gateway.services.backends import BackendService, Topology
 from gateway.services.limits import LimitService
 from gateway.services.operations import Operations
+from gateway.spools import deliver_left_over
 from gateway.store import Store, open_store
+from gateway.workers import serve_workers
 from scheduler.aio import Scheduler
 from scheduler.estimate import Estimator
 
 log = logging.getLogger("fairgate.app")
-
-RESTART_ONLY = ("listen", "reuse_port", "store", "admin", "identity", "audit", "shared", "limits", "tracing")
-"""Read once; a reload says when one differs."""
 
 
 class App(Plane):
@@ -59,6 +64,12 @@ class App(Plane):
     def _know(self, topology: Topology) -> None:
         self.metrics.know(models=topology.pools, backends=topology.gates)
 
+    def workers(self) -> list[WorkerStats]:
+        return [WorkerStats(worker=0, pid=os.getpid(), up=True, restarts=0)]
+
+    async def refresh(self) -> None:
+        """All figures are of this process."""
+
     def reload(self, config: Config) -> list[str]:
         """Swap to a new configuration; the names of changed settings that need a restart. Raises, and changes nothing.
 
@@ -82,11 +93,6 @@ class App(Plane):
         await super()._stop()
 
 
-def needs_restart(old: Config, new: Config) -> list[str]:
-    """The changed settings that only a restart brings into force."""
-    return [name for name in RESTART_ONLY if getattr(old, name) != getattr(new, name)]
-
-
 async def serve(
     config: Config,
     ready: Callable[[App], None] | None = None,
@@ -94,17 +100,22 @@ async def serve(
 ) -> None:
     """Run until SIGTERM or SIGINT; the first one drains, the second one stops at once (H13). SIGHUP reloads by `load`.
 
-    `ready` is called once every backend was looked at. Raises ConfigError, StoreError, OSError.
+    `ready` is called once every backend was looked at; not with `workers` above 1. Raises ConfigError, StoreError,
+    OSError.
     """
+    if config.workers > 1:
+        await serve_workers(config, load)
+        return
     raise_file_limit(config.caps.connections)
     store = await open_store(config.store)
     try:
+        await deliver_left_over(config, store)
         app = App(config, store)
         async with app.running():
             settle_garbage()
             stop = on_signals()
             if load is not None:
-                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, app, load)
+                reload_on_hangup(app.reload, load)
             log.info("listening", extra={"port": app.port})
             if ready is not None:
                 await app.backends.looked()
@@ -113,13 +124,3 @@ async def serve(
             await unless_second_signal(app.drain)
     finally:
         await store.close()
-
-
-def _reload(app: App, load: Callable[[], Config]) -> None:
-    """Take a new configuration, or keep the old one and say why (O7)."""
-    try:
-        ignored = app.reload(load())
-    except (cfg.ConfigError, OSError, ValueError) as err:
-        log.error("configuration not reloaded: %s", err)
-    else:
-        log.info("configuration reloaded", extra={"needs_restart": ignored})

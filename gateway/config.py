@@ -44,7 +44,7 @@ class Tls(_Section, frozen=True):
 
 
 class Caps(_Section, frozen=True):
-    """What one client, and all of them together, may make the gateway hold (H3, H5)."""
+    """What one client, and all of them together, may make one process of the gateway hold (H3, H5)."""
 
     head_bytes: Annotated[Size, Meta(description="request line and header fields")] = 32 * 1024
     headers: Annotated[Count, Meta(description="number of header fields")] = 100
@@ -234,6 +234,14 @@ class Config(_Section, frozen=True):
     shared: Annotated[
         str, Meta(description="redis://... where gateways count rates and open requests together; empty: each its own")
     ] = ""
+    workers: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=256,
+            description="processes that serve, on one core each; above 1 a parent process shares out slots and limits",
+        ),
+    ] = 1
     reuse_port: Annotated[
         bool, Meta(description="let a new process listen beside the old one while that one drains (H13)")
     ] = False

@@ -20,12 +20,20 @@ from gateway.services.shared import SharedCounts, shared_lender
 from gateway.store import Store
 from scheduler.aio import Scheduler
 from scheduler.estimate import Estimator
+from scheduler.settings import Settings
 
 
 class LocalHub:
-    """`on_change` is called after the scheduler was told of a new topology; not before `run`."""
+    """`on_change` is called after the scheduler was told of a new topology, `on_settings` after it took new settings;
+    neither before `start`."""
 
-    def __init__(self, config: Config, store: Store, on_change: Callable[[Topology], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        on_change: Callable[[Topology], None],
+        on_settings: Callable[[Settings], None] = lambda settings: None,
+    ) -> None:
         self._on_change = on_change
         self.shared = SharedCounts(config.shared, config.limits, clock=time.monotonic) if config.shared else None
         lender = shared_lender(self.shared, config.limits, time.monotonic) if self.shared is not None else None
@@ -33,7 +41,12 @@ class LocalHub:
         self.scheduler = Scheduler(config.scheduling)
         self.estimator = Estimator(config.scheduling)
         self.operations = Operations(
-            store, self.scheduler, self.estimator, config.scheduling, clock=asyncio.get_running_loop().time
+            store,
+            self.scheduler,
+            self.estimator,
+            config.scheduling,
+            clock=asyncio.get_running_loop().time,
+            on_settings=on_settings,
         )
         self.backends = self._make_backends(config, None)
         self._watching = anyio.CancelScope()

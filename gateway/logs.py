@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final, TextIO
 
 import msgspec
@@ -123,11 +124,13 @@ _PLAIN: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) |
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line: ts (RFC 3339, UTC), level, logger, event, request_id if there is one, then the fields."""
+    """A record as one line: ts (RFC 3339, UTC), level, logger, event, `fields` of every line, request_id if there is
+    one, then the record's own."""
 
-    def __init__(self, scrubber: Scrubber) -> None:
+    def __init__(self, scrubber: Scrubber, fields: Mapping[str, object] = MappingProxyType({})) -> None:
         super().__init__()
         self._scrubber = scrubber
+        self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
         """One line without its newline; never raises for what the record holds."""
@@ -137,6 +140,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": scrubber.text(_message(record)),
+            **self._fields,
         }
         extra = {key: value for key, value in vars(record).items() if key not in _PLAIN}
         if "request_id" in extra:
@@ -252,12 +256,19 @@ def dropped() -> int:
     return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, Sink))
 
 
-def setup(level: str = "info", *, secrets: Iterable[str] = (), stream: TextIO | None = None) -> Logging:
+def setup(
+    level: str = "info",
+    *,
+    secrets: Iterable[str] = (),
+    stream: TextIO | None = None,
+    fields: Mapping[str, object] = MappingProxyType({}),
+) -> Logging:
     """Send everything the process logs through one sink: to standard error unless told otherwise.
 
-    `level` as in the configuration (`log.level`); `secrets`: the values that the configuration resolved.
+    `level` as in the configuration (`log.level`); `secrets`: the values that the configuration resolved; `fields` stand
+    in every line.
     """
-    sink = Sink(stream or sys.stderr, JsonFormatter(Scrubber(secrets)))
+    sink = Sink(stream or sys.stderr, JsonFormatter(Scrubber(secrets), fields))
     root = logging.getLogger()
     running = Logging(sink, root)
     root.handlers[:] = [sink]

@@ -19,6 +19,8 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from gateway import config as cfg
+from gateway import logs
+from gateway.admin.state import PlaneStats
 from gateway.api.routes import Routes
 from gateway.config import Config, parse_listen
 from gateway.flow.cors import Cors
@@ -215,6 +217,19 @@ class Plane:
             now = asyncio.get_running_loop().time()
             for pool in self.pools.values():
                 pool.sweep(now)
+
+    def stats(self) -> PlaneStats:
+        """What this process tells of itself."""
+        return PlaneStats(
+            server=self.server.stats(),
+            audit=self.audit.stats(),
+            keys=self.keys.stats(),
+            ledger=self.ledger.stats(),
+            tracing=self.tracing.stats() if self.tracing is not None else None,
+            upstream=sum(len(pool.connections) for pool in self.pools.values()),
+            log_lines_dropped=logs.dropped(),
+            ready=self.ready(),
+        )
 
     async def drain(self) -> None:
         """Refuse new requests, let what runs finish (H13)."""

@@ -9,9 +9,13 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
+from gateway.config import Config, ConfigError
+
 log = logging.getLogger("fairgate.app")
 
 GC_THRESHOLDS = (50_000, 20, 50)  # requests make no cycles; a full collection stalls every stream (performance.md 6)
+RESTART_ONLY = ("listen", "workers", "reuse_port", "store", "admin", "identity", "audit", "shared", "limits", "tracing")
+"""Read once; a reload says when one differs."""
 FILES_PER_STREAM = 2
 FILES_SPARE = 256
 
@@ -56,3 +60,31 @@ async def unless_second_signal(drain: Callable[[], Awaitable[None]]) -> None:
         group.start_soon(cut)
         await drain()
         group.cancel_scope.cancel()
+
+
+def needs_restart(old: Config, new: Config) -> list[str]:
+    """The changed settings that only a restart brings into force."""
+    return [name for name in RESTART_ONLY if getattr(old, name) != getattr(new, name)]
+
+
+def reload_on_hangup(reload: Callable[[Config], list[str] | Awaitable[list[str]]], load: Callable[[], Config]) -> None:
+    """On SIGHUP take a new configuration, or keep the old one and say why (O7)."""
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def take() -> None:
+        try:
+            ignored = reload(load())
+            if not isinstance(ignored, list):
+                ignored = await ignored
+        except (ConfigError, OSError, ValueError) as err:
+            log.error("configuration not reloaded: %s", err)
+        else:
+            log.info("configuration reloaded", extra={"needs_restart": ignored})
+
+    def hangup() -> None:
+        task = loop.create_task(take())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, hangup)

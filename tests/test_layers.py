@@ -36,7 +36,19 @@ ROW: list[tuple[str, tuple[str, ...]]] = [
     ("services", ("gateway.services",)),
     ("flow", ("gateway.flow",)),
     ("admin", ("gateway.admin",)),
-    ("app", ("gateway.app", "gateway.hub", "gateway.plane", "gateway.process")),
+    (
+        "app",
+        (
+            "gateway.process",
+            "gateway.hub",
+            "gateway.plane",
+            "gateway.spools",
+            "gateway.worker",
+            "gateway.crew",
+            "gateway.workers",
+            "gateway.app",
+        ),
+    ),
     ("commands", ("gateway.demo", "gateway.commands", "gateway.cli", "gateway.__main__")),
 ]
 

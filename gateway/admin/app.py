@@ -41,6 +41,7 @@ def admin_app(gateway: Gateway) -> Starlette:
     register_sources(gateway)
 
     async def metrics(request: Request) -> Response:
+        await gateway.refresh()
         content_type, parts = gateway.metrics.exposition(request.headers.get("accept", ""))
         return StreamingResponse(in_turns(parts), headers={"content-type": content_type})
 
@@ -48,10 +49,12 @@ def admin_app(gateway: Gateway) -> Starlette:
         return PlainTextResponse("ok\n")
 
     async def readyz(request: Request) -> Response:
+        await gateway.refresh()
         state = readiness(gateway)
         return _json(state, 200 if state["ready"] else 503)
 
     async def everything(request: Request) -> Response:
+        await gateway.refresh()
         return _json(stats(gateway))
 
     app = Starlette(

@@ -3,10 +3,12 @@
 Reads frozen `stats()` records only. Must not know HTTP, and must not change anything.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from gateway import __version__, logs
+import msgspec
+
+from gateway import __version__
 from gateway.flow.ledger import LedgerStats
 from gateway.http1.server import ServerStats
 from gateway.services import samples
@@ -14,12 +16,83 @@ from gateway.services.audit import AuditStats
 from gateway.services.backends import BackendStats
 from gateway.services.keys import KeyStats
 from gateway.services.limits import LimitStats
-from gateway.services.metrics import Metrics, Sample
+from gateway.services.metrics import Counts, Metrics, Sample
 from gateway.services.tracing import OFF, TracingStats
 from scheduler.estimate import Estimator
 from scheduler.model import Stats
 
 _Record = TypeVar("_Record", covariant=True)
+
+
+class PlaneStats(msgspec.Struct, frozen=True):
+    """What serves requests: one process, or the sum of several. `upstream`: connections to engines."""
+
+    server: ServerStats
+    audit: AuditStats
+    keys: KeyStats
+    ledger: LedgerStats
+    tracing: TracingStats | None
+    upstream: int
+    log_lines_dropped: int
+    ready: bool
+
+
+class Stock(msgspec.Struct, frozen=True):
+    """All that one serving process tells of itself."""
+
+    stats: PlaneStats
+    counts: Counts
+
+
+class WorkerStats(msgspec.Struct, frozen=True):
+    """One serving process. `restarts` since the gateway's start."""
+
+    worker: int
+    pid: int
+    up: bool
+    restarts: int
+
+
+NO_STATS = PlaneStats(
+    server=ServerStats(open=0, busy=0, accepted=0, refused=0, requests=0, timed_out=0, buffered=0),
+    audit=AuditStats(written=0, pending=0, failures=0, dropped=0, oldest_seconds=0.0),
+    keys=KeyStats(hashed=0, refused=0, unavailable=0, cached=0, negative=0, flights=0),
+    ledger=LedgerStats(open=0, body_bytes=0, waiting=0),
+    tracing=None,
+    upstream=0,
+    log_lines_dropped=0,
+    ready=False,
+)
+LARGEST = frozenset({"oldest_seconds"})
+"""Figures that are not added up."""
+PASSING = frozenset(
+    {"open", "busy", "buffered", "pending", "oldest_seconds", "spool_bytes", "cached", "negative", "flights"}
+    | {"body_bytes", "waiting", "upstream"}
+)
+"""What ends with its process; all other figures only ever grow, and stay when it is gone."""
+
+
+def added(every: "Sequence[PlaneStats]", *, past: bool = False) -> PlaneStats:
+    """The sum of several; `past`: of processes that are gone. At least one must be given."""
+    rows = [msgspec.structs.asdict(each) for each in every]
+    parts: dict[str, Any] = {}
+    for name in ("server", "audit", "keys", "ledger"):
+        parts[name] = _added([row[name] for row in rows], past)
+    tracing = [row["tracing"] for row in rows if row["tracing"] is not None]
+    parts["tracing"] = _added(tracing, past) if tracing else None
+    parts["upstream"] = 0 if past else sum(row["upstream"] for row in rows)
+    parts["log_lines_dropped"] = sum(row["log_lines_dropped"] for row in rows)
+    parts["ready"] = not past and any(row["ready"] for row in rows)
+    return PlaneStats(**parts)
+
+
+def _added(records: "Sequence[msgspec.Struct]", past: bool) -> msgspec.Struct:
+    rows = [msgspec.structs.asdict(record) for record in records]
+    sums = {
+        name: 0 if past and name in PASSING else (max if name in LARGEST else sum)(row[name] for row in rows)
+        for name in rows[0]
+    }
+    return type(records[0])(**sums)
 
 
 class HasStats(Protocol[_Record]):
@@ -40,47 +113,45 @@ class Gateway(Protocol):
     @property
     def estimator(self) -> Estimator: ...
     @property
-    def audit(self) -> HasStats[AuditStats]: ...
-    @property
-    def keys(self) -> HasStats[KeyStats]: ...
-    @property
     def limits(self) -> HasStats[LimitStats]: ...
-    @property
-    def tracing(self) -> HasStats[TracingStats] | None: ...
-    @property
-    def server(self) -> HasStats[ServerStats]: ...
-    @property
-    def ledger(self) -> HasStats[LedgerStats]: ...
-    @property
-    def pools(self) -> Mapping[str, Any]: ...
     @property
     def draining(self) -> bool: ...
     def ready(self) -> bool: ...
+    def stats(self) -> PlaneStats:
+        """As of the last `refresh`."""
+        ...
+
+    def workers(self) -> Sequence[WorkerStats]: ...
+    async def refresh(self) -> None:
+        """Have fresh figures where they are in other processes."""
+        ...
 
 
 def stats(gateway: Gateway) -> dict[str, object]:
     """Everything, by service. No secrets, keys or prompts are in any of these records."""
+    plane = gateway.stats()
     return {
         "version": __version__,
         "ready": gateway.ready(),
         "draining": gateway.draining,
+        "workers": gateway.workers(),
         "backends": gateway.backends.stats(),
         "scheduler": gateway.scheduler.stats(),
-        "audit": gateway.audit.stats(),
-        "keys": gateway.keys.stats(),
+        "audit": plane.audit,
+        "keys": plane.keys,
         "limits": gateway.limits.stats(),
-        "tracing": gateway.tracing.stats() if gateway.tracing is not None else None,
-        "server": gateway.server.stats(),
-        "ledger": gateway.ledger.stats(),
-        "upstream_connections": _upstream(gateway),
-        "log_lines_dropped": logs.dropped(),
+        "tracing": plane.tracing,
+        "server": plane.server,
+        "ledger": plane.ledger,
+        "upstream_connections": plane.upstream,
+        "log_lines_dropped": plane.log_lines_dropped,
     }
 
 
 def readiness(gateway: Gateway) -> dict[str, object]:
     """The verdict of `ready()` and what it rests on (O1)."""
     backends = gateway.backends.stats()
-    audit = gateway.audit.stats()
+    audit = gateway.stats().audit
     return {
         "ready": gateway.ready(),
         "draining": gateway.draining,
@@ -97,10 +168,6 @@ def _verdict(backend: BackendStats) -> str:
     return "ok" if backend.models else "no models"
 
 
-def _upstream(gateway: Gateway) -> int:
-    return sum(len(pool.connections) for pool in gateway.pools.values())
-
-
 def register_sources(gateway: Gateway) -> None:
     """Let the gateway's metrics read its services at scrape."""
     metrics = gateway.metrics
@@ -108,23 +175,24 @@ def register_sources(gateway: Gateway) -> None:
     metrics.register("scheduler", lambda: samples.of_scheduler(gateway.scheduler.stats()))
     metrics.register("limits", lambda: samples.of_limits(gateway.limits.stats()))
     metrics.register("process", _process(gateway))
-    metrics.register("audit", lambda: samples.of_audit(gateway.audit.stats()))
-    metrics.register("tracing", lambda: samples.of_tracing(gateway.tracing.stats() if gateway.tracing else OFF))
+    metrics.register("audit", lambda: samples.of_audit(gateway.stats().audit))
+    metrics.register("tracing", lambda: samples.of_tracing(gateway.stats().tracing or OFF))
 
 
 def _process(gateway: Gateway) -> Callable[[], Iterator[Sample]]:
     def read() -> Iterator[Sample]:
+        plane, workers = gateway.stats(), gateway.workers()
         yield "fairgate_queue_timeout_seconds", (), gateway.estimator.settings.queue_timeout
-        keys = gateway.keys.stats()
-        yield "fairgate_key_hashes_total", (), keys.hashed
-        yield "fairgate_keys_cached", (), keys.cached
-        server = gateway.server.stats()
-        yield "fairgate_connections_accepted_total", (), server.accepted
-        yield "fairgate_connections_refused_total", (), server.refused
-        yield "fairgate_connections", ("client",), server.open
-        yield "fairgate_connections", ("upstream",), _upstream(gateway)
-        yield "fairgate_buffered_bytes", ("bodies",), gateway.ledger.stats().body_bytes
-        yield "fairgate_buffered_bytes", ("answers",), server.buffered
-        yield "fairgate_log_lines_dropped_total", (), logs.dropped()
+        yield "fairgate_key_hashes_total", (), plane.keys.hashed
+        yield "fairgate_keys_cached", (), plane.keys.cached
+        yield "fairgate_connections_accepted_total", (), plane.server.accepted
+        yield "fairgate_connections_refused_total", (), plane.server.refused
+        yield "fairgate_connections", ("client",), plane.server.open
+        yield "fairgate_connections", ("upstream",), plane.upstream
+        yield "fairgate_buffered_bytes", ("bodies",), plane.ledger.body_bytes
+        yield "fairgate_buffered_bytes", ("answers",), plane.server.buffered
+        yield "fairgate_log_lines_dropped_total", (), plane.log_lines_dropped
+        yield "fairgate_workers", (), sum(worker.up for worker in workers)
+        yield "fairgate_worker_restarts_total", (), sum(worker.restarts for worker in workers)
 
     return read

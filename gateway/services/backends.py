@@ -64,6 +64,13 @@ class BackendStats(msgspec.Struct, frozen=True):
     failure: str
 
 
+class Seen(msgspec.Struct, frozen=True):
+    """One backend as another process must know it to serve requests."""
+
+    stats: BackendStats
+    models: tuple[ModelInfo, ...]
+
+
 class Backends(Protocol):
     """What requests read of the backends, and tell of them: see `BackendService`."""
 
@@ -145,7 +152,8 @@ class BackendService:
         on_change: Callable[[Topology], None],
         previous: "BackendService | None" = None,
     ) -> None:
-        """`clock` in seconds, monotonic. `on_change` must not raise; it is not called from here: read `topology`.
+        """`clock` in seconds, monotonic. `on_change` is called when topology or catalogue changed; it must not raise,
+        and is not called from here: read `topology`.
 
         `previous` is the generation before: what it knows of unchanged backends is taken over.
         """
@@ -166,7 +174,7 @@ class BackendService:
         self._catalogue = Catalogue()
         self.version = 0  # rises with every new catalogue
         self._rebuild()
-        self._topology = self._compose()
+        self._topology, self._published = self._compose(), self.version
 
     def __repr__(self) -> str:
         states = ", ".join(f"{name}={watched.breaker.state}" for name, watched in self._watched.items())
@@ -342,9 +350,19 @@ class BackendService:
 
     def _publish(self) -> None:
         topology = self._compose()
-        if topology != self._topology:
-            self._topology = topology
+        if topology != self._topology or self.version != self._published:
+            self._topology, self._published = topology, self.version
             self._on_change(topology)
+
+    def picture(self) -> tuple[Seen, ...]:
+        """All that routes are made of: another process makes the same ones."""
+        return tuple(
+            Seen(stats, watched.sighting.models)
+            for stats, watched in zip(self.stats(), self._watched.values(), strict=True)
+        )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._watched
 
     def stats(self) -> tuple[BackendStats, ...]:
         """Every backend, in the order of the configuration."""

@@ -194,6 +194,8 @@ class KeyService:
         self._used: dict[str, int] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._hashed = self._refused = self._unavailable = 0
+        self.on_failure: Callable[[str], None] = lambda ip: None
+        """Told of each failed authentication here, by address."""
 
     # -- hot path
 
@@ -215,8 +217,7 @@ class KeyService:
         now = self._clock()
         self._throttle.check(ip, now)
         if self._negative.get(digest, now) > now:
-            self._refused += 1
-            self._throttle.failed(ip, now)
+            self._count_failure(ip)
             raise Unauthenticated(_Refusal.INVALID.value)
 
     # -- slow path
@@ -248,6 +249,11 @@ class KeyService:
 
     def _count_failure(self, ip: str) -> None:
         self._refused += 1
+        self.failed_at(ip)
+        self.on_failure(ip)
+
+    def failed_at(self, ip: str) -> None:
+        """An authentication failed from this address, here or in another worker."""
         self._throttle.failed(ip, self._clock())
 
     def _quantised(self, started: float) -> "asyncio.Future[None]":

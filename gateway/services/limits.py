@@ -45,8 +45,8 @@ Meter = Bucket | Gauge | Budget | SharedBucket | SharedGauge
 class Reading(Protocol):
     """What the limit fields tell of one limit (A10): most, what is left, seconds until it is whole again."""
 
-    most: int
-
+    @property
+    def most(self) -> int: ...
     def remaining(self, now: float) -> int: ...
     def reset(self, now: float) -> float: ...
 
@@ -160,7 +160,11 @@ class LimitService:
         LimitsUnavailable; so may the future.
         """
         plan = self._plans.get((principal.key, principal.user))
-        if plan is None or plan.limits is not principal.limits or now >= plan.until:
+        if (
+            plan is None
+            or now >= plan.until
+            or (plan.limits is not principal.limits and plan.limits != principal.limits)
+        ):
             plan = self._plan(principal, now)
         amounts = (1, tokens, math.ceil(gpu_seconds * 1000), 1)
         short = [meter for meter in plan.meters if meter.room(now) < amounts[meter.unit]]

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final
 
-from prometheus_client import ProcessCollector
+import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.utils import floatToGoString
 
 from gateway import __version__
+from gateway.services import processes
 from gateway.services.metrics_table import (
     BY_NAME,
     DURATION,
@@ -61,9 +62,35 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    def drawn(self) -> tuple[list[int], float]:
+        return self.counts, self.sum
+
+    def add(self, drawn: tuple[list[int], float]) -> None:
+        self.counts = [mine + more for mine, more in zip(self.counts, drawn[0], strict=True)]
+        self.sum += drawn[1]
+
     def cumulated(self) -> list[tuple[str, float]]:
         bounds = [*map(floatToGoString, self.bounds), "+Inf"]
         return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
+
+
+class ModelCounts(msgspec.Struct, frozen=True, array_like=True):
+    """One model's part of `Counts`."""
+
+    histograms: tuple[tuple[list[int], float], ...]
+    tokens: tuple[int, int, int, int]
+    served: dict[str, float]
+    before: dict[str, float]
+
+
+class Counts(msgspec.Struct, frozen=True, array_like=True):
+    """All that one process counted, for another to add up: plain numbers by their labels."""
+
+    requests: list[tuple[tuple[str, str, int, str], int]]
+    counts: dict[str, dict[str, int]]
+    models: dict[str, ModelCounts]
+    histograms: tuple[tuple[list[int], float], ...]
+    totals: tuple[int, int, int]
 
 
 class _Model:
@@ -86,6 +113,25 @@ class _Model:
             served[party] += cost
         elif len(served) < PARTIES_MAX:
             served[party] = cost
+
+    def histograms(self) -> tuple[Histogram, ...]:
+        return self.queue, self.ttft, self.gap, self.duration
+
+    def drawn(self) -> ModelCounts:
+        tokens = (self.prompt, self.completion, self.cached, self.estimated)
+        return ModelCounts(tuple(each.drawn() for each in self.histograms()), tokens, self.served, self.before)
+
+    def add(self, counts: ModelCounts) -> None:
+        for mine, drawn in zip(self.histograms(), counts.histograms, strict=True):
+            mine.add(drawn)
+        prompt, completion, cached, estimated = counts.tokens
+        self.prompt += prompt
+        self.completion += completion
+        self.cached += cached
+        self.estimated += estimated
+        for mine_served, served in ((self.served, counts.served), (self.before, counts.before)):
+            for party, cost in served.items():
+                mine_served[party] = mine_served.get(party, 0.0) + cost
 
     def jain(self) -> float | None:
         parties = self.served.keys() | self.before.keys()
@@ -116,7 +162,8 @@ class Metrics:
         self._scrape_failures = 0
         self._window_end = clock() + WINDOW
         self._sources: dict[str, Source] = {}
-        self._process = ProcessCollector(registry=None)
+        self.pids: Callable[[], Sequence[int]] = lambda: ()
+        """The processes that `process_*` are the sum of; none: this one alone."""
 
     # -- counting -------------------------------------------------------------------------------------------------
 
@@ -226,6 +273,46 @@ class Metrics:
             known = self._known(label, value)
             counts[known] = counts.get(known, 0) + 1
 
+    # -- adding up processes --------------------------------------------------------------------------------------
+
+    def counts(self) -> Counts:
+        """All that was counted here. Sources are not part of it."""
+        self._turn_window()
+        return Counts(
+            requests=list(self._requests.items()),
+            counts=self._counts,
+            models={name: model.drawn() for name, model in self._models.items()},
+            histograms=(self._overhead.drawn(), self._lag.drawn()),
+            totals=(self._bytes_in, self._bytes_out, self._scrape_failures),
+        )
+
+    def add(self, counts: Counts) -> None:
+        """Count all of that here too."""
+        self.know(models=counts.models)
+        for key, count in counts.requests:
+            self._requests[key] = self._requests.get(key, 0) + count
+        for label, values in counts.counts.items():
+            mine = self._counts[label]
+            for value, count in values.items():
+                mine[value] = mine.get(value, 0) + count
+        for name, drawn in counts.models.items():
+            (self._models.get(name) or self._models[OTHER]).add(drawn)
+        self._overhead.add(counts.histograms[0])
+        self._lag.add(counts.histograms[1])
+        self._bytes_in += counts.totals[0]
+        self._bytes_out += counts.totals[1]
+        self._scrape_failures += counts.totals[2]
+
+    def show(self, every: Iterable[Counts]) -> None:
+        """The sum of these in place of all that was counted here."""
+        self._requests = {}
+        self._counts = {label: {} for label in self._counts}
+        self._models = {name: _Model() for name in self._models}
+        self._overhead, self._lag = Histogram(OVERHEAD), Histogram(LAG)
+        self._bytes_in = self._bytes_out = self._scrape_failures = 0
+        for counts in every:
+            self.add(counts)
+
     # -- what is known --------------------------------------------------------------------------------------------
 
     def know(self, *, models: Iterable[str] = (), backends: Iterable[str] = ()) -> None:
@@ -273,7 +360,7 @@ class Metrics:
         values = self._gather()
         for described in METRICS:
             yield _family(described, values.get(described.name, {}))
-        yield from self._process.collect()
+        yield from processes.collect(self.pids())
 
     def _gather(self) -> dict[str, dict[Labels, float | Histogram]]:
         """metric -> label values -> value. What falls on one `other` is added up; of ages the largest."""

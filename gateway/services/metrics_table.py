@@ -148,6 +148,8 @@ METRICS: Final = (
     Described("fairgate_connections_refused_total", "counter", "Client connections refused by a cap."),
     Described("fairgate_buffered_bytes", "gauge", "Bytes held.", labels=("held",)),
     Described("fairgate_log_lines_dropped_total", "counter", "Log lines dropped because nobody took them."),
+    Described("fairgate_workers", "gauge", "Processes that serve requests."),
+    Described("fairgate_worker_restarts_total", "counter", "Workers that ended by themselves and were started again."),
     Described("fairgate_scrape_failures_total", "counter", "Sources that failed while being scraped."),
     Described("fairgate_build_info", "gauge", "1; the version of this build.", labels=("version", "python")),
 )

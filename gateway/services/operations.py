@@ -45,8 +45,9 @@ class Operations:
         writer: str = "gateway",
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
+        on_settings: Callable[[Settings], None] = lambda settings: None,
     ) -> None:
-        """`clock` is the scheduler's own, in seconds; `wall` is Unix seconds."""
+        """`clock` is the scheduler's own, in seconds; `wall` is Unix seconds; `on_settings` is told what is applied."""
         self.base = base
         self._store = store
         self._scheduler = scheduler
@@ -54,6 +55,7 @@ class Operations:
         self._writer = writer
         self._clock = clock
         self._wall = wall
+        self._on_settings = on_settings
         self._version = -1
         self._applied_at = -REFRESH_EVERY
         self._saved_at = clock()
@@ -97,6 +99,7 @@ class Operations:
             if settings != self._estimator.settings:
                 self._scheduler.set_settings(settings)
                 self._estimator.settings = settings
+                self._on_settings(settings)
                 log.info("settings applied", extra={"settings": overrides})
         ahead = self._clock() - self._wall()
         self._scheduler.set_reservations(_window(each, ahead) for each in reservations if each.state == "approved")

@@ -16,6 +16,7 @@ from starlette.responses import StreamingResponse
 
 from gateway import config
 from gateway.admin.app import AdminServer, admin_app, in_turns, serve_admin
+from gateway.admin.state import PlaneStats, WorkerStats
 from gateway.flow.ledger import LedgerStats
 from gateway.http1.server import ServerStats
 from gateway.services.audit import AuditStats
@@ -74,18 +75,30 @@ class World:
             )
         )
         self.estimator = Estimator(Settings())
-        self.tracing = None
-        self.audit = Fixed(AuditStats(written=7, pending=1, failures=0, dropped=0, oldest_seconds=0.1))
-        self.keys = Fixed(KeyStats(hashed=1, refused=0, unavailable=0, cached=1, negative=0, flights=0))
         self.limits = Fixed(
             LimitStats(
                 open=0, refused=0, expired=0, principals=0, meters=0, store=LenderStats(0, 0, 0, False), shared=None
             )
         )
-        self.server = Fixed(ServerStats(open=4, busy=1, accepted=9, refused=0, requests=12, timed_out=0, buffered=7))
-        self.ledger = Fixed(LedgerStats(open=2, body_bytes=2048, waiting=3))
-        self.pools: dict[str, Any] = {}
         self.draining = False
+
+    def stats(self) -> PlaneStats:
+        return PlaneStats(
+            server=ServerStats(open=4, busy=1, accepted=9, refused=0, requests=12, timed_out=0, buffered=7),
+            audit=AuditStats(written=7, pending=1, failures=0, dropped=0, oldest_seconds=0.1),
+            keys=KeyStats(hashed=1, refused=0, unavailable=0, cached=1, negative=0, flights=0),
+            ledger=LedgerStats(open=2, body_bytes=2048, waiting=3),
+            tracing=None,
+            upstream=0,
+            log_lines_dropped=0,
+            ready=self.ready(),
+        )
+
+    def workers(self) -> list[WorkerStats]:
+        return [WorkerStats(worker=0, pid=1, up=True, restarts=0)]
+
+    async def refresh(self) -> None:
+        pass
 
     def ready(self) -> bool:
         return not self.draining and bool(self.backends.models())

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -15,7 +16,7 @@ from gateway.services.audit import AuditStats
 from gateway.services.backends import BackendStats
 from gateway.services.lender import LenderStats
 from gateway.services.limits import LimitStats
-from gateway.services.metrics import BACKENDS_MAX, MODELS_MAX, OTHER, WINDOW, Histogram, Metrics, jain
+from gateway.services.metrics import BACKENDS_MAX, MODELS_MAX, OTHER, WINDOW, Counts, Histogram, Metrics, jain
 from gateway.services.metrics_table import DURATION, LABELS, METRICS, QUEUE, TTFT, reference
 from gateway.services.samples import of_audit, of_backends, of_limits, of_scheduler, of_tracing
 from gateway.services.tracing import TracingStats
@@ -64,6 +65,8 @@ def busy() -> Metrics:
             ("fairgate_connections", ("client",), 5),
             ("fairgate_buffered_bytes", ("bodies",), 6),
             ("fairgate_log_lines_dropped_total", (), 0),
+            ("fairgate_workers", (), 2),
+            ("fairgate_worker_restarts_total", (), 1),
         ],
     )
     return made
@@ -197,6 +200,39 @@ def test_both_formats_parse_and_hold_the_whole_table(accept: str) -> None:
         assert shown[name].type == described.kind
         assert shown[name].documentation == described.help
         assert shown[name].samples, name
+
+
+def test_processes_add_up() -> None:
+    """O2: what several processes counted, as one page; a label a process does not know yet is not lost."""
+    one, other = busy(), busy()
+    other.know(models=["late"])
+    other.observe_queue("late", 1.0)
+    counts = [msgspec.msgpack.decode(msgspec.msgpack.encode(each.counts()), type=Counts) for each in (one, other)]
+    total = metrics()
+    for _ in range(2):  # each time in place of what was shown before
+        total.show(counts)
+    alone = {name: count for name, count in values(one).items() if name[0] in COUNTED}
+    assert len(alone) > 20
+    assert {name: count for name, count in values(total).items() if name in alone} == {
+        name: 2 * count for name, count in alone.items()
+    }
+    assert value(total, "fairgate_queue_seconds_count", model="late") == 1
+    assert value(total, "fairgate_jain_index", model="m") == 1.0
+
+
+COUNTED = (
+    "fairgate_requests_total",
+    "fairgate_errors_total",
+    "fairgate_auth_total",
+    "fairgate_retries_total",
+    "fairgate_tokens_total",
+    "fairgate_usage_estimated_total",
+    "fairgate_body_bytes_total",
+    "fairgate_request_duration_seconds_bucket",
+    "fairgate_request_duration_seconds_sum",
+    "fairgate_overhead_seconds_count",
+    "fairgate_loop_lag_seconds_sum",
+)
 
 
 def test_promtool_has_nothing_to_say() -> None:

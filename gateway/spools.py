@@ -1,0 +1,42 @@
+"""Where each process keeps its audit spool, and what becomes of spools that nobody has any more.
+
+Every process that serves is a writer of the audit trail with a chain of its own, so each has its own directory: the
+first one the configured one, the others `-1`, `-2` and so on behind its name. Fewer workers than before leave
+directories behind; what is in them is delivered at the start.
+"""
+
+import logging
+from pathlib import Path
+
+import msgspec
+
+from gateway.config import Config
+from gateway.services.audit import AuditService
+from gateway.services.spool import SpoolError
+from gateway.store import Store
+
+log = logging.getLogger("fairgate.audit")
+
+
+def spool_of(config: Config, store: Store, worker: int) -> str:
+    """The directory of that worker, counted from 0."""
+    base = config.audit.spool or f"{store.home}.spool"
+    return f"{base}-{worker}" if worker else base
+
+
+async def deliver_left_over(config: Config, store: Store) -> None:
+    """Write to the store what workers left that there are no more of. What a failing store does not take stays."""
+    base = Path(spool_of(config, store, 0))
+    for path in sorted(base.parent.glob(f"{base.name}-*")):
+        number = path.name.removeprefix(f"{base.name}-")
+        if not number.isdigit() or int(number) < config.workers or not (path / "writer").exists():
+            continue
+        try:
+            audit = AuditService(store, msgspec.structs.replace(config.audit, spool=str(path)))
+        except SpoolError as err:
+            log.warning("a spool of an earlier worker is not delivered: %s", err)
+            continue
+        await audit.close()
+        stats = audit.stats()
+        if stats.written:
+            log.info("rows of an earlier worker delivered", extra={"spool": str(path), "rows": stats.written})

@@ -1,0 +1,194 @@
+"""A worker: one process that serves requests for a parent that owns queue, limits and backends (`workers.py`).
+
+Started by the parent as `python -m gateway.worker FD`, where FD is its end of a channel. Everything it must know comes
+over that channel. It ends when the parent says so, on SIGTERM after a drain, and at once when the channel is lost:
+without the parent nothing may be granted (fail closed), and nobody would know what runs here.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+
+import anyio
+import uvloop
+
+from gateway.admin.state import Stock
+from gateway.config import Config, ConfigError
+from gateway.errors import Overloaded
+from gateway.flow.ledger import Waiting
+from gateway.logs import setup
+from gateway.plane import Plane
+from gateway.process import raise_file_limit, settle_garbage
+from gateway.services.channel import Channel, ChannelLost
+from gateway.services.messages import (
+    Asked,
+    Commit,
+    Drain,
+    Prepare,
+    QuestionsToWorker,
+    Ready,
+    Stop,
+    Stranger,
+    TakeStock,
+    ToWorker,
+    Unfit,
+    Welcome,
+    Who,
+)
+from gateway.services.remote import RemoteBackends, RemoteHub
+from gateway.services.spool import SpoolError
+from gateway.store import Store, open_store
+from gateway.store.base import StoreError
+
+ANSWER_SECONDS = 2.0
+"""The parent asks all workers before it answers."""
+
+
+class Line:
+    """The channel with what the parent may say at any time."""
+
+    def __init__(self) -> None:
+        self.welcome: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
+        self.drain = asyncio.Event()
+        self.stop = asyncio.Event()
+        self.channel = Channel(ToWorker, QuestionsToWorker, self._lost)
+        self.channel.on(
+            {
+                Welcome: self.welcome.set_result,
+                Drain: lambda _: self.drain.set(),
+                Stop: lambda _: self._stop(),
+            }
+        )
+
+    def _stop(self) -> None:
+        self.drain.set()
+        self.stop.set()
+
+    def _lost(self) -> None:
+        if not self.welcome.done():
+            self.welcome.set_exception(ChannelLost("the parent is gone"))
+        self._stop()
+
+
+class Worker(Plane):
+    """The data plane of one worker."""
+
+    def __init__(self, welcome: Welcome, store: Store, channel: Channel) -> None:
+        self._channel = channel
+        self._prepared: Callable[[], None] | None = None
+        self.remote = RemoteHub(channel, welcome, self._know)
+        super().__init__(welcome.config, store, self.remote)
+        self._know(self.remote.backends)
+        channel.answers({Who: self._who, TakeStock: self._stock, Prepare: self._prepare})
+        channel.on({Commit: self._commit, Stranger: lambda stranger: self.keys.failed_at(stranger.ip)})
+        self.keys.on_failure = lambda ip: channel.send(Stranger(ip))
+
+    def _know(self, backends: RemoteBackends) -> None:
+        self.metrics.know(models=backends.pools, backends=[stats.name for stats in backends.stats()])
+
+    def ready(self) -> bool:
+        return super().ready() and not self._channel.closed
+
+    async def waiting(self, key: str) -> Sequence[Waiting]:
+        """In every worker: only the parent knows the queue. Raises Overloaded."""
+        try:
+            return await self._channel.ask(Who(key), list[Waiting], ANSWER_SECONDS)
+        except ChannelLost as err:
+            raise Overloaded("The queue cannot be read at the moment.") from err
+
+    # -- what the parent asks
+
+    async def _who(self, who: Who) -> list[Asked]:
+        return [
+            Asked(x.waiter.id, x.id, x.route.model, x.started_wall)
+            for x in self.ledger.waiting(who.key)
+            if x.waiter is not None
+        ]
+
+    async def _stock(self, _: TakeStock) -> Stock:
+        return Stock(self.stats(), self.metrics.counts())
+
+    async def _prepare(self, asked: Prepare) -> str:
+        try:
+            self._prepared = self.prepare(asked.config)
+        except (ConfigError, OSError, ValueError) as err:
+            return str(err)
+        return ""
+
+    def _commit(self, _: Commit) -> None:
+        commit, self._prepared = self._prepared, None
+        if commit is not None:
+            commit()
+
+
+async def work(end: socket.socket) -> None:
+    """Serve until told to end. Raises ChannelLost when there is no parent."""
+    line = Line()
+    _on_signals(line)
+    await line.channel.connect(end)
+    welcome = await line.welcome
+    logging = setup(
+        welcome.config.log.level,
+        secrets=[backend.key for backend in welcome.config.backends if backend.key],
+        fields={"worker": welcome.worker},
+    )
+    try:
+        await _serve(line, welcome)
+    except (ConfigError, StoreError, SpoolError, OSError) as err:
+        line.channel.send(Unfit(str(err)))
+        line.channel.close()
+        await asyncio.sleep(0)
+        raise SystemExit(1) from err
+    finally:
+        logging.stop()
+
+
+async def _serve(line: Line, welcome: Welcome) -> None:
+    config: Config = welcome.config
+    raise_file_limit(config.caps.connections)
+    store = await open_store(config.store)
+    try:
+        worker = Worker(welcome, store, line.channel)
+        async with worker.running():
+            settle_garbage()
+            line.channel.send(Ready())
+            await line.drain.wait()
+            await _drain_unless_stopped(line, worker)
+    finally:
+        await store.close()
+
+
+async def _drain_unless_stopped(line: Line, worker: Worker) -> None:
+    async with anyio.create_task_group() as group:
+
+        async def cut() -> None:
+            await line.stop.wait()
+            worker.draining = True
+            group.cancel_scope.cancel()
+
+        group.start_soon(cut)
+        await worker.drain()
+        group.cancel_scope.cancel()
+
+
+def _on_signals(line: Line) -> None:
+    """The parent decides: a terminal's Ctrl-C reaches every process of the group, a service manager may signal all."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, line.drain.set)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, lambda: None)
+
+
+def main() -> int:
+    """The program."""
+    end = socket.socket(fileno=int(sys.argv[1]))
+    with contextlib.suppress(ChannelLost), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work(end))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,317 @@
+"""Several processes that serve, as one gateway: the parent, which keeps what there is one of, and its workers.
+
+The parent owns queue, limits, backends, settings, the admin listener and the life of the workers; it serves no request.
+Each worker listens on the same address (the kernel deals connections out, SO_REUSEPORT) and asks the parent for slots
+and reservations over a channel of its own. A worker that ends by itself gives everything back at once and is started
+again; a parent that ends takes all workers with it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from gateway import logs
+from gateway.admin.app import AdminServer, admin_app, serve_admin
+from gateway.admin.state import NO_STATS, PlaneStats, Stock, WorkerStats, added
+from gateway.api.routes import Routes
+from gateway.config import Config, ConfigError, parse_listen
+from gateway.crew import Worker
+from gateway.flow.ledger import Waiting
+from gateway.hub import LocalHub
+from gateway.plane import metrics_of, tls_context
+from gateway.process import needs_restart, on_signals, reload_on_hangup, settle_garbage, unless_second_signal
+from gateway.services.backends import BackendService, Topology
+from gateway.services.channel import Channel
+from gateway.services.desk import Desk
+from gateway.services.limits import LimitService
+from gateway.services.messages import (
+    Asked,
+    Commit,
+    Doubt,
+    Drain,
+    Picture,
+    Prepare,
+    Retuned,
+    Stop,
+    Stranger,
+    TakeStock,
+    Welcome,
+    Who,
+)
+from gateway.spools import deliver_left_over, spool_of
+from gateway.store import Store, open_store
+from scheduler.aio import Scheduler
+from scheduler.estimate import Estimator
+from scheduler.settings import Settings
+
+log = logging.getLogger("fairgate.workers")
+
+ANSWER_SECONDS = 1.0
+"""A worker whose loop is held up longer than this is shown as it was."""
+RELOAD_SECONDS = 10.0
+TICK_SECONDS = 0.5
+
+
+class Parent:
+    """What the admin listener knows as the gateway."""
+
+    def __init__(self, config: Config, store: Store) -> None:
+        self.config = config
+        self.store = store
+        self.hub = LocalHub(config, store, self._rewired, self._retuned)
+        routes = Routes()
+        self.metrics = metrics_of(routes)
+        self.metrics.pids = lambda: [os.getpid(), *(worker.pid for worker in self.workers() if worker.pid)]
+        self.draining = False
+        self.port = 0
+        self.admin: AdminServer | None = None
+        self._own = metrics_of(routes)  # what this process counted, and workers that are gone
+        self._past = NO_STATS
+        self._stock: dict[int, Stock] = {}  # of workers that run, as of the last look
+        self._configs: dict[int, Config] = {}  # what each worker was given
+        self._crew = [Worker(number, self) for number in range(config.workers)]
+        self._reloading = asyncio.Lock()
+        self._services: TaskGroup
+
+    # -- what the control plane reads
+
+    @property
+    def backends(self) -> BackendService:
+        return self.hub.backends
+
+    @property
+    def scheduler(self) -> Scheduler:
+        return self.hub.scheduler
+
+    @property
+    def estimator(self) -> Estimator:
+        return self.hub.estimator
+
+    @property
+    def limits(self) -> LimitService:
+        return self.hub.limits
+
+    def ready(self) -> bool:
+        return not self.draining and self.stats().ready
+
+    def stats(self) -> PlaneStats:
+        """The sum of the workers; what those that are gone counted stays in it."""
+        total = added([self._past, *(stock.stats for stock in self._stock.values())])
+        return msgspec.structs.replace(total, log_lines_dropped=total.log_lines_dropped + logs.dropped())
+
+    def workers(self) -> list[WorkerStats]:
+        return [worker.stats() for worker in self._crew]
+
+    async def refresh(self) -> None:
+        """Ask every worker; one that does not answer in time is shown as it was."""
+        await asyncio.gather(*map(self._take_stock, self._crew))
+        self.metrics.show([self._own.counts(), *(stock.counts for stock in self._stock.values())])
+
+    async def _take_stock(self, worker: Worker) -> None:
+        stock = await worker.ask(TakeStock(), Stock, ANSWER_SECONDS)
+        if stock is not None and worker.listening:
+            self._stock[worker.number] = stock
+
+    async def _who(self, who: Who) -> list[Waiting]:
+        """The waiting requests of a key in every worker, with where they stand."""
+        answers = await asyncio.gather(*(worker.ask(who, list[Asked], ANSWER_SECONDS) for worker in self._crew))
+        rows = []
+        for worker, mine in zip(self._crew, answers, strict=True):
+            for one in mine or ():
+                place = worker.desk.place(one.number) if worker.desk is not None else None
+                if place is not None:
+                    rows.append(Waiting(one.id, one.model, place.ahead, place.estimate, one.since))
+        return sorted(rows, key=lambda row: row.since)
+
+    # -- what workers hear
+
+    def _tell(self, message: object) -> None:
+        for worker in self._crew:
+            worker.tell(message)
+
+    def _rewired(self, topology: Topology) -> None:
+        self.metrics.know(models=topology.pools, backends=topology.gates)
+        self._tell(Picture(self.backends.picture()))
+
+    def _retuned(self, settings: Settings) -> None:
+        self._tell(Retuned(settings))
+
+    def _doubted(self, backend: str) -> None:
+        self._tell(Doubt(backend))
+
+    # -- `crew.Owner`
+
+    def desk(self, worker: Worker, channel: Channel) -> Desk:
+        def failed(stranger: Stranger) -> None:
+            for other in self._crew:
+                if other is not worker:
+                    other.tell(stranger)
+
+        channel.on({Stranger: failed})
+        channel.answers({Who: self._who})
+        return Desk(channel, self.hub, self._doubted)
+
+    def welcome(self, worker: Worker) -> Welcome:
+        self._configs[worker.number] = self.config
+        config = self._config_for(worker, self.config)
+        return Welcome(worker.number, config, self.hub.estimator.settings, self.backends.picture())
+
+    def listens(self, worker: Worker) -> None:
+        """What changed since its welcome it is told now."""
+        worker.tell(Picture(self.backends.picture()))
+        worker.tell(Retuned(self.hub.estimator.settings))
+        if self._configs[worker.number] is not self.config:
+            self._services.start_soon(self._renew, worker)
+
+    def lost(self, worker: Worker) -> None:
+        stock = self._stock.pop(worker.number, None)
+        if stock is not None:
+            self._own.add(stock.counts)
+            self._past = added([self._past, stock.stats], past=True)
+
+    def _config_for(self, worker: Worker, config: Config) -> Config:
+        """The worker's own: the address of all, and its spool."""
+        host, _ = parse_listen(config.listen)
+        shown = f"[{host}]" if ":" in host else host
+        audit = msgspec.structs.replace(config.audit, spool=spool_of(config, self.store, worker.number))
+        return msgspec.structs.replace(config, listen=f"{shown}:{self.port}", reuse_port=True, audit=audit)
+
+    # -- reload
+
+    async def reload(self, config: Config) -> list[str]:
+        """Swap to a new configuration in every process, or in none; the names of changed settings that need a restart.
+
+        Raises ConfigError, OSError. Everybody builds it first; then it is put in force here and there. A worker that
+        does not answer is left to itself: it starts again with what is in force.
+        """
+        async with self._reloading:
+            tls_context(config.tls)
+            _, adopt = self.hub.prepare(config)
+            answers = await asyncio.gather(*(self._prepare(worker, config) for worker in self._crew))
+            for worker, fault in zip(self._crew, answers, strict=True):
+                if fault:
+                    raise ConfigError(f"worker {worker.number}: {fault}")
+            changed = needs_restart(self.config, config)
+            self.config = config
+            for worker, fault in zip(self._crew, answers, strict=True):
+                if fault == "":
+                    self._commit(worker)
+            adopt()
+            return changed
+
+    async def _prepare(self, worker: Worker, config: Config) -> str | None:
+        return await worker.ask(Prepare(self._config_for(worker, config)), str, RELOAD_SECONDS)
+
+    def _commit(self, worker: Worker) -> None:
+        worker.tell(Commit())
+        self._configs[worker.number] = self.config
+
+    async def _renew(self, worker: Worker) -> None:
+        """One that started while the configuration changed gets the new one."""
+        async with self._reloading:
+            fault = await self._prepare(worker, self.config)
+            if fault == "":
+                self._commit(worker)
+            elif fault:
+                log.error("a worker cannot take the configuration: %s", fault, extra={"worker": worker.number})
+
+    # -- the whole
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["Parent"]:
+        """All workers listen; on exit all have ended. Does not drain. Raises OSError when a worker cannot start."""
+        with hold_address(self.config) as self.port:
+            await self.hub.start()
+            async with anyio.create_task_group() as group:
+                self._services = group
+                self.hub.run(group)
+                group.start_soon(self._tick)
+                try:
+                    await self._start(group)
+                    yield self
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await self._stop()
+                    group.cancel_scope.cancel()
+
+    async def _start(self, group: TaskGroup) -> None:
+        if self.config.reuse_port:
+            await self.backends.looked()  # who takes over must have models before it is given requests
+        for worker in self._crew:
+            group.start_soon(worker.keep)
+        for worker in self._crew:
+            await worker.settled.wait()
+            if not worker.listening:
+                raise OSError(f"worker {worker.number} could not start: {worker.fault or 'see its log'}")
+        if self.config.admin.listen:
+            self.admin = await serve_admin(self.config.admin.listen, admin_app(self))
+
+    async def _stop(self) -> None:
+        self.draining = True
+        await self._end(Stop())
+        if self.admin is not None:
+            await self.admin.close()
+        self.scheduler.close()
+        await self.hub.close()
+
+    async def _end(self, message: Drain | Stop) -> None:
+        """Until every worker's last process has ended; each closes its channel when its requests have."""
+        for worker in self._crew:
+            worker.finish(message)
+        await asyncio.gather(*(worker.over.wait() for worker in self._crew if worker.begun))
+
+    async def drain(self) -> None:
+        """Refuse new requests, let what runs finish, in every worker (H13)."""
+        self.draining = True
+        await self._end(Drain())
+        log.info("all workers have ended")
+
+    async def _tick(self) -> None:
+        """How late this loop runs: every slot waits for it."""
+        while True:
+            expected = time.monotonic() + TICK_SECONDS
+            await asyncio.sleep(TICK_SECONDS)
+            self._own.observe_loop_lag(max(0.0, time.monotonic() - expected))
+
+
+@contextlib.contextmanager
+def hold_address(config: Config) -> Iterator[int]:
+    """Keep the address of the workers, whatever becomes of one of them; gives the port. Raises OSError when somebody
+    else has it: with SO_REUSEPORT alone a second gateway would share it unseen."""
+    host, port = parse_listen(config.listen)
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    if not config.reuse_port:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    with socket.socket(family, kind, protocol) as hold:
+        hold.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        hold.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        hold.bind(address)
+        yield int(hold.getsockname()[1])
+
+
+async def serve_workers(config: Config, load: Callable[[], Config] | None = None) -> None:
+    """As `app.serve`, with `config.workers` processes that serve."""
+    store = await open_store(config.store)
+    try:
+        await deliver_left_over(config, store)
+        parent = Parent(config, store)
+        stop = on_signals()
+        async with parent.running():
+            settle_garbage()
+            if load is not None:
+                reload_on_hangup(parent.reload, load)
+            log.info("listening", extra={"port": parent.port, "workers": config.workers})
+            await stop.wait()
+            await unless_second_signal(parent.drain)
+    finally:
+        await store.close()
