@@ -59,6 +59,7 @@ def _trace(x: Exchange, tracing: TracingService, row: AuditRecord, ended: float)
             row=row,
             operation=str(endpoint.kind) if endpoint is not None else "",
             engine=x.backend.engine if row.backend else "",
+            model=x.principal.force_model or row.model_asked if row.model_served else "",
             started=x.started,
             queued=x.queued_at,
             granted=x.granted_at,

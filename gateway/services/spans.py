@@ -33,7 +33,7 @@ ATTRIBUTES: Final = {
     "error.type": "the error code the client was told",
     "gen_ai.operation.name": "`chat`, `text_completion`, `embeddings`, `rerank`",
     "gen_ai.provider.name": "kind of the engine",
-    "gen_ai.request.model": "the model as asked for, once it was found",
+    "gen_ai.request.model": "the model as asked for by the client or its key, once it was found",
     "gen_ai.response.model": "the model that served",
     "gen_ai.usage.input_tokens": "tokens of the prompt",
     "gen_ai.usage.output_tokens": "tokens of the answer",
@@ -209,10 +209,9 @@ class SpanExport:
 
 def _asked(request: Ended) -> Attributes:
     """What was asked of a model; a name that led to no model is the client's own text and stays here."""
-    row = request.row
     return {
         "gen_ai.operation.name": OPERATIONS.get(request.operation, ""),
-        "gen_ai.request.model": row.model_asked if row.model_served else "",
+        "gen_ai.request.model": request.model,
     }
 
 

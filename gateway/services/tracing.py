@@ -94,12 +94,14 @@ class Trace(msgspec.Struct, frozen=True, gc=False):
 
 class Ended(msgspec.Struct, frozen=True, gc=False):
     """A finished request as it waits for its export. Times are seconds of one monotonic clock; 0.0 = did not happen.
-    `operation` is the route's kind, `engine` the backend's; both empty where the request did not get that far."""
+    `operation` is the route's kind, `engine` the backend's, `model` the one asked for by the client or its key, once it
+    was found; empty where the request did not get that far."""
 
     trace: Trace
     row: AuditRecord
     operation: str
     engine: str
+    model: str
     started: float
     queued: float
     granted: float

@@ -80,12 +80,13 @@ def test_nothing_but_the_allowlist_leaves() -> None:
         await g.ask(f"{CHAT}?q=horse", body, extra=f"User-Agent: {secret}\r\n")
         await g.ask(CHAT, chat(model=secret))
         await g.ask(f"/{secret.replace(' ', '_')}")
-        lines = [await there.line() for _ in range(5)]
+        await g.ask(CHAT, chat(model=secret), key=await g.add_key(user="forced", force_model="m"))
+        lines = [await there.line() for _ in range(8)]
         for line in lines:
             assert line["attributes"].keys() <= ATTRIBUTES.keys()
             sent = repr({**line, "headers": ""})
             assert not any(word in sent for word in ("horse", g.key, "127.0.0.1"))
-        assert [line["name"] for line in lines if line["kind"] == "SPAN_KIND_SERVER"] == [SERVER, SERVER, "GET"]
+        assert [line["name"] for line in lines if line["kind"] == "SPAN_KIND_SERVER"] == [SERVER, SERVER, "GET", SERVER]
 
     run(plain, test)
 

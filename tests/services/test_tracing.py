@@ -136,7 +136,7 @@ def a_request(**row: Any) -> Ended:
         "completion_tokens": 3,
     }  # fmt: skip
     record = AuditRecord(**(facts | row))
-    return Ended(a_trace(), record, "chat", "ollama", 10.0, 10.1, 10.4, 10.5, 11.0, 12.0)
+    return Ended(a_trace(), record, "chat", "ollama", "llama3", 10.0, 10.1, 10.4, 10.5, 11.0, 12.0)
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -275,7 +275,7 @@ def test_who_asked_is_told_only_by_choice_and_from_where_never(identities: bool)
 def test_the_clients_own_words_are_no_attributes() -> None:
     """A model that does not exist and a method that nobody knows are text of the client's choice."""
     request = a_request(model_asked="my password is x", model_served="", method="SECRET", backend="", status=403)
-    refused = Ended(request.trace, request.row, "chat", "", 10.0, 0.0, 0.0, 0.0, 0.0, 12.0)
+    refused = Ended(request.trace, request.row, "chat", "", "", 10.0, 0.0, 0.0, 0.0, 0.0, 12.0)
     (span,) = spans_of(refused).values()
     assert span.name == "_OTHER /v1/chat/completions"
     assert "password" not in span.to_json()
