@@ -24,9 +24,10 @@ from scheduler.deadlines import Deadlines
 from scheduler.fleet import Fleet
 from scheduler.gates import Gate, best_gate
 from scheduler.model import Decision, Granted, Place, Queued, Refusal, Refused, Saved, Stats, Ticket
-from scheduler.party import QUEUED, RUNNING, Request, User
+from scheduler.party import User
 from scheduler.pool import Pool
 from scheduler.position import place
+from scheduler.request import QUEUED, RUNNING, Request
 from scheduler.reservations import Calendar, Window
 from scheduler.settings import Settings
 from scheduler.statistics import collect

@@ -9,7 +9,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from math import inf
 
-from scheduler.party import QUEUED, Request
+from scheduler.request import QUEUED, Request
 
 _SLICE = 64
 

@@ -11,8 +11,8 @@ from math import log1p
 import msgspec
 
 from scheduler.model import Ticket
-from scheduler.party import Request
 from scheduler.pool import Pool
+from scheduler.request import Request
 from scheduler.settings import Settings
 from scheduler.usage import Ledger
 

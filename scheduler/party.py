@@ -10,42 +10,14 @@ from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from scheduler.model import Ticket
+from scheduler.request import QUEUED, Request
 from scheduler.usage import Account, UserAccount
 
 if TYPE_CHECKING:
-    from scheduler.gates import Gate
-    from scheduler.pool import Pool
     from scheduler.ranking import Ranking
 
-QUEUED, RUNNING, OVER = 0, 1, 2
 _GAP_WEIGHT = 0.3
 _MEAN_WEIGHT = 0.1
-
-
-class Request(msgspec.Struct, gc=False):
-    """A ticket inside. Not tracked by the garbage collector (100 000 may wait): a scheduler that is thrown away with
-    requests still in it must be closed first, or their memory stays."""
-
-    id: int
-    ticket: Ticket
-    pool: Pool
-    node: User
-    arrival: float
-    cost: float
-    charged: float = 0.0
-    """Cost units charged so far: the estimate, then the corrections of its stream."""
-    factor: float = 1.0
-    """What part of the cost counts as usage: 0 inside a paid window."""
-    deadline: float = inf
-    state: int = QUEUED
-    started: float = 0.0
-    gate: Gate | None = None
-    rank: int = 0
-    queue_len: int = 0
-    usage: float = 0.0
 
 
 class Node:

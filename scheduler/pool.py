@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from scheduler.averages import Averages
 from scheduler.model import Ticket
-from scheduler.party import OVER, RUNNING, Node, Request, Tenant, User
+from scheduler.party import Node, Tenant, User
 from scheduler.ranking import Epoch, Ranking
+from scheduler.request import OVER, RUNNING, Request
 from scheduler.usage import Account, Ledger, UserAccount
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from math import inf
 
 from scheduler.fleet import Fleet
 from scheduler.model import Ticket
-from scheduler.party import QUEUED, RUNNING, Request
 from scheduler.pool import Pool
+from scheduler.request import QUEUED, RUNNING, Request
 from scheduler.settings import Settings
 
 Client = Sequence[str]

@@ -21,7 +21,7 @@ from statistics import median
 from bench.scheduler.report import put_section, table
 from scheduler.aio import Lease, Scheduler
 from scheduler.model import Ticket
-from scheduler.party import Request
+from scheduler.request import Request
 from scheduler.sync import SyncScheduler
 
 BLOCK = 500

@@ -90,6 +90,10 @@ class Routes:
         return self.default
 
 
+NO_ENDPOINT = Endpoint(method="", path="", kind=Kind.LOCAL, access=Access.NEVER, dialect=OpenAI())
+"""Stands for the row of a request that has none (yet); in no table."""
+
+
 def local_rows(dialect: Dialect) -> list[Endpoint]:
     """What the gateway answers itself, apart from any client-facing API. Errors there look like `dialect`'s."""
     return [

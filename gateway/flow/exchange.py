@@ -1,18 +1,19 @@
 """One request's state, and the world it runs in.
 
 `Exchange` is the only mutable object of a request: its fields stand in the order of the phases that fill them and are
-None (or zero) until then; a phase may rely on those before it, only `settle` and `refuse` ask how far it came.
+empty (`NO_...`, None or zero) until then; a phase may rely on those before it. The empty values have the fields of real
+ones, so that a record can be written at any time; only `settle` and `refuse` ask how far a request came.
 `Runtime` is frozen: one generation of configuration and service handles.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from gateway.api.dialect import Ask, Endpoint
-from gateway.api.routes import Routes
+from gateway.api.routes import NO_ENDPOINT, Routes
 from gateway.api.stream import Usage
 from gateway.config import Config
 from gateway.errors import GatewayError
@@ -24,8 +25,8 @@ from gateway.http1.message import RequestHead, ResponseHead
 from gateway.http1.server import Connection
 from gateway.services.acting import EndUsers
 from gateway.services.audit import AuditService
-from gateway.services.backends import Backend, Backends, Route
-from gateway.services.keys import KeyService, Principal
+from gateway.services.backends import Backend, Backends, Route, Terms
+from gateway.services.keys import Grant, KeyService, Principal
 from gateway.services.limits import Quota, Reservation
 from gateway.services.metrics import Metrics
 from gateway.services.tracing import Trace, TracingService
@@ -78,7 +79,25 @@ class Runtime(msgspec.Struct, frozen=True):
     """Peer address and head -> the client's address (H9)."""
 
 
-_UNSET: Any = None
+NO_HEAD = RequestHead("", b"", "", b"", 11, {}, None, False, False, False)
+NO_PRINCIPAL = Principal("", "", "")
+NO_ASK = Ask("")
+NO_ROUTE = Route("", "", (), Terms(0.0, 0.0, 0.0, 0.0, 0, 0, 0.0))
+NO_BACKEND = Backend("", "", "", 0, False, b"", b"", b"", 0.0, 0)
+NO_REPLY = ResponseHead(0, [], None, False, False, True, False)
+
+
+class Known(msgspec.Struct, frozen=True, gc=False):
+    """What `classify` and `authenticate` found for a head: true for the next one of the same `fields` object on the
+    same connection, under the same runtime, while the grant holds (`KeyService.holds`)."""
+
+    runtime: Runtime
+    fields: dict[bytes, bytes]
+    endpoint: Endpoint
+    ip: str
+    extra: bytes
+    grant: Grant
+    epoch: int
 
 
 class Exchange:
@@ -123,22 +142,22 @@ class Exchange:
         # arrival
         self.id = request_id
         self.connection = connection
-        self.head: RequestHead = connection.head or _UNSET
+        self.head: RequestHead = connection.head or NO_HEAD
         self.started = started
         self.started_wall = started_wall
         self.ip = connection.peer_ip
         # classify, authenticate
         self.trace: Trace | None = None  # only while traces are on
         self.extra = b""  # field lines of every answer to this request: CORS, HSTS
-        self.endpoint: Endpoint = _UNSET
-        self.principal: Principal = _UNSET
+        self.endpoint: Endpoint = NO_ENDPOINT
+        self.principal: Principal = NO_PRINCIPAL
         # read
         self.body_held = 0  # bytes counted in the ledger
         self.body = b""
         self.body_bytes = 0
-        self.ask: Ask = _UNSET
+        self.ask: Ask = NO_ASK
         # route, admit
-        self.route: Route = _UNSET
+        self.route: Route = NO_ROUTE
         self.counted = False  # among its key's open requests
         self.reservation: Reservation | None = None
         self.audit_number = 0  # of its start in the audit spool
@@ -148,10 +167,10 @@ class Exchange:
         self.lease: Lease | None = None
         self.granted_at = 0.0
         # forward, relay
-        self.backend: Backend = _UNSET
+        self.backend: Backend = NO_BACKEND
         self.upstream: UpstreamConnection | None = None
         self.sent_at = 0.0
-        self.reply: ResponseHead = _UNSET
+        self.reply: ResponseHead = NO_REPLY
         self.relay: Relay | None = None
         self.first_byte_at = 0.0
         # settle
@@ -161,5 +180,4 @@ class Exchange:
         self.error: GatewayError | None = None
 
     def __repr__(self) -> str:
-        where = self.endpoint.path if self.endpoint is not None else "?"
-        return f"<Exchange {self.id} {where} {self.outcome} status={self.status}>"
+        return f"<Exchange {self.id} {self.endpoint.path or '?'} {self.outcome} status={self.status}>"

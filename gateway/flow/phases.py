@@ -9,9 +9,9 @@ import logging
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import cast
 
-from gateway.api.dialect import Access, Dialect, Endpoint, Framing
+from gateway.api.dialect import Access, Dialect, Framing
+from gateway.api.routes import NO_ENDPOINT
 from gateway.errors import (
     AuditUnavailable,
     AuthUnavailable,
@@ -43,15 +43,15 @@ from gateway.errors import (
 )
 from gateway.flow import fields, local, quota
 from gateway.flow.behalf import represent
-from gateway.flow.exchange import Exchange, Outcome, Runtime
+from gateway.flow.exchange import Exchange, Known, Outcome, Runtime
 from gateway.flow.quota import GENERATIONS, output_cap
 from gateway.flow.refusals import Collector, engine_refused
 from gateway.flow.relay import CHUNKED, Relay
-from gateway.flow.settle import record, settle
+from gateway.flow.settle import opening, settle
 from gateway.flow.ticket import ticket
 from gateway.http1.chunks import LAST_CHUNK, encode_chunk
 from gateway.http1.client import StaleConnection
-from gateway.http1.message import RequestHead, ResponseHead
+from gateway.http1.message import ResponseHead
 from gateway.http1.server import Connection
 from gateway.http1.wire import WireError
 from gateway.services.backends import Failure, Route
@@ -72,10 +72,11 @@ _ID_COUNT = itertools.count(1)
 async def handle(x: Exchange, rt: Runtime) -> None:
     """One request, from its head to its record."""
     try:
-        endpoint = classify(x, rt)
-        if endpoint.access is not Access.PUBLIC:
-            await authenticate(x, rt)
-        if endpoint.metered:
+        if not recall(x, rt):
+            classify(x, rt)
+            if x.endpoint.access is not Access.PUBLIC:
+                await authenticate(x, rt)
+        if x.endpoint.upstream:
             await read(x, rt)
             if x.principal.on_behalf:
                 await represent(x, rt)
@@ -84,7 +85,7 @@ async def handle(x: Exchange, rt: Runtime) -> None:
             await queue(x, rt)
             await forward(x, rt)
             await relay(x, rt)
-        elif endpoint.local in local.WAITING:
+        elif x.endpoint.local in local.WAITING:
             await local.respond_later(x, rt)
         else:
             local.respond(x, rt)
@@ -131,7 +132,20 @@ def request_id(connection: Connection) -> str:
 # ---- classify
 
 
-def classify(x: Exchange, rt: Runtime) -> Endpoint:
+def recall(x: Exchange, rt: Runtime) -> bool:
+    """Clients repeat their heads: where this one is its connection's last one again, and that was authenticated, the
+    same follows. False: nothing is known, or the key must be looked up again."""
+    known = x.connection.known
+    if known is None or known.fields is not x.head.headers or known.runtime is not rt:
+        return False
+    if not rt.keys.holds(known.grant, known.epoch):
+        return False
+    x.endpoint, x.ip, x.extra, x.principal = known.endpoint, known.ip, known.extra, known.grant.principal
+    rt.metrics.authenticated += 1
+    return True
+
+
+def classify(x: Exchange, rt: Runtime) -> None:
     """Head -> endpoint. Raises NotFound, MethodNotAllowed, MutationBlocked."""
     head = x.head
     x.ip = rt.client_ip(x.ip, head)
@@ -139,16 +153,11 @@ def classify(x: Exchange, rt: Runtime) -> Endpoint:
     if rt.tracing is not None:
         x.trace = rt.tracing.begin(head.headers)
     if rt.cors.preflight(head) is not None:
-        return _adopt(x, rt.routes.preflight)
-    endpoint = _adopt(x, rt.routes.match(head.method, head.path))
-    if endpoint.access is Access.NEVER:
+        x.endpoint = rt.routes.preflight
+        return
+    x.endpoint = rt.routes.match(head.method, head.path)
+    if x.endpoint.access is Access.NEVER:
         raise MutationBlocked("This operation changes the engine and is not available through the gateway.")
-    return endpoint
-
-
-def _adopt(x: Exchange, endpoint: Endpoint) -> Endpoint:
-    x.endpoint = endpoint
-    return endpoint
 
 
 # ---- authenticate
@@ -156,19 +165,20 @@ def _adopt(x: Exchange, endpoint: Endpoint) -> Endpoint:
 
 async def authenticate(x: Exchange, rt: Runtime) -> None:
     """Head -> principal. Raises Unauthenticated, Forbidden, RateLimited, AuthUnavailable."""
+    epoch, grant = rt.keys.epoch, None
     try:
         token = credential(x.head.headers)
-        principal = rt.keys.lookup(token, x.ip)
-        if principal is None:
-            principal = await rt.keys.verify(token, x.ip)
+        grant = rt.keys.lookup(token, x.ip)
+        x.principal = grant.principal if grant is not None else await rt.keys.verify(token, x.ip)
     except GatewayError as error:
         anonymous = b"authorization" not in x.head.headers and b"x-api-key" not in x.head.headers
         rt.metrics.auth("missing" if anonymous else AUTH_FAILURES.get(type(error), "invalid"))
         raise
-    rt.metrics.auth("ok")
-    x.principal = principal
-    if x.endpoint.scope and x.endpoint.scope not in principal.scopes:
+    rt.metrics.authenticated += 1
+    if x.endpoint.scope and x.endpoint.scope not in x.principal.scopes:
         raise Forbidden(f"This key lacks the scope {x.endpoint.scope!r}.")
+    if grant is not None:
+        x.connection.known = Known(rt, x.head.headers, x.endpoint, x.ip, x.extra, grant, epoch)
 
 
 AUTH_FAILURES: dict[type[GatewayError], str] = {
@@ -222,7 +232,7 @@ async def admit(x: Exchange, rt: Runtime) -> None:
         raise RateLimited("Too many requests of this key are open at once.")
     if x.principal.limits:
         await quota.reserve(x, rt)
-    x.audit_number = rt.audit.begin(record(x, rt.now()))
+    x.audit_number = rt.audit.begin(opening(x))
 
 
 # ---- queue
@@ -469,10 +479,7 @@ def refuse(x: Exchange, rt: Runtime, error: GatewayError) -> None:
 
 def _dialect(x: Exchange, rt: Runtime) -> Dialect:
     """Whose shape an error takes: the route's, the path's, or the default where not even a head was read."""
-    endpoint, head = cast("Endpoint | None", x.endpoint), cast("RequestHead | None", x.head)
-    if endpoint is not None:
-        return endpoint.dialect
-    return rt.routes.dialect_for(head.path) if head is not None else rt.routes.default
+    return x.endpoint.dialect if x.endpoint is not NO_ENDPOINT else rt.routes.dialect_for(x.head.path)
 
 
 def _outcome_of(error: GatewayError) -> Outcome:

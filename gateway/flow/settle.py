@@ -4,20 +4,20 @@
 """
 
 import logging
-from typing import cast
 
 from gateway.api.dialect import Access, Endpoint
+from gateway.api.routes import NO_ENDPOINT
 from gateway.api.stream import Usage
 from gateway.flow import quota
-from gateway.flow.exchange import Exchange, Outcome, Runtime
-from gateway.services.audit import AuditRecord
-from gateway.services.backends import Route
+from gateway.flow.exchange import NO_ROUTE, Exchange, Outcome, Runtime
+from gateway.services.audit import AuditRecord, Opening
 from gateway.services.tracing import Ended, TracingService
 from scheduler.estimate import cost
 
 log = logging.getLogger("fairgate.flow")
 
 NO_USAGE = Usage(prompt_tokens=0, completion_tokens=0, cached_tokens=0, reported=False)
+MODEL_CHARS = 256  # of a name that nobody knows; longer ones are told by their beginning
 GONE_STATUS = 499  # what logs and engines call a request whose client left (nginx, Ollama)
 
 
@@ -91,7 +91,7 @@ def _cost(x: Exchange, rt: Runtime) -> float:
     if not x.sent_at or (x.relay is None and x.outcome is not Outcome.CLIENT_GONE):
         return 0.0
     usage = x.usage or NO_USAGE
-    prompt: float = usage.prompt_tokens
+    prompt = float(usage.prompt_tokens)
     if not usage.reported:
         prompt = rt.estimator.input_tokens(x.route.model, x.ask.input_bytes)
     uncached = max(0.0, prompt - usage.cached_tokens)
@@ -113,25 +113,42 @@ def _learn(x: Exchange, rt: Runtime, ended: float) -> None:
             rt.backends.measured(x.backend.name, per_token, x.granted_at, ended)
 
 
+def opening(x: Exchange) -> Opening:
+    """What is known of a request that goes to an engine (U3)."""
+    endpoint, who = x.endpoint, x.principal
+    return (
+        x.id,
+        int(x.started_wall * 1e6),
+        who.tenant,
+        who.user,
+        who.key,
+        x.ip,
+        endpoint.dialect.name,
+        endpoint.path,
+        x.head.method,
+        x.ask.model[:MODEL_CHARS],
+        x.route.model,
+    )
+
+
 def record(x: Exchange, ended: float) -> AuditRecord:
     """The request so far as one flat row (U1). Durations are whole microseconds."""
-    endpoint, who, usage = x.endpoint, x.principal, x.usage or NO_USAGE
-    known, lease = who is not None, x.lease
+    endpoint, who, usage, lease = x.endpoint, x.principal, x.usage or NO_USAGE, x.lease
     return AuditRecord(
         id=x.id,
         started_at=int(x.started_wall * 1e6),
-        tenant=who.tenant if known else "",
-        user=who.user if known else "",
-        key=who.key if known else "",
+        tenant=who.tenant,
+        user=who.user,
+        key=who.key,
         ip=x.ip,
-        dialect=endpoint.dialect.name if endpoint is not None else "",
-        route=endpoint.path if endpoint is not None else "",
-        method=x.head.method if x.head is not None else "",
-        model_asked=x.ask.model[:256] if x.ask is not None else "",
-        model_served=x.route.model if x.route is not None else "",
-        backend=x.backend.name if x.backend is not None else "",
+        dialect=endpoint.dialect.name if endpoint is not NO_ENDPOINT else "",
+        route=endpoint.path,
+        method=x.head.method,
+        model_asked=x.ask.model[:MODEL_CHARS],
+        model_served=x.route.model,
+        backend=x.backend.name,
         status=x.status,
-        outcome=str(x.outcome),
+        outcome=x.outcome.value,
         error=x.error.code if x.error is not None else "",
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
@@ -144,7 +161,7 @@ def record(x: Exchange, ended: float) -> AuditRecord:
         bytes_out=x.connection.bytes_out,
         rank=lease.rank if lease is not None else 0,
         queue_len=lease.queue_len if lease is not None else 0,
-        usage_before=lease.usage if lease is not None else 0.0,
+        usage_before=float(lease.usage) if lease is not None else 0.0,  # the chain's hash tells 0 from 0.0
         slot_us=_us(ended, x.granted_at) if lease is not None else 0,
     )
 
@@ -155,12 +172,11 @@ def _us(end: float, start: float) -> int:
 
 def _count(x: Exchange, rt: Runtime, ended: float, cost_units: float) -> None:
     metrics, endpoint = rt.metrics, x.endpoint
-    route = endpoint.path if endpoint is not None else "other"
-    dialect = endpoint.dialect.name if endpoint is not None else "other"
-    metrics.count_request(dialect, route, x.status, str(x.outcome))
+    dialect = endpoint.dialect.name if endpoint is not NO_ENDPOINT else ""
+    metrics.count_request(dialect, endpoint.path, x.status, x.outcome.value)
     if x.error is not None:
         metrics.refused(x.error.code)
-    if cast("Route | None", x.route) is None:
+    if x.route is NO_ROUTE:
         return
     usage = x.usage or NO_USAGE
     waited = x.granted_at - x.queued_at if x.granted_at else None

@@ -63,8 +63,8 @@ class State(Enum):
     CLOSED = auto()
 
 
-class UpstreamConnection(asyncio.Protocol):
-    """One connection to a backend."""
+class UpstreamConnection:
+    """One connection to a backend, an `asyncio.Protocol` by its methods."""
 
     __slots__ = (
         "_answer",
@@ -349,14 +349,14 @@ class Pool:
             options = {"ssl": self._tls, "server_hostname": address.host}
         try:
             async with asyncio.timeout(seconds):
-                _, protocol = await self._loop.create_connection(
-                    lambda: UpstreamConnection(self), address.host, address.port, **options
-                )
+                connection = UpstreamConnection(self)
+                factory = cast("Callable[[], asyncio.Protocol]", lambda: connection)
+                await self._loop.create_connection(factory, address.host, address.port, **options)
         except (OSError, TimeoutError) as err:
             raise ConnectFailed(
                 "The engine cannot be reached.", cause=f"{address.host}:{address.port}: {err!r}"
             ) from err
-        return protocol
+        return connection
 
     def put(self, connection: UpstreamConnection) -> None:
         """Keep an idle connection for the next exchange."""

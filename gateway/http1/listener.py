@@ -8,21 +8,22 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
+from typing import Any, cast
 
 BACKLOG = 4096
 
 
 class Listener:
-    """One address. Connections go to protocols of `factory`.
+    """One address. Connections go to protocols of `factory`: objects with the methods of `asyncio.Protocol`.
 
     With `reuse_port` another process may listen there too (SO_REUSEPORT, socket(7)); Linux gives each its share of the
     new connections, and resets those in the queue of a socket that closes. `close_after_queue` lets them in instead.
     """
 
     def __init__(
-        self, factory: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None, handshake: float, reuse_port: bool
+        self, factory: Callable[[], Any], tls: ssl.SSLContext | None, handshake: float, reuse_port: bool
     ) -> None:
-        self._factory = factory
+        self._factory = cast("Callable[[], asyncio.Protocol]", factory)
         self._tls = tls
         self._handshake = handshake if tls else None
         self._reuse_port = reuse_port

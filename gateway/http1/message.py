@@ -95,8 +95,9 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
     """One request's head, validated, with its framing decided.
 
     `target` is as received; `path` is percent-decoded once, for matching only, without the query; `version` is 10 or
-    11; `headers` has lower-case names in order of first appearance, repeated list fields joined with `, `.
-    `content_length` is None when the field is absent. `expect_continue` asks for an interim 100 before the body.
+    11; `headers` has lower-case names in order of first appearance, repeated list fields joined with `, `; without
+    Content-Length, which is `content_length` (None when absent). `expect_continue` asks for an interim 100 before the
+    body.
     """
 
     method: str

@@ -76,8 +76,8 @@ class ServerStats(msgspec.Struct, frozen=True):
     """Bytes of answers that wait for clients to take them."""
 
 
-class Connection(asyncio.Protocol):
-    """One client connection. Attributes by lifetime: connection, then request."""
+class Connection:
+    """One client connection, an `asyncio.Protocol` by its methods. Attributes by lifetime: connection, then request."""
 
     __slots__ = (
         "_body",
@@ -91,6 +91,7 @@ class Connection(asyncio.Protocol):
         "fresh",
         "head",
         "keep",
+        "known",
         "peer_ip",
         "phase",
         "quiet_at",
@@ -112,6 +113,7 @@ class Connection(asyncio.Protocol):
         self.deadline = NEVER
         self.writable = True
         self.fresh = True  # no request yet
+        self.known: Any = None  # what the handler remembers for the next request
         self._error: WireError | None = None
         self._reset()
 

@@ -260,6 +260,7 @@ class RequestReader:
             path, query = rules.target(method, target, host)
             self._target_seen = seen = (target, host, path, query)
         length, chunked = rules.framing(fields, version)
+        fields.pop(b"content-length", None)
         self.head = RequestHead(
             method,
             target,
@@ -399,14 +400,14 @@ def _repeatable(raw: bytes, head: RequestHead, limits: WireLimits) -> _Repeated 
 
 
 def _with_length(head: RequestHead, digits: bytes) -> RequestHead:
-    """`head` with another Content-Length."""
+    """`head` with another Content-Length; the fields are the same object."""
     return RequestHead(
         head.method,
         head.target,
         head.path,
         head.query,
         head.version,
-        {**head.headers, b"content-length": digits},
+        head.headers,
         int(digits),
         False,
         head.keep_alive,

@@ -44,7 +44,7 @@ _BREATH = 50e-6
 thread steps aside: every 50 rows (0.1 to 0.2 ms) it does, for 50 us."""
 
 
-class AuditRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True, array_like=True):
+class AuditRecord(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One request (U1). `started_at` is Unix microseconds, `_us` fields are durations in microseconds; 0 = the request
     did not get that far. `rank` is the place in the queue at entry, `usage_before` the fair-use cost units at entry,
     `slot_us` the time a backend's slot was held. `error` is a code of gateway.errors. Never a prompt, key or header.
@@ -98,11 +98,15 @@ class AuditStats(msgspec.Struct, frozen=True):
     spool_limit: int = 0
 
 
+Opening = tuple[str, int, str, str, str, str, str, str, str, str, str]
+"""The first fields of an AuditRecord, up to `model_served`: what is known of a request that goes to an engine."""
+
 INTERRUPTED = "interrupted"
 """Outcome and error of a request that ran when the process was killed (U3)."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(AuditRecord).decode
+_fields = msgspec.msgpack.Decoder(tuple).decode
 
 
 class AuditService:
@@ -126,7 +130,7 @@ class AuditService:
         self._anchored = (clock(), 0)  # when, and which seq
         self._batch_ready = asyncio.Event()
         self._shipping = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, "fairgate-audit")
+        self._shipper = ThreadPoolExecutor(1, "fairgate-audit")
         self._written = self._failures = self._dropped = 0
         self._interrupted = self._recover()
 
@@ -135,7 +139,7 @@ class AuditService:
             _log.error("the audit spool is damaged: %s", fault)
         for number, payload in self._spool.interrupted:
             record = msgspec.structs.replace(_decode(payload), outcome=INTERRUPTED, error=INTERRUPTED)
-            self._spool.end(number, _encode(record))
+            self._spool.end(number, _payload(record))
         self._flush()
         return len(self._spool.interrupted)
 
@@ -146,12 +150,12 @@ class AuditService:
         """No request may begin: its row might find no room, or the disk refuses rows (U3)."""
         return (self._spool.size >= self._config.spool_bytes or self._broken) and self._config.when_full == "deny"
 
-    def begin(self, record: AuditRecord) -> int:
+    def begin(self, opening: Opening) -> int:
         """A request goes to an engine: what is known of it -> a number for `put`. If the process dies now, this is its
         row."""
         if self._spool.size >= self._config.spool_bytes:
             return 0
-        number = self._spool.begin(_payload(record))
+        number = self._spool.begin(_encode(opening))
         self._flush_soon()
         return number
 
@@ -225,7 +229,7 @@ class AuditService:
                 try:
                     head = self._head or await self._stored_head()
                     self._head = None  # until the batch is acknowledged
-                    rows, after, position = await loop.run_in_executor(self._thread, self._prepare, head)
+                    rows, after, position = await loop.run_in_executor(self._shipper, self._prepare, head)
                     moved = not rows or await asyncio.shield(self._store.add_audit(head, after, rows))
                 except StoreError:
                     self._failures += 1
@@ -253,9 +257,12 @@ class AuditService:
         for entry in entries:
             if entry.seq <= head.seq:
                 continue
-            record = _decode(entry.payload)
-            head = link(head, entry.seq, entry.at, _encode(record))
-            rows.append((*msgspec.structs.astuple(record), head.writer, entry.seq, entry.at, head.hash))
+            fields, payload = _fields(entry.payload), entry.payload
+            if len(fields) < len(AUDIT_COLUMNS):  # spooled by an older version
+                record = _decode(payload)
+                fields, payload = msgspec.structs.astuple(record), _encode(record)
+            head = link(head, entry.seq, entry.at, payload)
+            rows.append((*fields, head.writer, entry.seq, entry.at, head.hash))
             if len(rows) % _SLICE == 0:
                 time.sleep(_BREATH)
         return rows, head, position
@@ -277,7 +284,7 @@ class AuditService:
         when, seq = self._anchored
         head = self._head
         if head is not None and head.seq > seq and self._clock() - when >= self._config.anchor_seconds:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._anchor, head)
+            await asyncio.get_running_loop().run_in_executor(self._shipper, self._anchor, head)
 
     def _anchor(self, head: Head) -> None:
         """Note the head outside of the database: who rewrites all rows there cannot rewrite this (U4)."""
@@ -309,7 +316,7 @@ class AuditService:
         async with self._shipping:
             self._closed = True
         self._batch_ready.set()
-        self._thread.shutdown()
+        self._shipper.shutdown()
         self._spool.close()
 
     def stats(self) -> AuditStats:

@@ -41,7 +41,17 @@ from gateway.store.limits import NO_LIMITS, Scoped
 
 _log = logging.getLogger("fairgate.keys")
 
-__all__ = ["SCOPES", "KeyService", "KeyStats", "Principal", "credential", "hasher", "principal_of", "secret_matches"]
+__all__ = [
+    "SCOPES",
+    "Grant",
+    "KeyService",
+    "KeyStats",
+    "Principal",
+    "credential",
+    "hasher",
+    "principal_of",
+    "secret_matches",
+]
 
 SCOPES = ("chat", "completions", "embeddings", "responses", "rerank", "messages", "ollama")
 """What a route may ask of a key (K7), and what a key has unless it was made with less. `admin:*` is never implied."""
@@ -93,8 +103,10 @@ class KeyStats(msgspec.Struct, frozen=True):
     flights: int
 
 
-class _Entry(msgspec.Struct, frozen=True, gc=False):
-    until: float  # monotonic seconds: the earlier of the cache's and the key's own end
+class Grant(msgspec.Struct, frozen=True, gc=False):
+    """A verified key. `until`: monotonic seconds, the earlier of the cache's and the key's own end."""
+
+    until: float
     principal: Principal
 
 
@@ -182,7 +194,7 @@ class KeyService:
         self._clock = clock
         self._wall = wall
         self._salt = secrets.token_bytes(32)
-        self._verified: dict[bytes, _Entry] = {}
+        self._verified: dict[bytes, Grant] = {}
         self._negative: dict[bytes, float] = {}
         self._proofs: dict[bytes, tuple[str, str]] = {}  # digest -> (key id, stored hash it matched)
         self._flights: dict[bytes, asyncio.Task[_Verdict]] = {}
@@ -199,19 +211,23 @@ class KeyService:
 
     # -- hot path
 
-    def lookup(self, token: bytes, ip: str) -> Principal | None:
-        """The principal of a key verified lately; None: ask `verify`. Raises Unauthenticated (failed lately),
+    def lookup(self, token: bytes, ip: str) -> Grant | None:
+        """What was granted to a key verified lately; None: ask `verify`. Raises Unauthenticated (failed lately),
         RateLimited (this address fails too often) or Forbidden (not from this address)."""
         digest = sha256(self._salt + token).digest()
-        entry = self._verified.get(digest)
-        if entry is not None and entry.until > self._clock():
-            principal = entry.principal
-            if principal.cidrs and not _inside(ip, principal.cidrs):
+        grant = self._verified.get(digest)
+        if grant is not None and grant.until > self._clock():
+            cidrs = grant.principal.cidrs
+            if cidrs and not _inside(ip, cidrs):
                 raise Forbidden("This API key may not be used from this address.")
-            return principal
+            return grant
         if digest not in self._proofs:
             self._refuse_known(digest, ip)
         return None
+
+    def holds(self, grant: Grant, epoch: int) -> bool:
+        """Whether `grant`, which `lookup` gave when `epoch` was this, is still good: nothing changed since."""
+        return epoch == self._epoch and grant.until > self._clock()
 
     def _refuse_known(self, digest: bytes, ip: str) -> None:
         now = self._clock()
@@ -324,7 +340,7 @@ class KeyService:
             until = now + self._config.cache_seconds
             if verdict.expires_at is not None:
                 until = min(until, now + verdict.expires_at - self._wall())
-            _bounded(self._verified, digest, _Entry(until, verdict), self._config.cache_size)
+            _bounded(self._verified, digest, Grant(until, verdict), self._config.cache_size)
             self._used[verdict.key] = int(self._wall() * 1e6)
         elif verdict not in _DENIALS:
             self._proofs.pop(digest, None)  # a revoked key's holder is throttled like any stranger

@@ -155,6 +155,8 @@ class Metrics:
         self._requests: dict[tuple[str, str, int, str], int] = {}
         # What is known beforehand stands at 0: a rate sees no rise in a series that begins with its first event.
         self._counts = {label: dict.fromkeys(LABELS.get(label, ()), 0) for label in _COUNTED}
+        self.authenticated = 0
+        """Requests whose key was good."""
         self._models: dict[str, _Model] = {OTHER: _Model()}
         self._overhead = Histogram(OVERHEAD)
         self._lag = Histogram(LAG)
@@ -254,7 +256,7 @@ class Metrics:
         mine.cached += cached
 
     def auth(self, result: str) -> None:
-        """One authentication; see AUTH_RESULTS."""
+        """One authentication that failed; see AUTH_RESULTS."""
         self._count("result", result)
 
     def refused(self, code: str) -> None:
@@ -380,6 +382,7 @@ class Metrics:
     def _own(self) -> Iterator[tuple[str, Labels, float | Histogram]]:
         for (dialect, route, status, outcome), count in self._requests.items():
             yield "fairgate_requests_total", (dialect, route, f"{status}xx" if status else OTHER, outcome), count
+        yield "fairgate_auth_total", ("ok",), self.authenticated
         for label, metric in _COUNTED.items():
             for value, count in self._counts[label].items():
                 yield metric, (value,), count

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from math import inf, log
 
-from scheduler.party import Request
 from scheduler.pool import Pool
 from scheduler.ranking import Epoch
+from scheduler.request import Request
 from scheduler.settings import Settings
 
 TOLERANCE = 1e-9

@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.party import QUEUED, Request
 from scheduler.pool import Pool
 from scheduler.ranking import Ranking
+from scheduler.request import QUEUED, Request
 from scheduler.settings import Settings
 from scheduler.sync import SyncScheduler
 from tests.scheduler.reference import Party, Reference

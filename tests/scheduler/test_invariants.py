@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from scheduler.core import Core
 from scheduler.model import Decision, Granted, Queued, Refused, Ticket
-from scheduler.party import Request
+from scheduler.request import Request
 from scheduler.settings import Settings
 from scheduler.sync import SyncScheduler
 

@@ -32,7 +32,8 @@ def server(postgresql: PostgreSQL) -> Iterator[PostgreSQL]:
 
 
 async def answer(keys: KeyService, token: bytes) -> Principal:
-    return keys.lookup(token, IP) or await keys.verify(token, IP)
+    grant = keys.lookup(token, IP)
+    return grant.principal if grant is not None else await keys.verify(token, IP)
 
 
 async def in_thread(work: Callable[[], None]) -> None:
