@@ -275,7 +275,7 @@ def test_audit_tail_verify_and_export(cli: Cli, tmp_path: Path) -> None:
 
 def test_usage_in_names_as_table_csv_and_json(cli: Cli, tmp_path: Path) -> None:
     """U6: what the rows hold are ids, what a person reads are names; a cost needs prices."""
-    from gateway.services.audit import AuditRecord
+    from gateway.services.record import AuditRecord
 
     tenant = cli.json("tenants", "create", "acme")["id"]
     user = cli.json("users", "create", "ann", "--tenant", "acme")["id"]
@@ -312,7 +312,7 @@ def test_an_export_has_no_formula(cli: Cli, tmp_path: Path) -> None:
     """A client's model name must not run in an auditor's spreadsheet."""
 
     async def fill() -> None:
-        from gateway.services.audit import AuditRecord
+        from gateway.services.record import AuditRecord
 
         async with connection(cli.store) as store:
             trail = AuditService(store, config(tmp_path))

@@ -14,7 +14,7 @@ import pytest
 
 from gateway.services import accounts, trail
 from gateway.services.accounts import KeyTerms
-from gateway.services.audit import AuditRecord
+from gateway.services.record import AuditRecord
 from tests.servers import free_port
 from tests.services.keyring import CHEAP, connection
 

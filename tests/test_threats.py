@@ -14,10 +14,10 @@ from gateway.flow import fields
 from gateway.flow.peer import client_ip_of
 from gateway.http1.message import RequestHead
 from gateway.http1.wire import RequestReader, WireLimits
-from gateway.services.audit import AuditRecord
 from gateway.services.backends import BackendService
 from gateway.services.catalogue import Backend
 from gateway.services.tracing import passed_on
+from gateway.services.record import AuditRecord
 from gateway.store import open_store
 from gateway.store.base import Head, Tenant
 

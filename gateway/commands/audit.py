@@ -25,7 +25,7 @@ from gateway.commands.common import (
 )
 from gateway.config import Config
 from gateway.services import trail
-from gateway.services.audit import AuditRecord
+from gateway.services.record import AuditRecord
 from gateway.store.base import STORED_COLUMNS, Store
 
 _LONGEST_TAIL = 100_000

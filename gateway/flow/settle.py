@@ -10,8 +10,8 @@ from gateway.api.routes import NO_ENDPOINT
 from gateway.api.stream import Usage
 from gateway.flow import quota
 from gateway.flow.exchange import NO_ROUTE, Exchange, Outcome, Runtime
-from gateway.services.audit import AuditRecord, Opening
 from gateway.services.tracing import Ended, TracingService
+from gateway.services.record import AuditRecord, Opening
 from scheduler.estimate import cost
 
 log = logging.getLogger("fairgate.flow")

@@ -27,6 +27,7 @@ import msgspec
 
 from gateway.config import Audit
 from gateway.services.chain import link
+from gateway.services.record import AuditRecord, Opening
 from gateway.services.spool import Position, Spool
 from gateway.store.base import AUDIT_COLUMNS, AuditRow, Head, Store, StoreError
 
@@ -44,47 +45,6 @@ _BREATH = 50e-6
 thread steps aside: every 50 rows (0.1 to 0.2 ms) it does, for 50 us."""
 
 
-class AuditRecord(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One request (U1). `started_at` is Unix microseconds, `_us` fields are durations in microseconds; 0 = the request
-    did not get that far. `rank` is the place in the queue at entry, `usage_before` the fair-use cost units at entry,
-    `slot_us` the time a backend's slot was held. `error` is a code of gateway.errors. Never a prompt, key or header.
-    New fields go to the end: spools of older versions are read."""
-
-    id: str
-    started_at: int
-    tenant: str = ""
-    user: str = ""
-    key: str = ""
-    ip: str = ""
-    dialect: str = ""
-    route: str = ""
-    method: str = ""
-    model_asked: str = ""
-    model_served: str = ""
-    backend: str = ""
-    status: int = 0
-    outcome: str = ""
-    error: str = ""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    usage_estimated: bool = False
-    queue_us: int = 0
-    first_byte_us: int = 0
-    total_us: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    rank: int = 0
-    queue_len: int = 0
-    usage_before: float = 0.0
-    slot_us: int = 0
-
-    @classmethod
-    def of(cls, row: AuditRow) -> "AuditRecord":
-        """From a row of the store: the chain's columns behind it are left out."""
-        return msgspec.convert(row[: len(AUDIT_COLUMNS)], cls, strict=False)
-
-
 class AuditStats(msgspec.Struct, frozen=True):
     """Counters since start; `pending` rows now, the oldest of them at most `oldest_seconds` old."""
 
@@ -97,9 +57,6 @@ class AuditStats(msgspec.Struct, frozen=True):
     spool_bytes: int = 0
     spool_limit: int = 0
 
-
-Opening = tuple[str, int, str, str, str, str, str, str, str, str, str]
-"""The first fields of an AuditRecord, up to `model_served`: what is known of a request that goes to an engine."""
 
 INTERRUPTED = "interrupted"
 """Outcome and error of a request that ran when the process was killed (U3)."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.services.audit import AuditRecord
 from gateway.services.chain import Broken, Checker
+from gateway.services.record import AuditRecord
 from gateway.store.base import STORED_COLUMNS, AuditRow, Store
 
 _PAGE = 1000

@@ -15,7 +15,8 @@ import pytest
 
 from gateway.config import Audit
 from gateway.services import audit as audit_module
-from gateway.services.audit import AuditRecord, AuditService
+from gateway.services.audit import AuditService
+from gateway.services.record import AuditRecord
 from gateway.services.spool import Spool
 from gateway.store import Store, StoreError
 from gateway.store.base import AUDIT_COLUMNS, AuditRow, Head

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.services.audit import AuditRecord
+from gateway.services.record import AuditRecord
 from gateway.store.base import AUDIT_COLUMNS, Head, Store
 from gateway.store.usage import BY, DAY_US, HOUR_US, By, UsageQuery, UsageRow, percentile
 from tests.services.keyring import connection
