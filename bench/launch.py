@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import json
 import signal
 import time
@@ -107,7 +108,7 @@ def without(features: list[str]) -> Iterator[None]:
     def generation(*given: Any, **more: Any) -> Runtime:
         rt = make(*given, **more)
         parts = [FEATURES[name](rt) for name in features]
-        return msgspec.structs.replace(rt, **{name: part for found in parts for name, part in found.items()})
+        return dataclasses.replace(rt, **{name: part for found in parts for name, part in found.items()})
 
     with mock.patch.object(Plane, "_generation", generation):
         yield

@@ -20,6 +20,7 @@ RUN = 512
 usage out of what is kept."""
 LONGEST_FRAME = 1024 * 1024
 """Bytes kept of a frame that does not end. Ollama's last line may carry a whole context as numbers."""
+LONGEST_USAGE: Final = 1024  # bytes of a usage object with all its details
 PARSED_WHOLE = 16 * 1024
 """A plain answer up to this size is decoded for its usage; of a larger one the tail is searched first."""
 _LOOK_BACK: Final = 12  # frames searched from the end: usage, finish, `[DONE]` and room for comments
@@ -74,6 +75,7 @@ class _Frame(msgspec.Struct, gc=False):
 
 
 _FRAME = msgspec.json.Decoder(_Frame)
+_BLOCK = msgspec.json.Decoder(_Block)
 _ENDS_OF_RESPONSE = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 _CHUNK_SIZE = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})(?:;[^\r\n]*)?(?=\r\n)")
@@ -293,6 +295,8 @@ def _counts(frame: _Frame) -> Usage:
 def usage_of_body(endpoint: Endpoint, body: bytes) -> Usage | None:
     """The usage of a whole JSON answer, or of the tail of a long one; None where the engine reported none."""
     native = endpoint.framing is Framing.NDJSON
+    if not native and (usage := _last_member(body)) is not None:
+        return usage
     in_tail = _lines_tail if native else _events_tail
     if len(body) > PARSED_WHOLE and (usage := in_tail(body)) is not None:
         return usage
@@ -303,6 +307,20 @@ def usage_of_body(endpoint: Endpoint, body: bytes) -> Usage | None:
         return _usage_of(frame)
     known = frame.done or frame.prompt_eval_count is not None or frame.eval_count is not None
     return _counts(frame) if known else None
+
+
+def _last_member(body: bytes) -> Usage | None:
+    """The usage of an answer that ends with it, as engines write theirs: a tenth of the cost of decoding all of it.
+
+    What stands between the key and the answer's own brace must be one object: else the key is another's, deeper inside.
+    """
+    at = body.rfind(b'"usage":{', max(0, len(body) - LONGEST_USAGE))
+    if at < 0 or not body.endswith(b"}}") or b'"timings"' in body:
+        return None
+    try:
+        return _of_block(_BLOCK.decode(memoryview(body)[at + 8 : -1]))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _events_tail(body: bytes) -> Usage | None:

@@ -7,6 +7,7 @@ ones, so that a record can be written at any time; only `settle` and `refuse` as
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,8 @@ class Outcome(StrEnum):
     BUG = "bug"
 
 
-class Runtime(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, eq=False)
+class Runtime:
     """What the phases use. Long-lived services are shared by all generations; `config` is this generation's own."""
 
     config: Config

@@ -47,7 +47,7 @@ def _send(x: Exchange, rt: Runtime, answer: Answer) -> None:
 def usable(x: Exchange, rt: Runtime) -> list[ModelInfo]:
     """The models this key may use, as discovery sees them now, and the other names that lead to them (A8, A9, K8)."""
     models = [model for model in rt.backends.models() if x.principal.may_use(model.name)]
-    if rt.names:
+    if rt.names.some:
         known = {model.name for model in models} | {model.name.removesuffix(":latest") for model in models}
         models += rt.names.listed(known.__contains__)
     return models

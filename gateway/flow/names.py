@@ -14,15 +14,13 @@ class Names:
     may be used; never a model outside the group.
     """
 
-    __slots__ = ("_aliases", "_categories")
+    __slots__ = ("_aliases", "_categories", "some")
 
     def __init__(self, aliases: Mapping[str, str], categories: Mapping[str, Category]) -> None:
         self._aliases = aliases
         self._categories = categories
-
-    def __bool__(self) -> bool:
+        self.some = bool(aliases or categories)
         """Whether there are any; most gateways have none, and a request should not pay for them."""
-        return bool(self._aliases or self._categories)
 
     def find(
         self, asked: str, usable: Callable[[str], Route | None], loaded: Callable[[], frozenset[str]]

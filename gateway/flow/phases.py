@@ -65,7 +65,7 @@ log = logging.getLogger("fairgate.flow")
 SSE_COMMENT = b": keep-alive\n\n"
 STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
 _REQUEST_ID = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
-_ID_PREFIX = os.urandom(6).hex()
+_ID_PREFIX = os.urandom(6).hex() + "-"
 _ID_COUNT = itertools.count(1)
 
 
@@ -126,7 +126,7 @@ def request_id(connection: Connection) -> str:
     given = head.headers.get(b"x-request-id") if head is not None else None
     if given and len(given) <= 64 and _REQUEST_ID.issuperset(given):
         return given.decode()
-    return f"{_ID_PREFIX}{next(_ID_COUNT):08x}"
+    return _ID_PREFIX + str(next(_ID_COUNT))
 
 
 # ---- classify
@@ -209,7 +209,7 @@ async def read(x: Exchange, rt: Runtime) -> None:
 def route(x: Exchange, rt: Runtime) -> None:
     """Model and principal -> route. One answer for forbidden and unknown (K8)."""
     asked = x.principal.force_model or x.ask.model
-    found = rt.names.find(asked, partial(_usable, x, rt), rt.backends.loaded) if rt.names else _usable(x, rt, asked)
+    found = rt.names.find(asked, partial(_usable, x, rt), rt.backends.loaded) if rt.names.some else _usable(x, rt, asked)
     if found is None:
         raise ModelUnavailable("The model does not exist or this key may not use it.", param="model")
     x.route = found

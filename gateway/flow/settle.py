@@ -148,7 +148,7 @@ def record(x: Exchange, ended: float) -> AuditRecord:
         model_served=x.route.model,
         backend=x.backend.name,
         status=x.status,
-        outcome=x.outcome.value,
+        outcome=_said(x.outcome),
         error=x.error.code if x.error is not None else "",
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
@@ -166,6 +166,11 @@ def record(x: Exchange, ended: float) -> AuditRecord:
     )
 
 
+def _said(outcome: Outcome) -> str:
+    """`outcome.value`, at a fraction of its cost where all went well."""
+    return "done" if outcome is Outcome.DONE else outcome.value
+
+
 def _us(end: float, start: float) -> int:
     return int((end - start) * 1e6) if start else 0
 
@@ -173,7 +178,7 @@ def _us(end: float, start: float) -> int:
 def _count(x: Exchange, rt: Runtime, ended: float, cost_units: float) -> None:
     metrics, endpoint = rt.metrics, x.endpoint
     dialect = endpoint.dialect.name if endpoint is not NO_ENDPOINT else ""
-    metrics.count_request(dialect, endpoint.path, x.status, x.outcome.value)
+    metrics.count_request(dialect, endpoint.path, x.status, _said(x.outcome))
     if x.error is not None:
         metrics.refused(x.error.code)
     if x.route is NO_ROUTE:

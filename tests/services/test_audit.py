@@ -71,7 +71,7 @@ def killed(service: AuditService) -> None:
     spool = service._spool
     for file in (*spool._retired, spool._file, spool._directory, spool._lock):
         os.close(file)
-    service._thread.shutdown()
+    service._shipper.shutdown()
 
 
 async def until(true: Any, seconds: float = 20.0) -> None:
