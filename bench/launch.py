@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import msgspec
 import uvloop
 
 from gateway import config as cfg

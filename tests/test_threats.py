@@ -16,8 +16,8 @@ from gateway.http1.message import RequestHead
 from gateway.http1.wire import RequestReader, WireLimits
 from gateway.services.backends import BackendService
 from gateway.services.catalogue import Backend
-from gateway.services.tracing import passed_on
 from gateway.services.record import AuditRecord
+from gateway.services.tracing import passed_on
 from gateway.store import open_store
 from gateway.store.base import Head, Tenant
 

@@ -209,7 +209,9 @@ async def read(x: Exchange, rt: Runtime) -> None:
 def route(x: Exchange, rt: Runtime) -> None:
     """Model and principal -> route. One answer for forbidden and unknown (K8)."""
     asked = x.principal.force_model or x.ask.model
-    found = rt.names.find(asked, partial(_usable, x, rt), rt.backends.loaded) if rt.names.some else _usable(x, rt, asked)
+    found = (
+        rt.names.find(asked, partial(_usable, x, rt), rt.backends.loaded) if rt.names.some else _usable(x, rt, asked)
+    )
     if found is None:
         raise ModelUnavailable("The model does not exist or this key may not use it.", param="model")
     x.route = found

@@ -5,13 +5,13 @@
 
 import logging
 
-from gateway.api.dialect import Access, Endpoint
+from gateway.api.dialect import Access
 from gateway.api.routes import NO_ENDPOINT
 from gateway.api.stream import Usage
 from gateway.flow import quota
 from gateway.flow.exchange import NO_ROUTE, Exchange, Outcome, Runtime
-from gateway.services.tracing import Ended, TracingService
 from gateway.services.record import AuditRecord, Opening
+from gateway.services.tracing import Ended, TracingService
 from scheduler.estimate import cost
 
 log = logging.getLogger("fairgate.flow")
@@ -50,14 +50,14 @@ def settle(x: Exchange, rt: Runtime) -> None:
 
 def _trace(x: Exchange, tracing: TracingService, row: AuditRecord, ended: float) -> None:
     """Hand a kept trace over for export. Public routes (health, playground) have none: probes would drown the rest."""
-    endpoint = cast("Endpoint | None", x.endpoint)
-    if x.trace is None or not x.trace.sampled or (endpoint is not None and endpoint.access is Access.PUBLIC):
+    endpoint = x.endpoint
+    if x.trace is None or not x.trace.sampled or endpoint.access is Access.PUBLIC:
         return
     tracing.ended(
         Ended(
             trace=x.trace,
             row=row,
-            operation=str(endpoint.kind) if endpoint is not None else "",
+            operation=str(endpoint.kind) if endpoint is not NO_ENDPOINT else "",
             engine=x.backend.engine if row.backend else "",
             model=x.principal.force_model or row.model_asked if row.model_served else "",
             started=x.started,

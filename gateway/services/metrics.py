@@ -382,10 +382,10 @@ class Metrics:
     def _own(self) -> Iterator[tuple[str, Labels, float | Histogram]]:
         for (dialect, route, status, outcome), count in self._requests.items():
             yield "fairgate_requests_total", (dialect, route, f"{status}xx" if status else OTHER, outcome), count
-        yield "fairgate_auth_total", ("ok",), self.authenticated
         for label, metric in _COUNTED.items():
             for value, count in self._counts[label].items():
                 yield metric, (value,), count
+        yield "fairgate_auth_total", ("ok",), self.authenticated
         yield "fairgate_body_bytes_total", ("in",), self._bytes_in
         yield "fairgate_body_bytes_total", ("out",), self._bytes_out
         yield "fairgate_overhead_seconds", (), self._overhead

@@ -20,7 +20,7 @@ from typing import Protocol
 import msgspec
 
 from gateway.config import ConfigError, Tracing
-from gateway.services.audit import AuditRecord
+from gateway.services.record import AuditRecord
 
 log = logging.getLogger("fairgate.tracing")
 

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from gateway import config as cfg
-from gateway.services.audit import AuditRecord
+from gateway.services.record import AuditRecord
 from gateway.services.spans import ATTRIBUTES, SpanExport
 from gateway.services.tracing import BATCH, Ended, Trace, TracingService, open_tracing, parent_of, passed_on
 from tests.wire import WAIT
