@@ -141,7 +141,7 @@ def recall(x: Exchange, rt: Runtime) -> bool:
     if not rt.keys.holds(known.grant, known.epoch):
         return False
     x.endpoint, x.ip, x.extra, x.principal = known.endpoint, known.ip, known.extra, known.grant.principal
-    rt.metrics.authenticated += 1
+    rt.metrics.auth("ok")
     return True
 
 
@@ -174,7 +174,7 @@ async def authenticate(x: Exchange, rt: Runtime) -> None:
         anonymous = b"authorization" not in x.head.headers and b"x-api-key" not in x.head.headers
         rt.metrics.auth("missing" if anonymous else AUTH_FAILURES.get(type(error), "invalid"))
         raise
-    rt.metrics.authenticated += 1
+    rt.metrics.auth("ok")
     if x.endpoint.scope and x.endpoint.scope not in x.principal.scopes:
         raise Forbidden(f"This key lacks the scope {x.endpoint.scope!r}.")
     if grant is not None:

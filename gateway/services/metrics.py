@@ -155,8 +155,6 @@ class Metrics:
         self._requests: dict[tuple[str, str, int, str], int] = {}
         # What is known beforehand stands at 0: a rate sees no rise in a series that begins with its first event.
         self._counts = {label: dict.fromkeys(LABELS.get(label, ()), 0) for label in _COUNTED}
-        self.authenticated = 0
-        """Requests whose key was good."""
         self._models: dict[str, _Model] = {OTHER: _Model()}
         self._overhead = Histogram(OVERHEAD)
         self._lag = Histogram(LAG)
@@ -256,7 +254,7 @@ class Metrics:
         mine.cached += cached
 
     def auth(self, result: str) -> None:
-        """One authentication that failed; see AUTH_RESULTS."""
+        """One authentication; see AUTH_RESULTS."""
         self._count("result", result)
 
     def refused(self, code: str) -> None:
@@ -385,7 +383,6 @@ class Metrics:
         for label, metric in _COUNTED.items():
             for value, count in self._counts[label].items():
                 yield metric, (value,), count
-        yield "fairgate_auth_total", ("ok",), self.authenticated
         yield "fairgate_body_bytes_total", ("in",), self._bytes_in
         yield "fairgate_body_bytes_total", ("out",), self._bytes_out
         yield "fairgate_overhead_seconds", (), self._overhead

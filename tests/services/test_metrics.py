@@ -45,7 +45,7 @@ def busy() -> Metrics:
     made.settle("m", duration=2.0, queue=0.2, first_byte=0.3, prompt=5, completion=7, cached=2, overhead=0.0003)
     made.settle("m", duration=1.0, queue=0.1, estimated=True, party="p", cost=3.0, bytes_in=10, bytes_out=20)
     made.gaps("m")(0.04)
-    made.authenticated += 1
+    made.auth("ok")
     made.refused(QueueFull.code)
     made.retried("a")
     made.observe_loop_lag(0.002)
