@@ -66,8 +66,8 @@ NO_STATS = PlaneStats(
 LARGEST = frozenset({"oldest_seconds"})
 """Figures that are not added up."""
 PASSING = frozenset(
-    {"open", "busy", "buffered", "pending", "oldest_seconds", "spool_bytes", "cached", "negative", "flights"}
-    | {"body_bytes", "waiting", "upstream"}
+    {"open", "busy", "buffered", "pending", "oldest_seconds", "spool_bytes", "spool_limit", "cached", "negative"}
+    | {"flights", "body_bytes", "waiting", "upstream"}
 )
 """What ends with its process; all other figures only ever grow, and stay when it is gone."""
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
 import httpx
+import msgspec
 import pytest
 import uvloop
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -16,7 +17,7 @@ from starlette.responses import StreamingResponse
 
 from gateway import config
 from gateway.admin.app import AdminServer, admin_app, in_turns, serve_admin
-from gateway.admin.state import PlaneStats, WorkerStats
+from gateway.admin.state import NO_STATS, PlaneStats, WorkerStats, added
 from gateway.flow.ledger import LedgerStats
 from gateway.http1.server import ServerStats
 from gateway.services.audit import AuditStats
@@ -309,3 +310,13 @@ def test_a_scrape_lets_the_loop_turn_between_two_metrics() -> None:
         assert parts >= len(METRICS)
 
     run(body)
+
+
+def test_what_a_gone_worker_held_is_not_counted_on() -> None:
+    """O2: what it did stays in the sums; its spool, its connections and their bounds went with it."""
+    audit = AuditStats(7, 2, 0, 0, 1.0, interrupted=1, spool_bytes=4096, spool_limit=1 << 30)
+    server = ServerStats(open=4, busy=1, accepted=9, refused=2, requests=12, timed_out=0, buffered=7)
+    gone = added([msgspec.structs.replace(NO_STATS, audit=audit, server=server)], past=True)
+    assert (gone.audit.written, gone.audit.interrupted, gone.server.accepted) == (7, 1, 9)
+    assert (gone.audit.spool_bytes, gone.audit.spool_limit, gone.audit.pending, gone.server.open) == (0, 0, 0, 0)
+    assert added([gone, msgspec.structs.replace(NO_STATS, audit=audit)]).audit.spool_limit == 1 << 30
