@@ -180,6 +180,7 @@ class UpstreamConnection:
             self._broke(UpstreamBroke("The engine's answer was malformed.", cause=str(error)))
 
     def _read_head(self, data: bytes) -> None:
+        self.reused = False  # it answers: from here on its end is a failure, and no reason to ask again (R5)
         buffer = self._buffer + data if self._buffer else data
         for _ in range(MAX_INFORMATIONAL):
             parsed = self.pool.heads.read(buffer, self._method)
@@ -260,7 +261,7 @@ class UpstreamConnection:
         if state is State.BODY and self.walker is None and self._remaining is None and exc is None:
             if self.sink is not None:
                 self.sink.last(b"")
-        elif state is State.HEAD and self.reused and not self._buffer:
+        elif state is State.HEAD and self.reused:
             self._fail(StaleConnection("The engine closed the connection.", cause=repr(exc)))
         elif state is State.HEAD or state is State.BODY:
             self._fail(

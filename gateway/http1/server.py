@@ -97,6 +97,7 @@ class Connection:
         "quiet_at",
         "quiet_call",
         "reader",
+        "stall_deadline",
         "stream",
         "tls",
         "transport",
@@ -112,6 +113,7 @@ class Connection:
         self.phase = Phase.IDLE
         self.deadline = NEVER
         self.writable = True
+        self.stall_deadline = NEVER  # of a client that does not take what is written, beside the phase's own
         self.fresh = True  # no request yet
         self.known: Any = None  # what the handler remembers for the next request
         self._error: WireError | None = None
@@ -147,11 +149,11 @@ class Connection:
             self.reader.feed(data)
         except WireError as error:
             self._error = error
-        if self.call is None:
+        if self.call is None and self.writable:
             self._pump()
         elif self._body is not None:
             self._body_progress()
-        elif self.reader.complete and self.reader.buffered > PIPELINE_BYTES:
+        elif (self.reader.complete or self.call is None) and self.reader.buffered > PIPELINE_BYTES:
             self.transport.pause_reading()
 
     def eof_received(self) -> bool:
@@ -160,28 +162,34 @@ class Connection:
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = Phase.CLOSED
-        self.deadline = NEVER
+        self.deadline = self.stall_deadline = NEVER
         self._server.closed(self)
         if self.call is not None:
             self.call.throw(ClientGone("the client closed the connection"))
 
     def pause_writing(self) -> None:
         self.writable = False
-        self.deadline = self._server.now() + self._server.timeouts.slow_reader
+        self.stall_deadline = self._server.now() + self._server.timeouts.slow_reader
         if self.stream is not None:
             self.stream.pause()
 
     def resume_writing(self) -> None:
         self.writable = True
-        self.deadline = NEVER
+        self.stall_deadline = NEVER
         if self.stream is not None:
             self.stream.resume()
+        elif self.call is None and self.phase is not Phase.LINGER:
+            self.transport.resume_reading()
+            asyncio.get_running_loop().call_soon(self._pump)
 
     # ---- requests, one after the other
 
     def _pump(self) -> None:
-        """Start every request that is ready; handlers that end at once are answered in this loop, not recursively."""
-        while self.call is None and self.phase is not Phase.LINGER and self.phase is not Phase.CLOSED:
+        """Start every request that is ready; handlers that end at once are answered in this loop, not recursively.
+
+        While the client does not take its answers no other is begun: what waits to be written stays bounded.
+        """
+        while self.call is None and self.writable and self.phase is not Phase.LINGER and self.phase is not Phase.CLOSED:
             if self.reader.head is not None:
                 self._start(self.reader.head)
             elif self._error is not None:
@@ -194,7 +202,7 @@ class Connection:
     def _await_head(self) -> None:
         timeouts = self._server.timeouts
         if self._server.draining and self.reader.idle and not self.fresh:
-            self.transport.close()
+            self.close()
         elif self.reader.idle:
             self.phase = Phase.IDLE
             self.deadline = self._server.now() + timeouts.keep_alive
@@ -239,14 +247,23 @@ class Connection:
         """Close after what is written; a peer still sending gets the answer before the reset (RFC 9112 section 9.6)."""
         if self.phase is Phase.CLOSED:
             return
-        self.phase = Phase.LINGER
-        self.deadline = self._server.now() + LINGER
+        if (self._error is None and self.reader.complete) or not self.transport.can_write_eof():
+            self.close()
+            return
+        self._linger()
         if not self.transport.is_reading():
             self.transport.resume_reading()
-        if (self._error is None and self.reader.complete) or not self.transport.can_write_eof():
-            self.transport.close()
-        else:
-            self.transport.write_eof()
+        self.transport.write_eof()
+
+    def close(self) -> None:
+        """Close after what is written; a client that does not take it is cut in the end."""
+        self._linger()
+        self.transport.close()
+
+    def _linger(self) -> None:
+        self.phase = Phase.LINGER
+        unsent = self.transport.get_write_buffer_size()
+        self.deadline = self._server.now() + (self._server.timeouts.slow_reader if unsent else LINGER)
 
     # ---- what a handler uses
 
@@ -322,21 +339,20 @@ class Connection:
 
     # ---- timers, driven by the server's sweep
 
-    def expired(self) -> None:
-        """The deadline of the current phase has passed."""
-        self.deadline = NEVER
+    def expired(self, now: float) -> None:
+        """The deadline of the current phase has passed, or that of a client that does not read."""
         self._server.timed_out += 1
+        if self.stall_deadline <= now or self.phase is Phase.LINGER:
+            self.transport.abort()  # connection_lost ends the call
+            return
+        self.deadline = NEVER
         if self._body is not None:
             self._body.fail(RequestTimeout("The request body did not arrive in time."))
-        elif self.call is not None:
-            self.transport.abort()  # a client that does not read; connection_lost ends the call
         elif self.phase is Phase.HEAD:
             self._server.handler.malformed(self, WireError(408, "the request head did not arrive in time"))
             self._close_gently()
-        elif self.phase is Phase.LINGER:
-            self.transport.abort()
         else:
-            self.transport.close()
+            self.close()
 
     def quiet(self) -> None:
         """The handler asked to be called when `quiet_at` passes."""
@@ -415,14 +431,15 @@ class HttpServer:
         """One pass over all timers: coarse (a quarter of the shortest timeout), and free per request."""
         now = self.now()
         self.date_line = b"Date: %b\r\n" % formatdate(usegmt=True).encode()
-        self._expire([c for c in self.connections if c.deadline <= now or c.quiet_at <= now], now)
+        due = [c for c in self.connections if c.deadline <= now or c.stall_deadline <= now or c.quiet_at <= now]
+        self._expire(due, now)
         self._timer = self._loop.call_later(self._interval, self.sweep)
 
     def _expire(self, due: list[Connection], now: float) -> None:
         """End or call those that are still due; a flood that stalls together must not hold the loop together."""
         for connection in due[:EXPIRED_A_TURN]:
-            if connection.deadline <= now:
-                connection.expired()
+            if connection.deadline <= now or connection.stall_deadline <= now:
+                connection.expired(now)
             elif connection.quiet_at <= now:
                 connection.quiet()
         if len(due) > EXPIRED_A_TURN:
@@ -438,7 +455,7 @@ class HttpServer:
             if connection.fresh:
                 connection.deadline = min(connection.deadline, soon)
             else:
-                connection.transport.close()
+                connection.close()
         if self.connections:
             try:
                 await asyncio.wait_for(self._empty.wait(), deadline)

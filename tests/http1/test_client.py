@@ -222,6 +222,28 @@ def test_a_kept_connection_that_died_before_answering_is_told_apart() -> None:
     run(close_on_second, test)
 
 
+@pytest.mark.parametrize("begun", [b"HTTP/1.1 103 Early Hints\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\nHTTP", b"H"])
+def test_an_engine_that_had_begun_to_answer_is_not_asked_again(begun: bytes) -> None:
+    """R5: an interim answer shows that it has the request, and may be generating."""
+
+    async def hint_on_second(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(OK)
+        await read_request(reader)
+        writer.write(begun)
+        await writer.drain()
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        await exchange(await pool.dial(1.0))
+        kept = pool.take()
+        assert kept is not None
+        with pytest.raises(UpstreamBroke) as broke:
+            await exchange(kept)
+        assert not isinstance(broke.value, StaleConnection)
+
+    run(hint_on_second, test)
+
+
 def test_a_connection_the_engine_closed_while_idle_is_not_taken() -> None:
     """R6"""
 

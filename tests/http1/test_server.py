@@ -15,6 +15,7 @@ from gateway.http1.wire import WireError
 from tests.wire import WAIT, Client
 
 HOST = b"Host: gateway\r\n"
+LARGE = 16_000_000  # bytes; more than the kernel takes for a client that does not read
 
 
 class Echo:
@@ -48,7 +49,8 @@ class Echo:
                 connection.begin(200, b"", framing=b"Content-Length: 100000000\r\n", first=b"x" * 10_000_000)
                 self.gate = Signal()
                 await self.gate
-            connection.respond(200, b"", f"{head.method} {head.path} ".encode() + body)
+            large = b"x" * LARGE if head.path == "/large" else b""
+            connection.respond(200, b"", f"{head.method} {head.path} ".encode() + body + large)
         except WireError as error:
             connection.respond(error.status, b"", error.reason.encode())
         except RequestTimeout:
@@ -313,3 +315,129 @@ def test_drain_finishes_what_runs_and_closes_what_idles() -> None:
         assert await drained
 
     run(test)
+
+
+ASK = b"GET /large HTTP/1.1\r\n%b\r\n" % HOST
+
+
+async def stalled(server: HttpServer, port: int, wire: bytes) -> tuple[Client, Connection]:
+    """A client that has asked and does not read, and its connection once bytes wait for it."""
+    client = await Client.connect(port)
+    client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    client.writer.write(wire)
+    async with asyncio.timeout(WAIT):
+        while not server.stats().buffered:
+            await asyncio.sleep(0)
+    (connection,) = server.connections
+    return client, connection
+
+
+def taking(client: Client) -> None:
+    client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+
+
+def pass_time(server: HttpServer, clock: Clock, seconds: float) -> None:
+    clock.time += seconds
+    server.sweep()
+
+
+def test_answers_to_a_client_that_does_not_read_are_not_piled_up() -> None:
+    """H5: pipelined requests wait until the answers before them have gone."""
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        client, _ = await stalled(server, port, ASK * 5)
+        for _ in range(5):
+            await client.send(ASK)
+            await asyncio.sleep(0.001)
+        assert server.stats().buffered < 2 * LARGE
+        assert server.requests <= 2
+        taking(client)
+        for _ in range(10):
+            _, _, body = await client.answer()
+            assert len(body) > LARGE
+        assert server.requests == 10
+
+    run(test)
+
+
+def test_a_body_sent_behind_an_answer_that_is_not_taken_is_read_later() -> None:
+    """H5: reading stops while requests wait, and goes on with them."""
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        body = b"b" * 2_000_000
+        client, connection = await stalled(server, port, ASK)
+        client.writer.write(b"POST /b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n" % (HOST, len(body)) + body)
+        async with asyncio.timeout(WAIT):
+            while connection.transport.is_reading():
+                await asyncio.sleep(0)
+        assert connection.reader.buffered < 1_000_000
+        taking(client)
+        assert len((await client.answer())[2]) > LARGE
+        assert (await client.answer())[2] == b"POST /b " + body
+
+    run(test)
+
+
+def test_a_client_that_does_not_read_gets_no_more_time_by_asking_again() -> None:
+    """H4"""
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        client, _ = await stalled(server, port, ASK)
+        for _ in range(3):
+            pass_time(server, clock, 19)
+            await client.send(ASK)
+            await asyncio.sleep(0.001)
+        assert server.stats().open == 1
+        pass_time(server, clock, 4)
+        async with asyncio.timeout(WAIT):
+            while server.connections:
+                await asyncio.sleep(0)
+
+    run(test)
+
+
+def test_a_client_that_was_slow_still_idles_out() -> None:
+    """H4: the timer of the reader leaves that of the next request in place."""
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        client, _ = await stalled(server, port, ASK)
+        taking(client)
+        await client.answer()
+        async with asyncio.timeout(WAIT):
+            while server.stats().buffered:
+                await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        pass_time(server, clock, 76)
+        assert await client.at_end()
+
+    run(test)
+
+
+def test_an_idle_connection_with_an_answer_that_is_not_taken_ends() -> None:
+    """H4: closing waits for what is written, but not for ever; the cap is above what waits, so nothing was paused."""
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        await stalled(server, port, ASK)
+        pass_time(server, clock, 76)
+        await asyncio.sleep(0)
+        assert server.connections
+        pass_time(server, clock, 61)
+        async with asyncio.timeout(WAIT):
+            while server.connections:
+                await asyncio.sleep(0)
+
+    run(test, caps=Caps(buffer_bytes=2 * LARGE))
+
+
+def test_the_last_answer_of_a_connection_may_be_taken_slowly() -> None:
+    """H4: what is written is not cut by the short time for a peer that goes on sending."""
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        client, connection = await stalled(server, port, ASK.replace(HOST, HOST + b"Connection: close\r\n"))
+        assert connection.phase is Phase.LINGER
+        pass_time(server, clock, 30)
+        taking(client)
+        assert len((await client.answer())[2]) > LARGE
+        assert await client.at_end()
+
+    run(test, caps=Caps(buffer_bytes=2 * LARGE))
