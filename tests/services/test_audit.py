@@ -3,10 +3,11 @@
 import asyncio
 import json
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -413,3 +414,25 @@ def test_put_is_cheap(tmp_path: Path) -> None:
 
 def test_the_records_columns_are_the_stores() -> None:
     assert AuditRecord.__struct_fields__ == AUDIT_COLUMNS
+
+
+def test_a_restored_backup_gets_again_what_the_spool_still_holds(tmp_path: Path) -> None:
+    """docs/operations.md, Backup: an older store is put back, the spool stayed with the machine."""
+    live, backup = tmp_path / "x.db", tmp_path / "backup.db"
+
+    async def write(*names: str) -> list[str]:
+        async with connection(live) as store:
+            async with running(store, config(tmp_path)) as service:
+                for name in names:
+                    service.put(record(name))
+                await until(lambda: service.stats().pending == 0)
+            return [row.id for row in await stored(store)]
+
+    asyncio.run(write("before"))
+    with closing(sqlite3.connect(live)) as source, closing(sqlite3.connect(backup)) as target:
+        source.backup(target)
+    asyncio.run(write("after"))
+    for file in tmp_path.glob("x.db*"):
+        file.unlink()
+    backup.rename(live)
+    assert asyncio.run(write("restored")) == ["before", "after", "restored"]
