@@ -179,6 +179,9 @@ def test_names_that_are_nearly_right_are_suggested(cli: Cli) -> None:
     cli.json("tenants", "create", "acme")
     assert "did you mean 'wait_weight'" in cli.refused("settings", "set", "wait_wieght", "1")
     assert "did you mean 'wait_weight'" in cli.refused("settings", "get", "wait_wieght")
+    assert "did you mean 'acme'" in cli.refused("users", "create", "ann", "--tenant", "amce")
+    cli.json("users", "create", "ann", "--tenant", "acme")
+    assert "did you mean 'ann'" in cli.refused("keys", "create", "--tenant", "acme", "--user", "anne")
     assert "from 1 on" in cli.run("tenants", "create", "a", "--rpm", "many").stderr
 
 

@@ -23,6 +23,7 @@ from gateway.commands.common import (
     with_store,
 )
 from gateway.config import Config, nearest
+from gateway.services.accounts import find_tenant, find_user
 from gateway.services.keyfmt import random_text
 from gateway.services.operations import effective
 from gateway.store.base import Store
@@ -158,12 +159,8 @@ def _history(args: argparse.Namespace, kind: str) -> int:
 
 def _create(args: argparse.Namespace) -> int:
     async def work(store: Store, config: Config) -> Reservation:
-        tenant = await store.tenant(args.tenant)
-        if tenant is None:
-            raise CommandError(f"there is no tenant {args.tenant!r}")
-        user = await store.user(tenant.id, args.user) if args.user else None
-        if args.user and user is None:
-            raise CommandError(f"tenant {tenant.name!r} has no user {args.user!r}")
+        tenant = await find_tenant(store, args.tenant)
+        user = await find_user(store, tenant, args.user) if args.user else None
         ends = args.start + int(args.minutes * 60e6)
         if ends <= max(args.start, _now()):
             raise CommandError("the window must end after it starts, and in the future")

@@ -10,7 +10,7 @@ import time
 
 import msgspec
 
-from gateway.config import Identity
+from gateway.config import Identity, nearest
 from gateway.services.keyfmt import mint, random_text
 from gateway.services.keys import SCOPES, hasher
 from gateway.store.base import Conflict, Key, Store, Tenant, User
@@ -196,7 +196,8 @@ async def find_tenant(store: Store, ref: str) -> Tenant:
     """By name or id."""
     tenant = await store.tenant(ref)
     if tenant is None:
-        raise AccountError(f"there is no tenant {ref!r}")
+        known = nearest(ref, [each.name for each in await store.tenants()])
+        raise AccountError(f"there is no tenant {ref!r}{known}")
     return tenant
 
 
@@ -204,7 +205,8 @@ async def find_user(store: Store, tenant: Tenant, ref: str) -> User:
     """By name or id within a tenant."""
     user = await store.user(tenant.id, ref)
     if user is None:
-        raise AccountError(f"tenant {tenant.name!r} has no user {ref!r}")
+        known = nearest(ref, [each.name for each in await store.users(tenant.id)])
+        raise AccountError(f"tenant {tenant.name!r} has no user {ref!r}{known}")
     return user
 
 
