@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -100,6 +101,7 @@ def show(rows: list[Row], given: argparse.Namespace) -> str:
 
 def main() -> int:
     given = parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that gateways are stopped
     try:
         if given.action == "check":
             return check.main(given.load_core)

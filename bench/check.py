@@ -26,7 +26,7 @@ def trouble_of(backend: Backend, core: int, fault: str, api: str, stream: bool) 
     options = ["--port", str(backend.port), "--conns", "4", "--warmup", "0", "--duration", "0.3", "--frames", "40"]
     options += ["--expect-bytes", str(bytes_), "--expect-usage", str(int(not stream or api == "ollama"))]
     options += (["--stream"] if stream else []) + (["--ollama"] if api == "ollama" else [])
-    result = run_load(core, options, lambda: None, lambda: None)
+    result = run_load(core, options, lambda pid: None, lambda pid: None)
     assert result["all_sound"] > 0, "no sound answer among the broken ones"
     return set(result["troubles"])
 
@@ -35,7 +35,7 @@ def held(backend: Backend, core: int, fault: str) -> int:
     """First frames that a short paced run reports as held back."""
     backend.set(frames=4, rate=20, **{"break": fault}, every=1)
     options = ["--port", str(backend.port), "--conns", "4", "--warmup", "0", "--duration", "0.5", "--frames", "4"]
-    result = run_load(core, [*options, "--stream", "--frame-rate", "20"], lambda: None, lambda: None)
+    result = run_load(core, [*options, "--stream", "--frame-rate", "20"], lambda pid: None, lambda pid: None)
     assert not result["errors"], result["troubles"]
     return int(result["firsts_held"])
 

@@ -70,6 +70,9 @@ class Rows:
         return float(row) if isinstance(row, int | float) else None
 
     def start(self) -> float | None:
+        alone = self.of_memory("start_s")
+        if alone is not None:
+            return alone
         starts = [run.facts["peers"][OURS]["start_s"] for run in self.runs if OURS in run.facts["peers"]]
         return median(starts)
 

@@ -53,6 +53,13 @@ def full(base: Plan) -> list[Plan]:
             peers=["nginx", "fairgate", *(f"fairgate-{name}" for name in FEATURES)],
             scenarios=["S1", "S5"],
         ),
+        replace(
+            base,
+            title="two workers",
+            peers=["nginx", "fairgate", "fairgate-2-workers"],
+            scenarios=["S1", "S5"],
+            spins=(False,),
+        ),
     ]
 
 

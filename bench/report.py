@@ -137,7 +137,18 @@ def columns(scenario: Scenario) -> list[Column]:
     if scenario.mode == "abort":
         shown += [plain("abort seen p50 us", lambda row: median(row["abort_us"]))]
         shown += [plain("max", lambda row: max(row["abort_us"], default=None))]
-    return [*shown, plain("PSS MB", lambda row: row["pss_mb"] or None), plain("tools idle", idle)]
+    return [
+        *shown,
+        plain("PSS MB", lambda row: row["pss_mb"] or None),
+        plain("tools idle", idle),
+        plain("tools core", tools),
+    ]
+
+
+def tools(row: Row) -> float | None:
+    """Share of a core that backend and load generator took; 1 where they spin."""
+    share: float | None = None if row["spin"] else row.get("tools_share")
+    return share
 
 
 def held(row: Row) -> float | None:

@@ -44,21 +44,25 @@ class Plan:
 
 @dataclass
 class Window:
-    """CPU and memory of a gateway's process tree over the measured window, and what the gateway watched itself."""
+    """The measured window: CPU and memory of a gateway's process tree, what it watched itself, CPU of the load side."""
 
     peer: Peer
+    backend: int
     pids: list[int]
     begin: machine.Cpu = field(default_factory=lambda: machine.Cpu(0, 0, 0, 0))
+    tools: machine.Cpu = field(default_factory=lambda: machine.Cpu(0, 0, 0, 0))
     used: machine.Cpu = field(default_factory=lambda: machine.Cpu(0, 0, 0, 0))
     pss_mb: float = 0.0
     watched: dict[str, float] = field(default_factory=dict)
 
-    def on_begin(self) -> None:
+    def on_begin(self, load: int) -> None:
         self.peer.watched()
+        self.tools = machine.cpu_of([self.backend, load])
         self.begin = machine.cpu_of(self.pids)
 
-    def on_end(self) -> None:
+    def on_end(self, load: int) -> None:
         self.used = machine.cpu_of(self.pids) - self.begin
+        self.tools = machine.cpu_of([self.backend, load]) - self.tools
         self.watched = self.peer.watched()
         self.pss_mb = machine.pss_mb(self.pids)  # the streams are still open here
 
@@ -103,7 +107,7 @@ def measure(peer: Peer, scenario: Scenario, backend: Backend, plan: Plan, spin: 
     """One run of one scenario on one gateway. A row: the load's result, CPU, memory, and what the backend saw."""
     backend.set(frames=scenario.frames, rate=scenario.frame_rate, spin=int(spin))
     backend.stats()
-    window = Window(peer, peer.pids())
+    window = Window(peer, backend.pid, peer.pids())
     arguments = load_arguments(peer, scenario, backend, plan, spin)
     try:
         result = run_load(plan.load_core, arguments, window.on_begin, window.on_end)
@@ -123,6 +127,7 @@ def measure(peer: Peer, scenario: Scenario, backend: Backend, plan: Plan, spin: 
         "cpu_main_us": window.used.main * 1e6 / units if units else None,
         "cpu_user_share": window.used.user_share,
         "core_share": window.used.total / plan.seconds,
+        "tools_share": window.tools.total / plan.seconds,
         "pss_mb": window.pss_mb,
         "base_mb": peer.base_mb,
         "abort_us": abort_delays(result.pop("aborts"), aborts),

@@ -40,8 +40,9 @@ def compile_tool(name: str) -> Path:
     return program
 
 
-def pinned(core: int, command: list[str]) -> list[str]:
-    return ["taskset", "-c", str(core), *command]
+def pinned(cores: int | str, command: list[str]) -> list[str]:
+    """`cores` as taskset takes them: 1, or 0,1."""
+    return ["taskset", "-c", str(cores), *command]
 
 
 def fetch(
@@ -65,6 +66,7 @@ class Backend:
             pinned(core, [str(compile_tool("backend"))]), stdout=subprocess.PIPE, text=True
         )
         assert self._process.stdout is not None
+        self.pid = self._process.pid
         self.port: int = json.loads(self._process.stdout.readline())["port"]
 
     def __enter__(self) -> Backend:
@@ -91,9 +93,9 @@ class Backend:
 
 
 def run_load(
-    core: int, arguments: list[str], on_begin: Callable[[], None], on_end: Callable[[], None]
+    core: int, arguments: list[str], on_begin: Callable[[int], object], on_end: Callable[[int], object]
 ) -> dict[str, Any]:
-    """Run the load generator to its end; the two callbacks frame its measured window. Its result line."""
+    """Run the load generator to its end -> its result. The callbacks frame its measured window and get its pid."""
     command = pinned(core, [str(compile_tool("load")), *arguments])
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -101,9 +103,9 @@ def run_load(
     try:
         for line in process.stdout:
             if line == "begin\n":
-                on_begin()
+                on_begin(process.pid)
             elif line == "end\n":
-                on_end()
+                on_end(process.pid)
             else:
                 result = json.loads(line)
     finally:

@@ -72,7 +72,7 @@ def generate(rig: Rig, backend: Backend, count: int, ramp: float, options: argpa
     words = ["--port", str(rig.port), "--mode", "closed", "--stream", "--conns", str(count), "--prompt-bytes", "256"]
     words += ["--frames", str(options.frames), "--expect-bytes", str(exact), "--keys", str(rig.folder / "keys")]
     words += ["--ramp", str(ramp), "--warmup", "1", "--duration", str(length + 5), "--timeout", "120"]
-    return run_load(options.core, words, lambda: None, lambda: None)
+    return run_load(options.core, words, lambda pid: None, lambda pid: None)
 
 
 async def quiet(rig: Rig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from bench.peers.python import Aiohttp, FastApi
 from bench.peers.variants import (
     Bare,
     OnPostgreSQL,
+    TwoWorkers,
     Watched,
     WithoutAudit,
     WithoutAuth,
@@ -41,6 +42,7 @@ PEERS: dict[str, type[Peer]] = {
         WithoutMetrics,
         Bare,
         OnPostgreSQL,
+        TwoWorkers,
     )
 }
 

@@ -63,6 +63,10 @@ class Peer:
         """The command line that serves on self.port, or None for no process at all."""
         return None
 
+    def cores(self) -> int | str:
+        """Where it runs."""
+        return self.core
+
     def environment(self) -> dict[str, str]:
         return {}
 
@@ -107,7 +111,7 @@ class Peer:
         began = time.monotonic()
         with (self.folder / "log.txt").open("w") as log:
             self._process = subprocess.Popen(
-                pinned(self.core, command),
+                pinned(self.cores(), command),
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self.environment()},

@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import time
+from typing import Any
 
 from bench.peers.fairgate import Fairgate
 from bench.tools import BenchError
+from gateway import config as cfg
 from gateway.store.postgresql import migrate
 from tests import servers
 from tests.databases import DATABASE, statement
@@ -115,3 +117,22 @@ class OnPostgreSQL(Fairgate):
         server, self._server = self._server, None
         if server is not None:
             server.close()
+
+
+class TwoWorkers(Fairgate):
+    """Two serving processes, on the proxy's core and on another, which the load side may need too."""
+
+    name = "fairgate-2-workers"
+    note = "all features on, two worker processes"
+
+    def missing(self) -> str | None:
+        if "workers" not in cfg.Config.__struct_fields__:
+            return "this fairgate has no `workers`"
+        return super().missing()
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "workers": 2}
+
+    def cores(self) -> str:
+        others = sorted(os.sched_getaffinity(0) - {self.core})
+        return ",".join(map(str, [self.core, *others[:1]]))

@@ -1,0 +1,120 @@
+"""The arithmetic of bench/ and loadtests/: a figure of a broken run is no figure, and what is worse is called worse.
+
+Feeds made-up rows; measures nothing.
+"""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import floors, plots, profile, report
+from bench.micro import compare
+from bench.plans import PLANS
+from bench.run import Plan
+from bench.scenarios import SCENARIOS
+from loadtests.load import answered
+
+FACTS = {
+    "facts": {"cpu": "made up"},
+    "peers": {
+        name: {"version": "1", "note": "", "base_mb": 1.0, "start_s": 0.2} for name in ("direct", "nginx", "fairgate")
+    },
+    "rounds": 2,
+    "seconds": 5.0,
+    "files": 20_000,
+}
+
+
+def row(peer: str, number: int, cpu_us: float, *, errors: int = 0, scenario: str = "S1") -> dict[str, Any]:
+    spread = {"n": 1, "p50": 100.0 + cpu_us, "p99": 200.0, "max": 300.0}
+    names = ("latency_us", "head_us", "first_us", "gap_us", "transit_us")
+    load = {"errors": errors, "troubles": {"order": errors} if errors else {}, "all_requests": 10, "all_sound": 10}
+    return {
+        "round": number,
+        "peer": peer,
+        "scenario": scenario,
+        "spin": True,
+        "units_per_s": 1e6 / cpu_us,
+        "cpu_us": cpu_us,
+        "core_share": 1.0,
+        "pss_mb": 20.0,
+        "watched": {},
+        "abort_us": [],
+        "load": {**load, **dict.fromkeys(names, spread), "firsts_held": 0, "gaps_held": 0, "polls_empty": 0.5},
+        "backend": {"polls": 10, "polls_empty": 5},
+    }
+
+
+ROWS = [FACTS] + [
+    row(*given) for given in (("nginx", 0, 10), ("fairgate", 0, 20), ("nginx", 1, 30), ("fairgate", 1, 45))
+]
+
+
+def goal(rows: list[dict[str, Any]], name: str) -> str:
+    return next(line for line in floors.table(rows).splitlines() if line.startswith(f"| {name} |"))
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    """Medians of 10/20 and 30/45, not 20/32.5."""
+    assert goal(ROWS, "JSON 1 KB, x nginx").split("|")[4:7] == [" 0.58 ", " met ", " missed "]
+
+
+def test_a_broken_run_gives_no_figure() -> None:
+    broken = [*ROWS[:4], row("fairgate", 1, 20, errors=1)]
+    assert goal(broken, "JSON 1 KB, x nginx").split("|")[4] == " 0.50 "
+    assert "1 order" in report.report(broken, "title")
+    assert goal([FACTS, row("nginx", 0, 10), row("fairgate", 0, 20, errors=1)], "JSON 1 KB, x nginx").count("not") == 1
+
+
+def test_what_was_not_measured_is_said() -> None:
+    assert "not measured" in goal(ROWS, "MB per 1 000 open streams")
+    memory = {"memory": "fairgate", "rest_mb": 40.0, "start_s": 0.4, "M5": {"each_1000_mb": 4.0}}
+    assert goal([*ROWS, memory], "MB per 1 000 open streams").split("|")[5:7] == [" met ", " missed "]
+    absent = {**FACTS, "missing": {"litellm": "no network"}}
+    assert "Not measured: litellm: no network" in report.report([absent, *ROWS[1:]], "title")
+
+
+def test_pages_and_pictures_of_rows_have_every_gateway() -> None:
+    page = report.report(ROWS, "title")
+    assert "| nginx | 66 667 |" in page
+    assert "| fairgate | 36 111 |" in page
+    assert plots.svg(ROWS).count("<rect") == 3  # the ground and two bars
+
+
+def test_every_plan_names_scenarios_that_exist_and_some_gateway_can_run() -> None:
+    for make in PLANS.values():
+        for plan in make(Plan([], [])):
+            assert plan.peers
+            assert set(plan.scenarios) <= SCENARIOS.keys()
+
+
+@pytest.mark.parametrize(("now", "code"), [(109.0, 0), (111.0, 1)])
+def test_ten_per_cent_more_is_worse(tmp_path: Path, now: float, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "kept.json"
+    kept.write_text(json.dumps({"figures": {"exchange": 100}}))
+    assert compare.conclude({"exchange": now}, "instructions", Namespace(against=kept, save=None)) == code
+    assert ("WORSE" in capsys.readouterr().out) is bool(code)
+
+
+def test_a_sample_belongs_to_the_innermost_known_frame() -> None:
+    raw = (
+        "thread (1): MainThread;run (asyncio/runners.py:1);handle (gateway/flow/phases.py:2);"
+        "settle (gateway/flow/settle.py:3);_encode (msgspec/x.py:4) 7\n"
+        "thread (1): MainThread;Runner.run (asyncio/runners.py:118) 10\n"
+        "thread (2): log-writer;wait (threading.py:1) 99\n"
+    )
+    found = list(profile.stacks(raw))
+    assert [profile.phase_of(frames) for frames, _ in found[:2]] == ["accounting, metrics, audit", profile.KERNEL]
+    assert [count for _, count in profile.busy(found, 0.5)] == [7, 2]  # of 17 samples 8 found the loop waiting
+
+
+def test_clients_that_left_are_told_from_refusals() -> None:
+    labels = {"route": "/api/chat", "status": "4xx"}
+    values = {
+        tuple({**labels, "outcome": "client_gone"}.items()): 2.0,
+        tuple({**labels, "outcome": "refused"}.items()): 3.0,
+    }
+    assert answered(values) == {"/api/chat gone": 2, "/api/chat 4xx": 3}
