@@ -50,6 +50,7 @@ def rows(plan: Plan, names: list[str] | None = None) -> list[dict[str, Any]]:
     with Backend(plan.load_core) as backend:
         for name in names or GATEWAYS:
             peer = PEERS[name](plan.proxy_core, backend.port)
+            peer.nice = plan.nice
             try:
                 if peer.missing():
                     peer.install()

@@ -211,9 +211,10 @@ def main() -> int:
     with Backend(plan.load_core) as backend:
         peer = Fairgate(plan.proxy_core, backend.port)
         try:
+            peer.nice = given.nice
+            if given.nice:
+                machine.prioritise(os.getpid(), given.nice)
             peer.start()
-            for pid in (os.getpid(), *peer.pids()) if given.nice else ():
-                machine.prioritise(pid, given.nice)
             sections.append(peer.version())
             for name in given.scenarios.split(","):
                 with holding(given.lock):

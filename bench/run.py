@@ -151,6 +151,7 @@ def start_peers(plan: Plan, backend: Backend, started: list[Peer]) -> dict[str, 
     missing: dict[str, str] = {}
     for name in plan.peers:
         peer = PEERS[name](plan.proxy_core, backend.port)
+        peer.nice = plan.nice
         reason = peer.missing()
         if reason:
             reason = installed(peer)
@@ -158,8 +159,6 @@ def start_peers(plan: Plan, backend: Backend, started: list[Peer]) -> dict[str, 
             started.append(peer)
             try:
                 peer.start()
-                for pid in peer.pids() if plan.nice else ():
-                    machine.prioritise(pid, plan.nice)
             except (BenchError, OSError) as error:
                 reason = str(error)
                 started.remove(peer)

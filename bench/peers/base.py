@@ -43,6 +43,7 @@ class Peer:
         self.core = core
         self.backend_port = backend_port
         self.port = backend_port
+        self.nice = 0  # priority from its start on; below 0: root only
         self.started_in = 0.0  # seconds from the start of the process to its first good answer
         self.base_mb = 0.0
         self._process: subprocess.Popen[str] | None = None
@@ -119,6 +120,8 @@ class Peer:
                 start_new_session=True,
                 text=True,
             )
+        if self.nice:
+            machine.prioritise(self._process.pid, self.nice)  # its children inherit it
         self._wait_ready(self._process)
         self.started_in = time.monotonic() - began
         self.base_mb = machine.pss_mb(self.pids())
