@@ -15,6 +15,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,6 +27,7 @@ from gateway.app import App, serve
 from gateway.flow.exchange import Runtime
 from gateway.logs import setup
 from gateway.plane import Plane
+from gateway.services.keys import Grant, Principal
 from scheduler.aio import Lease
 
 TICK = 0.001
@@ -64,14 +66,16 @@ class FreeLease(Lease):
 
 def without_auth(rt: Runtime) -> Parts:
     """The first key is verified; whoever comes then is taken for its owner."""
-    known: list[Any] = []
+    known: list[Grant] = []
 
-    async def verify(token: bytes, ip: str) -> Any:
-        if not known:
-            known.append(await rt.keys.verify(token, ip))
-        return known[0]
+    async def verify(token: bytes, ip: str) -> Principal:
+        known.append(Grant(inf, await rt.keys.verify(token, ip)))
+        return known[0].principal
 
-    return {"keys": Instead(rt.keys, lookup=lambda token, ip: known[0] if known else None, verify=verify)}
+    def lookup(token: bytes, ip: str) -> Grant | None:
+        return known[0] if known else None
+
+    return {"keys": Instead(rt.keys, lookup=lookup, verify=verify, holds=lambda grant, epoch: True)}
 
 
 def without_scheduler(rt: Runtime) -> Parts:

@@ -54,10 +54,10 @@ class Watch:
         self.used: dict[str, float] = {}
         self.pss = 0.0
 
-    def begin(self) -> None:
+    def begin(self, _load: int) -> None:
         self.used = {name: -machine.cpu_of(pids).total for name, pids in self.parts.items()}
 
-    def end(self) -> None:
+    def end(self, _load: int) -> None:
         self.used = {name: used + machine.cpu_of(self.parts[name]).total for name, used in self.used.items()}
         self.pss = machine.pss_mb([*self.parts["parent"], *self.parts["workers"]])
 

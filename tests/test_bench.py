@@ -1,8 +1,8 @@
-"""The arithmetic of bench/ and loadtests/: a figure of a broken run is no figure, and what is worse is called worse.
-
-Feeds made-up rows; measures nothing.
+"""bench/ and loadtests/ say what is: a figure of a broken run is no figure, what is worse is called worse, and what
+they put in the place of the product's parts still fits. Feeds made-up rows; measures nothing.
 """
 
+import asyncio
 import json
 from argparse import Namespace
 from pathlib import Path
@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 
-from bench import floors, plots, profile, report
+from bench import floors, launch, plots, profile, report
 from bench.micro import compare
+from bench.micro.parts import parts
+from bench.micro.rig import ANSWER, BODY, FRAME, STREAM_END, STREAM_HEAD, rig
 from bench.plans import PLANS
 from bench.run import Plan
 from bench.scenarios import SCENARIOS
 from loadtests.load import answered
+from tests.flow.engine import Engine, plain
+from tests.gateway import chat, gateway
 
 FACTS = {
     "facts": {"cpu": "made up"},
@@ -118,3 +122,38 @@ def test_clients_that_left_are_told_from_refusals() -> None:
         tuple({**labels, "outcome": "refused"}.items()): 3.0,
     }
     assert answered(values) == {"/api/chat gone": 2, "/api/chat 4xx": 3}
+
+
+async def _one_chat(*without: str) -> tuple[int, int, int]:
+    """Status, audit rows and requests counted, of a gateway that lacks these features."""
+    engine = Engine(plain)
+    with launch.without(list(without)):
+        async with engine, gateway(engine.url) as g:
+            status, _, _ = await g.ask("/v1/chat/completions", chat())
+            stats = g.app.audit.stats()
+            page = b"".join(g.app.metrics.exposition()[1]).decode()
+    ended = [line for line in page.splitlines() if line.startswith('fairgate_requests_total{dialect="openai"')]
+    return status, stats.written + stats.pending, sum(int(float(line.split()[-1])) for line in ended)
+
+
+def test_the_bench_leaves_features_out_and_the_rest_works() -> None:
+    assert asyncio.run(_one_chat()) == (200, 1, 1)
+    assert asyncio.run(_one_chat(*launch.FEATURES)) == (200, 0, 0)
+    for feature in launch.FEATURES:
+        assert asyncio.run(_one_chat(feature))[0] == 200
+
+
+def test_the_rig_of_the_micro_benchmarks_exchanges_and_streams() -> None:
+    async def run() -> list[str]:
+        async with rig(2) as made:
+            request = made.request(100)
+            made.ask(request)
+            made.answer(ANSWER)
+            made.check(BODY)
+            made.ask(made.request(100, stream=True))
+            for data in (STREAM_HEAD, FRAME, STREAM_END):
+                made.answer(data)
+            made.check(b"0\r\n\r\n")
+            return [part.name for part in parts(made)]
+
+    assert "settle" in asyncio.run(run())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 from unittest import mock
 
@@ -62,10 +63,21 @@ def parts(rig: Rig) -> Iterator[Part]:
 
 
 def _new_head() -> Part:
-    """A head that no request before had on its connection."""
-    post = b"POST /v1/chat/completions HTTP/1.1\r\n" + wire.SDK_FIELDS + b"Content-Length: 300\r\n\r\n" + b"x" * 300
-    readers: list[RequestReader] = []
-    return Part("parse a new request", lambda: readers.pop().feed(post), lambda: readers.append(RequestReader()))
+    """A head that no request before had."""
+    post = (
+        b"POST /v1/chat/completions HTTP/1.1\r\n" + wire.SDK_FIELDS + b"Content-Length: 300\r\nX-Number: %d\r\n\r\n%b"
+    )
+    numbers = count(10**6)
+    ready: list[tuple[RequestReader, bytes]] = []
+
+    def prepare() -> None:
+        ready.append((RequestReader(), post % (next(numbers), b"x" * 300)))
+
+    def call() -> None:
+        reader, data = ready.pop()
+        reader.feed(data)
+
+    return Part("parse a new request", call, prepare)
 
 
 def _exchange(rig: Rig, request: bytes) -> None:
