@@ -48,7 +48,8 @@ async def collector(*arguments: str) -> AsyncIterator[Collector]:
     assert process.stdout is not None
     try:
         async with timeout(30):
-            yield Collector(process, int(await process.stdout.readline()))
+            port = int(await process.stdout.readline())
+        yield Collector(process, port)
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
