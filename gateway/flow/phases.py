@@ -7,8 +7,9 @@ sockets, SQL or Redis. The coroutine runs without a Task (`http1.eager`), so not
 import itertools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 from gateway.api.dialect import Access, Dialect, Framing
 from gateway.api.routes import NO_ENDPOINT
@@ -108,9 +109,9 @@ class Phases:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
 
-    async def request(self, connection: Connection) -> None:
+    def request(self, connection: Connection) -> Coroutine[Any, Any, None]:
         rt = self.runtime
-        await handle(Exchange(request_id(connection), connection, rt.now(), rt.wall()), rt)
+        return handle(Exchange(request_id(connection), connection, rt.now(), rt.wall()), rt)
 
     def malformed(self, connection: Connection, error: WireError) -> None:
         """A request that could not be read still gets an answer in a dialect, and a record."""
@@ -368,14 +369,15 @@ async def relay(x: Exchange, rt: Runtime) -> None:
     streaming = media_type.startswith(STREAM_TYPES)
     endpoint = x.endpoint
     assert x.upstream is not None  # noqa: S101  # forward ran
+    # Here and below `partial`, not a closure: its cells would be a tenth of what a stream holds.
     x.relay = Relay(
         x.connection,
         x.upstream,
         endpoint,
-        lambda: _first_byte(x, rt, media_type),
+        x.id,
+        partial(_first_byte, x, rt, media_type),
         streaming=streaming,
         hide_usage=streaming and endpoint.framing is Framing.SSE and not x.ask.usage_asked,
-        stream_error=lambda error: endpoint.dialect.stream_error(error, x.id),
     )
     if streaming:
         _charge_growth(x, rt, x.relay)
@@ -398,13 +400,13 @@ def _charge_growth(x: Exchange, rt: Runtime, answer: Relay) -> None:
     cap = output_cap(x.ask.max_tokens, x.route.terms.max_output_tokens)
     known = rt.estimator.output_tokens(x.route.model, x.principal.tenant, x.principal.user, cap * x.ask.choices)
     extra = step * settings.output_weight * x.route.terms.cost_factor
-
-    def grown() -> int:
-        lease.charge(extra)
-        return step
-
-    answer.on_tokens = grown
+    answer.on_tokens = partial(_grown, lease, extra, step)
     answer.tokens_due = int(known) + step
+
+
+def _grown(lease: Lease, extra: float, step: int) -> int:
+    lease.charge(extra)
+    return step
 
 
 def _first_byte(x: Exchange, rt: Runtime, media_type: bytes) -> bytes:
@@ -423,8 +425,8 @@ def _first_byte(x: Exchange, rt: Runtime, media_type: bytes) -> bytes:
 def _comment_while_silent(x: Exchange, rt: Runtime) -> None:
     """From now on, an SSE client that hears nothing for a while gets a comment."""
     if x.ask.stream and x.endpoint.framing is Framing.SSE and x.head.version >= 11:
-        connection, seen = x.connection, x.connection.bytes_out
-        connection.quiet_call = lambda: _comment(x, rt, seen)
+        connection = x.connection
+        connection.quiet_call = partial(_comment, x, rt, connection.bytes_out)
         connection.quiet_at = connection.clock() + rt.config.timeouts.comment
 
 

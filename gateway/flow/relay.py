@@ -45,7 +45,7 @@ class Relay:
         "error",
         "on_tokens",
         "reply",
-        "stream_error",
+        "request_id",
         "tap",
         "tokens_due",
         "upstream",
@@ -56,11 +56,11 @@ class Relay:
         connection: Connection,
         upstream: UpstreamConnection,
         endpoint: Endpoint,
+        request_id: str,
         start: Callable[[], bytes],
         *,
         streaming: bool,
         hide_usage: bool,
-        stream_error: Callable[[UpstreamError], bytes],
     ) -> None:
         reply = upstream.head
         assert reply is not None  # noqa: S101  # a relay starts at a response head
@@ -68,7 +68,7 @@ class Relay:
         self.upstream = upstream
         self.endpoint = endpoint
         self.reply: ResponseHead = reply
-        self.stream_error = stream_error
+        self.request_id = request_id
         self.done: Signal[None] = Signal()
         self.error: UpstreamError | None = None
         self.begun = connection.begun
@@ -209,7 +209,7 @@ class Relay:
         """The answer stops here: tell the client in a frame where its framing allows, else cut the connection."""
         self.error = error
         if self.begun and self._can_tell():
-            frame = self.stream_error(error)
+            frame = self.endpoint.dialect.stream_error(error, self.request_id)
             self.connection.write(encode_chunk(frame) + LAST_CHUNK if self._chunked_out else frame)
             self.connection.keep = self.connection.keep and self._chunked_out
         elif self.begun:
