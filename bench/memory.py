@@ -6,11 +6,12 @@ Owns the order of the steps. One row per gateway; the figures are proportional s
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from bench import machine
 from bench.peers import PEERS, Peer
-from bench.run import FILES_SPARE, Plan, fitting, holding, measure, say
+from bench.run import Plan, fitting, holding, measure, say
 from bench.scenarios import SCENARIOS
 from bench.tools import Backend, BenchError
 
@@ -27,12 +28,13 @@ def weigh(peer: Peer, backend: Backend, plan: Plan) -> dict[str, Any]:
         row: dict[str, Any] = {"memory": peer.name, "start_s": round(peer.started_in, 3), "rest_mb": peer.base_mb}
         warm = measure(peer, SCENARIOS["S1"], backend, plan, False)
         before = row["warm_mb"] = calm(peer)
-        row["errors"] = warm["load"]["errors"]
+        row["troubles"] = dict(warm["load"]["troubles"])
         for name in STEPS:
-            scenario = fitting(SCENARIOS[name], files - FILES_SPARE)
+            scenario = replace(fitting(SCENARIOS[name], files), warmup=1.0)  # all are open before it is weighed
             got = measure(peer, scenario, backend, plan, False)
             row[name] = {"mb": got["pss_mb"], "each_1000_mb": (got["pss_mb"] - before) * 1000 / scenario.conns}
-            row["errors"] += got["load"]["errors"]
+            for trouble, count in got["load"]["troubles"].items():
+                row["troubles"][trouble] = row["troubles"].get(trouble, 0) + count
         row["after_mb"] = calm(peer)
         return row
     finally:

@@ -171,7 +171,11 @@ def verdict(rows: list[Row]) -> str:
         for name, count in row["load"]["troubles"].items():
             troubles[name] = troubles.get(name, 0) + count
     requests = sum(row["load"]["all_requests"] for row in rows)
-    return f"{requests} sound" if not troubles else ", ".join(f"{count} {name}" for name, count in troubles.items())
+    return counted(troubles) or f"{requests} sound"
+
+
+def counted(troubles: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in troubles.items())
 
 
 def table(run: Run, name: str, spin: bool) -> str:
@@ -235,11 +239,11 @@ def memory(rows: list[Row]) -> str:
     names = [name for name in ("I1", "M1", "M5") if rows and name in rows[0]]
     lines = ["## Memory, each gateway freshly started (MB, proportional set size)", ""]
     each = [f"each 1 000: {SCENARIOS[name].title}" for name in names]
-    lines.append("| gateway | start s | at rest | after S1 | " + " | ".join(each) + " | afterwards | errors |")
+    lines.append("| gateway | start s | at rest | after S1 | " + " | ".join(each) + " | afterwards | troubles |")
     lines.append("|---|" + "---:|" * (len(names) + 5))
     for row in rows:
         cells = [row["start_s"], row["rest_mb"], row["warm_mb"], *(row[name]["each_1000_mb"] for name in names)]
-        shown = [*map(text, [*cells, row["after_mb"]]), str(row["errors"])]
+        shown = [*map(text, [*cells, row["after_mb"]]), counted(row["troubles"]) or "none"]
         lines.append(f"| {row['memory']} | " + " | ".join(shown) + " |")
     return "\n".join(lines) if rows else ""
 

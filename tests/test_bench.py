@@ -75,7 +75,7 @@ def test_a_broken_run_gives_no_figure() -> None:
 
 def test_what_was_not_measured_is_said() -> None:
     assert "not measured" in goal(ROWS, "MB per 1 000 open streams")
-    memory = {"memory": "fairgate", "rest_mb": 40.0, "start_s": 0.4, "M5": {"each_1000_mb": 4.0}}
+    memory = {"memory": "fairgate", "rest_mb": 40.0, "start_s": 0.4, "troubles": {}, "M5": {"each_1000_mb": 4.0}}
     assert goal([*ROWS, memory], "MB per 1 000 open streams").split("|")[5:7] == [" met ", " missed "]
     absent = {**FACTS, "missing": {"litellm": "no network"}}
     assert "Not measured: litellm: no network" in report.report([absent, *ROWS[1:]], "title")
