@@ -1,4 +1,5 @@
-"""What there is one of, however many processes serve: the queue and its slots, limits, the watch over backends.
+"""What there is one of, however many processes serve: the queue and its slots, limits, the watch over backends, the
+roll-up of usage.
 
 Owns the order in which discovery and breakers reach the scheduler. Must not know requests or sockets. A gateway of one
 process has its hub beside its data plane; with several workers the hub lives in their parent, and each worker has a
@@ -17,6 +18,7 @@ from gateway.services.backends import BackendService, Topology
 from gateway.services.limits import LimitService
 from gateway.services.operations import Operations
 from gateway.services.shared import SharedCounts, shared_lender
+from gateway.services.usage import keep_rolled_up
 from gateway.store import Store
 from scheduler.aio import Scheduler
 from scheduler.estimate import Estimator
@@ -34,6 +36,7 @@ class LocalHub:
         on_change: Callable[[Topology], None],
         on_settings: Callable[[Settings], None] = lambda settings: None,
     ) -> None:
+        self._store = store
         self._on_change = on_change
         self.shared = SharedCounts(config.shared, config.limits, clock=time.monotonic) if config.shared else None
         lender = shared_lender(self.shared, config.limits, time.monotonic) if self.shared is not None else None
@@ -109,8 +112,9 @@ class LocalHub:
         await self.operations.start()
 
     def run(self, group: TaskGroup) -> None:
-        """Watch backends and settings until the group is cancelled."""
+        """Watch backends and settings, roll up usage, until the group is cancelled."""
         group.start_soon(self.operations.run)
+        group.start_soon(keep_rolled_up, self._store)
         self._services = group
         self._watch()
 

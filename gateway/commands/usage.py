@@ -13,7 +13,7 @@ from gateway.commands.common import Commands, show_json, store_options, table, w
 from gateway.config import Config
 from gateway.services import accounts
 from gateway.store.base import Store
-from gateway.store.usage import BY, UsageQuery, UsageRow
+from gateway.store.usage import BY, HOUR_US, UsageQuery, UsageRow
 
 _TIMES = {"day": "%Y-%m-%d", "hour": "%Y-%m-%dT%H:00Z"}
 _HEADER = (
@@ -28,11 +28,19 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser("usage", help=summary, description=f"{summary}; by the time requests ended, in UTC.")
     parser.add_argument("by", nargs="?", choices=BY, default="tenant", help="what to group by (default: tenant)")
     store_options(parser)
-    parser.add_argument("--since", type=moment, default=0, metavar="TIME", help="ended at or after, ISO 8601, UTC")
-    parser.add_argument("--until", type=moment, default=(1 << 63) - 1, metavar="TIME", help="ended before")
+    parser.add_argument("--since", type=_hour, metavar="TIME", help="ended at or after, ISO 8601, UTC, a whole hour")
+    parser.add_argument("--until", type=_hour, metavar="TIME", help="ended before, a whole hour")
     parser.add_argument("--tenant", default="", help="only of this tenant, by name or id")
     parser.add_argument("--csv", action="store_true", help="print CSV with a header line instead of a table")
     parser.set_defaults(run=run)
+
+
+def _hour(text: str) -> int:
+    """An argparse type: as `moment`, of what usage is kept by."""
+    found = moment(text)
+    if found % HOUR_US:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole hour, and usage is kept by the hour")
+    return found
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
 async def _read(args: argparse.Namespace, store: Store, config: Config) -> tuple[list[UsageRow], dict[str, str]]:
     tenant = (await accounts.find_tenant(store, args.tenant)).id if args.tenant else ""
     prices = {model: (price.input, price.output) for model, price in config.prices.items()}
-    query = UsageQuery(by=args.by, since=args.since, until=args.until, tenant=tenant, prices=prices)
+    times = {name: at for name in ("since", "until") if (at := getattr(args, name)) is not None}
+    query = UsageQuery(by=args.by, tenant=tenant, prices=prices, **times)
     return await store.usage(query), await _names(args.by, store)
 
 

@@ -1,4 +1,4 @@
-"""A key's own usage (U6), read from the audit trail. Must not know HTTP or who may ask.
+"""A key's own usage (U6), and the roll-up it is read from. Must not know HTTP or who may ask.
 
 Reports are read in Tasks of their own, so that whoever waits may leave; a key's report is kept for KEEP_SECONDS and
 read once for all that wait for it, and no more than AT_ONCE run, since each costs the store more than a request does.
@@ -21,6 +21,8 @@ _log = logging.getLogger("fairgate.usage")
 DAYS = 30
 KEEP_SECONDS = 10.0
 AT_ONCE = 2
+ROLL_SECONDS = 10.0
+"""Between two roll-ups: no report finds more than that still to do."""
 KEPT = 1000
 """Reports in memory; one is 10 KiB."""
 
@@ -73,6 +75,16 @@ class UsageService:
     async def close(self) -> None:
         """Wait for what is being read."""
         await asyncio.gather(*self._flights.values(), return_exceptions=True)
+
+
+async def keep_rolled_up(store: Store) -> None:
+    """Roll up what was shipped, until cancelled."""
+    while True:
+        await asyncio.sleep(ROLL_SECONDS)
+        try:
+            await store.roll_up()
+        except StoreError as err:
+            _log.warning("usage was not rolled up: %s", err)
 
 
 def _date(micros: int) -> str:

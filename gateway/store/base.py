@@ -283,8 +283,13 @@ class Store(Protocol):
         `after`."""
         ...
 
+    async def roll_up(self) -> int:
+        """Add the audit rows that are due to the usage roll-up -> how many."""
+        ...
+
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
-        """A report over the audit trail, its groups in order of time, else the most tokens first. May take seconds."""
+        """A report over all audit rows ever stored, its groups in order of time, else the most tokens first. May take
+        seconds."""
         ...
 
     async def audit_tail(self, count: int) -> list[AuditRow]:

@@ -20,7 +20,7 @@ from gateway.store.ledger import BUDGETS, NEW_BUDGET, SAVE_BUDGET, budget_of, bu
 from gateway.store.limits import Claim, Standing, decide
 from gateway.store.schema import migrations
 from gateway.store.sql import MOVE_HEAD, NEW_HEAD, SqlStore, Value
-from gateway.store.usage import POSTGRESQL_PERCENTILES, REPORT_SECONDS
+from gateway.store.usage import REPORT_SECONDS
 
 _log = logging.getLogger("fairgate.store")
 
@@ -30,11 +30,16 @@ CONNECT_SECONDS = 5.0
 CONNECTIONS = 4
 """Per gateway: identity reads, the audit writer, and some to spare; PostgreSQL's default limit is 100 in all."""
 PARTITION_MONTHS = 12
+ROLL_STEP = 20_000
+"""Rows a step of the usage roll-up: a fraction of a second, for which the other gateways' steps wait."""
+LONG_ROLL_STEP = 200_000
+"""For the owner's commands, which have no deadline: the more rows, the more of them in each cell."""
 CHANNEL = "fairgate_changes"
 _MIGRATION_LOCK = 0x6661_6972
 """Any number that nothing else in the database uses: "fair"."""
 
 
+_ROLL_UP = "SELECT usage_roll_up($1) AS rolled"
 _LOCK_BUDGETS = (
     f"{BUDGETS} JOIN unnest($1::text[], $2::text[]) AS named (scope, budget) USING (scope, budget) "
     "ORDER BY scope, budget FOR UPDATE OF budgets"
@@ -65,7 +70,7 @@ async def open_postgresql(url: str) -> "PostgreSQLStore":
 class PostgreSQLStore(SqlStore):
     """`Store` on one PostgreSQL database."""
 
-    _percentiles = POSTGRESQL_PERCENTILES
+    _sketch_sum = "sum({})::text"
 
     def __init__(self, url: str, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
         self._url = url
@@ -115,6 +120,10 @@ class PostgreSQLStore(SqlStore):
     async def _report(self, sql: str, values: Sequence[Value]) -> Sequence[Any]:
         async with self._connection(REPORT_SECONDS) as connection:
             return await connection.fetch(sql, *values, timeout=REPORT_SECONDS)
+
+    async def _roll_step(self) -> int:
+        rows = await self._fetch(_ROLL_UP, ROLL_STEP)
+        return int(rows[0]["rolled"])
 
     async def _execute(self, sql: str, rows: Sequence[Sequence[Value]]) -> int:
         async with self._connection() as connection:
@@ -199,25 +208,43 @@ async def migrate(url: str, app_role: str = "") -> list[str]:
                 for grant in grants(app_role) if app_role else []:
                     await connection.execute(grant)
                     done.append(grant)
+            if rolled := await _roll_up(connection):
+                done.append(f"rolled up {rolled} rows for usage reports")
         finally:
             await connection.close(timeout=STATEMENT_SECONDS)
     return done
 
 
+async def _roll_up(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
+    """All that is due, in steps of a transaction each unless there is one already."""
+    rolled = 0
+    while rows := await connection.fetchval(_ROLL_UP, LONG_ROLL_STEP):
+        rolled += rows
+    return rolled
+
+
 async def drop_partitions(url: str, before: int) -> list[str]:
     """Retention: drop the audit trail's months that were over by `before` (Unix microseconds) -> their names. Only the
-    owner of the database can."""
+    owner of the database can. Their usage is rolled up first, under a lock that keeps late rows out."""
     dropped = []
     with _translated():
         connection = await asyncpg.connect(url, timeout=CONNECT_SECONDS)
         try:
+            await _roll_up(connection)
             for row in await connection.fetch(_PARTITIONS):
                 if _month_after(row["relname"]) <= before:
-                    await connection.execute(f'DROP TABLE "{row["relname"]}"')
+                    await _drop_partition(connection, row["relname"])
                     dropped.append(row["relname"])
         finally:
             await connection.close(timeout=STATEMENT_SECONDS)
     return dropped
+
+
+async def _drop_partition(connection: "asyncpg.Connection[asyncpg.Record]", name: str) -> None:
+    async with connection.transaction():
+        await connection.execute(f'LOCK TABLE "{name}" IN SHARE ROW EXCLUSIVE MODE')
+        await _roll_up(connection)
+        await connection.execute(f'DROP TABLE "{name}"')
 
 
 _PARTITIONS = """
@@ -246,6 +273,7 @@ def grants(role: str) -> list[str]:
         f"GRANT SELECT, INSERT, UPDATE ON audit_heads TO {role}",
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON budgets, saved_usage TO {role}",
         f"GRANT SELECT, INSERT ON operations TO {role}",
+        f"GRANT SELECT ON usage_cells, usage_marks TO {role}",
     ]
 
 

@@ -26,7 +26,7 @@ def _columns(kind: type[msgspec.Struct]) -> list[str]:
     return [name for name in kind.__struct_fields__ if name not in _COMPUTED]
 
 
-def _quoted(names: Sequence[str], table: str = "") -> str:
+def quoted(names: Sequence[str], table: str = "") -> str:
     """`user` and `key` are reserved words in SQL."""
     return ", ".join(f'{table}"{name}"' for name in names)
 
@@ -34,7 +34,7 @@ def _quoted(names: Sequence[str], table: str = "") -> str:
 def insert(table: str, columns: Sequence[str]) -> str:
     """An INSERT of one row with numbered values."""
     values = ", ".join(f"${n}" for n in range(1, len(columns) + 1))
-    return f'INSERT INTO "{table}" ({_quoted(columns)}) VALUES ({values})'  # noqa: S608 -- names are constants of ours
+    return f'INSERT INTO "{table}" ({quoted(columns)}) VALUES ({values})'  # noqa: S608 -- names are constants of ours
 
 
 def encode(row: msgspec.Struct) -> list[Value]:
@@ -56,10 +56,10 @@ def decode(kind: type[Row], values: Mapping[str, Any], prefix: str = "") -> Row:
     return msgspec.convert(raw, kind, strict=False)
 
 
-_TENANTS = f"SELECT {_quoted(_columns(Tenant))} FROM tenants"  # noqa: S608 -- constants
-_USERS = f"SELECT {_quoted(_columns(User))} FROM users"  # noqa: S608 -- constants
+_TENANTS = f"SELECT {quoted(_columns(Tenant))} FROM tenants"  # noqa: S608 -- constants
+_USERS = f"SELECT {quoted(_columns(User))} FROM users"  # noqa: S608 -- constants
 _KEYS = (
-    f"SELECT {_quoted(_columns(Key), 'k.')}, u.last_used_at FROM keys k "  # noqa: S608 -- constants
+    f"SELECT {quoted(_columns(Key), 'k.')}, u.last_used_at FROM keys k "  # noqa: S608 -- constants
     'LEFT JOIN key_use u ON u."key" = k.id'
 )
 
@@ -80,7 +80,7 @@ _TOUCH = (
     'INSERT INTO key_use ("key", last_used_at) VALUES ($1, $2) ON CONFLICT ("key") DO UPDATE '
     "SET last_used_at = excluded.last_used_at WHERE excluded.last_used_at > key_use.last_used_at"
 )
-_AUDIT = f"SELECT {_quoted(STORED_COLUMNS)} FROM audit"  # noqa: S608 -- constants
+_AUDIT = f"SELECT {quoted(STORED_COLUMNS)} FROM audit"  # noqa: S608 -- constants
 _TAIL = f"{_AUDIT} ORDER BY recorded_at DESC, writer DESC, seq DESC LIMIT $1"
 _PAGE = (
     f"{_AUDIT} WHERE (recorded_at, writer, seq) > ($1, $2, $3) AND recorded_at < $4 "

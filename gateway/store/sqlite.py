@@ -19,9 +19,11 @@ from typing import Any, TypeVar
 from gateway.store.base import AuditRow, Conflict, Head, StoreError
 from gateway.store.ledger import BUDGETS, NEW_BUDGET, SAVE_BUDGET, budget_of, budget_values
 from gateway.store.limits import Claim, Standing, decide
+from gateway.store.rollup import LONG_STEP, STEP, SketchSum, roll_step, sketch_add
 from gateway.store.schema import migrations, statements
+from gateway.store.slices import slices
 from gateway.store.sql import ADD_AUDIT, MOVE_HEAD, NEW_HEAD, SqlStore, Value
-from gateway.store.usage import MEASURES, REPORT_SECONDS, Percentiles
+from gateway.store.usage import REPORT_SECONDS
 
 T = TypeVar("T")
 
@@ -31,10 +33,6 @@ OPEN_BUSY_MS = 10_000
 """At open another process may be migrating."""
 BUSY_MS = 1_000
 """Other writers (the command line) hold the lock for milliseconds."""
-_SLICE = 50
-_BREATH = 50e-6
-"""Binding rows holds the interpreter, which a waiting loop gets only after its switch interval (5 ms) unless this
-thread steps aside: every 50 rows (0.1 to 0.2 ms) it does, for 50 us."""
 _ADD_AUDIT = re.sub(r"\$\d+", "?", ADD_AUDIT)
 """Each value once and in order, so without numbers: thousands of rows a second are bound without a mapping each."""
 
@@ -76,6 +74,9 @@ class SqliteStore(SqlStore):
         if self._closed:
             raise StoreError(f"{self._path}: closed")
         return await asyncio.to_thread(_report, self._path, _numbered(sql), values)
+
+    async def _roll_step(self) -> int:
+        return await self._run(_roll_step, STEP)
 
     async def wait_change(self, seconds: float) -> None:
         """SQLite tells nobody about other processes: the caller polls."""
@@ -133,7 +134,7 @@ def _report(path: Path, sql: str, values: Sequence[Value]) -> list[sqlite3.Row]:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             connection.row_factory = sqlite3.Row
             connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-            connection.create_aggregate("percentiles", len(MEASURES), Percentiles)  # type: ignore[arg-type]
+            connection.create_aggregate("sketch_sum", 1, SketchSum)  # type: ignore[arg-type]  # not only integers
             connection.set_progress_handler(lambda: time.monotonic() > deadline, 1_000_000)
             return _fetch(connection, sql, values)
     except sqlite3.Error as err:
@@ -146,16 +147,20 @@ def _execute(connection: sqlite3.Connection, sql: str, rows: Sequence[Sequence[V
 
 
 def _append(connection: sqlite3.Connection, before: Head, after: Head, rows: Sequence[AuditRow]) -> bool:
-    """One transaction, the rows in slices (see _SLICE)."""
+    """One transaction, the rows in slices."""
     with _transaction(connection):
         connection.execute(_numbered(NEW_HEAD), _named((before.writer, b"")))
         move = (before.writer, before.seq, after.seq, after.recorded_at, after.hash)
         if not connection.execute(_numbered(MOVE_HEAD), _named(move)).rowcount:
             return False
-        for first in range(0, len(rows), _SLICE):
-            connection.executemany(_ADD_AUDIT, rows[first : first + _SLICE])
-            time.sleep(_BREATH)
+        for some in slices(rows):
+            connection.executemany(_ADD_AUDIT, some)
     return True
+
+
+def _roll_step(connection: sqlite3.Connection, most: int) -> int:
+    with _transaction(connection):
+        return roll_step(connection, most)
 
 
 def _claim(connection: sqlite3.Connection, claims: list[Claim], now: int, lease: int) -> list[Standing]:
@@ -210,11 +215,14 @@ def _restrict(path: Path) -> None:
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
     connection.row_factory = sqlite3.Row
+    connection.create_function("sketch_add", 2, sketch_add, deterministic=True)
     connection.execute(f"PRAGMA busy_timeout = {OPEN_BUSY_MS}")
     _wal(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
-    _migrate(connection, path)
+    if _migrate(connection, path):
+        while _roll_step(connection, LONG_STEP):  # rows from before the roll-up; nothing else runs here yet
+            pass
     connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
     return connection
 
@@ -232,8 +240,8 @@ def _wal(connection: sqlite3.Connection) -> None:
             time.sleep(0.01)
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Apply what is missing under the write lock; a file from a newer program is refused."""
+def _migrate(connection: sqlite3.Connection, path: Path) -> bool:
+    """Apply what is missing under the write lock -> whether anything was; a file from a newer program is refused."""
     known = migrations("sqlite")
     with _transaction(connection):
         done = int(connection.execute("PRAGMA user_version").fetchone()[0])
@@ -243,3 +251,4 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
             for statement in statements(migration.sql):
                 connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {len(known)}")
+        return done < len(known)

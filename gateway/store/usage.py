@@ -1,54 +1,74 @@
-"""Usage reports (U6): one aggregating statement over the audit trail, for both databases.
+"""Usage reports (U6): one aggregating statement over the roll-up of the audit trail, for both databases.
 
-Owns the statement and what its row means. Must not know who asks or how rows are shown. Requests belong to the time
-they ended at (`recorded_at`), which is what the trail is partitioned and indexed by. Percentiles are of the nearest
-rank, over the requests that reached an engine.
+Owns the statement and what its row means. Must not know who asks or how rows are shown.
+
+The roll-up: a cell for each tenant, user, key and model of each hour, and of each day, with counts, sums and three
+sketches. Rows are added in the order of their writer's chain by steps, each of which moves the writer's mark in the
+transaction that adds: every row once, whoever takes the step. It is no part of the transaction that ships rows:
+gateways would wait there for each other's locks on the same cells five times a second, and rows from before the roll-up
+need the steps anyway. A report first takes the steps that are due, so it counts every row that is stored. Cells outlive
+the rows.
+
+Requests belong to the time they ended at (`recorded_at`), and to the model that served, '' where none was chosen: names
+that clients only ask for make no cells.
 """
 
-import array
+import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import msgspec
 
+from gateway.store.sketch import counts, percentile
+
 By = Literal["tenant", "user", "key", "model", "day", "hour"]
 BY: tuple[By, ...] = get_args(By)
 DAY_US = 86_400_000_000
 HOUR_US = 3_600_000_000
+SPANS = {"hour": HOUR_US, "day": DAY_US}
 REPORT_SECONDS = 60.0
-"""A report over years is slow; nobody waits longer."""
+"""Nobody waits longer."""
 
-MEASURES = ("queue_us", "first_byte_us", "total_us")
-RANKS = (50, 95)
+SKETCHES = ("queue", "first_byte", "total")
+CELL_COLUMNS = (
+    "span", "start", "tenant", "user", "key", "model",
+    "requests", "errors", "prompt_tokens", "completion_tokens", "cached_tokens", "slot_us", *SKETCHES,
+)  # fmt: skip
+"""`span` and `start` in microseconds. Sketches are over the requests that reached an engine, `first_byte` over those
+that had one."""
+FAILED = "outcome NOT IN ('done', 'client_gone')"
 
 _GROUPS: dict[By, str] = {
     "tenant": "tenant",
     "user": '"user"',
     "key": '"key"',
-    "model": "CASE model_served WHEN '' THEN model_asked ELSE model_served END",
-    "day": f"recorded_at / {DAY_US} * {DAY_US}",
-    "hour": f"recorded_at / {HOUR_US} * {HOUR_US}",
+    "model": "model",
+    "day": f"start / {DAY_US} * {DAY_US}",
+    "hour": "start",
 }
 
 
-_Six = tuple[float | None, float | None, float | None, float | None, float | None, float | None]
-
-
 class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Times are Unix microseconds, `until` is outside; empty ids mean all. `prices`: model -> price of a million
-    prompt tokens and of a million completion tokens."""
+    """Times are Unix microseconds, whole hours, `until` is outside; empty ids mean all. `prices`: model -> price of a
+    million prompt tokens and of a million completion tokens."""
 
     by: By
     since: int = 0
-    until: int = (1 << 63) - 1
+    until: int = (1 << 63) // HOUR_US * HOUR_US
     tenant: str = ""
     key: str = ""
     prices: Mapping[str, tuple[float, float]] = {}
 
+    def __post_init__(self) -> None:
+        if self.since % HOUR_US or self.until % HOUR_US:
+            raise ValueError("usage is kept by the hour")
+
 
 class UsageRow(msgspec.Struct, frozen=True):
     """One group: `group` is an id, a model's name, or the begin of a day or hour in Unix microseconds (as text).
-    Milliseconds are None where no request reached an engine, `cost` where no price was given."""
+    Milliseconds are from sketches (`sketch.ERROR`), None where no request got that far; `cost` is None where no price
+    was given."""
 
     group: str
     requests: int
@@ -66,57 +86,33 @@ class UsageRow(msgspec.Struct, frozen=True):
     cost: float | None
 
 
-def percentile(values: Sequence[int], rank: int) -> int:
-    """The nearest rank in sorted values, as SQL's percentile_disc."""
-    return values[(len(values) * rank + 99) // 100 - 1]
-
-
-class Percentiles:
-    """SQLite's aggregate `percentiles(queue_us, first_byte_us, total_us)` -> JSON array of MEASURES by RANKS.
-
-    Sorting in SQL (window functions) takes four times as long on a million rows.
-    """
-
-    def __init__(self) -> None:
-        self._values = [array.array("q") for _ in MEASURES]
-
-    def step(self, *measures: int) -> None:
-        for values, measure in zip(self._values, measures, strict=True):
-            values.append(measure)
-
-    def finalize(self) -> str:
-        found = [sorted(values) for values in self._values]
-        return msgspec.json.encode(
-            [percentile(values, rank) if values else None for values in found for rank in RANKS]
-        ).decode()
-
-
-_SQLITE = f"percentiles({', '.join(MEASURES)}) FILTER (WHERE backend <> '') AS percentiles"
-_POSTGRESQL = ", ".join(
-    f"percentile_disc(ARRAY[{', '.join(str(rank / 100) for rank in RANKS)}]) WITHIN GROUP (ORDER BY {measure}) "
-    f"FILTER (WHERE backend <> '') AS p_{measure}"
-    for measure in MEASURES
-)
-
-
-def statement(query: UsageQuery, percentiles: str) -> tuple[str, list[str | int | float]]:
-    """SQL and its values. Names and prices travel as values."""
-    values: list[str | int | float] = [query.since, query.until]
-    where = "recorded_at >= $1 AND recorded_at < $2"
+def statement(query: UsageQuery, sketch_sum: str) -> tuple[str, list[str | int | float]]:
+    """SQL and its values. Names and prices travel as values. `sketch_sum` is the database's aggregate, `{}` its
+    column."""
+    values: list[str | int | float] = [*_whole_days(query), query.since, query.until]
+    where = (
+        f"(span = {DAY_US} AND start >= $1 AND start < $2 OR span = {HOUR_US} AND start >= $3 AND start < $1 "
+        f"OR span = {HOUR_US} AND start >= $2 AND start < $4)"
+    )
     for column, wanted in (("tenant", query.tenant), ('"key"', query.key)):
         if wanted:
             values.append(wanted)
             where += f" AND {column} = ${len(values)}"
-    group, cost = _GROUPS[query.by], _cost(query.prices, values)
+    cost = _cost(query.prices, values)
     order = "1" if query.by in ("day", "hour") else "sum(prompt_tokens) + sum(completion_tokens) DESC, 1"
+    sums = ", ".join(f"sum({name}) AS {name}" for name in CELL_COLUMNS[6:12])
+    sketches = ", ".join(f"{sketch_sum.format(name)} AS {name}" for name in SKETCHES)
     sql = (
-        f"SELECT {group} AS grouped, count(*) AS requests, "  # noqa: S608 -- constants of ours and numbered values
-        "count(*) FILTER (WHERE outcome NOT IN ('done', 'client_gone')) AS errors, "
-        "sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens, "
-        f"sum(cached_tokens) AS cached_tokens, sum(slot_us) AS slot_us, {cost} AS cost, {percentiles} "
-        f"FROM audit WHERE {where} GROUP BY 1 ORDER BY {order}"
+        f"SELECT {_GROUPS[query.by]} AS grouped, {sums}, {sketches}, {cost} AS cost "  # noqa: S608 -- constants of ours
+        f"FROM usage_cells WHERE {where} GROUP BY 1 ORDER BY {order}"
     )
     return sql, values
+
+
+def _whole_days(query: UsageQuery) -> tuple[int, int]:
+    """From where to where cells of days will do; those of hours are for the rest, on both sides."""
+    first, last = -(-query.since // DAY_US) * DAY_US, query.until // DAY_US * DAY_US
+    return (first, last) if query.by != "hour" and first < last else (query.since, query.since)
 
 
 def _cost(prices: Mapping[str, tuple[float, float]], values: list[str | int | float]) -> str:
@@ -130,16 +126,13 @@ def _cost(prices: Mapping[str, tuple[float, float]], values: list[str | int | fl
             f"WHEN ${n - 2} THEN prompt_tokens * CAST(${n - 1} AS DOUBLE PRECISION) "
             f"+ completion_tokens * CAST(${n} AS DOUBLE PRECISION)"
         )
-    return f"sum(CASE model_served {' '.join(cases)} ELSE 0 END) / 1e6"
+    return f"sum(CASE model {' '.join(cases)} ELSE 0 END) / 1e6"
 
 
 def usage_row(row: Any) -> UsageRow:
     """A row of either database."""
-    if "percentiles" in row.keys():  # noqa: SIM118 -- not all rows iterate keys
-        ranks = msgspec.json.decode(row["percentiles"]) if row["percentiles"] else [None] * 6
-    else:
-        ranks = [us for measure in MEASURES for us in row[f"p_{measure}"] or (None, None)]
     cost = row["cost"]
+    queue, first_byte, total = (counts(row[name]) for name in SKETCHES)
     return UsageRow(
         str(row["grouped"]),
         int(row["requests"]),
@@ -148,28 +141,41 @@ def usage_row(row: Any) -> UsageRow:
         int(row["completion_tokens"]),
         int(row["cached_tokens"]),
         int(row["slot_us"]) / 1e6,
-        *_milliseconds(ranks),
+        percentile(queue, 50),
+        percentile(queue, 95),
+        percentile(first_byte, 50),
+        percentile(first_byte, 95),
+        percentile(total, 50),
+        percentile(total, 95),
         None if cost is None else round(float(cost), 6),
     )
 
 
-def _milliseconds(ranks: Sequence[int | None]) -> _Six:
-    a, b, c, d, e, f = (None if us is None else int(us) / 1000 for us in ranks)
-    return a, b, c, d, e, f
-
-
 class UsageSql:
-    """The part of `SqlStore` that reports. A database adds `_report` and its form of percentiles."""
+    """The part of `SqlStore` that reports. A database adds `_report` and its form of the roll-up."""
 
-    _percentiles = _SQLITE
+    _sketch_sum = "sketch_sum({})"
 
     async def _report(self, sql: str, values: Sequence[Any]) -> Sequence[Any]:
         """Fetch with a deadline of REPORT_SECONDS, beside other work."""
         raise NotImplementedError
 
+    async def _roll_step(self) -> int:
+        """Add some of the rows that are due to the cells, in one transaction -> how many; 0: none was due."""
+        raise NotImplementedError
+
+    async def roll_up(self) -> int:
+        """All that is due. Between steps the lock of an embedded file is free for as long as they took."""
+        rolled = 0
+        while True:
+            began = time.monotonic()
+            rows = await self._roll_step()
+            if not rows:
+                return rolled
+            rolled += rows
+            await asyncio.sleep(time.monotonic() - began)
+
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
         """Groups in order: of time, else the most tokens first."""
-        return [usage_row(row) for row in await self._report(*statement(query, self._percentiles))]
-
-
-POSTGRESQL_PERCENTILES = _POSTGRESQL
+        await self.roll_up()
+        return [usage_row(row) for row in await self._report(*statement(query, self._sketch_sum))]

@@ -36,7 +36,7 @@ def test_a_key_sees_its_own_usage_and_no_other() -> None:
             assert (model["model"], model["requests"], model["errors"]) == ("m", 2, 0)
             assert (day["prompt_tokens"], day["completion_tokens"]) == (14, 6)
             assert model["cost"] == pytest.approx((14 * 1000 + 6 * 2000) / 1e6)
-            assert model["total_p95_ms"] >= model["total_p50_ms"] > 0
+            assert model["total_p95_ms"] >= model["total_p50_ms"] >= 0
             assert (await g.ask(USAGE, key=""))[0] == 401
             assert (await g.ask(USAGE, {}))[0] == 405
 

@@ -16,6 +16,7 @@ from gateway.services.trail import Verified
 from gateway.store import StoreError
 from gateway.store.base import AuditRow, Head, Store
 from gateway.store.postgresql import drop_partitions, grants, migrate
+from gateway.store.usage import UsageQuery
 from tests.databases import DATABASE, statement
 from tests.servers import PostgreSQL
 from tests.services.keyring import CHEAP, IP, connection, ring, service
@@ -221,6 +222,9 @@ def as_gateway(postgresql: PostgreSQL, postgresql_url: str) -> str:
         "DELETE FROM schema_migrations",
         "INSERT INTO changes VALUES (99, 'key', 'x')",
         "UPDATE change_counter SET version = 0",
+        "UPDATE usage_cells SET requests = 0",
+        "DELETE FROM usage_cells",
+        "INSERT INTO usage_marks VALUES ('w', 9)",
     ],
 )
 def test_the_applications_role_cannot_rewrite_history(as_gateway: str, tmp_path: Path, sql: str) -> None:
@@ -242,6 +246,7 @@ def test_the_applications_role_can_do_all_that_a_gateway_does(as_gateway: str, t
             trail_writer.put(FULL)
             await trail_writer.close()
             assert len(await it.store.audit_tail(9)) == 1
+            assert [row.requests for row in await it.store.usage(UsageQuery(by="tenant"))] == [1]
             await it.another()
 
     assert CHEAP
