@@ -10,14 +10,26 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from gateway import __version__
-from gateway.commands import accounts, audit, configuration, doctor, limits, migrate, serving, top, tuning, usage
+from gateway.commands import (
+    accounts,
+    audit,
+    configuration,
+    doctor,
+    limits,
+    migrate,
+    prompts,
+    serving,
+    top,
+    tuning,
+    usage,
+)
 from gateway.commands.common import CommandError, say
 from gateway.config import ConfigError, nearest
 from gateway.services.accounts import AccountError
 from gateway.services.spool import SpoolError
 from gateway.store import StoreError
 
-FAMILIES = (serving, accounts, limits, tuning, configuration, doctor, migrate, audit, usage, top)
+FAMILIES = (serving, accounts, limits, tuning, configuration, doctor, migrate, audit, prompts, usage, top)
 
 FIRST_STEPS = """\
 first steps:

@@ -181,6 +181,23 @@ class Audit(_Section, frozen=True):
     anchor_seconds: Annotated[Seconds, Meta(description="between two anchors of the chain")] = 3600.0
 
 
+class Prompts(_Section, frozen=True):
+    """Prompts of keys that opted in by `fairgate prompts on` (U5). Nothing is stored of any other key."""
+
+    redact: Annotated[
+        str,
+        Meta(
+            pattern=r"^$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+            description="MODULE:FUNCTION, given a request's body as bytes, returns what of it may be stored, as bytes "
+            "or str; when it raises, nothing is stored; empty: the whole body",
+        ),
+    ] = ""
+    max_bytes: Annotated[Size, Meta(description="stored of one prompt; the rest is cut off")] = 64 * 1024
+    pending_bytes: Annotated[
+        Size, Meta(description="held until written; what finds no room is dropped and counted")
+    ] = 16 * 1024 * 1024
+
+
 class Quotas(_Section, frozen=True):
     """How limits and budgets are counted (L)."""
 
@@ -259,6 +276,7 @@ class Config(_Section, frozen=True):
     ] = Settings()
     identity: Identity = Identity()
     audit: Audit = Audit()
+    prompts: Prompts = Prompts()
     limits: Quotas = Quotas()
     admin: Admin = Admin()
     log: Log = Log()

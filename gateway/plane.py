@@ -38,6 +38,7 @@ from gateway.services.backends import Backends
 from gateway.services.keys import KeyService
 from gateway.services.limits import Quota
 from gateway.services.metrics import Metrics
+from gateway.services.prompts import PromptService
 from gateway.services.tracing import open_tracing
 from gateway.services.usage import UsageService
 from gateway.store import Store
@@ -84,6 +85,7 @@ class Plane:
         self.keys = KeyService(store, config.identity)
         self.end_users = EndUsers(store, self.keys, config.identity)
         self.audit = AuditService(store, config.audit)
+        self.prompts = PromptService(store, config.prompts)
         self.usage = UsageService(store)
         self.routes = Routes()
         self.metrics = metrics_of(self.routes)
@@ -122,6 +124,7 @@ class Plane:
             estimator=self.hub.estimator,
             pools=pools,
             audit=self.audit,
+            prompts=self.prompts,
             usage=self.usage,
             metrics=self.metrics,
             tracing=self.tracing,
@@ -177,6 +180,7 @@ class Plane:
             self.tracing.start()
         async with anyio.create_task_group() as group:
             group.start_soon(self.audit.run)
+            group.start_soon(self.prompts.run)
             self.hub.run(group)
             group.start_soon(self._tick)
             await self._listen()
@@ -199,6 +203,7 @@ class Plane:
             pool.close()
         await asyncio.sleep(0)  # connections closed above settle their requests in this turn
         await self.audit.close()
+        await self.prompts.close()
         await self.usage.close()
         await self.hub.close()
         await self.keys.close()
@@ -223,6 +228,7 @@ class Plane:
         return PlaneStats(
             server=self.server.stats(),
             audit=self.audit.stats(),
+            prompts=self.prompts.stats(),
             keys=self.keys.stats(),
             ledger=self.ledger.stats(),
             tracing=self.tracing.stats() if self.tracing is not None else None,

@@ -14,7 +14,19 @@ from gateway.config import Config, ConfigError
 log = logging.getLogger("fairgate.app")
 
 GC_THRESHOLDS = (50_000, 20, 50)  # requests make no cycles; a full collection stalls every stream (performance.md 6)
-RESTART_ONLY = ("listen", "workers", "reuse_port", "store", "admin", "identity", "audit", "shared", "limits", "tracing")
+RESTART_ONLY = (
+    "listen",
+    "workers",
+    "reuse_port",
+    "store",
+    "admin",
+    "identity",
+    "audit",
+    "prompts",
+    "shared",
+    "limits",
+    "tracing",
+)
 """Read once; a reload says when one differs."""
 FILES_PER_STREAM = 2
 FILES_SPARE = 256

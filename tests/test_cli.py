@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 from gateway.cli import parser
+from gateway.config import Prompts
 from gateway.services.audit import AuditService
 from gateway.services.keyfmt import parse
+from gateway.services.keys import Principal
+from gateway.services.prompts import PromptService
 from gateway.store.sketch import ERROR
 from tests.servers import PostgreSQL
 from tests.services.keyring import IP, connection, service
@@ -275,6 +278,38 @@ def test_audit_tail_verify_and_export(cli: Cli, tmp_path: Path) -> None:
     broken = cli.run("audit", "verify")
     assert broken.returncode == 1
     assert "BROKEN at 1 (request r-1)" in broken.stdout
+
+
+def test_prompts_are_switched_shown_and_purged_and_every_act_is_a_row(cli: Cli) -> None:
+    """U5, U7"""
+    cli.json("tenants", "create", "acme", "--all-models")
+    cli.json("users", "create", "ann", "--tenant", "acme")
+    key = cli.json("keys", "create", "--tenant", "acme", "--user", "ann")["id"]
+    assert "no key" in cli.refused("prompts", "on", "nobody", "--days", "7")
+    assert cli.run("prompts", "on", key, "--days", "0").returncode == 2
+    assert cli.json("prompts", "on", key, "--days", "7") == {"id": key, "prompt_days": 7}
+    assert cli.json("keys", "list")[0]["prompt_days"] == 7
+
+    async def fill() -> None:
+        async with connection(cli.store) as store:
+            service = PromptService(store, Prompts())
+            for request in ("r1", "r2"):
+                who = Principal("t", "u", key, prompt_days=7)
+                service.keep(request, who, "/v1/chat/completions", "m", b"what to do?")
+            await service.close()
+
+    asyncio.run(fill())
+    assert [row["id"] for row in cli.json("prompts", "list", "--key", key)] == ["r1", "r2"]
+    assert "what to do" not in cli.run("prompts", "list").stdout
+    assert cli.run("prompts", "show", "r1").stdout == "what to do?\n"
+    assert "no prompt" in cli.refused("prompts", "show", "r9")
+    assert cli.run("prompts", "purge").returncode == 2
+    assert cli.json("prompts", "purge", "--request", "r1") == {"deleted": 1}
+    assert cli.json("prompts", "purge", "--all") == {"deleted": 1}
+    assert cli.json("prompts", "off", key) == {"id": key, "prompt_days": 0}
+    acts = [(row["kind"], json.loads(row["body"])["did"]) for row in cli.json("audit", "actions", "-n", "7")]
+    assert acts[:2] == [("key", "create"), ("key", "keep prompts")]
+    assert acts[2:] == [("prompts", "read")] * 2 + [("prompts", "purge")] * 2 + [("key", "keep prompts")]
 
 
 def test_usage_in_names_as_table_csv_and_json(cli: Cli, tmp_path: Path) -> None:

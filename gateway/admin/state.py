@@ -17,6 +17,7 @@ from gateway.services.backends import BackendStats
 from gateway.services.keys import KeyStats
 from gateway.services.limits import LimitStats
 from gateway.services.metrics import Counts, Metrics, Sample
+from gateway.services.prompts import PromptStats
 from gateway.services.tracing import OFF, TracingStats
 from scheduler.estimate import Estimator
 from scheduler.model import Stats
@@ -29,6 +30,7 @@ class PlaneStats(msgspec.Struct, frozen=True):
 
     server: ServerStats
     audit: AuditStats
+    prompts: PromptStats
     keys: KeyStats
     ledger: LedgerStats
     tracing: TracingStats | None
@@ -56,6 +58,7 @@ class WorkerStats(msgspec.Struct, frozen=True):
 NO_STATS = PlaneStats(
     server=ServerStats(open=0, busy=0, accepted=0, refused=0, requests=0, timed_out=0, buffered=0),
     audit=AuditStats(written=0, pending=0, failures=0, dropped=0, oldest_seconds=0.0),
+    prompts=PromptStats(stored=0, dropped=0, redaction_failed=0, pending_bytes=0),
     keys=KeyStats(hashed=0, refused=0, unavailable=0, cached=0, negative=0, flights=0),
     ledger=LedgerStats(open=0, body_bytes=0, waiting=0),
     tracing=None,
@@ -67,7 +70,7 @@ LARGEST = frozenset({"oldest_seconds"})
 """Figures that are not added up."""
 PASSING = frozenset(
     {"open", "busy", "buffered", "pending", "oldest_seconds", "spool_bytes", "spool_limit", "cached", "negative"}
-    | {"flights", "body_bytes", "waiting", "upstream"}
+    | {"flights", "body_bytes", "waiting", "upstream", "pending_bytes"}
 )
 """What ends with its process; all other figures only ever grow, and stay when it is gone."""
 
@@ -76,7 +79,7 @@ def added(every: "Sequence[PlaneStats]", *, past: bool = False) -> PlaneStats:
     """The sum of several; `past`: of processes that are gone. At least one must be given."""
     rows = [msgspec.structs.asdict(each) for each in every]
     parts: dict[str, Any] = {}
-    for name in ("server", "audit", "keys", "ledger"):
+    for name in ("server", "audit", "prompts", "keys", "ledger"):
         parts[name] = _added([row[name] for row in rows], past)
     tracing = [row["tracing"] for row in rows if row["tracing"] is not None]
     parts["tracing"] = _added(tracing, past) if tracing else None
@@ -138,6 +141,7 @@ def stats(gateway: Gateway) -> dict[str, object]:
         "backends": gateway.backends.stats(),
         "scheduler": gateway.scheduler.stats(),
         "audit": plane.audit,
+        "prompts": plane.prompts,
         "keys": plane.keys,
         "limits": gateway.limits.stats(),
         "tracing": plane.tracing,
@@ -176,6 +180,7 @@ def register_sources(gateway: Gateway) -> None:
     metrics.register("limits", lambda: samples.of_limits(gateway.limits.stats()))
     metrics.register("process", _process(gateway))
     metrics.register("audit", lambda: samples.of_audit(gateway.stats().audit))
+    metrics.register("prompts", lambda: samples.of_prompts(gateway.stats().prompts))
     metrics.register("tracing", lambda: samples.of_tracing(gateway.stats().tracing or OFF))
 
 

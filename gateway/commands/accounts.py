@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
     """Declare the three families."""
     _add_tenants(commands.add_parser("tenants", help="create, list and disable tenants"))
     _add_users(commands.add_parser("users", help="create, list and disable users"))
-    _add_keys(commands.add_parser("keys", help="create, list, rotate and revoke keys"))
+    _add_keys(commands.add_parser("keys", help="create, list, rotate, disable and revoke keys"))
 
 
 def _verb(verbs: Commands, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -90,6 +90,10 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
         metavar="HOURS",
         help=f"how long the old key still works, 0-{accounts.LONGEST_OVERLAP:.0f} (default: %(default).0f)",
     )
+    disable = _verb(verbs, "disable", disable_key, "Refuse a key until it is enabled again.")
+    disable.add_argument("id", help="the key's public id")
+    enable = _verb(verbs, "enable", enable_key, "Undo the disabling of a key.")
+    enable.add_argument("id", help="the key's public id")
     revoke = _verb(verbs, "revoke", revoke_key, "Revoke a key for good; running gateways refuse it within a second.")
     revoke.add_argument("id", help="the key's public id")
 
@@ -299,7 +303,24 @@ def list_keys(args: argparse.Namespace) -> int:
 def _state(key: Key) -> str:
     if key.revoked_at is not None:
         return "revoked"
+    if key.disabled_at is not None:
+        return "disabled"
     return "expired" if key.expires_at is not None and key.expires_at <= time.time() * 1e6 else "active"
+
+
+def disable_key(args: argparse.Namespace) -> int:
+    return _set_key(args, accounts.now_us(), "disabled")
+
+
+def enable_key(args: argparse.Namespace) -> int:
+    return _set_key(args, None, "enabled")
+
+
+def _set_key(args: argparse.Namespace, at: int | None, done: str) -> int:
+    if not with_store(args, lambda store, _: store.disable_key(args.id, at)):
+        raise CommandError(f"there is no key {args.id!r}")
+    _show_done(args, args.id, done)
+    return 0
 
 
 def revoke_key(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ import msgspec
 from gateway.commands.common import (
     CommandError,
     Commands,
+    actor,
     say,
     shared_store,
     show_json,
@@ -40,6 +41,7 @@ def add(commands: Commands) -> None:
     _add_verify(verbs)
     _add_export(verbs)
     _add_prune(verbs)
+    _add_actions(verbs)
 
 
 def _add_tail(verbs: Commands) -> None:
@@ -73,6 +75,13 @@ def _add_prune(verbs: Commands) -> None:
     store_options(prune)
     prune.add_argument("--before", type=moment, required=True, metavar="TIME", help="months that were over by then")
     prune.set_defaults(run=drop_months)
+
+
+def _add_actions(verbs: Commands) -> None:
+    actions = verbs.add_parser("actions", help="what admins did, the latest last")
+    store_options(actions)
+    actions.add_argument("-n", "--rows", type=_count, default=20, help="how many (default: 20)")
+    actions.set_defaults(run=show_actions)
 
 
 def _count(text: str) -> int:
@@ -111,6 +120,17 @@ def _shown(r: AuditRecord) -> tuple[object, ...]:
         when(r.started_at), r.id, r.key, r.route, model, r.status, r.outcome, tokens, r.queue_us // 1000,
         r.total_us // 1000,
     )  # fmt: skip
+
+
+def show_actions(args: argparse.Namespace) -> int:
+    """Changes of tenants, users, keys, limits, settings and reservations, and who read or deleted prompts (U7)."""
+    rows = with_store(args, lambda store, _: store.operations_history(None, args.rows))
+    if args.json:
+        show_json(rows)
+    else:
+        header = ("TIME (UTC)", "ACTOR", "KIND", "SUBJECT", "WHAT")
+        print(table(header, [(when(row.at), row.actor, row.kind, row.id, row.body or "cleared") for row in rows]))
+    return 0
 
 
 # -- verify
@@ -195,7 +215,7 @@ def drop_months(args: argparse.Namespace) -> int:
     """Prints what was dropped. What is left still verifies, from its oldest row on."""
     from gateway.store.postgresql import drop_partitions  # the embedded form starts without the driver
 
-    dropped = asyncio.run(drop_partitions(shared_store(args), args.before))
+    dropped = asyncio.run(drop_partitions(shared_store(args), args.before, actor()))
     if args.json:
         show_json(dropped)
     else:

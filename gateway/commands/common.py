@@ -7,6 +7,7 @@ standard output, as a table or (`--json`) as one JSON document; sentences for th
 import argparse
 import asyncio
 import datetime
+import getpass
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -61,12 +62,21 @@ def with_store(args: argparse.Namespace, work: Callable[[Store, cfg.Config], Awa
         if (path := sqlite_path(url)) is not None and not path.exists():
             say(f"{path.absolute()} is a new store; if yours is another, name it with --config or FAIRGATE_CONFIG")
         store = await open_store(url)
+        store.actor = actor()
         try:
             return await work(store, config)
         finally:
             await store.close()
 
     return asyncio.run(run())
+
+
+def actor() -> str:
+    """Who runs the command, for the record (U7). A container's user may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def shared_store(args: argparse.Namespace) -> str:

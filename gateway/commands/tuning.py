@@ -5,7 +5,6 @@ Every change is a row with its author, never an overwrite (U7); running gateways
 
 import argparse
 import datetime
-import getpass
 import time
 from collections.abc import Awaitable, Callable
 
@@ -125,7 +124,7 @@ def _set(args: argparse.Namespace) -> int:
             effective(config.scheduling, changed | {args.name: args.value})
         except (ValueError, msgspec.DecodeError) as err:
             raise CommandError(str(err)) from err
-        await store.operate("setting", args.name, args.value, _now(), getpass.getuser())
+        await store.operate("setting", args.name, args.value, _now(), store.actor)
 
     with_store(args, work)
     say(f"{args.name} is {args.value} from now on")
@@ -135,7 +134,7 @@ def _set(args: argparse.Namespace) -> int:
 def _clear(args: argparse.Namespace) -> int:
     async def work(store: Store, config: Config) -> None:
         _check_setting(args.name)
-        await store.operate("setting", args.name, None, _now(), getpass.getuser())
+        await store.operate("setting", args.name, None, _now(), store.actor)
 
     with_store(args, work)
     say(f"{args.name} is as configured again")
@@ -187,7 +186,7 @@ def _create(args: argparse.Namespace) -> int:
 
 
 async def _store_reservation(store: Store, row: Reservation) -> None:
-    await store.operate("reservation", row.id, msgspec.json.encode(row).decode(), _now(), getpass.getuser())
+    await store.operate("reservation", row.id, msgspec.json.encode(row).decode(), _now(), store.actor)
 
 
 async def _reservations(store: Store) -> list[Reservation]:

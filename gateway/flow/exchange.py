@@ -30,6 +30,7 @@ from gateway.services.backends import Backend, Backends, Route, Terms
 from gateway.services.keys import Grant, KeyService, Principal
 from gateway.services.limits import Quota, Reservation
 from gateway.services.metrics import Metrics
+from gateway.services.prompts import PromptService
 from gateway.services.tracing import Trace, TracingService
 from gateway.services.usage import UsageService
 from scheduler.aio import Lease, Slots, Waiter
@@ -64,6 +65,7 @@ class Runtime:
     estimator: Estimator
     pools: Mapping[str, Pool]
     audit: AuditService
+    prompts: PromptService
     usage: UsageService
     metrics: Metrics
     tracing: TracingService | None

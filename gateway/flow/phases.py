@@ -236,6 +236,8 @@ async def admit(x: Exchange, rt: Runtime) -> None:
     if x.principal.limits:
         await quota.reserve(x, rt)
     x.audit_number = rt.audit.begin(opening(x))
+    if x.principal.prompt_days:
+        rt.prompts.keep(x.id, x.principal, x.endpoint.path, x.route.model, x.body)
 
 
 # ---- queue

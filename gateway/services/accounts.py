@@ -148,6 +148,8 @@ async def rotate_key(store: Store, key_id: str, overlap: float, identity: Identi
     old, minted, now = chain.key, mint(), now_us()
     if old.revoked_at is not None:
         raise AccountError(f"key {key_id} is revoked; create a new one")
+    if old.disabled_at is not None:
+        raise AccountError(f"key {key_id} is disabled; enable it first")
     key = msgspec.structs.replace(
         old,
         id=minted.id,

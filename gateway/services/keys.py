@@ -86,6 +86,8 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
     cidrs: tuple[tuple[Network, ...], ...] = ()
     limits: tuple[Scoped, ...] = ()
     """Of tenant, user and key, where they have any (K1): all of them hold, so the tightest does."""
+    prompt_days: int = 0
+    """What it asks is kept that long; 0 = it is not (U5)."""
 
     def may_use(self, model: str) -> bool:
         """Whether identity allows the model; discovery decides whether it exists."""
@@ -116,7 +118,7 @@ class _Refusal(enum.Enum):
     INVALID = "Incorrect API key provided."
     EXPIRED = "This API key has expired."
     REVOKED = "This API key has been revoked."
-    DISABLED = "The owner of this API key is disabled."
+    DISABLED = "This API key or its owner is disabled."
     UNAVAILABLE = "Keys cannot be verified at the moment."
     BUSY = "Too many keys are being verified at the moment."
 
@@ -159,6 +161,7 @@ def principal_of(chain: Chain) -> Principal:
         expires_at=None if key.expires_at is None else key.expires_at / 1e6,
         cidrs=tuple(tuple(ipaddress.ip_network(cidr) for cidr in cidrs) for cidrs in lists),
         limits=limits_of(tenant, user, key),
+        prompt_days=key.prompt_days,
     )
 
 
@@ -327,7 +330,7 @@ class KeyService:
     def _status(self, chain: Chain) -> _Verdict:
         if chain.key.revoked_at is not None:
             return _Refusal.REVOKED
-        if chain.tenant.disabled_at is not None or chain.user.disabled_at is not None:
+        if any(row.disabled_at is not None for row in (chain.tenant, chain.user, chain.key)):
             return _Refusal.DISABLED
         if chain.key.expires_at is not None and chain.key.expires_at <= self._wall() * 1e6:
             return _Refusal.EXPIRED

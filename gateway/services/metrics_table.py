@@ -33,6 +33,7 @@ LABELS: Final[Mapping[str, tuple[str, ...]]] = {
     "held": ("bodies", "answers"),
     "lender": ("store", "redis"),
     "cause": ("queue_full", "export_failed"),
+    "fate": ("stored", "dropped", "redaction_failed"),
 }
 
 # vLLM's own, so that panels line up (vllm:time_to_first_token_seconds).
@@ -125,6 +126,9 @@ METRICS: Final = (
     ),
     Described("fairgate_key_hashes_total", "counter", "Keys checked with Argon2id; all others came from the cache."),
     Described("fairgate_keys_cached", "gauge", "Verified keys in the cache."),
+    Described(
+        "fairgate_prompts_total", "counter", "Prompts of keys that opted in, by what became of them.", labels=("fate",)
+    ),
     Described("fairgate_limit_reservations", "gauge", "Requests that hold a reservation of a limit or budget."),
     Described("fairgate_limit_expired_total", "counter", "Reservations that nobody settled; they counted as used."),
     Described(

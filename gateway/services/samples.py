@@ -9,6 +9,7 @@ from gateway.services.audit import AuditStats
 from gateway.services.backends import BackendStats
 from gateway.services.limits import LimitStats
 from gateway.services.metrics import Sample
+from gateway.services.prompts import PromptStats
 from gateway.services.tracing import TracingStats
 from scheduler.model import Stats
 
@@ -50,6 +51,13 @@ def of_audit(stats: AuditStats) -> Iterator[Sample]:
     yield "fairgate_audit_failures_total", (), stats.failures
     yield "fairgate_audit_dropped_total", (), stats.dropped
     yield "fairgate_audit_interrupted_total", (), stats.interrupted
+
+
+def of_prompts(stats: PromptStats) -> Iterator[Sample]:
+    """What became of the prompts of keys that opted in."""
+    yield "fairgate_prompts_total", ("stored",), stats.stored
+    yield "fairgate_prompts_total", ("dropped",), stats.dropped
+    yield "fairgate_prompts_total", ("redaction_failed",), stats.redaction_failed
 
 
 def of_scheduler(stats: Stats) -> Iterator[Sample]:

@@ -14,6 +14,7 @@ import msgspec
 
 from gateway.store.limits import NO_LIMITS, Budget, Claim, Limits, Standing
 from gateway.store.operations import Kind, Operation, SavedUsage
+from gateway.store.prompts import Prompt
 from gateway.store.usage import UsageQuery, UsageRow
 
 AuditRow = tuple[str | int | float | bool | bytes | None, ...]
@@ -96,7 +97,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     """One credential. `hash` is the Argon2id PHC string of the secret; the secret itself is never stored (K2).
 
     `allow_all_models` is tri-state: True = all that the tenant may, False = `models` only, None = `models` when it
-    names any, else what the tenant may (K8). `queue_timeout` is in seconds; None = the gateway's.
+    names any, else what the tenant may (K8). `queue_timeout` is in seconds; None = the gateway's. What it asks is kept
+    for `prompt_days`; 0 = it is not (U5).
     """
 
     id: str
@@ -116,6 +118,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     on_behalf: bool = False
     force_model: str = ""
     limits: Limits = NO_LIMITS
+    prompt_days: int = 0
+    disabled_at: int | None = None
 
 
 class Chain(msgspec.Struct, frozen=True):
@@ -151,7 +155,12 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class Store(Protocol):
-    """Identity and audit rows. Methods run off the event loop's thread or do not block it."""
+    """Identity and audit rows. Methods run off the event loop's thread or do not block it.
+
+    Methods that change who may do what append an operation by `actor` in the same transaction (U7)."""
+
+    actor: str
+    """In whose name the store was opened."""
 
     async def close(self) -> None:
         """Finish what was begun and release the database. Later calls raise StoreError."""
@@ -199,12 +208,38 @@ class Store(Protocol):
         """Revoke for good; an earlier revocation keeps its time. False when there is no such key."""
         ...
 
+    async def disable_key(self, key_id: str, at: int | None) -> bool: ...
+
     async def expire_key(self, key_id: str, at: int) -> bool:
         """Have a key expire at `at`, never later than it would have. False when there is no such key."""
         ...
 
     async def set_limits(self, kind: Literal["tenant", "user", "key"], row_id: str, limits: Limits) -> bool:
         """Replace the limits of a row; False when there is none with that id."""
+        ...
+
+    async def set_prompt_days(self, key_id: str, days: int) -> bool:
+        """Keep what a key asks for so many days, or (0) not; False when there is no such key."""
+        ...
+
+    async def add_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """All or none."""
+        ...
+
+    async def prompt(self, request: str, now: int) -> list[Prompt]:
+        """Of requests with that id, oldest first."""
+        ...
+
+    async def prompts(self, key: str, count: int, now: int) -> list[Prompt]:
+        """The latest of a key, or ("") of all, oldest first."""
+        ...
+
+    async def delete_prompts(self, *, request: str = "", key: str = "") -> int:
+        """Those of a request, of a key, or of neither: all -> how many."""
+        ...
+
+    async def expire_prompts(self, now: int) -> int:
+        """Delete what has expired -> how many."""
         ...
 
     async def claim(self, claims: list[Claim], now: int, lease: int) -> list[Standing]:
@@ -224,8 +259,8 @@ class Store(Protocol):
         """The changes in force, by id."""
         ...
 
-    async def operations_history(self, kind: Kind, count: int) -> list[Operation]:
-        """The latest `count` changes, oldest first."""
+    async def operations_history(self, kind: Kind | None, count: int) -> list[Operation]:
+        """The latest `count` changes (None: of all kinds), oldest first."""
         ...
 
     async def operations_version(self) -> int:

@@ -1,4 +1,4 @@
-"""What operators change while gateways run (settings, reservations), and what outlives a restart.
+"""What operators change while gateways run, what admins did (U7), and what outlives a restart.
 
 Owns the rows and their statements, for both databases. Must not know what a setting does or when a window begins.
 Times are Unix microseconds.
@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
-Kind = Literal["setting", "reservation"]
+Kind = Literal["setting", "reservation", "tenant", "user", "key", "prompts", "audit"]
+"""The latest row of a setting or reservation is in force; those of the other kinds only say what was done."""
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -51,6 +52,8 @@ _CURRENT = (
     "AND seq = (SELECT max(seq) FROM operations WHERE kind = o.kind AND id = o.id) ORDER BY id"
 )
 _HISTORY = f"SELECT {_COLUMNS} FROM operations WHERE kind = $1 ORDER BY seq DESC LIMIT $2"  # noqa: S608 -- constants
+_ACTIONS = f"SELECT {_COLUMNS} FROM operations ORDER BY seq DESC LIMIT $1"  # noqa: S608 -- constants
+OPERATE = "INSERT INTO operations (kind, id, body, at, actor) VALUES ($1, $2, $3, $4, $5)"
 _SAVE = (
     "INSERT INTO saved_usage (writer, body, at) VALUES ($1, $2, $3) "
     "ON CONFLICT (writer) DO UPDATE SET body = excluded.body, at = excluded.at"
@@ -68,16 +71,16 @@ class OperationsSql:
 
     async def operate(self, kind: Kind, subject: str, body: str | None, at: int, actor: str) -> None:
         """Append a change."""
-        sql = "INSERT INTO operations (kind, id, body, at, actor) VALUES ($1, $2, $3, $4, $5)"
-        await self._execute(sql, [(kind, subject, body, at, actor)])
+        await self._execute(OPERATE, [(kind, subject, body, at, actor)])
 
     async def operations(self, kind: Kind) -> list[Operation]:
         """What is in force, by id."""
         return [_operation(row) for row in await self._fetch(_CURRENT, kind)]
 
-    async def operations_history(self, kind: Kind, count: int) -> list[Operation]:
-        """The latest `count` changes, oldest first."""
-        return [_operation(row) for row in reversed(await self._fetch(_HISTORY, kind, count))]
+    async def operations_history(self, kind: Kind | None, count: int) -> list[Operation]:
+        """The latest `count` changes (None: of all kinds), oldest first."""
+        rows = await (self._fetch(_ACTIONS, count) if kind is None else self._fetch(_HISTORY, kind, count))
+        return [_operation(row) for row in reversed(rows)]
 
     async def operations_version(self) -> int:
         """Rises with every change."""

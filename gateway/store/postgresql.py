@@ -9,15 +9,18 @@ import contextlib
 import datetime
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
+import msgspec
 
 from gateway.store.base import STORED_COLUMNS, AuditRow, Conflict, Head, StoreError
 from gateway.store.ledger import BUDGETS, NEW_BUDGET, SAVE_BUDGET, budget_of, budget_values
 from gateway.store.limits import Claim, Standing, decide
+from gateway.store.operations import OPERATE
 from gateway.store.schema import migrations
 from gateway.store.sql import MOVE_HEAD, NEW_HEAD, SqlStore, Value
 from gateway.store.usage import REPORT_SECONDS
@@ -125,8 +128,14 @@ class PostgreSQLStore(SqlStore):
         rows = await self._fetch(_ROLL_UP, ROLL_STEP)
         return int(rows[0]["rolled"])
 
-    async def _execute(self, sql: str, rows: Sequence[Sequence[Value]]) -> int:
+    async def _execute(self, sql: str, rows: Sequence[Sequence[Value]], note: Sequence[Value] = ()) -> int:
         async with self._connection() as connection:
+            if note:
+                async with connection.transaction():
+                    changed = int((await connection.execute(sql, *rows[0])).rpartition(" ")[2])
+                    if changed:
+                        await connection.execute(OPERATE, *note)
+                return changed
             if len(rows) == 1:
                 status = await connection.execute(sql, *rows[0])
                 return int(status.rpartition(" ")[2])
@@ -223,7 +232,7 @@ async def _roll_up(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
     return rolled
 
 
-async def drop_partitions(url: str, before: int) -> list[str]:
+async def drop_partitions(url: str, before: int, actor: str = "owner") -> list[str]:
     """Retention: drop the audit trail's months that were over by `before` (Unix microseconds) -> their names. Only the
     owner of the database can. Their usage is rolled up first, under a lock that keeps late rows out."""
     dropped = []
@@ -233,18 +242,20 @@ async def drop_partitions(url: str, before: int) -> list[str]:
             await _roll_up(connection)
             for row in await connection.fetch(_PARTITIONS):
                 if _month_after(row["relname"]) <= before:
-                    await _drop_partition(connection, row["relname"])
+                    await _drop_partition(connection, row["relname"], actor)
                     dropped.append(row["relname"])
         finally:
             await connection.close(timeout=STATEMENT_SECONDS)
     return dropped
 
 
-async def _drop_partition(connection: "asyncpg.Connection[asyncpg.Record]", name: str) -> None:
+async def _drop_partition(connection: "asyncpg.Connection[asyncpg.Record]", name: str, actor: str) -> None:
     async with connection.transaction():
         await connection.execute(f'LOCK TABLE "{name}" IN SHARE ROW EXCLUSIVE MODE')
         await _roll_up(connection)
         await connection.execute(f'DROP TABLE "{name}"')
+        note = msgspec.json.encode({"did": "drop"}).decode()
+        await connection.execute(OPERATE, "audit", name, note, time.time_ns() // 1000, actor)
 
 
 _PARTITIONS = """
@@ -274,6 +285,7 @@ def grants(role: str) -> list[str]:
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON budgets, saved_usage TO {role}",
         f"GRANT SELECT, INSERT ON operations TO {role}",
         f"GRANT SELECT ON usage_cells, usage_marks TO {role}",
+        f"GRANT SELECT, INSERT, DELETE ON prompts TO {role}",
     ]
 
 

@@ -4,15 +4,17 @@ Statements use `$1`, `$2`, ... for values; names and values never meet in one st
 Must not know a driver.
 """
 
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from gateway.store.base import STORED_COLUMNS, AuditRow, Chain, Change, Changes, Head, Key, Tenant, User
 from gateway.store.ledger import BUDGETS, budget_of
 from gateway.store.limits import Budget, Limits
-from gateway.store.operations import OperationsSql
+from gateway.store.operations import Kind, OperationsSql
+from gateway.store.prompts import PromptsSql
 from gateway.store.usage import UsageSql
 
 Row = TypeVar("Row", bound=msgspec.Struct)
@@ -92,31 +94,40 @@ NEW_HEAD = "INSERT INTO audit_heads (writer, seq, recorded_at, hash) VALUES ($1,
 MOVE_HEAD = "UPDATE audit_heads SET seq = $3, recorded_at = $4, hash = $5 WHERE writer = $1 AND seq = $2"
 
 
-_SET_LIMITS = {
+_SET_LIMITS: dict[str, str] = {
     kind: f"UPDATE {kind}s SET limits = $2 WHERE id = $1"  # noqa: S608 -- constants
     for kind in ("tenant", "user", "key")
 }
 
 
-class SqlStore(OperationsSql, UsageSql):
+class SqlStore(OperationsSql, PromptsSql, UsageSql):
     """Every method of `Store` that is plain SQL. A database adds the primitives, `wait_change` and `add_audit`."""
+
+    actor = "gateway"
 
     async def _fetch(self, sql: str, *values: Value) -> Sequence[Any]:
         """Rows that answer `row["column"]` and `row.keys()`."""
         raise NotImplementedError
 
-    async def _execute(self, sql: str, rows: Sequence[Sequence[Value]]) -> int:
-        """Run one statement for each row of values in one transaction -> number of rows changed."""
+    async def _execute(self, sql: str, rows: Sequence[Sequence[Value]], note: Sequence[Value] = ()) -> int:
+        """Run one statement for each row of values in one transaction -> number of rows changed. `note` are the values
+        of OPERATE, which follows in that transaction if any row was changed."""
         raise NotImplementedError
+
+    async def _act(self, sql: str, values: Sequence[Value], kind: Kind, did: str, **more: Any) -> bool:
+        """Change one row, which `values` begins with the id of, and note who did it (U7)."""
+        body = msgspec.json.encode({"did": did, **more}).decode()
+        return bool(await self._execute(sql, [values], (kind, values[0], body, time.time_ns() // 1000, self.actor)))
 
     async def ping(self) -> None:
         await self._fetch("SELECT 1 AS one")
 
-    async def _add(self, table: str, row: msgspec.Struct) -> None:
-        await self._execute(insert(table, _columns(type(row))), [encode(row)])
+    async def _add(self, kind: Literal["tenant", "user", "key"], row: msgspec.Struct) -> None:
+        what = {name: getattr(row, name) for name in _columns(type(row)) if name not in ("id", "hash")}
+        await self._act(insert(f"{kind}s", _columns(type(row))), encode(row), kind, "create", **what)
 
     async def add_tenant(self, tenant: Tenant) -> None:
-        await self._add("tenants", tenant)
+        await self._add("tenant", tenant)
 
     async def tenants(self) -> list[Tenant]:
         return [decode(Tenant, row) for row in await self._fetch(f"{_TENANTS} ORDER BY name")]
@@ -126,10 +137,14 @@ class SqlStore(OperationsSql, UsageSql):
         return decode(Tenant, rows[0]) if rows else None
 
     async def disable_tenant(self, tenant_id: str, at: int | None) -> bool:
-        return bool(await self._execute("UPDATE tenants SET disabled_at = $2 WHERE id = $1", [(tenant_id, at)]))
+        return await self._able("tenant", tenant_id, at)
+
+    async def _able(self, kind: Literal["tenant", "user", "key"], row_id: str, at: int | None) -> bool:
+        sql = f"UPDATE {kind}s SET disabled_at = $2 WHERE id = $1"  # noqa: S608 -- constants
+        return await self._act(sql, (row_id, at), kind, "enable" if at is None else "disable")
 
     async def add_user(self, user: User) -> None:
-        await self._add("users", user)
+        await self._add("user", user)
 
     async def users(self, tenant: str | None = None) -> list[User]:
         if tenant is None:
@@ -145,10 +160,10 @@ class SqlStore(OperationsSql, UsageSql):
         return decode(User, rows[0]) if rows else None
 
     async def disable_user(self, user_id: str, at: int | None) -> bool:
-        return bool(await self._execute("UPDATE users SET disabled_at = $2 WHERE id = $1", [(user_id, at)]))
+        return await self._able("user", user_id, at)
 
     async def add_key(self, key: Key) -> None:
-        await self._add("keys", key)
+        await self._add("key", key)
 
     async def keys(self, user: str | None = None, tenant: str | None = None) -> list[Key]:
         if user is not None:
@@ -169,13 +184,20 @@ class SqlStore(OperationsSql, UsageSql):
 
     async def revoke_key(self, key_id: str, at: int) -> bool:
         sql = "UPDATE keys SET revoked_at = coalesce(revoked_at, $2) WHERE id = $1"
-        return bool(await self._execute(sql, [(key_id, at)]))
+        return await self._act(sql, (key_id, at), "key", "revoke")
+
+    async def disable_key(self, key_id: str, at: int | None) -> bool:
+        return await self._able("key", key_id, at)
 
     async def expire_key(self, key_id: str, at: int) -> bool:
-        return bool(await self._execute(_EXPIRE, [(key_id, at)]))
+        return await self._act(_EXPIRE, (key_id, at), "key", "expire", at=at)
 
-    async def set_limits(self, kind: str, row_id: str, limits: Limits) -> bool:
-        return bool(await self._execute(_SET_LIMITS[kind], [(row_id, _flat(limits))]))
+    async def set_limits(self, kind: Literal["tenant", "user", "key"], row_id: str, limits: Limits) -> bool:
+        return await self._act(_SET_LIMITS[kind], (row_id, _flat(limits)), kind, "limit", limits=limits)
+
+    async def set_prompt_days(self, key_id: str, days: int) -> bool:
+        sql = "UPDATE keys SET prompt_days = $2 WHERE id = $1"
+        return await self._act(sql, (key_id, days), "key", "keep prompts", days=days)
 
     async def budgets(self, scope: str) -> list[Budget]:
         return [budget_of(row) for row in await self._fetch(f"{BUDGETS} WHERE scope = $1 ORDER BY budget", scope)]

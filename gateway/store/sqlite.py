@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from gateway.store.base import AuditRow, Conflict, Head, StoreError
 from gateway.store.ledger import BUDGETS, NEW_BUDGET, SAVE_BUDGET, budget_of, budget_values
 from gateway.store.limits import Claim, Standing, decide
+from gateway.store.operations import OPERATE
 from gateway.store.rollup import LONG_STEP, STEP, SketchSum, roll_step, sketch_add
 from gateway.store.schema import migrations, statements
 from gateway.store.slices import slices
@@ -66,8 +67,8 @@ class SqliteStore(SqlStore):
     async def _fetch(self, sql: str, *values: Value) -> Sequence[Any]:
         return await self._run(_fetch, _numbered(sql), values)
 
-    async def _execute(self, sql: str, rows: Sequence[Sequence[Value]]) -> int:
-        return await self._run(_execute, _numbered(sql), rows)
+    async def _execute(self, sql: str, rows: Sequence[Sequence[Value]], note: Sequence[Value] = ()) -> int:
+        return await self._run(_execute, _numbered(sql), rows, note)
 
     async def _report(self, sql: str, values: Sequence[Value]) -> Sequence[Any]:
         """On a connection and in a thread of its own: identity is read meanwhile."""
@@ -141,9 +142,12 @@ def _report(path: Path, sql: str, values: Sequence[Value]) -> list[sqlite3.Row]:
         raise StoreError(f"{type(err).__name__}: {err}") from err
 
 
-def _execute(connection: sqlite3.Connection, sql: str, rows: Sequence[Sequence[Value]]) -> int:
+def _execute(connection: sqlite3.Connection, sql: str, rows: Sequence[Sequence[Value]], note: Sequence[Value]) -> int:
     with _transaction(connection):
-        return connection.executemany(sql, map(_named, rows)).rowcount
+        changed = connection.executemany(sql, map(_named, rows)).rowcount
+        if note and changed:
+            connection.execute(_numbered(OPERATE), _named(note))
+    return changed
 
 
 def _append(connection: sqlite3.Connection, before: Head, after: Head, rows: Sequence[AuditRow]) -> bool:
@@ -220,6 +224,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
     _wal(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # a deleted prompt is overwritten, not merely free
     if _migrate(connection, path):
         while _roll_step(connection, LONG_STEP):  # rows from before the roll-up; nothing else runs here yet
             pass

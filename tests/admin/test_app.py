@@ -27,6 +27,7 @@ from gateway.services.lender import LenderStats
 from gateway.services.limits import LimitStats
 from gateway.services.metrics import Metrics
 from gateway.services.metrics_table import METRICS
+from gateway.services.prompts import PromptStats
 from scheduler.estimate import Estimator
 from scheduler.model import GateStats, PoolStats, Stats
 from scheduler.settings import Settings
@@ -87,6 +88,7 @@ class World:
         return PlaneStats(
             server=ServerStats(open=4, busy=1, accepted=9, refused=0, requests=12, timed_out=0, buffered=7),
             audit=AuditStats(written=7, pending=1, failures=0, dropped=0, oldest_seconds=0.1),
+            prompts=PromptStats(stored=4, dropped=0, redaction_failed=1, pending_bytes=0),
             keys=KeyStats(hashed=1, refused=0, unavailable=0, cached=1, negative=0, flights=0),
             ledger=LedgerStats(open=2, body_bytes=2048, waiting=3),
             tracing=None,
@@ -140,6 +142,7 @@ def test_metrics_in_both_formats(uv: bool) -> None:
             assert found["fairgate_slots_running", "a"] == 2
             assert found["fairgate_backend_up", "a"] == 1
             assert found["fairgate_audit_written_total",] == 7
+            assert found["fairgate_prompts_total", "redaction_failed"] == 1
             assert found["fairgate_connections", "client"] == 4
             assert (found["fairgate_connections_accepted_total",], found["fairgate_connections_refused_total",]) == (
                 9,

@@ -74,7 +74,7 @@ def test_the_secret_is_in_no_file(tmp_path: Path) -> None:
     assert not any(secret in file.read_bytes() for file in tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("change", ["key", "tenant", "user"])
+@pytest.mark.parametrize("change", ["revoked", "key", "tenant", "user"])
 def test_revoking_and_disabling_act_at_once_across_processes(url: str, change: str) -> None:
     """K3: a change made through another connection acts within a second."""
 
@@ -82,8 +82,10 @@ def test_revoking_and_disabling_act_at_once_across_processes(url: str, change: s
         async with ring(url) as it, connection(url) as elsewhere, service(it.store) as keys:
             await keys.verify(it.token, IP)
             began = time.monotonic()
-            if change == "key":
+            if change == "revoked":
                 await elsewhere.revoke_key(it.key.id, 1)
+            elif change == "key":
+                await elsewhere.disable_key(it.key.id, 1)
             elif change == "tenant":
                 await elsewhere.disable_tenant(it.tenant.id, 1)
             else:
@@ -97,15 +99,18 @@ def test_revoking_and_disabling_act_at_once_across_processes(url: str, change: s
     asyncio.run(body())
 
 
-def test_enabling_again_acts_too(url: str) -> None:
+@pytest.mark.parametrize("level", ["user", "key"])
+def test_enabling_again_acts_too(url: str, level: str) -> None:
     """K6: what was refused is asked for again after a change."""
 
     async def body() -> None:
         async with ring(url) as it, service(it.store) as keys:
-            await it.store.disable_user(it.user.id, 1)
+            row = it.user if level == "user" else it.key
+            disable = it.store.disable_user if level == "user" else it.store.disable_key
+            await disable(row.id, 1)
             with pytest.raises(Unauthenticated):
                 await keys.verify(it.token, IP)
-            await it.store.disable_user(it.user.id, None)
+            await disable(row.id, None)
             deadline = time.monotonic() + 1.0
             while True:
                 try:

@@ -1,10 +1,13 @@
 """Usage reports on each database (U6): the roll-up against the same done by hand from the rows."""
 
 import asyncio
+import contextlib
 import datetime
 import random
 import sqlite3
 from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ import msgspec
 import pytest
 
 from gateway.services.record import AuditRecord
-from gateway.store.base import AUDIT_COLUMNS, STORED_COLUMNS, AuditRow, Head, Store
+from gateway.services.usage import keep_rolled_up
+from gateway.store.base import AUDIT_COLUMNS, STORED_COLUMNS, AuditRow, Head, Store, StoreError
 from gateway.store.postgresql import drop_partitions
 from gateway.store.rollup import sketch_add
 from gateway.store.schema import migrations, statements
@@ -204,6 +208,66 @@ def test_a_roll_up_that_is_given_up_loses_and_doubles_nothing(store_url: str) ->
         async with connection(store_url) as store:
             query = UsageQuery(by="day")
             same(await store.usage(query), by_hand(query, made, ended))
+
+    asyncio.run(body())
+
+
+def test_a_step_that_fails_adds_nothing(store_url: str) -> None:
+    """U6: the cells and the mark are one transaction."""
+    made, ended = records(50, 8), [BEGIN] * 50
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            await write(store, made, ended)
+            with marks_refused(store_url), pytest.raises(StoreError):
+                await store.roll_up()
+            query = UsageQuery(by="user")
+            same(await store.usage(query), by_hand(query, made, ended))
+
+    asyncio.run(body())
+
+
+@contextlib.contextmanager
+def marks_refused(url: str) -> Iterator[None]:
+    """The database refuses to move a mark."""
+    if url.startswith("postgresql"):
+        on = "ALTER TABLE usage_marks ADD CONSTRAINT refused CHECK (seq < 0)"
+        off = "ALTER TABLE usage_marks DROP CONSTRAINT refused"
+    else:
+        on = "CREATE TRIGGER refused BEFORE INSERT ON usage_marks BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        off = "DROP TRIGGER refused"
+    by_sql(url, on)
+    try:
+        yield
+    finally:
+        by_sql(url, off)
+
+
+def by_sql(url: str, sql: str) -> None:
+    """As another client of the database, beside a running loop."""
+    if url.startswith("postgresql"):
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, statement(url, sql)).result()
+    else:
+        with contextlib.closing(sqlite3.connect(url, isolation_level=None)) as raw:
+            raw.execute(sql)
+
+
+def test_a_gateway_rolls_up_by_itself(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """U6: without a report, and after the store was away."""
+    monkeypatch.setattr("gateway.services.usage.ROLL_SECONDS", 0.01)
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            with marks_refused(store_url):
+                await write(store, records(50, 9), [BEGIN] * 50)
+                task = asyncio.create_task(keep_rolled_up(store))
+                await asyncio.sleep(0.05)
+            async with asyncio.timeout(10):
+                while not (await store._fetch("SELECT count(*) AS n FROM usage_cells"))[0]["n"]:  # type: ignore[attr-defined]
+                    await asyncio.sleep(0.01)
+            task.cancel()
+            assert await store.roll_up() == 0
 
     asyncio.run(body())
 

@@ -1,0 +1,125 @@
+"""`fairgate prompts`: keep what a key asks, see it, delete it (U5). Every one of these acts is a row itself (U7)."""
+
+import argparse
+import time
+
+import msgspec
+
+from gateway.commands.common import CommandError, Commands, show_json, store_options, table, when, with_store
+from gateway.config import Config
+from gateway.services.accounts import LONGEST_DAYS
+from gateway.store.base import Store
+from gateway.store.prompts import Prompt
+
+
+def add(commands: Commands) -> None:
+    """Declare the family."""
+    family = commands.add_parser("prompts", help="keep what a key asks for some days; show and delete it")
+    verbs = family.add_subparsers(required=True, metavar="VERB")
+    on = _verb(verbs, "on", "keep what a key asks from now on, redacted as configured", keep)
+    on.add_argument("key", help="its public id")
+    on.add_argument("--days", type=_days, required=True, metavar="N", help=f"1-{LONGEST_DAYS}; then it is deleted")
+    off = _verb(verbs, "off", "keep no more of a key; what is there stays until its day, or `purge`", stop)
+    off.add_argument("key", help="its public id")
+    listing = _verb(verbs, "list", "what is kept, the latest last, without its text", show_list)
+    listing.add_argument("--key", default="", help="only of this key, by its public id")
+    listing.add_argument("-n", "--rows", type=int, default=20, help="how many (default: 20)")
+    _verb(verbs, "show", "the text of a request's prompt", show).add_argument("id", help="the request's id")
+    purge = _verb(verbs, "purge", "delete what is kept, at once", delete)
+    which = purge.add_mutually_exclusive_group(required=True)
+    which.add_argument("--request", default="", metavar="ID", help="of this request")
+    which.add_argument("--key", default="", metavar="ID", help="of this key")
+    which.add_argument("--all", action="store_true", help="of all keys")
+
+
+def _verb(verbs: Commands, name: str, text: str, run: object) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+    store_options(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _days(text: str) -> int:
+    days = int(text)
+    if not 1 <= days <= LONGEST_DAYS:
+        raise argparse.ArgumentTypeError(f"1 to {LONGEST_DAYS}")
+    return days
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+async def _note(store: Store, subject: str, did: str, count: int) -> None:
+    body = msgspec.json.encode({"did": did, "prompts": count}).decode()
+    await store.operate("prompts", subject, body, _now(), store.actor)
+
+
+def keep(args: argparse.Namespace) -> int:
+    return _set_days(args, args.days)
+
+
+def stop(args: argparse.Namespace) -> int:
+    return _set_days(args, 0)
+
+
+def _set_days(args: argparse.Namespace, days: int) -> int:
+    if not with_store(args, lambda store, _: store.set_prompt_days(args.key, days)):
+        raise CommandError(f"there is no key {args.key!r}")
+    if args.json:
+        show_json({"id": args.key, "prompt_days": days})
+    else:
+        print(f"{args.key}: prompts are {f'kept for {days} days' if days else 'not kept'}")
+    return 0
+
+
+def show_list(args: argparse.Namespace) -> int:
+    prompts = with_store(args, lambda store, _: store.prompts(args.key, args.rows, _now()))
+    if args.json:
+        show_json([_described(prompt) for prompt in prompts])
+    else:
+        rows = [(when(p.at), p.id, p.key, p.route, p.model, p.size, when(p.expires_at)) for p in prompts]
+        print(table(("TIME (UTC)", "REQUEST", "KEY", "ROUTE", "MODEL", "BYTES", "UNTIL"), rows))
+    return 0
+
+
+def _described(prompt: Prompt) -> dict[str, object]:
+    described = msgspec.structs.asdict(prompt)
+    del described["body"]
+    return described
+
+
+def show(args: argparse.Namespace) -> int:
+    """Request ids may be the client's own, so there may be several."""
+
+    async def work(store: Store, _: Config) -> list[Prompt]:
+        found = await store.prompt(args.id, _now())
+        await _note(store, args.id, "read", len(found))
+        return found
+
+    prompts = with_store(args, work)
+    if not prompts:
+        raise CommandError(f"no prompt of a request {args.id!r} is kept")
+    if args.json:
+        show_json([{**_described(prompt), "body": _text(prompt)} for prompt in prompts])
+    else:
+        print("\n".join(_text(prompt) for prompt in prompts))
+    return 0
+
+
+def _text(prompt: Prompt) -> str:
+    return prompt.body.decode("utf-8", "replace")
+
+
+def delete(args: argparse.Namespace) -> int:
+    async def work(store: Store, _: Config) -> int:
+        count = await store.delete_prompts(request=args.request, key=args.key)
+        await _note(store, args.request or args.key or "all", "purge", count)
+        return count
+
+    count = with_store(args, work)
+    if args.json:
+        show_json({"deleted": count})
+    else:
+        print(f"{count} deleted")
+    return 0

@@ -1,0 +1,77 @@
+"""Admin actions are rows (U7), on each database: written with the change itself, by whom, without secrets."""
+
+import asyncio
+import json
+
+import pytest
+
+from gateway.services import accounts
+from gateway.services.accounts import KeyTerms
+from gateway.store.base import Conflict, Key, User
+from gateway.store.limits import Limits
+from tests.services.keyring import CHEAP, connection
+
+
+def test_every_change_of_who_may_do_what_is_a_row(store_url: str) -> None:
+    """U7"""
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            store.actor = "ada"
+            tenant = await accounts.create_tenant(store, "acme", allow_all_models=True)
+            user = await accounts.create_user(store, tenant, "ann")
+            key, token = await accounts.create_key(store, user, KeyTerms(name="laptop"), CHEAP)
+            _, fresh, _ = await accounts.rotate_key(store, key.id, 1.0, CHEAP)
+            await store.set_limits("user", user.id, Limits(requests_per_minute=5))
+            await store.set_prompt_days(key.id, 7)
+            for at in (1, None):
+                await store.disable_tenant(tenant.id, at)
+                await store.disable_user(user.id, at)
+                await store.disable_key(key.id, at)
+            await store.revoke_key(key.id, 2)
+            rows = await store.operations_history(None, 100)
+            assert {row.actor for row in rows} == {"ada"}
+            assert [(row.kind, row.id, json.loads(row.body or "")["did"]) for row in rows] == [
+                ("tenant", tenant.id, "create"),
+                ("user", user.id, "create"),
+                ("key", key.id, "create"),
+                ("key", fresh.id, "create"),
+                ("key", key.id, "expire"),
+                ("user", user.id, "limit"),
+                ("key", key.id, "keep prompts"),
+                ("tenant", tenant.id, "disable"),
+                ("user", user.id, "disable"),
+                ("key", key.id, "disable"),
+                ("tenant", tenant.id, "enable"),
+                ("user", user.id, "enable"),
+                ("key", key.id, "enable"),
+                ("key", key.id, "revoke"),
+            ]
+            text = "".join(row.body or "" for row in rows)
+            assert json.loads(rows[5].body or "")["limits"] == {"requests_per_minute": 5}
+            assert "laptop" in text
+            assert "argon2" not in text
+            assert key.hash not in text
+            assert token not in text
+
+    asyncio.run(body())
+
+
+def test_what_was_not_done_is_no_row(store_url: str) -> None:
+    """U7: one transaction: a refused change leaves none, nor one that found nothing."""
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            tenant = await accounts.create_tenant(store, "acme")
+            with pytest.raises(Conflict):
+                await store.add_tenant(tenant)
+            with pytest.raises(Conflict):
+                await store.add_user(User(id="u", tenant="nobody", name="x", created_at=1))
+            with pytest.raises(Conflict):
+                await store.add_key(Key(id="k", user="nobody", name="", hash="h", created_at=1))
+            assert not await store.disable_key("k", 1)
+            assert not await store.revoke_key("k", 1)
+            assert not await store.set_prompt_days("k", 1)
+            assert len(await store.operations_history(None, 100)) == 1
+
+    asyncio.run(body())
