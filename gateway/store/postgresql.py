@@ -33,7 +33,7 @@ CONNECT_SECONDS = 5.0
 CONNECTIONS = 4
 """Per gateway: identity reads, the audit writer, and some to spare; PostgreSQL's default limit is 100 in all."""
 PARTITION_MONTHS = 12
-ROLL_STEP = 20_000
+ROLL_STEP = 5_000
 """Rows a step of the usage roll-up: a fraction of a second, for which the other gateways' steps wait."""
 LONG_ROLL_STEP = 200_000
 """For the owner's commands, which have no deadline: the more rows, the more of them in each cell."""
@@ -125,7 +125,8 @@ class PostgreSQLStore(SqlStore):
             return await connection.fetch(sql, *values, timeout=REPORT_SECONDS)
 
     async def _roll_step(self) -> int:
-        rows = await self._fetch(_ROLL_UP, ROLL_STEP)
+        """With the deadline of a report: a step that is slower than its deadline would never get done."""
+        rows = await self._report(_ROLL_UP, [ROLL_STEP])
         return int(rows[0]["rolled"])
 
     async def _execute(self, sql: str, rows: Sequence[Sequence[Value]], note: Sequence[Value] = ()) -> int:
