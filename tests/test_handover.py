@@ -14,7 +14,7 @@ import uvloop
 
 from gateway.services.accounts import KeyTerms, create_key, create_tenant, create_user
 from gateway.store import open_store
-from tests.flow.engine import DONE, SSE_HEAD, USAGE_FRAME, Engine, chunk, frame, stream
+from tests.flow.engine import DONE, SSE_HEAD, USAGE_FRAME, Engine, chunk, frame, plain, stream
 from tests.gateway import FAST_HASH, chat
 from tests.servers import free_port
 from tests.wire import Client
@@ -152,6 +152,35 @@ async def refused(port: int) -> bool:
         return True
     client.close()
     return False
+
+
+def test_sighup_reloads_the_file_or_keeps_the_old_one(tmp_path: Path) -> None:
+    """O7: as a service manager does it; the watch over backends goes on, and a faulty file changes nothing."""
+
+    async def main() -> None:
+        key = await make_key(tmp_path)
+        async with Engine(plain) as engine:
+            gate = Gate(tmp_path, "a", free_port(), engine.url)
+            file = tmp_path / "a.yaml"
+            config = json.loads(file.read_text())
+            async with ended(gate):
+                await gate.ready()
+                for text, said in (
+                    (json.dumps(config | {"aliases": {"other": "m"}}), "configuration reloaded"),
+                    ("listen: nowhere", "configuration not reloaded"),
+                ):
+                    file.write_text(text)
+                    gate.process.send_signal(signal.SIGHUP)
+                    async with asyncio.timeout(START):
+                        while said not in gate.log.read_text():
+                            await asyncio.sleep(0.02)
+                    client = await Client.connect(gate.port)
+                    await client.send(asked(key, model="other"))
+                    assert (await client.answer())[0] == 200
+                    client.close()
+                assert "Traceback" not in gate.log.read_text()
+
+    uvloop.run(main())
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
