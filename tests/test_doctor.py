@@ -92,6 +92,12 @@ def test_the_extra_of_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "f7Zq2" not in repr(checks)
 
 
+def test_a_redaction_that_cannot_be_imported(tmp_path: Path) -> None:
+    """U5: before the gateway refuses to start."""
+    assert look(written(tmp_path, "prompts: {redact: 'no_such_module:f'}"))["redaction"].level == "problem"
+    assert look(written(tmp_path, "prompts: {redact: 'json:dumps'}"))["redaction"].level == "ok"
+
+
 def test_files_that_others_read(tmp_path: Path) -> None:
     secret = tmp_path / "key"
     secret.write_text("f7Zq2")

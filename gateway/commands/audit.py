@@ -129,8 +129,19 @@ def show_actions(args: argparse.Namespace) -> int:
         show_json(rows)
     else:
         header = ("TIME (UTC)", "ACTOR", "KIND", "SUBJECT", "WHAT")
-        print(table(header, [(when(row.at), row.actor, row.kind, row.id, row.body or "cleared") for row in rows]))
+        print(table(header, [(when(row.at), row.actor, row.kind, row.id, _what(row.body)) for row in rows]))
     return 0
+
+
+def _what(body: str | None) -> str:
+    """The act and what is given in it, without what is empty or not set."""
+    if body is None:
+        return "cleared"
+    told = json.loads(body)
+    if not isinstance(told, dict):
+        return body
+    given = ", ".join(f"{name} {json.dumps(value)}" for name, value in told.items() if name != "did" and value)
+    return " ".join(part for part in (told.get("did", "set"), given) if part)
 
 
 # -- verify

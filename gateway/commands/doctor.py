@@ -24,6 +24,7 @@ from gateway.process import FILES_PER_STREAM, FILES_SPARE
 from gateway.services import checkup, x509
 from gateway.services.checkup import Finding
 from gateway.services.discovery import LookFailed, client, look
+from gateway.services.prompts import redaction
 from gateway.store.base import StoreError
 from gateway.store.facts import postgresql_facts, sqlite_facts, sqlite_path
 
@@ -79,6 +80,8 @@ async def examine(path: Path | None) -> list[Check]:
         _check("open files", checkup.file_limit(wanted, hard if hard != resource.RLIM_INFINITY else -1)),
         _check("store", await _store(config.store)),
     ]
+    if config.prompts.redact:
+        checks.append(_check("redaction", _redaction(config.prompts.redact)))
     if config.tracing.endpoint:
         checks.append(_check("tracing", checkup.tracing(config.tracing, _otel_installed())))
     if config.shared:
@@ -133,6 +136,17 @@ async def _store(url: str) -> list[Finding]:
     except StoreError as err:
         return checkup.unreachable("the store does not answer", str(err))
     return [Finding("problem", "store: no database this program knows", "name a file or postgresql://...")]
+
+
+def _redaction(name: str) -> list[Finding]:
+    """Imports it, as the gateway does."""
+    try:
+        redaction(name)
+    except cfg.ConfigError as err:
+        return [
+            Finding("problem", str(err), "install it for this Python, or set PYTHONPATH; the gateway will not start")
+        ]
+    return []
 
 
 def _otel_installed() -> bool:
