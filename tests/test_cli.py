@@ -312,6 +312,12 @@ def test_prompts_are_switched_shown_and_purged_and_every_act_is_a_row(cli: Cli) 
     assert acts[2:] == [("prompts", "read")] * 2 + [("prompts", "purge")] * 2 + [("key", "keep prompts")]
 
 
+def test_retention_does_not_reach_into_the_future() -> None:
+    """U4: the month that gateways write to is never dropped."""
+    cli = Cli("postgresql://nobody@127.0.0.1:1/none")
+    assert "future" in cli.refused("audit", "prune", "--before", "2999-01-01")
+
+
 def test_usage_in_names_as_table_csv_and_json(cli: Cli, tmp_path: Path) -> None:
     """U6: what the rows hold are ids, what a person reads are names; a cost needs prices."""
     from gateway.services.record import AuditRecord

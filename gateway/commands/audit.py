@@ -6,6 +6,7 @@ import csv
 import datetime
 import json
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -177,6 +178,8 @@ def _verdict(chain: trail.Verified) -> str:
     if chain.broken is not None:
         row = f" (request {chain.broken.row})" if chain.broken.row else ""
         return f"BROKEN at {chain.broken.seq}{row}: {chain.broken.reason}"
+    if not chain.rows:
+        return "retention dropped all its rows"
     return "whole, but nothing vouches for the oldest row left" if chain.unproven else "whole"
 
 
@@ -226,6 +229,8 @@ def drop_months(args: argparse.Namespace) -> int:
     """Prints what was dropped. What is left still verifies, from its oldest row on."""
     from gateway.store.postgresql import drop_partitions  # the embedded form starts without the driver
 
+    if args.before > time.time_ns() // 1000:
+        raise CommandError("--before is in the future: a month that is not over is never dropped")
     dropped = asyncio.run(drop_partitions(shared_store(args), args.before, actor()))
     if args.json:
         show_json(dropped)

@@ -39,14 +39,16 @@ class Checker:
     """Follows one writer's rows in order. `head` is the last good one of `rows`.
 
     Retention may have dropped the oldest rows: then the first row left cannot be checked itself, unless an anchor or
-    the head names it, and `unproven` is True.
+    the head names it, and `unproven` is True. `dropped` is the last row that retention says it dropped: all may be gone
+    up to there.
     """
 
-    def __init__(self, writer: str, anchors: Mapping[int, bytes]) -> None:
+    def __init__(self, writer: str, anchors: Mapping[int, bytes], dropped: int = 0) -> None:
         self.head = Head(writer)
         self.rows = 0
         self.unproven = False
         self._anchors = anchors
+        self._dropped = dropped
 
     def follow(self, rows: Iterable[AuditRow], encode: Encode) -> Broken | None:
         """Check rows -> the first fault."""
@@ -98,6 +100,8 @@ class Checker:
     def end(self, stored: Head) -> Broken | None:
         """After the last row: the store's head, and anchors beyond it, must not name rows that are gone."""
         last = max(self._anchors, default=0)
+        if not self.rows and max(stored.seq, last) <= self._dropped:
+            return None
         if stored.seq > self.head.seq or last > self.head.seq:
             return Broken(self.head.writer, self.head.seq + 1, "", "rows at the end are missing")
         if stored.seq < self.head.seq or (self.head.seq and stored.hash != self.head.hash):

@@ -11,6 +11,8 @@ from gateway.services.record import AuditRecord
 from gateway.store.base import STORED_COLUMNS, AuditRow, Store
 
 _PAGE = 1000
+_MOST_DROPS = 10_000
+"""Partitions that were ever dropped."""
 
 Anchors = Mapping[str, Mapping[int, bytes]]
 """Writer -> seq -> hash."""
@@ -47,11 +49,21 @@ def read_anchors(path: Path) -> Anchors:
 async def verify(store: Store, anchors: Anchors) -> list[Verified]:
     """Check every writer's chain, in order of names; gateways may go on writing."""
     writers = sorted({*await store.audit_writers(), *anchors})
-    return [await _verify_writer(store, writer, anchors.get(writer, {})) for writer in writers]
+    dropped = await _dropped(store)
+    return [await _verify_writer(store, writer, anchors.get(writer, {}), dropped.get(writer, 0)) for writer in writers]
 
 
-async def _verify_writer(store: Store, writer: str, anchors: Mapping[int, bytes]) -> Verified:
-    checker = Checker(writer, anchors)
+async def _dropped(store: Store) -> Mapping[str, int]:
+    """Writer -> the last of its rows that retention dropped."""
+    last: dict[str, int] = {}
+    for row in await store.operations_history("audit", _MOST_DROPS):
+        for writer, seq in json.loads(row.body or "{}").get("through", {}).items():
+            last[writer] = max(seq, last.get(writer, 0))
+    return last
+
+
+async def _verify_writer(store: Store, writer: str, anchors: Mapping[int, bytes], dropped: int) -> Verified:
+    checker = Checker(writer, anchors, dropped)
     while True:
         page = await store.audit_chain(writer, checker.head.seq - 1, _PAGE)
         before = checker.head.seq

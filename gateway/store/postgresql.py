@@ -254,8 +254,9 @@ async def _drop_partition(connection: "asyncpg.Connection[asyncpg.Record]", name
     async with connection.transaction():
         await connection.execute(f'LOCK TABLE "{name}" IN SHARE ROW EXCLUSIVE MODE')
         await _roll_up(connection)
+        ends = await connection.fetch(f'SELECT writer, max(seq) AS seq FROM "{name}" GROUP BY writer')  # noqa: S608
         await connection.execute(f'DROP TABLE "{name}"')
-        note = msgspec.json.encode({"did": "drop"}).decode()
+        note = msgspec.json.encode({"did": "drop", "through": {row["writer"]: row["seq"] for row in ends}}).decode()
         await connection.execute(OPERATE, "audit", name, note, time.time_ns() // 1000, actor)
 
 

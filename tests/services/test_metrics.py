@@ -18,7 +18,8 @@ from gateway.services.lender import LenderStats
 from gateway.services.limits import LimitStats
 from gateway.services.metrics import BACKENDS_MAX, MODELS_MAX, OTHER, WINDOW, Counts, Histogram, Metrics, jain
 from gateway.services.metrics_table import DURATION, LABELS, METRICS, QUEUE, TTFT, reference
-from gateway.services.samples import of_audit, of_backends, of_limits, of_scheduler, of_tracing
+from gateway.services.prompts import PromptStats
+from gateway.services.samples import of_audit, of_backends, of_limits, of_prompts, of_scheduler, of_tracing
 from gateway.services.tracing import TracingStats
 from scheduler.model import GateStats, PoolStats, Stats
 
@@ -53,6 +54,7 @@ def busy() -> Metrics:
     made.register("scheduler", lambda: of_scheduler(scheduler()))
     made.register("limits", lambda: of_limits(LIMITS))
     made.register("audit", lambda: of_audit(AUDIT))
+    made.register("prompts", lambda: of_prompts(PromptStats(4, 2, 1, 0)))
     made.register("tracing", lambda: of_tracing(TracingStats(1, 5, 2, 3)))
     made.register(
         "others",
@@ -165,6 +167,9 @@ def test_a_scrape_shows_what_was_counted() -> None:
         (2, "fairgate_limit_failures_total", {"lender": "redis"}),
         (0, "fairgate_limit_failing", {"lender": "store"}),
         (1, "fairgate_limit_failing", {"lender": "redis"}),
+        (4, "fairgate_prompts_total", {"fate": "stored"}),
+        (2, "fairgate_prompts_total", {"fate": "dropped"}),
+        (1, "fairgate_prompts_total", {"fate": "redaction_failed"}),
         (5, "fairgate_traces_exported_total", {}),
         (2, "fairgate_traces_lost_total", {"cause": "queue_full"}),
         (3, "fairgate_traces_lost_total", {"cause": "export_failed"}),

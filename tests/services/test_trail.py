@@ -282,6 +282,25 @@ def test_a_schema_that_is_behind_is_refused(postgresql: PostgreSQL) -> None:
     asyncio.run(body())
 
 
+def test_a_writer_whose_rows_retention_dropped_is_not_broken(postgresql_url: str, tmp_path: Path) -> None:
+    """U4: a gateway that is gone for longer than rows are kept; rows that vanish in another way are still missed."""
+    asyncio.run(write(postgresql_url, tmp_path))
+    chain = verified(postgresql_url)
+    anchors = {chain.writer: {5: b"h"}}
+    later = int((datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=62)).timestamp() * 1_000_000)
+    month = asyncio.run(drop_partitions(postgresql_url, later))
+    try:
+        gone = verified(postgresql_url, anchors)
+        assert (gone.rows, gone.broken) == (0, None)
+        tamper(postgresql_url, "DELETE FROM operations")
+        gone = verified(postgresql_url)
+        assert gone.broken is not None
+        assert gone.broken.reason == "rows at the end are missing"
+    finally:
+        assert month
+        asyncio.run(statement(postgresql_url, "SELECT audit_make_partitions(12)"))
+
+
 PARTITIONS = "SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' AND relname LIKE 'audit_2%'"
 
 
