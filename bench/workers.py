@@ -103,6 +103,8 @@ def table(rows: list[Row]) -> str:
 
 def run(plan: Plan, numbers: list[int], out: Path) -> list[Row]:
     machine.allow_many_files()
+    if plan.nice:
+        machine.prioritise(os.getpid(), plan.nice)  # gateways and tools inherit it
     rows: list[Row] = []
     with Backend(plan.load_core) as backend, out.open("w") as file:
         file.write(json.dumps({"facts": machine.facts(), "rounds": plan.rounds, "seconds": plan.seconds}) + "\n")
@@ -116,6 +118,7 @@ def run(plan: Plan, numbers: list[int], out: Path) -> list[Row]:
                         row = {"round": number, **measure(peer, SCENARIOS[name], backend, plan)}
                         rows.append(row)
                         file.write(json.dumps(row) + "\n")
+                        file.flush()
                         print(json.dumps(row), file=sys.stderr, flush=True)
         finally:
             for peer in peers:
@@ -129,10 +132,18 @@ def main() -> int:
     arguments.add_argument("--scenarios", default="S1,S2,S3,S4")
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--seconds", type=float, default=4.0)
+    arguments.add_argument("--nice", type=int, default=0, help="priority of gateways and tools (below 0: root only)")
     arguments.add_argument("--out", type=Path, default=Path("bench/out/workers.jsonl"))
     given = arguments.parse_args()
     load_core = min(1, (os.cpu_count() or 1) - 1)
-    plan = Plan([], given.scenarios.split(","), given.rounds, given.seconds, load_core=load_core)
+    plan = Plan(
+        peers=[],
+        scenarios=given.scenarios.split(","),
+        rounds=given.rounds,
+        seconds=given.seconds,
+        load_core=load_core,
+        nice=given.nice,
+    )
     given.out.parent.mkdir(parents=True, exist_ok=True)
     print(table(run(plan, list(map(int, given.workers.split(","))), given.out)))
     return 0

@@ -87,6 +87,9 @@ class Crew(Gate):
             await store.close()
 
 
+HEALTHZ = ("fairgate_requests_total", "/healthz", "2xx", "done", "openai")
+
+
 async def keys(folder: Path, *users: str, **terms: Any) -> list[str]:
     store = await open_store(str(folder / "fairgate.db"))
     try:
@@ -207,6 +210,7 @@ def test_a_killed_worker_frees_its_slots_at_once_and_comes_back(tmp_path: Path) 
                 waiting = two[0]
                 await waiting.send(asked(key, stream=True))
                 stats = await gate.until(lambda stats: stats["scheduler"]["queued"] == 1)
+                counted = await gate.metrics()
                 victim = worker_of(one[0], gate.pids(stats))
                 os.kill(victim, signal.SIGKILL)
                 assert (await waiting.head())[0] == 200
@@ -216,6 +220,7 @@ def test_a_killed_worker_frees_its_slots_at_once_and_comes_back(tmp_path: Path) 
                 assert victim not in gate.pids(stats)
                 assert sum(worker["restarts"] for worker in stats["workers"]) == 1
                 assert stats["scheduler"]["running"] == 0
+                assert (await gate.metrics())[HEALTHZ] >= counted[HEALTHZ] >= 6  # counters never fall
                 rows = await gate.rows(3)
                 assert sorted(row["outcome"] for row in rows) == ["done", "interrupted", "interrupted"]
                 assert await ask((await gate.by_worker(1))[0][0], key, stream=True) == 200

@@ -339,8 +339,9 @@ def test_failures_in_a_row_are_counted_over_workers(tmp_path: Path) -> None:
             breaker = shared.backends._watched["g"].breaker
             one.backends.succeeded("g")
             one.backends.failed("g", "connect")
-            two.backends.failed("g", "timeout")
+            one.backends.failed("g", "timeout")
             await soon(lambda: breaker.failures == 2)
+            await soon(lambda: "g" in two.backends._doubted)
             two.backends.succeeded("g")
             await soon(lambda: breaker.failures == 0)
             for side in (one, two, one):
