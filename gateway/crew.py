@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import sys
 import time
@@ -23,6 +24,11 @@ END_SECONDS = 20.0
 """What a worker gets to write its last audit rows, once its channel is closed, before it is killed."""
 
 T = TypeVar("T")
+
+
+def interpreter() -> tuple[str, ...]:
+    """A worker finds its modules where its parent found them: not in a working directory the parent did not look in."""
+    return (sys.executable,) if {"", os.getcwd()} & set(sys.path) else (sys.executable, "-P")
 
 
 class Owner(Protocol):
@@ -113,7 +119,7 @@ class Worker:
         self.desk = self._owner.desk(self, channel)
         with theirs:
             process = self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "gateway.worker", str(theirs.fileno())),
+                *(*interpreter(), "-m", "gateway.worker", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
             )

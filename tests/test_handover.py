@@ -27,6 +27,9 @@ STREAMS = 30
 class Gate:
     """A gateway process. `folder` holds the store that all of a test share."""
 
+    command = (sys.executable, "-m", "gateway")
+    directory: Path | None = None
+
     def __init__(self, folder: Path, name: str, port: int, engine: str, **settings: Any) -> None:
         self.port = port
         self.admin = free_port()
@@ -40,10 +43,10 @@ class Gate:
             **settings,
         }
         (folder / f"{name}.yaml").write_text(json.dumps(config))
-        command = [sys.executable, "-m", "gateway", "serve", "--config", str(folder / f"{name}.yaml")]
+        command = [*self.command, "serve", "--config", str(folder / f"{name}.yaml")]
         self.log = folder / f"{name}.log"
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.directory)
 
     async def ready(self) -> None:
         async with asyncio.timeout(START):

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -417,6 +418,30 @@ def test_failed_authentications_count_over_workers(tmp_path: Path) -> None:
                 for _ in range(2):  # what was said before a question is heard before its answer
                     await gate.stats()
                 assert await ask(two, "fg_wrong") == 429
+
+    uvloop.run(main())
+
+
+class Installed(Crew):
+    """Run by the installed command."""
+
+    command = (str(Path(sys.executable).with_name("fairgate")),)
+
+
+def test_workers_are_not_looked_for_in_the_working_directory(tmp_path: Path) -> None:
+    """The installed command, run where somebody left a package of the same name."""
+    if not Path(Installed.command[0]).exists():
+        pytest.skip("the package is not installed")
+    Installed.directory = tmp_path
+    (tmp_path / "gateway").mkdir()
+    (tmp_path / "gateway" / "__init__.py").write_text("raise SystemExit('not this one')")
+
+    async def main() -> None:
+        async with Engine(plain) as engine:
+            await keys(tmp_path, "u")
+            gate = Installed(tmp_path, engine.url)
+            async with ended(gate):
+                await gate.ready()
 
     uvloop.run(main())
 
