@@ -276,8 +276,13 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def renew(text: str) -> str:
-    """A page with its generated parts made anew."""
-    return PART.sub(lambda found: f"{found[1]}\n{PARTS[found[2]]().strip()}\n\n{found[3]}", text)
+    """A page with its generated parts made anew; commands stay on Python 3.13, whose help has other words."""
+    kept = {"commands"} if sys.version_info >= (3, 13) else set()
+
+    def part(found: re.Match[str]) -> str:
+        return found[0] if found[2] in kept else f"{found[1]}\n{PARTS[found[2]]().strip()}\n\n{found[3]}"
+
+    return PART.sub(part, text)
 
 
 def pages() -> list[Path]:
