@@ -441,3 +441,39 @@ def test_the_last_answer_of_a_connection_may_be_taken_slowly() -> None:
         assert await client.at_end()
 
     run(test, caps=Caps(buffer_bytes=2 * LARGE))
+
+
+POST = b"POST /b HTTP/1.1\r\n%bContent-Length: 5\r\n\r\n" % HOST
+HALF_CLOSED = {
+    "nothing": (b"", []),
+    "an empty line": (b"\r\n", []),
+    "half a head": (b"GET / HTTP/1.1\r\nHo", []),
+    "half a body": (POST + b"ab", ["gone"]),
+    "half a chunk": (POST.replace(b"Content-Length: 5", b"Transfer-Encoding: chunked") + b"5\r\nab", ["gone"]),
+    "a request that waits": (b"GET /wait HTTP/1.1\r\n%b\r\n" % HOST, ["waiting", "gone"]),
+    "one that waits and another": (b"GET /wait HTTP/1.1\r\n%b\r\n" % HOST + ASK, ["waiting", "gone"]),
+}
+
+
+@pytest.mark.parametrize("how", ["half-close", "close", "reset"])
+@pytest.mark.parametrize("case", HALF_CLOSED)
+def test_a_client_that_leaves_or_stops_sending_is_gone(case: str, how: str) -> None:
+    """H1, H4: nothing is answered, nothing behind it is begun, and the connection is given back."""
+    wire, events = HALF_CLOSED[case]
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        client = await Client.connect(port)
+        await client.send(wire)
+        async with asyncio.timeout(WAIT):
+            while not server.connections or (events and not any(c.call for c in server.connections)):
+                await asyncio.sleep(0)
+        {"half-close": client.writer.write_eof, "close": client.close, "reset": client.reset}[how]()
+        async with asyncio.timeout(WAIT):
+            while server.connections:
+                await asyncio.sleep(0)
+        assert echo.events == events
+        assert server.requests == bool(events)
+        if how == "half-close":
+            assert await client.rest() == b""
+
+    run(test)
