@@ -3,13 +3,15 @@
     python -m loadtests.streams [--streams 10000] [--frames 40] [--rate 1] [--out loadtests/results]
 
 The C backend and load generator of `bench/` judge every frame and count every byte. Each stream needs two descriptors
-in the gateway: the most that fits under the hard limit is run when that is less. Exits 1 when one answer is unsound.
+in the gateway: the most that fits under the hard limit is run when that is less. Another gateway holds connections that
+have been answered once and stay idle. Exits 1 when one answer is unsound.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import random
 import resource
 import sys
 import threading
@@ -21,8 +23,10 @@ import uvloop
 
 from bench.tools import Backend, run_load
 from loadtests.rig import Rig
+from loadtests.traffic import Client
 
 SPARE = 500  # descriptors besides the streams'
+IDLE = 5_000
 MIB = 1 << 20
 
 
@@ -85,10 +89,27 @@ async def quiet(rig: Rig) -> dict[str, Any]:
     return stats
 
 
+async def idle_each(rig: Rig) -> float:
+    """Resident bytes of the gateway for each kept connection that waits for its next request."""
+    clients = [Client(rig.port, rig.keys[0], random.Random(n)) for n in range(IDLE)]
+    before = rig.rss()
+    for client in clients:
+        await client.open()
+        client.writer.write(client.request("/v1/models"))
+        assert (await client.answer())[0] == 200
+    each = (rig.rss() - before) / IDLE
+    for client in clients:
+        client.close()
+    await quiet(rig)
+    return each
+
+
 async def run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     count = fitting(options.streams)
     with Backend(options.core) as backend:
         backend.set(frames=options.frames, rate=options.rate)
+        async with Rig(settings(backend.port)) as other:  # memory once used would hide what streams need
+            kept = await idle_each(other)
         async with Rig(settings(backend.port)) as rig:
             await asyncio.to_thread(generate, rig, backend, 20, 1, options)  # keys verified, code and buffers there
             idle, began = rig.rss(), rig.cpu()
@@ -99,6 +120,7 @@ async def run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
                 "streams": count,
                 "asked": options.streams,
                 "at once": watch.running,
+                "rss kept": kept,
                 "rss idle": idle,
                 "rss full": watch.rss,
                 "rss after": rig.rss(),
@@ -135,6 +157,7 @@ def report(row: dict[str, Any], options: argparse.Namespace, troubles: list[str]
         "answers judged": f"{row['all_requests']}, complete and byte-exact: {row['all_sound']}",
         "RSS idle, full, after": ", ".join(f"{row[n] / MIB:.1f} MiB" for n in ("rss idle", "rss full", "rss after")),
         "RSS per 1 000 streams": f"{each:.1f} MiB",
+        "RSS per 1 000 idle connections": f"{row['rss kept'] * 1000 / MIB:.1f} MiB, of {IDLE} answered once",
         "CPU of the gateway": f"{row['cpu']:.1f} s",
         "transit of a frame": f"{json.dumps(row['transit_us'])} us, with backend and load generator on one core",
         "left afterwards": f"slots {row['left'][0]}, requests {row['left'][1]}, connections {row['left'][2]}",
