@@ -241,7 +241,7 @@ def _chunks_between(tail: bytes, line: re.Match[bytes], end: int, failed: set[in
             return chunks
         failed.add(following.start())
         start = following.end() + 2
-        after = start + int(following[1], 16)
+        after = min(start + int(following[1], 16), len(tail))  # what only looks like a size may be any number
         chunks.append(tail[start:after])
         following = _CHUNK_SIZE.match(tail, after)
     return None
