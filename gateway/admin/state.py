@@ -14,10 +14,11 @@ from gateway.http1.server import ServerStats
 from gateway.services import samples
 from gateway.services.audit import AuditStats
 from gateway.services.backends import BackendStats
+from gateway.services.counts import Counts
 from gateway.services.keys import KeyStats
 from gateway.services.limits import LimitStats
-from gateway.services.metrics import Counts, Metrics, Sample
 from gateway.services.prompts import PromptStats
+from gateway.services.metrics import Metrics, Sample
 from gateway.services.tracing import OFF, TracingStats
 from scheduler.estimate import Estimator
 from scheduler.model import Stats

@@ -117,6 +117,28 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
         return self.chunked or bool(self.content_length)
 
 
+class WireLimits(msgspec.Struct, frozen=True, gc=False):
+    """What one request may cost: bytes of head and target, number of fields, bytes of body payload."""
+
+    head_bytes: int = 32 * 1024
+    header_count: int = 100
+    target_bytes: int = 8 * 1024
+    body_bytes: int = 10 * 2**20
+
+
+class Repeated(msgspec.Struct, frozen=True, weakref=True):
+    """A head both parsers have accepted under `limits`, as its bytes `before` and `after` the digits of Content-Length.
+
+    Without that field `before` is the whole head. Digits cannot change a verdict, so a head of the same bytes around
+    other digits needs no second reading.
+    """
+
+    before: bytes
+    after: bytes
+    head: RequestHead
+    limits: WireLimits
+
+
 class ResponseHead(msgspec.Struct, frozen=True, gc=False):
     """One response's head, validated, with its framing decided.
 

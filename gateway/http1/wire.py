@@ -8,13 +8,11 @@ request is refused. The rules for a single head are in `head`. Must not know asy
 import re
 from weakref import WeakValueDictionary
 
-import msgspec
-
 from gateway.http1 import head as rules
 from gateway.http1.chunks import ChunkDecoder
 from gateway.http1.head import WireError
 from gateway.http1.llhttp import Llhttp, borrow, give_back
-from gateway.http1.message import RequestHead
+from gateway.http1.message import Repeated, RequestHead, WireLimits
 
 __all__ = ["RequestReader", "WireError", "WireLimits"]
 
@@ -30,29 +28,7 @@ _HEAD, _LENGTH, _CHUNKED, _COMPLETE, _DEAD = range(5)
 _STATES = ("head", "body by length", "body by chunks", "complete", "dead")
 
 
-class WireLimits(msgspec.Struct, frozen=True, gc=False):
-    """What one request may cost: bytes of head and target, number of fields, bytes of body payload."""
-
-    head_bytes: int = 32 * 1024
-    header_count: int = 100
-    target_bytes: int = 8 * 1024
-    body_bytes: int = 10 * 2**20
-
-
-class _Repeated(msgspec.Struct, frozen=True, weakref=True):
-    """A head both parsers have accepted under `limits`, as its bytes `before` and `after` the digits of Content-Length.
-
-    Without that field `before` is the whole head. Digits cannot change a verdict, so a head of the same bytes around
-    other digits needs no second reading.
-    """
-
-    before: bytes
-    after: bytes
-    head: RequestHead
-    limits: WireLimits
-
-
-_SHARED: WeakValueDictionary[int, _Repeated] = WeakValueDictionary()
+_SHARED: WeakValueDictionary[int, Repeated] = WeakValueDictionary()
 """First heads of open connections, by the hash of what repeats: the connections of a client keep one between them."""
 
 
@@ -80,8 +56,8 @@ class RequestReader:
     def __init__(self, limits: WireLimits | None = None) -> None:
         self._limits = limits or WireLimits()
         self._target_seen: tuple[bytes, bytes | None, str, bytes] = (b"", None, "", b"")
-        self._repeated: _Repeated | None = None
-        self._accepted: tuple[bytes, RequestHead] | None = None  # read in full, and not yet made a `_Repeated`
+        self._repeated: Repeated | None = None
+        self._accepted: tuple[bytes, RequestHead] | None = None  # read in full, and not yet made a `Repeated`
         self.refusal: WireError | None = None
         self._held = b""
         self._begin()
@@ -388,7 +364,7 @@ def _around_length(raw: bytes) -> tuple[bytes, bytes]:
     return (raw[: field.start(1)], raw[field.end(1) :]) if field else (raw, b"")
 
 
-def _repeatable(raw: bytes, head: RequestHead, limits: WireLimits) -> _Repeated | None:
+def _repeatable(raw: bytes, head: RequestHead, limits: WireLimits) -> Repeated | None:
     """What another head must equal to mean the same as `head`, whose bytes are `raw`; None if it must be read: chunks
     have no length, and whether an expectation counts depends on the length."""
     if head.chunked or b"expect" in head.headers:
@@ -396,7 +372,7 @@ def _repeatable(raw: bytes, head: RequestHead, limits: WireLimits) -> _Repeated 
     before, after = _around_length(raw)
     if bool(after) != (head.content_length is not None):
         return None
-    return _Repeated(before, after, head, limits)
+    return Repeated(before, after, head, limits)
 
 
 def _with_length(head: RequestHead, digits: bytes) -> RequestHead:

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final
 
-import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.utils import floatToGoString
 
 from gateway import __version__
 from gateway.services import processes
+from gateway.services.counts import Counts, ModelCounts
 from gateway.services.metrics_table import (
     BY_NAME,
     DURATION,
@@ -72,25 +72,6 @@ class Histogram:
     def cumulated(self) -> list[tuple[str, float]]:
         bounds = [*map(floatToGoString, self.bounds), "+Inf"]
         return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
-
-
-class ModelCounts(msgspec.Struct, frozen=True, array_like=True):
-    """One model's part of `Counts`."""
-
-    histograms: tuple[tuple[list[int], float], ...]
-    tokens: tuple[int, int, int, int]
-    served: dict[str, float]
-    before: dict[str, float]
-
-
-class Counts(msgspec.Struct, frozen=True, array_like=True):
-    """All that one process counted, for another to add up: plain numbers by their labels."""
-
-    requests: list[tuple[tuple[str, str, int, str], int]]
-    counts: dict[str, dict[str, int]]
-    models: dict[str, ModelCounts]
-    histograms: tuple[tuple[list[int], float], ...]
-    totals: tuple[int, int, int]
 
 
 class _Model:

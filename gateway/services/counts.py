@@ -1,0 +1,25 @@
+"""What one process counted, as plain numbers on their way to another (`metrics.Metrics.counts`, `show`).
+
+Not compiled (`hatch_build.py`): a compiled class statement would lose the form as arrays.
+"""
+
+import msgspec
+
+
+class ModelCounts(msgspec.Struct, frozen=True, array_like=True):
+    """One model's part of `Counts`."""
+
+    histograms: tuple[tuple[list[int], float], ...]
+    tokens: tuple[int, int, int, int]
+    served: dict[str, float]
+    before: dict[str, float]
+
+
+class Counts(msgspec.Struct, frozen=True, array_like=True):
+    """All that one process counted, for another to add up: plain numbers by their labels."""
+
+    requests: list[tuple[tuple[str, str, int, str], int]]
+    counts: dict[str, dict[str, int]]
+    models: dict[str, ModelCounts]
+    histograms: tuple[tuple[list[int], float], ...]
+    totals: tuple[int, int, int]
