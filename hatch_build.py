@@ -15,15 +15,14 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 VARIABLE = "FAIRGATE_COMPILE"
 
 COMPILED = {
-    "scheduler": "aio averages core crowd deadlines estimate fleet gates party pool position ranking reservations "
-    "statistics usage",
+    "scheduler": "aio averages core crowd deadlines estimate fleet gates party pool position ranking statistics usage",
     "gateway/http1": "chunks client eager head reply server wire",
     "gateway/api": "body ollama openai stream",
     "gateway/flow": "exchange fields ledger names phases quota relay settle ticket",
-    "gateway/services": "audit backends breaker keys limits meters metrics pace spool",
+    "gateway/services": "audit limits meters metrics pace spool",
 }
 """What a request or a frame passes through. A module is left out where it runs once (start, reload, administration),
-or where it defines records with options (`array_like` and the like), which a compiled class statement loses."""
+or where it defines msgspec records: a compiled class statement loses their options and the types in their unions."""
 
 OPTIONS = {"opt_level": "3", "debug_level": "0", "separate": True}
 

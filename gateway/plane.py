@@ -26,11 +26,13 @@ from gateway.config import Config, parse_listen
 from gateway.flow.cors import Cors
 from gateway.flow.exchange import Runtime
 from gateway.flow.fields import forget_request_heads
-from gateway.flow.ledger import Ledger, Waiting
+from gateway.flow.held import Waiting
+from gateway.flow.ledger import Ledger
 from gateway.flow.names import Names
 from gateway.flow.peer import client_ip_of
 from gateway.flow.phases import Phases
-from gateway.http1.client import Address, Pool
+from gateway.http1.client import Pool
+from gateway.http1.facts import Address
 from gateway.http1.server import HttpServer
 from gateway.services.acting import EndUsers
 from gateway.services.audit import AuditService

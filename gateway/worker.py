@@ -18,7 +18,7 @@ import uvloop
 from gateway.admin.state import Stock
 from gateway.config import Config, ConfigError
 from gateway.errors import Overloaded
-from gateway.flow.ledger import Waiting
+from gateway.flow.held import Waiting
 from gateway.logs import setup
 from gateway.plane import Plane
 from gateway.process import raise_file_limit, settle_garbage

@@ -24,7 +24,7 @@ from gateway.admin.state import NO_STATS, PlaneStats, Stock, WorkerStats, added
 from gateway.api.routes import Routes
 from gateway.config import Config, ConfigError, parse_listen
 from gateway.crew import Worker
-from gateway.flow.ledger import Waiting
+from gateway.flow.held import Waiting
 from gateway.hub import LocalHub
 from gateway.plane import metrics_of, tls_context
 from gateway.process import needs_restart, on_signals, reload_on_hangup, settle_garbage, unless_second_signal

@@ -13,7 +13,8 @@ import uvloop
 
 from gateway import config as cfg
 from gateway.errors import ConnectFailed
-from gateway.http1.client import Address, Pool
+from gateway.http1.client import Pool
+from gateway.http1.facts import Address
 from gateway.plane import tls_context
 from tests.flow.engine import DONE, Engine, stream
 from tests.gateway import Gateway, chat, gateway

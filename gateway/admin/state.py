@@ -9,16 +9,16 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from gateway import __version__
-from gateway.flow.ledger import LedgerStats
-from gateway.http1.server import ServerStats
+from gateway.flow.held import LedgerStats
+from gateway.http1.facts import ServerStats
 from gateway.services import samples
-from gateway.services.audit import AuditStats
 from gateway.services.backends import BackendStats
 from gateway.services.counts import Counts
 from gateway.services.keys import KeyStats
-from gateway.services.limits import LimitStats
-from gateway.services.prompts import PromptStats
+from gateway.services.limit_facts import LimitStats
 from gateway.services.metrics import Metrics, Sample
+from gateway.services.prompts import PromptStats
+from gateway.services.record import AuditStats
 from gateway.services.tracing import OFF, TracingStats
 from scheduler.estimate import Estimator
 from scheduler.model import Stats

@@ -4,6 +4,7 @@ Served by every engine kind (Ollama too, on its own `/v1`). Must not know other 
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -167,7 +168,7 @@ def _check_rerank(members: Members) -> None:
     require(members, "documents", b"[{", "an array of documents", needed="texts" not in members)
 
 
-class _Shape(msgspec.Struct, frozen=True):
+class _Shape(NamedTuple):
     """What the bodies of one route have. `check` refuses one without prompt, `prompts` are the keys of its input.
 
     `limits` are the keys by which the API limits the output, the first is added where all are absent; empty for routes

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from gateway.api.dialect import Endpoint, Framing
+from gateway.api.usage import BLOCK, FRAME, Block, Frame, Response, Timings, Usage
 
 TAIL = 64 * 1024
 """Of a larger buffer only this much is kept: the end of a stream is what matters, and its last frame is small."""
@@ -26,56 +27,6 @@ PARSED_WHOLE = 16 * 1024
 _LOOK_BACK: Final = 12  # frames searched from the end: usage, finish, `[DONE]` and room for comments
 
 
-class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Tokens of one request. `cached_tokens` are part of `prompt_tokens`. Not `reported`: counted here, an estimate."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    reported: bool = True
-
-
-class _Details(msgspec.Struct, gc=False):
-    cached_tokens: int | None = 0
-
-
-class _Block(msgspec.Struct, gc=False):
-    """OpenAI's `usage`, of chat (`prompt_tokens`) and of responses (`input_tokens`)."""
-
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0
-    prompt_tokens_details: _Details | None = None
-    input_tokens: int | None = 0
-    output_tokens: int | None = 0
-    input_tokens_details: _Details | None = None
-
-
-class _Timings(msgspec.Struct, gc=False):
-    """llama.cpp's own counts; `prompt_n` leaves the cached part out."""
-
-    prompt_n: int = 0
-    cache_n: int = 0
-    predicted_n: int = 0
-
-
-class _Response(msgspec.Struct, gc=False):
-    usage: _Block | None = None
-
-
-class _Frame(msgspec.Struct, gc=False):
-    """What matters of one JSON frame or whole answer, in either dialect."""
-
-    usage: _Block | None = None
-    timings: _Timings | None = None
-    response: _Response | str | None = None
-    type: str | None = None
-    done: bool | None = False
-    prompt_eval_count: int | None = None
-    eval_count: int | None = None
-
-
-_FRAME = msgspec.json.Decoder(_Frame)
-_BLOCK = msgspec.json.Decoder(_Block)
 _ENDS_OF_RESPONSE = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 _CHUNK_SIZE = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})(?:;[^\r\n]*)?(?=\r\n)")
@@ -255,20 +206,20 @@ def event_data(frame: bytes) -> bytes:
     return b"\n".join(lines)
 
 
-def _decode(text: bytes) -> _Frame | None:
+def _decode(text: bytes) -> Frame | None:
     """One frame; None for what is not a JSON object or has other types than the APIs' own."""
     if not text.lstrip().startswith(b"{"):
         return None
     try:
-        return _FRAME.decode(text)
+        return FRAME.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
-def _usage_of(frame: _Frame) -> Usage | None:
+def _usage_of(frame: Frame) -> Usage | None:
     """The usage of an OpenAI-shaped frame or answer."""
     block = frame.usage
-    if block is None and isinstance(frame.response, _Response):
+    if block is None and isinstance(frame.response, Response):
         block = frame.response.usage
     if block is not None:
         return _of_block(block, frame.timings)
@@ -278,7 +229,7 @@ def _usage_of(frame: _Frame) -> Usage | None:
     return Usage(timings.prompt_n + timings.cache_n, timings.predicted_n, timings.cache_n)
 
 
-def _of_block(block: _Block, timings: _Timings | None = None) -> Usage:
+def _of_block(block: Block, timings: Timings | None = None) -> Usage:
     details = block.prompt_tokens_details or block.input_tokens_details
     cached = details.cached_tokens if details is not None else None
     if cached is None:
@@ -287,7 +238,7 @@ def _of_block(block: _Block, timings: _Timings | None = None) -> Usage:
     return Usage(prompt, block.completion_tokens or block.output_tokens or 0, cached)
 
 
-def _counts(frame: _Frame) -> Usage:
+def _counts(frame: Frame) -> Usage:
     """Ollama's counts: a zero is left out."""
     return Usage(frame.prompt_eval_count or 0, frame.eval_count or 0)
 
@@ -318,7 +269,7 @@ def _last_member(body: bytes) -> Usage | None:
     if at < 0 or not body.endswith(b"}}") or b'"timings"' in body:
         return None
     try:
-        return _of_block(_BLOCK.decode(memoryview(body)[at + 8 : -1]))
+        return _of_block(BLOCK.decode(memoryview(body)[at + 8 : -1]))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 

@@ -9,17 +9,16 @@ ones, so that a record can be written at any time; only `settle` and `refuse` as
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
-
-import msgspec
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.api.dialect import Ask, Endpoint
 from gateway.api.routes import NO_ENDPOINT, Routes
-from gateway.api.stream import Usage
+from gateway.api.usage import Usage
 from gateway.config import Config
 from gateway.errors import GatewayError
 from gateway.flow.cors import Cors
-from gateway.flow.ledger import Ledger, Waiting
+from gateway.flow.held import Waiting
+from gateway.flow.ledger import Ledger
 from gateway.flow.names import Names
 from gateway.http1.client import Pool, UpstreamConnection
 from gateway.http1.message import RequestHead, ResponseHead
@@ -91,7 +90,7 @@ NO_BACKEND = Backend("", "", "", 0, False, b"", b"", b"", 0.0, 0)
 NO_REPLY = ResponseHead(0, [], None, False, False, True, False)
 
 
-class Known(msgspec.Struct, frozen=True, gc=False):
+class Known(NamedTuple):
     """What `classify` and `authenticate` found for a head: true for the next one of the same `fields` object on the
     same connection, under the same runtime, while the grant holds (`KeyService.holds`)."""
 

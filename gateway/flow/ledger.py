@@ -5,29 +5,10 @@ Plain counters of one process, kept exact by `settle`. Must not know how a reque
 
 from typing import TYPE_CHECKING
 
-import msgspec
+from gateway.flow.held import LedgerStats, Waiting
 
 if TYPE_CHECKING:
     from gateway.flow.exchange import Exchange
-
-
-class LedgerStats(msgspec.Struct, frozen=True):
-    """Now: requests past admission, bytes of request bodies, requests waiting for a slot."""
-
-    open: int
-    body_bytes: int
-    waiting: int
-
-
-class Waiting(msgspec.Struct, frozen=True):
-    """One request that waits for a slot: `position` requests go first and it takes `estimate` seconds more, both
-    "about" and free to rise (a priority queue). `since` in Unix seconds."""
-
-    id: str
-    model: str
-    position: int
-    estimate: float
-    since: float
 
 
 class Ledger:

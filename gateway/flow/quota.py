@@ -6,7 +6,7 @@ Owns what is charged to whom in which ending; must not know how anything is coun
 import math
 
 from gateway.api.dialect import Kind
-from gateway.api.stream import Usage
+from gateway.api.usage import Usage
 from gateway.flow.exchange import Exchange, Outcome, Runtime
 from gateway.services.keys import Principal
 from gateway.services.limits import Quota, Shown

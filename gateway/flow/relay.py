@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from gateway.api.dialect import Endpoint, Framing
 from gateway.api.frames import FrameFilter
-from gateway.api.stream import Tap, Usage, payload_end, usage_of_body
+from gateway.api.stream import Tap, payload_end, usage_of_body
+from gateway.api.usage import Usage
 from gateway.errors import UpstreamBroke, UpstreamError
 from gateway.http1.chunks import LAST_CHUNK, ChunkDecoder, ChunkWalker, encode_chunk
 from gateway.http1.client import UpstreamConnection

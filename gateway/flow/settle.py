@@ -7,7 +7,7 @@ import logging
 
 from gateway.api.dialect import Access
 from gateway.api.routes import NO_ENDPOINT
-from gateway.api.stream import Usage
+from gateway.api.usage import Usage
 from gateway.flow import quota
 from gateway.flow.exchange import NO_ROUTE, Exchange, Outcome, Runtime
 from gateway.services.record import AuditRecord, Opening

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, Protocol, cast
 
-import msgspec
-
 from gateway.errors import ConnectFailed, UpstreamBroke, UpstreamError, UpstreamTimeout
 from gateway.http1.chunks import ChunkWalker
 from gateway.http1.eager import Signal
+from gateway.http1.facts import Address, PoolStats
 from gateway.http1.message import ResponseHead, UpstreamWireError
 from gateway.http1.reply import ResponseHeads
 
@@ -27,15 +26,6 @@ HEAD_LIMIT = 64 * 1024
 
 class StaleConnection(UpstreamBroke):
     """A kept connection died before any byte of an answer: the request may be sent again elsewhere."""
-
-
-class Address(msgspec.Struct, frozen=True):
-    """Where a backend listens. `ca`: PEM file that verifies a TLS backend; empty: the system's."""
-
-    host: str
-    port: int
-    tls: bool = False
-    ca: str = ""
 
 
 class Sink(Protocol):
@@ -297,13 +287,6 @@ def _abandon(task: "asyncio.Task[UpstreamConnection]") -> None:
     """A dial nobody waits for any more: close what it opened; its failure concerns nobody."""
     if not task.cancelled() and task.exception() is None:
         task.result().abort()
-
-
-class PoolStats(msgspec.Struct, frozen=True):
-    open: int
-    idle: int
-    dialled: int
-    reused: int
 
 
 class Pool:

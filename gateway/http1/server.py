@@ -17,6 +17,7 @@ import msgspec
 from gateway.config import Caps, Timeouts
 from gateway.errors import ClientGone, RequestTimeout
 from gateway.http1.eager import Call, Signal
+from gateway.http1.facts import ServerStats
 from gateway.http1.listener import Listener
 from gateway.http1.message import REASONS, RequestHead
 from gateway.http1.wire import RequestReader, WireError, WireLimits
@@ -61,19 +62,6 @@ class Phase(Enum):
     ANSWER = auto()  # a handler runs and has what it needs
     LINGER = auto()  # answered, closing, reading to the end
     CLOSED = auto()
-
-
-class ServerStats(msgspec.Struct, frozen=True):
-    """Counts since start, and what is open now."""
-
-    open: int
-    busy: int
-    accepted: int
-    refused: int
-    requests: int
-    timed_out: int
-    buffered: int
-    """Bytes of answers that wait for clients to take them."""
 
 
 class Connection:

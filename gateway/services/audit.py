@@ -27,7 +27,7 @@ import msgspec
 
 from gateway.config import Audit
 from gateway.services.chain import link
-from gateway.services.record import AuditRecord, Opening
+from gateway.services.record import AuditRecord, AuditStats, Opening
 from gateway.services.spool import Position, Spool
 from gateway.store.base import AUDIT_COLUMNS, AuditRow, Head, Store, StoreError
 from gateway.store.slices import slices
@@ -40,19 +40,6 @@ _CLOSE_SECONDS = 10.0
 """How long `close` tries to reach a store that fails; what is left stays in the spool for the next start."""
 _SEGMENTS = 16
 _LARGEST_SEGMENT = 64 << 20
-
-
-class AuditStats(msgspec.Struct, frozen=True):
-    """Counters since start; `pending` rows now, the oldest of them at most `oldest_seconds` old."""
-
-    written: int
-    pending: int
-    failures: int
-    dropped: int
-    oldest_seconds: float
-    interrupted: int = 0
-    spool_bytes: int = 0
-    spool_limit: int = 0
 
 
 INTERRUPTED = "interrupted"

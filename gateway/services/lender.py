@@ -11,9 +11,8 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-import msgspec
-
 from gateway.errors import LimitsUnavailable
+from gateway.services.limit_facts import LenderStats
 from gateway.services.meters import Leased
 
 _log = logging.getLogger("fairgate.limits")
@@ -27,15 +26,6 @@ ROUNDS_PER_LEASE = 4
 """A lease is renewed this often, so that one failed round does not end it."""
 
 M = TypeVar("M", bound=Leased)
-
-
-class LenderStats(msgspec.Struct, frozen=True):
-    """Counters since start; `meters` take part in rounds now."""
-
-    rounds: int
-    failures: int
-    meters: int
-    failing: bool
 
 
 class Lender(Generic[M]):

@@ -21,11 +21,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-import msgspec
-
 from gateway.config import Quotas
 from gateway.errors import LimitsUnavailable
-from gateway.services.lender import Lender, LenderStats
+from gateway.services.lender import Lender
+from gateway.services.limit_facts import LimitStats
 from gateway.services.meters import GPU, REQUESTS, TOKENS, Bucket, Budget, Gauge, Leased, SharedBucket, SharedGauge
 from gateway.services.pace import Pace
 from gateway.store.base import Store, StoreError
@@ -92,18 +91,6 @@ class Reservation:
 
     def __repr__(self) -> str:
         return f"<Reservation {self.number} {'open' if self.open else 'ended'} {self.amounts}>"
-
-
-class LimitStats(msgspec.Struct, frozen=True):
-    """Counters since start: `refused`, `expired`. Now: `open` reservations, `principals`, `meters`."""
-
-    open: int
-    refused: int
-    expired: int
-    principals: int
-    meters: int
-    store: LenderStats
-    shared: LenderStats | None
 
 
 class _Plan:

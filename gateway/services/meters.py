@@ -12,9 +12,8 @@ clock.
 import math
 from typing import Any
 
-import msgspec
-
 from gateway.errors import BudgetSpent, GatewayError, LimitsUnavailable, RateLimited
+from gateway.services.limit_facts import SharedAnswer
 from gateway.store.limits import Claim, Standing
 
 REQUESTS, TOKENS, GPU, OPEN = range(4)
@@ -238,14 +237,6 @@ class Budget(Leased):
 
     def __repr__(self) -> str:
         return f"<Budget {self.scope} {self.name} spent={self.spent} held={self.held} free={self.free}>"
-
-
-class SharedAnswer(msgspec.Struct, frozen=True):
-    """Redis' answer for one meter: `granted`, what is left there, and whether it lately lost its data."""
-
-    granted: int
-    rest: int
-    unsure: bool = False
 
 
 class SharedBucket(Leased):

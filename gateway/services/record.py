@@ -51,3 +51,16 @@ class AuditRecord(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 Opening = tuple[str, int, str, str, str, str, str, str, str, str, str]
 """The first fields of an AuditRecord, up to `model_served`: what is known of a request that goes to an engine."""
+
+
+class AuditStats(msgspec.Struct, frozen=True):
+    """Counters since start; `pending` rows now, the oldest of them at most `oldest_seconds` old."""
+
+    written: int
+    pending: int
+    failures: int
+    dropped: int
+    oldest_seconds: float
+    interrupted: int = 0
+    spool_bytes: int = 0
+    spool_limit: int = 0

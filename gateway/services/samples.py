@@ -5,11 +5,11 @@ Must not know how anything is counted or shown.
 
 from collections.abc import Iterable, Iterator
 
-from gateway.services.audit import AuditStats
 from gateway.services.backends import BackendStats
-from gateway.services.limits import LimitStats
+from gateway.services.limit_facts import LimitStats
 from gateway.services.metrics import Sample
 from gateway.services.prompts import PromptStats
+from gateway.services.record import AuditStats
 from gateway.services.tracing import TracingStats
 from scheduler.model import Stats
 

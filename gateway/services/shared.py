@@ -22,7 +22,8 @@ from redis.exceptions import NoScriptError, RedisError
 
 from gateway.config import Quotas
 from gateway.services.lender import Lender
-from gateway.services.meters import SharedAnswer, SharedBucket, SharedGauge
+from gateway.services.limit_facts import SharedAnswer
+from gateway.services.meters import SharedBucket, SharedGauge
 
 PREFIX = "{fairgate}:"
 FIELDS = 7

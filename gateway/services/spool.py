@@ -21,8 +21,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import msgspec
+from typing import NamedTuple
 
 from gateway.services.keyfmt import random_text
 
@@ -39,7 +38,7 @@ class SpoolError(Exception):
     """The directory cannot be used; the message says why and what to do."""
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False):
+class Entry(NamedTuple):
     """One END frame."""
 
     seq: int
@@ -47,14 +46,14 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     payload: bytes
 
 
-class Position(msgspec.Struct, frozen=True, gc=False):
+class Position(NamedTuple):
     """Where a reader stands: a segment and an offset into it."""
 
     segment: int
     offset: int = len(MAGIC)
 
 
-class _Frame(msgspec.Struct, frozen=True, gc=False):
+class _Frame(NamedTuple):
     kind: int
     number: int
     seq: int

@@ -18,16 +18,15 @@ from starlette.responses import StreamingResponse
 from gateway import config
 from gateway.admin.app import AdminServer, admin_app, in_turns, serve_admin
 from gateway.admin.state import NO_STATS, PlaneStats, WorkerStats, added
-from gateway.flow.ledger import LedgerStats
-from gateway.http1.server import ServerStats
-from gateway.services.audit import AuditStats
+from gateway.flow.held import LedgerStats
+from gateway.http1.facts import ServerStats
 from gateway.services.backends import BackendService
 from gateway.services.keys import KeyStats
-from gateway.services.lender import LenderStats
-from gateway.services.limits import LimitStats
+from gateway.services.limit_facts import LenderStats, LimitStats
 from gateway.services.metrics import Metrics
 from gateway.services.metrics_table import METRICS
 from gateway.services.prompts import PromptStats
+from gateway.services.record import AuditStats
 from scheduler.estimate import Estimator
 from scheduler.model import GateStats, PoolStats, Stats
 from scheduler.settings import Settings

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from gateway.api.dialect import Framing
 from gateway.api.routes import Routes
-from gateway.api.stream import Tap, Usage, payload_end, usage_of_body
+from gateway.api.stream import Tap, payload_end, usage_of_body
+from gateway.api.usage import Usage
 from tests.api.streams import Stream, content, cuts, events, framed, lines
 
 ROUTES = Routes()

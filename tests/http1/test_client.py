@@ -8,8 +8,9 @@ import pytest
 import uvloop
 
 from gateway.errors import ConnectFailed, UpstreamBroke, UpstreamError, UpstreamTimeout
-from gateway.http1.client import Address, Pool, StaleConnection, State, UpstreamConnection
+from gateway.http1.client import Pool, StaleConnection, State, UpstreamConnection
 from gateway.http1.eager import Call, Signal
+from gateway.http1.facts import Address
 from tests.wire import WAIT, Backend, read_request
 
 REQUEST = b"POST /x HTTP/1.1\r\nHost: engine\r\nContent-Length: 2\r\n\r\n"

@@ -12,14 +12,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from gateway.errors import GatewayError, QueueFull
-from gateway.services.audit import AuditStats
 from gateway.services.backends import BackendStats
 from gateway.services.counts import Counts
-from gateway.services.lender import LenderStats
-from gateway.services.limits import LimitStats
+from gateway.services.limit_facts import LenderStats, LimitStats
 from gateway.services.metrics import BACKENDS_MAX, MODELS_MAX, OTHER, WINDOW, Histogram, Metrics, jain
 from gateway.services.metrics_table import DURATION, LABELS, METRICS, QUEUE, TTFT, reference
 from gateway.services.prompts import PromptStats
+from gateway.services.record import AuditStats
 from gateway.services.samples import of_audit, of_backends, of_limits, of_prompts, of_scheduler, of_tracing
 from gateway.services.tracing import TracingStats
 from scheduler.model import GateStats, PoolStats, Stats

@@ -1,0 +1,35 @@
+"""What lenders answer, and what is counted of limits. Pure facts.
+
+Not compiled (`hatch_build.py`): records keep their options and types.
+"""
+
+import msgspec
+
+
+class LenderStats(msgspec.Struct, frozen=True):
+    """Counters since start; `meters` take part in rounds now."""
+
+    rounds: int
+    failures: int
+    meters: int
+    failing: bool
+
+
+class LimitStats(msgspec.Struct, frozen=True):
+    """Counters since start: `refused`, `expired`. Now: `open` reservations, `principals`, `meters`."""
+
+    open: int
+    refused: int
+    expired: int
+    principals: int
+    meters: int
+    store: LenderStats
+    shared: LenderStats | None
+
+
+class SharedAnswer(msgspec.Struct, frozen=True):
+    """Redis' answer for one meter: `granted`, what is left there, and whether it lately lost its data."""
+
+    granted: int
+    rest: int
+    unsure: bool = False
