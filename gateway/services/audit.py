@@ -26,7 +26,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.config import Audit
-from gateway.services.chain import link
+from gateway.services.chain import digest
 from gateway.services.record import AuditRecord, AuditStats, Opening
 from gateway.services.spool import Position, Spool
 from gateway.store.base import AUDIT_COLUMNS, AuditRow, Head, Store, StoreError
@@ -195,15 +195,17 @@ class AuditService:
         self._spool.sync()
         entries, position = self._spool.read(self._position, self._config.batch_rows)
         rows: list[AuditRow] = []
-        for some in slices([entry for entry in entries if entry.seq > head.seq]):
+        writer, seq, at, last = head.writer, head.seq, head.recorded_at, head.hash
+        for some in slices([entry for entry in entries if entry.seq > seq]):
             for entry in some:
-                fields, payload = _fields(entry.payload), entry.payload
+                seq, at, payload = entry
+                fields = _fields(payload)
                 if len(fields) < len(AUDIT_COLUMNS):  # spooled by an older version
                     record = _decode(payload)
                     fields, payload = msgspec.structs.astuple(record), _encode(record)
-                head = link(head, entry.seq, entry.at, payload)
-                rows.append((*fields, head.writer, entry.seq, entry.at, head.hash))
-        return rows, head, position
+                last = digest(last, writer, seq, at, payload)
+                rows.append((*fields, writer, seq, at, last))
+        return rows, Head(writer, seq, at, last), position
 
     def _acknowledge(self, head: Head, position: Position, rows: int) -> None:
         self._head, self._position = head, position

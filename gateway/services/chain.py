@@ -19,10 +19,14 @@ Encode = Callable[[AuditRow], bytes]
 """A row's AUDIT_COLUMNS -> the record as it was hashed."""
 
 
+def digest(before: bytes, writer: str, seq: int, recorded_at: int, record: bytes) -> bytes:
+    """The hash of a row, from that of the row before it."""
+    return hashlib.sha256(b"%b%b\0%b%b" % (before, writer.encode(), _AT.pack(seq, recorded_at), record)).digest()
+
+
 def link(head: Head, seq: int, recorded_at: int, record: bytes) -> Head:
     """The head after one more row."""
-    text = b"".join((head.hash, head.writer.encode(), b"\0", _AT.pack(seq, recorded_at), record))
-    return Head(head.writer, seq, recorded_at, hashlib.sha256(text).digest())
+    return Head(head.writer, seq, recorded_at, digest(head.hash, head.writer, seq, recorded_at, record))
 
 
 class Broken(msgspec.Struct, frozen=True):

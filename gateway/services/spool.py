@@ -80,6 +80,28 @@ def _frames(data: bytes, offset: int) -> Iterator[_Frame]:
         yield _Frame(kind, number, seq, when, body[_HEAD.size :], offset + at)
 
 
+def _take_entries(data: bytes, count: int, found: list[Entry]) -> int:
+    """Add the entries of the whole, undamaged frames of `data` until `found` has `count`; where they end.
+
+    As `_frames`, for a reader that looks at END frames only: the others are stepped over by their length.
+    """
+    at, length = 0, len(data)
+    while length - at >= _FRAME.size and len(found) < count:
+        size, check = _FRAME.unpack_from(data, at)
+        start = at + _FRAME.size
+        end = start + size
+        if not _HEAD.size <= size <= _LONGEST_FRAME or end > length:
+            break
+        if data[start] == _END:
+            body = data[start:end]
+            if zlib.crc32(body) != check:
+                break
+            _, _, seq, when = _HEAD.unpack_from(body)
+            found.append(Entry(seq, when, body[_HEAD.size :]))
+        at = end
+    return at
+
+
 class Spool:
     """Opens (and recovers) the directory. `read` and `sync` may run in another thread than the rest, one at a time.
 
@@ -204,18 +226,15 @@ class Spool:
         found: list[Entry] = []
         while len(found) < count:
             durable = self._durable
-            frames = list(_frames(self._bytes(position, durable.get(position.segment, 0)), position.offset))
-            for frame in frames:
-                position = Position(position.segment, frame.end)
-                if frame.kind == _END:
-                    found.append(Entry(frame.seq, frame.at, frame.payload))
-                    if len(found) == count:
-                        return found, position
-            if not frames:
-                later = [number for number in durable if number > position.segment]
-                if not later:
-                    return found, position
-                position = Position(min(later))
+            data = self._bytes(position, durable.get(position.segment, 0))
+            end = _take_entries(data, count, found)
+            if end:
+                position = Position(position.segment, position.offset + end)
+                continue
+            later = [number for number in durable if number > position.segment]
+            if not later:
+                break
+            position = Position(min(later))
         return found, position
 
     def _bytes(self, position: Position, durable: int) -> bytes:

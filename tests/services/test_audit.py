@@ -304,13 +304,13 @@ def test_text_that_no_database_takes_does_not_stop_the_trail(store_url: str, tmp
 def test_rows_are_prepared_off_the_loops_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """U2"""
     ran_in = set()
-    real = audit_module.link
+    real = audit_module.digest
 
-    def recorded(*args: Any) -> Head:
+    def recorded(*args: Any) -> bytes:
         ran_in.add(threading.current_thread())
         return real(*args)
 
-    monkeypatch.setattr(audit_module, "link", recorded)
+    monkeypatch.setattr(audit_module, "digest", recorded)
 
     async def body() -> None:
         async with connection(tmp_path / "x.db") as store, running(store, config(tmp_path)) as service:
