@@ -50,7 +50,7 @@ MADE = """
     ) AS z
 """
 CHANCES_SQLITE = """
-    WITH RECURSIVE x (n) AS (SELECT ?1 UNION ALL SELECT n + 1 FROM x WHERE n < ?2),
+    WITH RECURSIVE x (n) AS (SELECT :first UNION ALL SELECT n + 1 FROM x WHERE n < :last),
     chances AS MATERIALIZED (
         SELECT n, random() / 18446744073709551616.0 + 0.5 AS a, random() / 18446744073709551616.0 + 0.5 AS b FROM x
     )
@@ -135,7 +135,8 @@ def _fill_sqlite(path: Path, rows: int) -> None:
     connection.execute("PRAGMA synchronous = OFF")
     made = _select(rows, int="INTEGER", false="0", hash="x'00'")
     for first in range(1, rows + 1, BATCH):
-        connection.execute(f"{CHANCES_SQLITE} INSERT INTO audit ({COLUMNS}) {made}", (first, first + BATCH - 1))
+        part = {"first": first, "last": first + BATCH - 1}
+        connection.execute(f"{CHANCES_SQLITE} INSERT INTO audit ({COLUMNS}) {made}", part)
     connection.execute(HEAD.format(rows=rows, last=(BEGIN + DAYS * 86_400) * 1_000_000, hash="x'00'"))
     connection.close()
 
