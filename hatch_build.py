@@ -24,6 +24,9 @@ COMPILED = {
 """What a request or a frame passes through. A module is left out where it runs once (start, reload, administration),
 or where it defines msgspec records: a compiled class statement loses their options and the types in their unions."""
 
+COMPILERS = ("mypy[mypyc]>=1.14", "setuptools>=75", "types-PyYAML>=6.0", "asyncpg-stubs>=0.30")
+"""What compiling needs beside the product's own dependencies, whose types mypy has to see."""
+
 OPTIONS = {"opt_level": "3", "debug_level": "0", "separate": True}
 
 
@@ -43,16 +46,10 @@ class Compile(BuildHookInterface[Any]):
     PLUGIN_NAME = "custom"
 
     def dependencies(self) -> list[str]:
-        """mypy has to see the types of what the modules import."""
+        """What the build environment needs beside hatchling."""
         if self.target_name != "wheel" or not wanted():
             return []
-        return [
-            "mypy[mypyc]>=1.14",
-            "setuptools>=75",
-            "types-PyYAML",
-            "asyncpg-stubs",
-            *self.metadata.core.dependencies,
-        ]
+        return [*COMPILERS, *self.metadata.core.dependencies]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile into a folder of its own and add what came out to the wheel."""

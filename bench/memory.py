@@ -17,7 +17,7 @@ from bench.tools import Backend, BenchError
 
 STEPS = ("I1", "M1", "M5")
 CALM = 3.0  # seconds a gateway is given to let go before it is looked at
-GATEWAYS = ("nginx", "haproxy", "fairgate", "fairgate-system", "vllm-router", "sglang-router", "aiohttp")
+GATEWAYS = ("nginx", "haproxy", "fairgate", "fairgate-compiled", "vllm-router", "sglang-router", "aiohttp")
 
 
 def weigh(peer: Peer, backend: Backend, plan: Plan) -> dict[str, Any]:

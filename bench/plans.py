@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from bench.run import Plan
 
-GOOD = ["direct", "nginx", "haproxy", "fairgate", "fairgate-system", "vllm-router", "sglang-router", "aiohttp"]
+GOOD = ["direct", "nginx", "haproxy", "fairgate", "fairgate-compiled", "vllm-router", "sglang-router", "aiohttp"]
 SLOW = ["direct", "nginx", "fairgate", "fastapi", "portkey", "litellm"]
 FEATURES = ["no-auth", "no-limits", "no-scheduler", "no-audit", "no-metrics", "bare", "postgresql", "watched"]
 

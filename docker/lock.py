@@ -1,10 +1,11 @@
 """Makes the lock files from pyproject.toml with uv: exact versions, hashes, no index address. `--check` only compares.
 
-`docker/requirements.lock` is what the product runs with, `docker/build.lock` what builds its wheel. One file serves
-every supported Python and platform (uv's universal resolution). Run it where the package index is reachable.
+`docker/requirements.lock` is what the product runs with, `docker/build.lock` what builds and compiles its wheel. A file
+serves every supported Python and platform (uv's universal resolution). Run it where the package index is reachable.
 """
 
 import argparse
+import ast
 import re
 import subprocess
 import sys
@@ -21,10 +22,20 @@ HEAD = "# Made by `python docker/lock.py`. Install with: pip install --require-h
 def inputs() -> dict[str, list[str]]:
     """Lock file -> the requirements it resolves."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    ours = project["project"]["dependencies"]
     return {
-        "requirements.lock": project["project"]["dependencies"],
-        "build.lock": [*project["build-system"]["requires"], "build>=1.2"],
+        "requirements.lock": ours,
+        "build.lock": [*project["build-system"]["requires"], "build>=1.2", *compilers(), *ours],
     }
+
+
+def compilers() -> list[str]:
+    """What the build hook needs to compile: the literal of its COMPILERS (hatchling is not installed here)."""
+    tree = ast.parse((ROOT / "hatch_build.py").read_text(encoding="utf-8"))
+    values = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "COMPILERS"
+    ]
+    return list(ast.literal_eval(values[0]))
 
 
 def resolve(requirements: list[str], known: Path) -> str:

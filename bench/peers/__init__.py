@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.peers.base import Peer
-from bench.peers.fairgate import Fairgate, FairgateOllama, FairgateSystem
+from bench.peers.fairgate import Fairgate, FairgateCompiled, FairgateOllama
 from bench.peers.gateways import LiteLlm, Portkey, SglangRouter, VllmRouter
 from bench.peers.plain import Direct, Haproxy, Nginx
 from bench.peers.python import Aiohttp, FastApi
@@ -26,7 +26,7 @@ PEERS: dict[str, type[Peer]] = {
         Nginx,
         Haproxy,
         Fairgate,
-        FairgateSystem,
+        FairgateCompiled,
         FairgateOllama,
         VllmRouter,
         SglangRouter,

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from bench import machine
@@ -184,13 +185,16 @@ def need_package(package: str, program: str) -> str | None:
     return None if shutil.which(program) else f"{program} is not installed (Debian: apt-get install {package})"
 
 
-def make_venv(folder: Path, packages: list[str], base: str = sys.executable) -> Path:
+def make_venv(
+    folder: Path, packages: list[str], base: str = sys.executable, environment: Mapping[str, str] | None = None
+) -> Path:
     """A virtual environment with these packages by name; its python. Kept once made."""
     python = folder / "venv" / "bin" / "python"
     if not (folder / "venv" / ".ready").exists():
         subprocess.run([base, "-m", "venv", "--clear", str(folder / "venv")], check=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        done = subprocess.run([*pip, *packages], capture_output=True, text=True, check=False)
+        variables = {**os.environ, **(environment or {})}
+        done = subprocess.run([*pip, *packages], capture_output=True, text=True, check=False, env=variables)
         if done.returncode:
             raise BenchError(f"pip could not install {', '.join(packages)}: {done.stderr.strip()[-300:]}")
         (folder / "venv" / ".ready").touch()

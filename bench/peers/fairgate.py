@@ -6,6 +6,7 @@ address would meet (connections per address and key) are raised, and the keys' l
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.base import Peer, free_port, make_venv
-from bench.tools import BenchError
+from bench.tools import CACHE, BenchError
 
 PROJECT = Path(__file__).parents[2]
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -117,15 +118,25 @@ class FairgateOllama(Fairgate):
     engine = "ollama"
 
 
-class FairgateSystem(Fairgate):
-    """The same on the distribution's python3, which is an optimised build on Debian."""
+class FairgateCompiled(Fairgate):
+    """The compiled wheel, as the container image has it, on the distribution's python3 where there is one."""
 
-    name = "fairgate-system"
-    note = "all features on, the distribution's Python"
+    name = "fairgate-compiled"
+    note = "all features on, compiled wheel"
+
+    def place(self) -> Path:
+        """Its environment, kept as long as nothing of the wheel changes."""
+        sources = [*PROJECT.glob("gateway/**/*.py"), *PROJECT.glob("scheduler/*.py"), PROJECT / "hatch_build.py"]
+        state = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()[:16]
+        return CACHE / f"fairgate-compiled-{state}"
 
     def install(self) -> None:
-        if shutil.which(SYSTEM_PYTHON):
-            make_venv(self.folder, ["-e", str(PROJECT)], SYSTEM_PYTHON)
+        base = SYSTEM_PYTHON if Path(SYSTEM_PYTHON).exists() else sys.executable
+        make_venv(self.place(), [str(PROJECT)], base, {"FAIRGATE_COMPILE": "1"})
 
     def interpreter(self) -> str:
-        return str(self.folder / "venv" / "bin" / "python")
+        return str(self.place() / "venv" / "bin" / "python")
+
+    def environment(self) -> dict[str, str]:
+        """Not the source tree: what is installed."""
+        return {}
