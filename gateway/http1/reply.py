@@ -73,8 +73,10 @@ class ResponseHeads:
         if not self._after:
             return head, start
         stop = buffer.find(self._after, start, start + _REPEAT_DIGITS + len(self._after))
+        if stop < 0:  # before the slice: compiled, one that would end before it begins is an error
+            return self._parse(buffer, method)
         digits = buffer[start:stop]
-        if stop < 0 or not digits.isdigit():
+        if not digits.isdigit():
             return self._parse(buffer, method)
         return _with_length(head, digits), stop + len(self._after)
 

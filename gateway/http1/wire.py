@@ -183,9 +183,11 @@ class RequestReader:
         head, start = known.head, len(known.before)
         if known.after:
             stop = buffer.find(known.after, start, start + _REPEAT_DIGITS + len(known.after))
+            if stop < 0:  # before the slice: compiled, one that would end before it begins is an error
+                return False
             digits = buffer[start:stop]
             start = stop + len(known.after)
-            if stop < 0 or not digits.isdigit() or start > self._limits.head_bytes:
+            if not digits.isdigit() or start > self._limits.head_bytes:
                 return False
             head = _with_length(head, digits)
         self._known = True

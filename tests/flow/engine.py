@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -111,3 +112,21 @@ def cut(*wires: bytes) -> Answer:
         raise ConnectionError
 
     return answer
+
+
+_deaf: list[socket.socket] = []
+
+
+def deaf_port() -> int:
+    """A port whose queue is full and never served: connecting to it neither succeeds nor fails. The same for all."""
+    if not _deaf:
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        _deaf.append(listener)
+        for _ in range(4):  # the queue holds one or two
+            waiting = socket.socket()
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+            _deaf.append(waiting)
+    return int(_deaf[0].getsockname()[1])

@@ -18,7 +18,7 @@ from gateway import config as cfg
 from gateway.http1.client import State
 from gateway.http1.server import Phase
 from gateway.store.limits import Limits
-from tests.flow.engine import DONE, PLAIN, SSE_HEAD, Engine, chunk, frame
+from tests.flow.engine import DONE, PLAIN, SSE_HEAD, Engine, chunk, deaf_port, frame
 from tests.gateway import Gateway, chat, gateway
 from tests.wire import WAIT, Client
 
@@ -339,11 +339,7 @@ async def prepared(g: Gateway, engine: Engine, case: Case) -> Client | None:
     if case.when is queued:
         return await blocker(g, engine)
     if case.when is connecting:
-
-        async def never(timeout: float) -> Any:  # noqa: ASYNC109  # the signature it stands in for
-            await asyncio.get_running_loop().create_future()
-
-        pool.dial = never  # type: ignore[method-assign]  # a dial that does not come back
+        pool.address = msgspec.structs.replace(pool.address, port=deaf_port())
     if case.when is nobody:
         pool.address = msgspec.structs.replace(pool.address, port=1)  # nobody listens there
     return None
