@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 could not be done (one sentence on standard error), 2 wron
 import argparse
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ from gateway.commands import (
 )
 from gateway.commands.common import CommandError, say
 from gateway.config import ConfigError, nearest
+from gateway.logs import Scrubber
 from gateway.services.accounts import AccountError
 from gateway.services.spool import SpoolError
 from gateway.store import StoreError
@@ -88,9 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = args.run(args)
     except (AccountError, CommandError, ConfigError, SpoolError, StoreError) as err:
-        say(f"fairgate: {err}")
+        say(Scrubber().text(f"fairgate: {err}"))
         return 1
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe left: nothing is wrong and nobody listens
+        return 1
+    except Exception:  # a bug: its trace is for a report, so it must be as clean as the log
+        say(Scrubber().text(traceback.format_exc()))
         return 1
     return code

@@ -13,12 +13,13 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 import yaml
 from msgspec import Meta
 
+from gateway.urls import database_fault, http_fault, parse_listen
 from scheduler.settings import Settings
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
@@ -292,14 +293,6 @@ class Config(_Section, frozen=True):
     ] = {}
 
 
-def parse_listen(text: str) -> tuple[str, int]:
-    """`HOST:PORT` or `[V6]:PORT` -> (host, port). Raises ValueError."""
-    host, sep, port = text.rpartition(":")
-    if not sep or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-        raise ValueError(f"{text!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
-
-
 def load(path: Path) -> Config:
     """Read, resolve and check a configuration file. Raises ConfigError with the path of the faulty setting."""
     try:
@@ -316,7 +309,7 @@ def parse(text: str) -> Config:
     try:
         raw = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as err:
-        raise ConfigError(f"not YAML: {err}") from err
+        raise ConfigError(f"not YAML: {_place(err)}") from err
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):
@@ -329,6 +322,13 @@ def parse(text: str) -> Config:
         raise ConfigError(_readable(str(err))) from err
     check(config)
     return config
+
+
+def _place(err: Exception) -> str:
+    """What the reader says without the piece of the file it shows: that line may hold a secret."""
+    mark = getattr(err, "problem_mark", None)
+    at = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+    return f"{getattr(err, 'problem', None) or type(err).__name__}{at}"
 
 
 def _readable(message: str) -> str:
@@ -351,17 +351,27 @@ def _refuse_unknown(raw: object, kind: Any, path: str) -> None:
         for key, item in raw.items():
             at = f"{path}.{key}" if path else str(key)
             if key not in hints:
-                raise ConfigError(f"{at}: unknown setting{nearest(str(key), hints)}")
+                raise ConfigError(_unknown(str(key), path, hints))
             _refuse_unknown(item, hints[key], at)
     elif isinstance(raw, str) and get_origin(kind) is Literal and raw not in get_args(kind):
         known = [str(word) for word in get_args(kind)]
-        raise ConfigError(f"{path}: {raw!r} is none of {', '.join(known)}{nearest(raw, known)}")
+        raise ConfigError(f"{path}: none of {', '.join(known)}{nearest(raw, known)}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a complaint about a word: what was probably meant, or nothing."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _unknown(key: str, path: str, known: Iterable[str]) -> str:
+    """What cannot be a name is a value that lost its blank (`key:sk-...`): only the name before it is shown."""
+    if not re.fullmatch(r"\w{1,40}", key):
+        name = key.partition(":")[0]
+        at = f"{path}.{name}".lstrip(".") if name in known else path
+        return f"{at or 'the file'}: a setting is NAME, a colon, a blank and its value"
+    at = f"{path}.{key}" if path else key
+    return f"{at}: unknown setting{nearest(key, known)}"
 
 
 def _struct_of(kind: Any) -> Any:
@@ -420,12 +430,27 @@ def check(config: Config) -> None:
     _check_addresses(config)
     _check_backends(config.backends)
     if config.tracing.endpoint:
-        _check_url(config.tracing.endpoint, "tracing.endpoint")
+        _refuse("tracing.endpoint", http_fault(config.tracing.endpoint))
+    _refuse("store", database_fault(config.store))
+    _refuse("shared", database_fault(config.shared))
     if config.shared and urlsplit(config.shared).scheme not in ("redis", "rediss"):
         raise ConfigError("shared: only redis:// and rediss:// are known")
     _check_names(config)
     if "*" in config.cors.origins and config.cors.credentials:
         raise ConfigError("cors.credentials: refused together with the origin '*'")
+
+
+def secrets(config: Config) -> set[str]:
+    """Every secret that stands in the configuration or that its references led to, as it may appear in a text."""
+    urls = [url for url in (config.store, config.shared) if "://" in url]
+    passwords = [password for url in urls if (password := urlsplit(url).password)]
+    keys = [backend.key for backend in config.backends if backend.key]
+    return {*keys, *passwords, *map(unquote, passwords), *config.tracing.headers.values()}
+
+
+def _refuse(path: str, fault: str) -> None:
+    if fault:
+        raise ConfigError(f"{path}: {fault}")
 
 
 def _check_names(config: Config) -> None:
@@ -460,23 +485,13 @@ def _check_backends(backends: list[Backend]) -> None:
         if backend.name in names:
             raise ConfigError(f"{at}.name: {backend.name!r} is used twice")
         names.add(backend.name)
-        _check_url(backend.url, f"{at}.url")
+        _refuse(f"{at}.url", http_fault(backend.url))
         if backend.adaptive is not None and backend.slots is not None:
             raise ConfigError(f"{at}.adaptive: not together with slots")
         if backend.adaptive is not None and backend.adaptive.low > backend.adaptive.high:
             raise ConfigError(f"{at}.adaptive.low: above high")
         if backend.key.lower() in PLACEHOLDERS:
             raise ConfigError(f"{at}.key: a known placeholder is no secret")
-
-
-def _check_url(url: str, path: str) -> None:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError as err:
-        raise ConfigError(f"{path}: {err}") from err
-    if not usable or parts.query or parts.fragment or parts.username or not url.isascii() or not url.isprintable():
-        raise ConfigError(f"{path}: {url!r} is not http(s)://HOST[:PORT][/PATH]")
 
 
 def schema() -> dict[str, Any]:

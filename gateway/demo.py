@@ -25,6 +25,7 @@ from gateway.app import App, serve
 from gateway.process import FILES_PER_STREAM, FILES_SPARE
 from gateway.services.accounts import KeyTerms, create_key, create_tenant, create_user
 from gateway.store import open_store
+from gateway.urls import parse_listen
 
 OLLAMA = "http://localhost:11434"
 NEXT = "Ctrl-C ends all of it. Your own engine, users and limits: docs/quickstart.md."
@@ -192,7 +193,7 @@ def _models(app: App, options: Options) -> tuple[str, str]:
 
 
 def _urls(app: App) -> tuple[str, str]:
-    host, _ = cfg.parse_listen(app.config.listen)
+    host, _ = parse_listen(app.config.listen)
     shown = f"[{host}]" if ":" in host else host
     admin = f"http://127.0.0.1:{app.admin.port}" if app.admin is not None else ""
     return f"http://{shown}:{app.port}", admin
@@ -269,8 +270,11 @@ def _short(text: str) -> str:
 
 
 async def _by_curl(command: Command, line: list[str], url: str, key: str) -> tuple[int, str]:
-    process = await asyncio.create_subprocess_exec(*line, "-w", "\n%{http_code}", stdout=asyncio.subprocess.PIPE)
-    out, _err = await process.communicate()
+    """The key goes by standard input: everybody on the machine can read the arguments of a process."""
+    words = ["@-" if word.startswith("Authorization: ") else word for word in line]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*words, "-w", "\n%{http_code}", stdin=pipe, stdout=pipe)
+    out, _err = await process.communicate(f"Authorization: Bearer {key}\n".encode())
     text, _, status = out.decode().rpartition("\n")
     return int(status), text
 

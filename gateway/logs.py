@@ -75,7 +75,14 @@ class Scrubber:
     """Hides secrets in text and nested values. `secrets`: known ones (backend keys, DSN passwords), hidden as such."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        known = sorted({secret for secret in secrets if len(secret) >= MIN_SECRET}, key=len, reverse=True)
+        self._secrets: set[str] = set()
+        self._known: re.Pattern[str] | None = None
+        self.know(secrets)
+
+    def know(self, secrets: Iterable[str]) -> None:
+        """Hide these too; those of before stay hidden."""
+        self._secrets.update(secret for secret in secrets if len(secret) >= MIN_SECRET)
+        known = sorted(self._secrets, key=len, reverse=True)
         self._known = re.compile("|".join(map(re.escape, known))) if known else None
 
     def text(self, text: str) -> str:
@@ -129,12 +136,12 @@ class JsonFormatter(logging.Formatter):
 
     def __init__(self, scrubber: Scrubber, fields: Mapping[str, object] = MappingProxyType({})) -> None:
         super().__init__()
-        self._scrubber = scrubber
+        self.scrubber = scrubber
         self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
         """One line without its newline; never raises for what the record holds."""
-        scrubber = self._scrubber
+        scrubber = self.scrubber
         line: dict[str, Any] = {
             "ts": _timestamp(record.created),
             "level": record.levelname.lower(),
@@ -254,6 +261,13 @@ class Logging:
 def dropped() -> int:
     """Lines that the process's log lost because nobody took them."""
     return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, Sink))
+
+
+def know(secrets: Iterable[str]) -> None:
+    """Hide these too in the process's log: secrets of a configuration that came later."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, Sink) and isinstance(handler.formatter, JsonFormatter):
+            handler.formatter.scrubber.know(secrets)
 
 
 def setup(

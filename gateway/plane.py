@@ -22,7 +22,7 @@ from gateway import config as cfg
 from gateway import logs
 from gateway.admin.state import PlaneStats
 from gateway.api.routes import Routes
-from gateway.config import Config, parse_listen
+from gateway.config import Config
 from gateway.flow.cors import Cors
 from gateway.flow.exchange import Runtime
 from gateway.flow.fields import forget_request_heads
@@ -44,6 +44,7 @@ from gateway.services.prompts import PromptService
 from gateway.services.tracing import open_tracing
 from gateway.services.usage import UsageService
 from gateway.store import Store
+from gateway.urls import parse_listen
 from scheduler.aio import Slots
 from scheduler.estimate import Estimator
 

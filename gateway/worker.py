@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 import anyio
 import uvloop
 
+from gateway import logs
 from gateway.admin.state import Stock
-from gateway.config import Config, ConfigError
+from gateway.config import Config, ConfigError, secrets
 from gateway.errors import Overloaded
 from gateway.flow.held import Waiting
-from gateway.logs import setup
 from gateway.plane import Plane
 from gateway.process import raise_file_limit, settle_garbage
 from gateway.services.channel import Channel, ChannelLost
@@ -112,6 +112,7 @@ class Worker(Plane):
         return Stock(self.stats(), self.metrics.counts())
 
     async def _prepare(self, asked: Prepare) -> str:
+        logs.know(secrets(asked.config))
         try:
             self._prepared = self.prepare(asked.config)
         except (ConfigError, OSError, ValueError) as err:
@@ -130,11 +131,7 @@ async def work(end: socket.socket) -> None:
     _on_signals(line)
     await line.channel.connect(end)
     welcome = await line.welcome
-    logging = setup(
-        welcome.config.log.level,
-        secrets=[backend.key for backend in welcome.config.backends if backend.key],
-        fields={"worker": welcome.worker},
-    )
+    logging = logs.setup(welcome.config.log.level, secrets=secrets(welcome.config), fields={"worker": welcome.worker})
     try:
         await _serve(line, welcome)
     except (ConfigError, StoreError, SpoolError, OSError) as err:

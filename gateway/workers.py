@@ -22,7 +22,7 @@ from gateway import logs
 from gateway.admin.app import AdminServer, admin_app, serve_admin
 from gateway.admin.state import NO_STATS, PlaneStats, Stock, WorkerStats, added
 from gateway.api.routes import Routes
-from gateway.config import Config, ConfigError, parse_listen
+from gateway.config import Config, ConfigError
 from gateway.crew import Worker
 from gateway.flow.held import Waiting
 from gateway.hub import LocalHub
@@ -48,6 +48,7 @@ from gateway.services.messages import (
 )
 from gateway.spools import deliver_left_over, spool_of
 from gateway.store import Store, open_store
+from gateway.urls import parse_listen
 from scheduler.aio import Scheduler
 from scheduler.estimate import Estimator
 from scheduler.settings import Settings

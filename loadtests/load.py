@@ -25,7 +25,8 @@ from typing import Any
 from bench.tools import Backend
 from loadtests import loadreport
 from loadtests.prometheus import Prometheus, complaints
-from loadtests.rig import ROOT, Rig, RigError
+from loadtests.rig import Rig
+from tests.process import ROOT, RigError
 
 SLOTS = 12
 FRAME_RATE = 50

@@ -14,7 +14,8 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 
-from loadtests.rig import RigError, free_port
+from tests.process import RigError
+from tests.servers import free_port
 
 WAIT = 20.0  # seconds
 Labels = tuple[tuple[str, str], ...]

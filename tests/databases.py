@@ -12,7 +12,7 @@ from tests.servers import PostgreSQL, Redis, Unavailable
 
 DATABASE = "fairgate"
 
-_EMPTY = """
+EMPTY = """
 DO $$
 DECLARE
     names TEXT;
@@ -69,7 +69,7 @@ async def statement(url: str, sql: str) -> None:
 def postgresql_url(postgresql: PostgreSQL) -> str:
     """The emptied database; a database for each test would cost seconds on a busy disk."""
     url = postgresql.url(DATABASE)
-    asyncio.run(statement(url, _EMPTY))
+    asyncio.run(statement(url, EMPTY))
     return url
 
 

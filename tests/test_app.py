@@ -1,6 +1,11 @@
 """Reload: all or nothing, without touching what runs (O7), and the order of start and stop."""
 
 import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,6 +15,7 @@ from gateway import config as cfg
 from gateway.app import App
 from tests.flow.engine import SSE_HEAD, Engine, chunk, frame, plain
 from tests.gateway import Gateway, chat, gateway
+from tests.process import GatewayProcess
 from tests.wire import WAIT
 
 CHAT = "/v1/chat/completions"
@@ -70,5 +76,44 @@ def test_a_reload_that_fails_changes_nothing() -> None:
                 g.app.reload(replaced(g.app, tls=cfg.Tls(cert="/nowhere.pem", key="/nowhere.pem")))
             assert g.app.runtime is runtime
             assert (await g.ask(CHAT, chat()))[0] == 200
+
+    uvloop.run(main())
+
+
+def test_a_hangup_reloads_a_running_process(tmp_path: Path) -> None:
+    """O7: the new engine is watched, also after a second one; a faulty file changes nothing and is said."""
+
+    def section(name: str, engine: Engine) -> dict[str, Any]:
+        return {"name": name, "url": engine.url, "engine": "openai", "slots": 2}
+
+    async def watched(process: GatewayProcess) -> set[str]:
+        state = json.loads((await asyncio.to_thread(process.fetch, "/readyz"))[1])
+        return {name for name, verdict in state["backends"].items() if verdict == "ok"}
+
+    async def reloaded(process: GatewayProcess, names: set[str]) -> None:
+        os.kill(process.pid, signal.SIGHUP)
+        async with asyncio.timeout(WAIT):
+            while await watched(process) != names:
+                await asyncio.sleep(0.02)
+
+    async def main() -> None:
+        async with Engine(plain) as one, Engine(plain) as two:
+            process = GatewayProcess(tmp_path, {"backends": [section("one", one)]})
+            await asyncio.to_thread(process.started)
+            try:
+                process.settings["backends"] = [section("two", two)]
+                process.write()
+                await reloaded(process, {"two"})
+                process.settings["backends"] = [section("two", two), section("one", one)]
+                process.write()
+                await reloaded(process, {"one", "two"})
+                process.file.write_text("lisen: 1")
+                os.kill(process.pid, signal.SIGHUP)
+                async with asyncio.timeout(WAIT):
+                    while "not reloaded" not in process.log():
+                        await asyncio.sleep(0.02)
+                assert await watched(process) == {"one", "two"}
+            finally:
+                assert await asyncio.to_thread(process.stop) == 0
 
     uvloop.run(main())

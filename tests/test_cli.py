@@ -236,7 +236,7 @@ def test_check_config_names_the_path_and_suggests(tmp_path: Path) -> None:
     assert "'slots'" in bad.stderr
     assert json.loads(check("--json").stdout)["valid"] is False
     file.write_text(file.read_text().replace("slotz", "slots").replace("ollama", "olama"))
-    assert "'olama' is none of ollama, vllm, llamacpp, openai; did you mean 'ollama'?" in check().stderr
+    assert ": none of ollama, vllm, llamacpp, openai; did you mean 'ollama'?" in check().stderr
     file.write_text(file.read_text().replace("olama", "ollama"))
     assert check().returncode == 0
     assert json.loads(check("--json").stdout) == {"valid": True, "listen": "127.0.0.1:1", "backends": ["b"]}

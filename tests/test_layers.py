@@ -17,7 +17,7 @@ ROW: list[tuple[str, tuple[str, ...]]] = [
     ("scheduler", ("scheduler",)),
     ("version", ("gateway",)),
     ("errors", ("gateway.errors",)),
-    ("config", ("gateway.config",)),
+    ("config", ("gateway.config", "gateway.urls")),
     ("logs", ("gateway.logs",)),
     (
         "wire",
@@ -65,6 +65,7 @@ PURE = (
     "scheduler",
     "gateway.errors",
     "gateway.config",
+    "gateway.urls",
     "gateway.http1.message",
     "gateway.http1.head",
     "gateway.http1.reply",

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.admin.state import Gateway, readiness, register_sources, stats
-from gateway.config import parse_listen
+from gateway.urls import parse_listen
 
 __all__ = ["AdminServer", "Gateway", "admin_app", "serve_admin"]
 

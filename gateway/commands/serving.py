@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from gateway import config
+from gateway import config, logs
 from gateway.app import serve
 from gateway.commands.common import CommandError, config_option
 from gateway.demo import DemoError, Options, demo
-from gateway.logs import setup
 
 T = TypeVar("T")
 
@@ -39,7 +38,13 @@ def _serve(args: argparse.Namespace) -> int:
         raise CommandError("serve needs a configuration: --config FILE (`fairgate demo` needs none)")
     settings = config.load(args.config)
     with _logging(settings):
-        _run(serve(settings, load=lambda: config.load(args.config)))
+
+        def load() -> config.Config:
+            fresh = config.load(args.config)
+            logs.know(config.secrets(fresh))
+            return fresh
+
+        _run(serve(settings, load=load))
     return 0
 
 
@@ -60,8 +65,7 @@ def _demo(args: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _logging(settings: config.Config) -> Iterator[None]:
     """JSON lines on standard error; the configured secrets never appear in them."""
-    keys = [backend.key for backend in settings.backends if backend.key]
-    logging = setup(settings.log.level, secrets=[*keys, *settings.tracing.headers.values()])
+    logging = logs.setup(settings.log.level, secrets=config.secrets(settings))
     try:
         yield
     finally:

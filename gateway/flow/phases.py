@@ -56,6 +56,7 @@ from gateway.http1.message import ResponseHead
 from gateway.http1.server import Connection
 from gateway.http1.wire import WireError
 from gateway.services.backends import Failure, Route
+from gateway.services.keyfmt import PREFIX as KEY_PREFIX
 from gateway.services.keys import credential
 from gateway.services.tracing import passed_on
 from scheduler.aio import Lease, Rejected, Waiter
@@ -122,10 +123,10 @@ class Phases:
 
 
 def request_id(connection: Connection) -> str:
-    """The client's own id if it is harmless (H7), else a new one."""
+    """The client's own id if it is harmless (H7: no key, for one), else a new one."""
     head = connection.head
     given = head.headers.get(b"x-request-id") if head is not None else None
-    if given and len(given) <= 64 and _REQUEST_ID.issuperset(given):
+    if given and len(given) <= 64 and _REQUEST_ID.issuperset(given) and not given.startswith(KEY_PREFIX):
         return given.decode()
     return _ID_PREFIX + str(next(_ID_COUNT))
 

@@ -15,6 +15,7 @@ import msgspec
 
 from gateway.config import Identity
 from gateway.errors import AuthUnavailable, BadRequest, Forbidden
+from gateway.services.keyfmt import without_keys
 from gateway.services.keys import KeyService, Principal
 from gateway.store.base import Store, StoreError, User
 from gateway.store.limits import NO_LIMITS, Scoped
@@ -49,6 +50,8 @@ class EndUsers:
         """The acting principal if it was found lately; None: ask `find`. Raises BadRequest, Forbidden."""
         if len(name) > LONGEST_NAME or not name.isprintable():
             raise BadRequest(f"The name of the end user is at most {LONGEST_NAME} printable characters.")
+        if without_keys(name) != name:
+            raise BadRequest("The name of the end user holds an API key.")
         entry = self._known.get((base.key, name))
         if entry is None or entry.base is not base or entry.epoch != self._keys.epoch or entry.until <= self._clock():
             return None

@@ -2,9 +2,9 @@
 
 Owns the row's type and the way from `put` to the store; must not know how a request is served. The way:
 
-1. `begin` and `put` append to the local spool's buffer; it is written once per loop turn, so a crash (kill -9) loses
-   nothing that a client saw: the start of a request is on its way to the disk before the engine can have answered, and
-   a row without a start is written before `put` returns.
+1. `begin` and `put` append to the local spool, so a crash (kill -9) loses nothing that a client or an engine saw: the
+   start of a request is written before anything of it is sent (1 us), a row without a start before `put` returns; the
+   ends of a loop turn are written together.
 2. A task takes entries from the spool in batches, links them into the writer's hash chain and adds them to the store
    in one transaction that moves the chain's head from where the writer knows it to be. A batch whose acknowledgement
    was lost finds the head moved, and is not added twice.
@@ -27,6 +27,7 @@ import msgspec
 
 from gateway.config import Audit
 from gateway.services.chain import digest
+from gateway.services.keyfmt import without_keys
 from gateway.services.record import AuditRecord, AuditStats, Opening
 from gateway.services.spool import Position, Spool
 from gateway.store.base import AUDIT_COLUMNS, AuditRow, Head, Store, StoreError
@@ -97,7 +98,7 @@ class AuditService:
         if self._spool.size >= self._config.spool_bytes:
             return 0
         number = self._spool.begin(_encode(opening))
-        self._flush_soon()
+        self._flush()
         return number
 
     def put(self, record: AuditRecord, begun: int = 0) -> None:
@@ -122,10 +123,13 @@ class AuditService:
         """At the end of this loop turn, for all rows of the turn."""
         if not self._flush_planned:
             self._flush_planned = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self._flush_planned_now)
+
+    def _flush_planned_now(self) -> None:
+        self._flush_planned = False
+        self._flush()
 
     def _flush(self) -> None:
-        self._flush_planned = False
         try:
             self._spool.flush()
         except OSError as err:
@@ -275,10 +279,11 @@ class AuditService:
 
 
 def _payload(record: AuditRecord) -> bytes:
-    """As it is spooled and hashed. Text that no database takes (NUL, lone surrogates) is replaced."""
+    """As it is spooled and hashed. Text that no database takes (NUL, lone surrogates) is replaced, and so are keys."""
     try:
-        if "\0" not in record.model_asked:
-            return _encode(record)
+        payload = _encode(record)
+        if b"fg_" not in payload and "\0" not in record.model_asked:
+            return payload
     except UnicodeEncodeError:
         pass
     texts = {name: value for name in AUDIT_COLUMNS if isinstance(value := getattr(record, name), str)}
@@ -287,4 +292,4 @@ def _payload(record: AuditRecord) -> bytes:
 
 
 def _storable(text: str) -> str:
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    return without_keys(text).replace("\0", "\ufffd").encode("utf-8", "replace").decode()

@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.config import PLACEHOLDERS, Backend, Config, Tracing, parse_listen
+from gateway.config import PLACEHOLDERS, Backend, Config, Tracing
 from gateway.services.discovery import Sighting, untagged
 from gateway.services.tracing import EXTRA
 from gateway.store.facts import PostgreSQLFacts, SqliteFacts
+from gateway.urls import parse_listen
 
 DAY = 86_400.0
 SOON_DAYS = 14

@@ -6,6 +6,7 @@ The secret has 28 * log2(62) = 166 random bits. The checksum (CRC-32 of all befo
 typing error or a scanner's guess be refused without touching the store.
 """
 
+import re
 import secrets
 import zlib
 from collections.abc import Mapping
@@ -21,6 +22,14 @@ CHECK_LENGTH = 6
 LENGTH = len(PREFIX) + ID_LENGTH + 1 + SECRET_LENGTH + CHECK_LENGTH
 
 _ALPHABET = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+_KEY = re.compile(r"fg_([0-9A-Za-z]{12})_[0-9A-Za-z]{8,}")
+
+
+def without_keys(text: str) -> str:
+    """`text` with only the public id of the keys in it: clients send them in the wrong places too."""
+    return _KEY.sub(r"fg_\1_[redacted]", text)
 
 
 class Minted(msgspec.Struct, frozen=True):

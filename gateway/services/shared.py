@@ -20,7 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
-from gateway.config import Quotas
+from gateway.config import ConfigError, Quotas
 from gateway.services.lender import Lender
 from gateway.services.limit_facts import SharedAnswer
 from gateway.services.meters import SharedBucket, SharedGauge
@@ -111,15 +111,7 @@ class SharedCounts:
     def __init__(
         self, url: str, config: Quotas, *, clock: Callable[[], float], time_ms: Callable[[], int] | None = None
     ) -> None:
-        self._client: Any = aioredis.Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_connect_timeout=config.deadline,
-            socket_timeout=config.deadline,
-            retry=Retry(NoBackoff(), 0),
-            max_connections=2,
-            health_check_interval=0,
-        )
+        self._client = _client(url, config.deadline)
         self._lease = config.lease
         self._clock = clock
         self._time_ms = time_ms
@@ -155,6 +147,22 @@ class SharedCounts:
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+def _client(url: str, deadline: float) -> Any:
+    """Nothing is sent yet. Raises ConfigError."""
+    try:
+        return aioredis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_connect_timeout=deadline,
+            socket_timeout=deadline,
+            retry=Retry(NoBackoff(), 0),
+            max_connections=2,
+            health_check_interval=0,
+        )
+    except ValueError as err:
+        raise ConfigError(f"shared: {err}") from err
 
 
 DIGEST = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()

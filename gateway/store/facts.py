@@ -12,6 +12,7 @@ import msgspec
 
 from gateway.store.base import StoreError
 from gateway.store.schema import migrations
+from gateway.urls import database_fault
 
 TIMEOUT = 5.0
 """Seconds for the connection and for each question."""
@@ -61,6 +62,8 @@ async def postgresql_facts(url: str) -> PostgreSQLFacts:
     """Ask the server as the role that `url` names. Raises StoreError."""
     import asyncpg  # the embedded form starts without the driver
 
+    if fault := database_fault(url):
+        raise StoreError(fault)
     known = len(migrations("postgresql"))
     try:
         connection = await asyncpg.connect(url, timeout=TIMEOUT, command_timeout=TIMEOUT)

@@ -24,6 +24,7 @@ from gateway.store.operations import OPERATE
 from gateway.store.schema import migrations
 from gateway.store.sql import MOVE_HEAD, NEW_HEAD, SqlStore, Value
 from gateway.store.usage import REPORT_SECONDS
+from gateway.urls import database_fault
 
 _log = logging.getLogger("fairgate.store")
 
@@ -51,6 +52,7 @@ _LOCK_BUDGETS = (
 
 async def open_postgresql(url: str) -> "PostgreSQLStore":
     """Connect and check the schema. Raises StoreError."""
+    check_url(url)
     with _translated():
         pool = await asyncpg.create_pool(
             url,
@@ -209,6 +211,7 @@ class PostgreSQLStore(SqlStore):
 
 async def migrate(url: str, app_role: str = "") -> list[str]:
     """Bring the schema up to date and give `app_role` what a gateway needs -> what was done, a line each."""
+    check_url(url)
     with _translated():
         connection = await asyncpg.connect(url, timeout=CONNECT_SECONDS)
         try:
@@ -236,6 +239,7 @@ async def _roll_up(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
 async def drop_partitions(url: str, before: int, actor: str = "owner") -> list[str]:
     """Retention: drop the audit trail's months that were over by `before` (Unix microseconds) -> their names. Only the
     owner of the database can. Their usage is rolled up first, under a lock that keeps late rows out."""
+    check_url(url)
     dropped = []
     with _translated():
         connection = await asyncpg.connect(url, timeout=CONNECT_SECONDS)
@@ -325,7 +329,13 @@ def _translated() -> Any:
         raise StoreError(f"{type(err).__name__}: {err}") from err
 
 
+def check_url(url: str) -> None:
+    """Before the driver reads it. Raises StoreError."""
+    if fault := database_fault(url):
+        raise StoreError(f"store: {fault}")
+
+
 def _shown(url: str) -> str:
     """The address without credentials."""
     parts = urlsplit(url)
-    return f"postgresql://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -6,8 +6,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from gateway.errors import BudgetSpent, GatewayError, LimitsUnavailable, RateLim
 from gateway.services.limits import LimitService, Reservation
 from gateway.store import open_store
 from gateway.store.limits import Limits
+from tests.proxy import Slow
 from tests.servers import Redis
 from tests.services.limited import Asker, Form, asker, command, outcome, spent
 from tests.services.worker import LIMITS
@@ -53,46 +53,6 @@ async def until_allowed(form: Form, service: LimitService, who: Asker, tokens: i
             said.append(got)
             form.clock.now += 0.2
             await asyncio.sleep(0.01)
-
-
-class Slow:
-    """A TCP proxy before a server that passes answers on after `latency` seconds."""
-
-    def __init__(self, port: int) -> None:
-        self.latency = 0.0
-        self._to = port
-
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[int]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self._tasks: set[asyncio.Task[None]] = set()
-        try:
-            yield server.sockets[0].getsockname()[1]
-        finally:
-            server.close()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._to)
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            await asyncio.gather(self._pass(reader, back, False), self._pass(there, writer, True))
-        except (ConnectionError, asyncio.CancelledError):
-            return
-        finally:
-            writer.close()
-            back.close()
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, late: bool) -> None:
-        while data := await reader.read(65536):
-            if late:
-                await asyncio.sleep(self.latency)
-            writer.write(data)
-        raise ConnectionResetError
 
 
 # ---- Redis
