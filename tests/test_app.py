@@ -13,7 +13,7 @@ import uvloop
 
 from gateway import config as cfg
 from gateway.app import App
-from tests.flow.engine import SSE_HEAD, Engine, chunk, frame, plain
+from tests.flow.engine import SSE_HEAD, Engine, chunk, frame, hang, plain
 from tests.gateway import Gateway, chat, gateway
 from tests.process import GatewayProcess
 from tests.wire import WAIT
@@ -59,6 +59,29 @@ def test_a_reload_moves_new_requests_and_leaves_running_ones() -> None:
             assert text.endswith(b"data: [DONE]\n\n")
             await g.idle()
             assert {each.gate for each in g.app.scheduler.stats().gates} == {"other"}
+
+    uvloop.run(main())
+
+
+def test_a_waiting_request_may_get_a_backend_that_its_runtime_does_not_know() -> None:
+    """O7: the reload gives the model a second backend while a request waits for the first one's slot."""
+
+    async def main() -> None:
+        async with Engine(hang) as busy, Engine(plain) as new, gateway(busy.url, slots=1) as g:
+            first, second = await g.connect(), await g.connect()
+            await first.send(g.request(CHAT, chat()))
+            await asyncio.wait_for(busy.chats.get(), WAIT)
+            await second.send(g.request(CHAT, chat()))
+            async with asyncio.timeout(WAIT):
+                while g.app.scheduler.stats().queued < 1:
+                    await asyncio.sleep(0.01)
+            backends = [*g.app.config.backends, cfg.Backend(name="new", url=new.url, engine="openai", slots=1)]
+            g.app.reload(replaced(g.app, backends=backends))
+            status, fields = await second.head()
+            assert (status, int(fields["retry-after"])) in ((503, 1), (503, 2))
+            assert (await g.ask(CHAT, chat()))[0] == 200
+            first.close()
+            await g.idle()
 
     uvloop.run(main())
 

@@ -55,7 +55,7 @@ from gateway.http1.client import StaleConnection
 from gateway.http1.message import ResponseHead
 from gateway.http1.server import Connection
 from gateway.http1.wire import WireError
-from gateway.services.backends import Failure, Route
+from gateway.services.backends import Backend, Failure, Route
 from gateway.services.keyfmt import PREFIX as KEY_PREFIX
 from gateway.services.keys import credential
 from gateway.services.tracing import passed_on
@@ -307,11 +307,19 @@ async def forward(x: Exchange, rt: Runtime) -> None:
         await _refused_by_engine(x, rt)
 
 
+def _backend(name: str, rt: Runtime) -> Backend:
+    """The backend of a slot. One that a reload added while the request waited is none of its own, older, runtime."""
+    try:
+        return rt.backends.backend(name)
+    except KeyError:
+        raise NoBackend("The backends were changed while the request waited.", retry_after=1.0) from None
+
+
 async def _attempt(x: Exchange, rt: Runtime, *, kept: bool) -> ResponseHead:
     """One try on the backend of the lease; on a connection `kept` from before if there is one, which may be stale."""
     assert x.lease is not None  # noqa: S101  # queue ran
     terms = x.route.terms
-    backend = x.backend = rt.backends.backend(x.lease.gate)
+    backend = x.backend = _backend(x.lease.gate, rt)
     pool = rt.pools[backend.name]
     body = x.endpoint.dialect.edit(
         x.endpoint, x.body, x.ask, model=x.route.model, cap=terms.max_output_tokens, engine=backend.engine
