@@ -253,8 +253,8 @@ def report(rows: list[Row], title: str) -> str:
     found = runs(rows)
     sections: list[str] = []
     for run in found:
-        if run.facts.get("title"):
-            sections.append(f"## {run.facts['title'].capitalize()}")
+        heading: str = run.facts.get("title", "")
+        sections.append(f"## {heading[0].upper()}{heading[1:]}" if heading and run.rows else "")
         sections += [table(run, name, spin) for name, spin in run.turns()]
         sections.append(features(run))
     sections.append(memory([row for row in rows if "memory" in row]))
