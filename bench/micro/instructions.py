@@ -91,7 +91,7 @@ async def child(library: Path) -> None:
         for name in ("1k", "32k", "unlimited"):
             await _exchanges(made, counter, name, requests[name])
         await _streams(made, counter, requests["stream"])
-        for part in parts(Rig(made.gateway, 1)):
+        for part in parts(made.beside(1)):
             _part(counter, part)
 
 

@@ -59,7 +59,7 @@ def parts(rig: Rig) -> Iterator[Part]:
     yield Part(
         "settle", lambda: settle(kept.pop(), rig.gateway.app.runtime), lambda: kept.append(_unsettled(rig, request))
     )
-    yield Part("relay a chunk", _relayed(Rig(rig.gateway, 1)))
+    yield Part("relay a chunk", _relayed(rig.beside(1)))
 
 
 def _new_head() -> Part:

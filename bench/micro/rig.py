@@ -93,6 +93,7 @@ class Rig:
     def __init__(self, g: Gateway, pairs: int, unlimited: str = "") -> None:
         self.gateway = g
         self.unlimited = unlimited
+        self._beside: list[Rig] = []
         self.clients: list[tuple[Connection, Collecting]] = []
         self.engines: list[tuple[UpstreamConnection, Collecting]] = []
         pool = g.app.pools["engine"]
@@ -131,8 +132,15 @@ class Rig:
             if not (got.startswith(b"HTTP/1.1 200") and got.endswith(end) and got.count(b"HTTP/1.1 ") == 1):
                 raise RuntimeError(f"a client got {got[:200]!r} ... {got[-100:]!r}")
 
+    def beside(self, pairs: int) -> Rig:
+        """Further pairs of the same gateway, closed with these."""
+        self._beside.append(Rig(self.gateway, pairs))
+        return self._beside[-1]
+
     def close(self) -> None:
-        """Both sides leave."""
+        """Both sides leave, everywhere."""
+        for rig in self._beside:
+            rig.close()
         for connection, _ in self.clients:
             connection.connection_lost(None)
         for upstream, _ in self.engines:
