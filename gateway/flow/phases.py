@@ -7,7 +7,7 @@ sockets, SQL or Redis. The coroutine runs without a Task (`http1.eager`), so not
 import itertools
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
@@ -15,32 +15,17 @@ from gateway.api.dialect import Access, Dialect, Framing
 from gateway.api.routes import NO_ENDPOINT
 from gateway.errors import (
     AuditUnavailable,
-    AuthUnavailable,
-    BadRequest,
     Bug,
-    Busy,
     ClientGone,
     ConnectFailed,
-    Draining,
-    ExpectationFailed,
     Forbidden,
     GatewayError,
-    HeadTooLarge,
     ModelUnavailable,
     MutationBlocked,
     NoBackend,
-    NotImplementedHere,
     Overloaded,
-    QueueFull,
-    QueueTimeout,
     RateLimited,
-    RequestTimeout,
-    Reserved,
-    TooLarge,
     UpstreamError,
-    UpstreamTimeout,
-    UriTooLong,
-    VersionUnsupported,
 )
 from gateway.flow import fields, local, quota
 from gateway.flow.behalf import represent
@@ -50,17 +35,17 @@ from gateway.flow.refusals import Collector, engine_refused
 from gateway.flow.relay import CHUNKED, Relay
 from gateway.flow.settle import opening, settle
 from gateway.flow.ticket import ticket
+from gateway.flow.verdicts import AUTH_FAILURES, REFUSALS, failure_of, outcome_of, wire_error
 from gateway.http1.chunks import LAST_CHUNK, encode_chunk
 from gateway.http1.client import StaleConnection
 from gateway.http1.message import ResponseHead
 from gateway.http1.server import Connection
 from gateway.http1.wire import WireError
-from gateway.services.backends import Backend, Failure, Route
+from gateway.services.backends import Backend, Route
 from gateway.services.keyfmt import PREFIX as KEY_PREFIX
 from gateway.services.keys import credential
 from gateway.services.tracing import passed_on
 from scheduler.aio import Lease, Rejected, Waiter
-from scheduler.model import Refusal, Refused
 
 log = logging.getLogger("fairgate.flow")
 
@@ -183,13 +168,6 @@ async def authenticate(x: Exchange, rt: Runtime) -> None:
         x.connection.known = Known(rt, x.head.headers, x.endpoint, x.ip, x.extra, grant, epoch)
 
 
-AUTH_FAILURES: dict[type[GatewayError], str] = {
-    Forbidden: "forbidden",
-    RateLimited: "throttled",
-    AuthUnavailable: "unavailable",
-}
-
-
 # ---- read
 
 
@@ -242,20 +220,6 @@ async def admit(x: Exchange, rt: Runtime) -> None:
 
 
 # ---- queue
-
-
-def _busy(kind: type[Busy], message: str) -> Callable[[Refused], GatewayError]:
-    return lambda r: kind(message, retry_after=r.retry_after, ahead=r.ahead, estimate=r.estimate)
-
-
-REFUSALS: dict[Refusal, Callable[[Refused], GatewayError]] = {
-    Refusal.QUEUE_FULL: _busy(QueueFull, "Too many requests of this user wait already."),
-    Refusal.EVICTED: _busy(QueueFull, "The queue is full and this user's is the longest."),
-    Refusal.QUEUE_TIMEOUT: _busy(QueueTimeout, "No slot became free in time."),
-    Refusal.RESERVED: _busy(Reserved, "The model is reserved at the moment."),
-    Refusal.DRAINING: _busy(Draining, "The gateway is shutting down."),
-    Refusal.UNKNOWN_POOL: lambda _: NoBackend("No backend serves this model now."),
-}
 
 
 async def queue(x: Exchange, rt: Runtime) -> None:
@@ -336,7 +300,7 @@ async def _attempt(x: Exchange, rt: Runtime, *, kept: bool) -> ResponseHead:
         reply = await answer
     except UpstreamError as error:
         if not isinstance(error, StaleConnection):
-            rt.backends.failed(backend.name, _failure_of(error))
+            rt.backends.failed(backend.name, failure_of(error))
         raise
     rt.backends.succeeded(backend.name)
     return reply
@@ -368,12 +332,6 @@ async def _refused_by_engine(x: Exchange, rt: Runtime) -> None:
     raise engine_refused(x.reply.status, collector.body())
 
 
-def _failure_of(error: UpstreamError) -> Failure:
-    if isinstance(error, ConnectFailed):
-        return "connect"
-    return "timeout" if isinstance(error, UpstreamTimeout) else "broken"
-
-
 async def relay(x: Exchange, rt: Runtime) -> None:
     """Engine's bytes -> client. Never retries. Raises ClientGone; a broken stream is told in the stream."""
     media_type = x.reply.get(b"content-type") or fields.JSON
@@ -398,7 +356,7 @@ async def relay(x: Exchange, rt: Runtime) -> None:
     rt.ledger.shrink_body(x, 0)
     await x.relay.done
     if x.relay.error is not None:
-        rt.backends.failed(x.backend.name, _failure_of(x.relay.error))
+        rt.backends.failed(x.backend.name, failure_of(x.relay.error))
         raise x.relay.error
 
 
@@ -458,30 +416,12 @@ def _comment(x: Exchange, rt: Runtime, seen: int) -> None:
 # ---- the end
 
 
-WIRE_ERRORS: dict[int, type[GatewayError]] = {
-    400: BadRequest,
-    408: RequestTimeout,
-    413: TooLarge,
-    414: UriTooLong,
-    417: ExpectationFailed,
-    431: HeadTooLarge,
-    501: NotImplementedHere,
-    505: VersionUnsupported,
-}
-
-
-def wire_error(error: WireError) -> GatewayError:
-    """What the wire refused, as the error a dialect can render."""
-    kind = WIRE_ERRORS.get(error.status, BadRequest)
-    return kind(f"{error.reason[:1].upper()}{error.reason[1:]}.")
-
-
 def refuse(x: Exchange, rt: Runtime, error: GatewayError) -> None:
     """Tell the client, in its dialect: as an answer, or as a frame where the answer has begun."""
     if isinstance(error, ModelUnavailable):
         error.status = rt.config.identity.unknown_model_status
     x.error = error
-    x.outcome = _outcome_of(error)
+    x.outcome = outcome_of(error)
     connection = x.connection
     dialect = _dialect(x, rt)
     if connection.begun:
@@ -495,13 +435,3 @@ def refuse(x: Exchange, rt: Runtime, error: GatewayError) -> None:
 def _dialect(x: Exchange, rt: Runtime) -> Dialect:
     """Whose shape an error takes: the route's, the path's, or the default where not even a head was read."""
     return x.endpoint.dialect if x.endpoint is not NO_ENDPOINT else rt.routes.dialect_for(x.head.path)
-
-
-def _outcome_of(error: GatewayError) -> Outcome:
-    if isinstance(error, Bug):
-        return Outcome.BUG
-    if isinstance(error, (UpstreamTimeout, QueueTimeout, RequestTimeout)):
-        return Outcome.TIMED_OUT
-    if isinstance(error, UpstreamError):
-        return Outcome.UPSTREAM_FAILED
-    return Outcome.REFUSED

@@ -1,0 +1,92 @@
+"""What one room's word means in another: tables and their few lines, no state.
+
+The scheduler's refusals and the wire's, as errors that a dialect can render; an error as the outcome in a record, as what
+the breaker and the metrics are told.
+"""
+
+from collections.abc import Callable
+
+from gateway.errors import (
+    AuthUnavailable,
+    BadRequest,
+    Bug,
+    Busy,
+    ConnectFailed,
+    Draining,
+    ExpectationFailed,
+    Forbidden,
+    GatewayError,
+    HeadTooLarge,
+    NoBackend,
+    NotImplementedHere,
+    QueueFull,
+    QueueTimeout,
+    RateLimited,
+    RequestTimeout,
+    Reserved,
+    TooLarge,
+    UpstreamError,
+    UpstreamTimeout,
+    UriTooLong,
+    VersionUnsupported,
+)
+from gateway.flow.exchange import Outcome
+from gateway.http1.wire import WireError
+from gateway.services.backends import Failure
+from scheduler.model import Refusal, Refused
+
+AUTH_FAILURES: dict[type[GatewayError], str] = {
+    Forbidden: "forbidden",
+    RateLimited: "throttled",
+    AuthUnavailable: "unavailable",
+}
+
+
+def _busy(kind: type[Busy], message: str) -> Callable[[Refused], GatewayError]:
+    return lambda r: kind(message, retry_after=r.retry_after, ahead=r.ahead, estimate=r.estimate)
+
+
+REFUSALS: dict[Refusal, Callable[[Refused], GatewayError]] = {
+    Refusal.QUEUE_FULL: _busy(QueueFull, "Too many requests of this user wait already."),
+    Refusal.EVICTED: _busy(QueueFull, "The queue is full and this user's is the longest."),
+    Refusal.QUEUE_TIMEOUT: _busy(QueueTimeout, "No slot became free in time."),
+    Refusal.RESERVED: _busy(Reserved, "The model is reserved at the moment."),
+    Refusal.DRAINING: _busy(Draining, "The gateway is shutting down."),
+    Refusal.UNKNOWN_POOL: lambda _: NoBackend("No backend serves this model now."),
+}
+
+
+WIRE_ERRORS: dict[int, type[GatewayError]] = {
+    400: BadRequest,
+    408: RequestTimeout,
+    413: TooLarge,
+    414: UriTooLong,
+    417: ExpectationFailed,
+    431: HeadTooLarge,
+    501: NotImplementedHere,
+    505: VersionUnsupported,
+}
+
+
+def wire_error(error: WireError) -> GatewayError:
+    """What the wire refused, as the error a dialect can render."""
+    kind = WIRE_ERRORS.get(error.status, BadRequest)
+    return kind(f"{error.reason[:1].upper()}{error.reason[1:]}.")
+
+
+def outcome_of(error: GatewayError) -> Outcome:
+    """How a request that was answered with `error` ended."""
+    if isinstance(error, Bug):
+        return Outcome.BUG
+    if isinstance(error, (UpstreamTimeout, QueueTimeout, RequestTimeout)):
+        return Outcome.TIMED_OUT
+    if isinstance(error, UpstreamError):
+        return Outcome.UPSTREAM_FAILED
+    return Outcome.REFUSED
+
+
+def failure_of(error: UpstreamError) -> Failure:
+    """What the breaker is told of a failed attempt."""
+    if isinstance(error, ConnectFailed):
+        return "connect"
+    return "timeout" if isinstance(error, UpstreamTimeout) else "broken"
