@@ -1,7 +1,7 @@
 """What one room's word means in another: tables and their few lines, no state.
 
-The scheduler's refusals and the wire's, as errors that a dialect can render; an error as the outcome in a record, as what
-the breaker and the metrics are told.
+The scheduler's refusals and the wire's as errors that a dialect can render; an error as the outcome in a record, and as
+what the breaker and the metrics are told.
 """
 
 from collections.abc import Callable
