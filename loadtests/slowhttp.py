@@ -87,7 +87,8 @@ def attacker(target: Rig, mode: str, options: argparse.Namespace) -> "subprocess
     count = ["-c", str(options.connections), "-r", f"{rate:.0f}", "-l", str(int(options.seconds) + 15), "-p", "3"]
     url = f"http://127.0.0.1:{target.port}/v1/{'models' if 'GET' in words else 'chat/completions'}"
     key = f"*/*\r\nAuthorization: Bearer {target.keys[1]}"  # it has no option for fields; a stranger gets a 401 at once
-    command = ["nice", "-n", "19", program, *words, *count, "-m", key, "-u", url]
+    # Lowest of the ordinary, also where `chrt --rr 10` in front of the whole keeps a busy machine out of the figures.
+    command = ["chrt", "--other", "0", "nice", "-n", "19", program, *words, *count, "-m", key, "-u", url]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
