@@ -58,7 +58,16 @@ async def streams(app: App, folder: Path, count: int, core: int) -> None:
     words = ["--port", str(app.port), "--mode", "closed", "--stream", "--conns", str(count), "--prompt-bytes", "256"]
     words += ["--frames", str(FRAMES), "--keys", str(folder / "keys"), "--ramp", str(RAMP), "--warmup", "1"]
     words += ["--duration", str(FRAMES + 5), "--timeout", "60"]
-    await asyncio.to_thread(run_load, core, words, lambda: None, lambda: None)
+    await asyncio.to_thread(lambda: run_load(core, words, lambda pid: None, lambda pid: None))
+
+
+async def all_open(app: App, count: int) -> None:
+    """Until so many streams run, and each has had some frames."""
+    running = 0
+    while running < count:
+        await asyncio.sleep(0.2)
+        running = app.scheduler.stats().running
+    await asyncio.sleep(5)
 
 
 def types() -> Counter[str]:
@@ -76,9 +85,7 @@ async def measure(options: argparse.Namespace) -> str:
             tracemalloc.start()
             before, kinds = tracemalloc.take_snapshot(), types()
             load = asyncio.create_task(streams(app, folder, options.streams, options.core))
-            while app.scheduler.stats().running < options.streams:
-                await asyncio.sleep(0.2)
-            await asyncio.sleep(5)  # some frames of each
+            await all_open(app, options.streams)
             after, open_kinds = tracemalloc.take_snapshot(), types()
             tracemalloc.stop()
             await load

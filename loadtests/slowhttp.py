@@ -87,8 +87,8 @@ def attacker(target: Rig, mode: str, options: argparse.Namespace) -> "subprocess
     count = ["-c", str(options.connections), "-r", f"{rate:.0f}", "-l", str(int(options.seconds) + 15), "-p", "3"]
     url = f"http://127.0.0.1:{target.port}/v1/{'models' if 'GET' in words else 'chat/completions'}"
     key = f"*/*\r\nAuthorization: Bearer {target.keys[1]}"  # it has no option for fields; a stranger gets a 401 at once
-    # Lowest of the ordinary, also where `chrt --rr 10` in front of the whole keeps a busy machine out of the figures.
-    command = ["chrt", "--other", "0", "nice", "-n", "19", program, *words, *count, "-m", key, "-u", url]
+    # Of ordinary priority also where `chrt --rr 10` in front of the whole keeps other work out of the figures.
+    command = ["chrt", "--other", "0", program, *words, *count, "-m", key, "-u", url]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -164,7 +164,7 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
         f"`python -m loadtests.slowhttp --rounds {options.rounds}`: slowhttptest, {options.connections} connections",
         f"in each mode, default timers; beside it {options.rate:g} chats a second on {CLIENTS} kept connections, in",
         f"windows of {options.seconds:g} s. p99 in ms, medians of {options.rounds} interleaved rounds, 2 cores shared",
-        "with other work; the attacker at the lowest priority. `elsewhere`: the same attack on another gateway of this",
+        "with other work. `elsewhere`: the same attack on another gateway of this",
         "machine, so that only the attacker's own work is felt. `core` is the gateway's share of one under attack,",
         "`RSS` what it holds.\n",
         "| " + " | ".join(heads) + " |",
