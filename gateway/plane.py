@@ -197,7 +197,8 @@ class Plane:
     async def _listen(self) -> None:
         host, port = parse_listen(self.config.listen)
         self.tls = tls_context(self.config.tls)
-        self.port = await self.server.listen(host, port, self.tls, reuse_port=self.config.reuse_port)
+        shared, alone = self.config.reuse_port, self.config.workers == 1
+        self.port = await self.server.listen(host, port, self.tls, reuse_port=shared, alone=alone)
 
     async def _stop(self) -> None:
         self.server.close()

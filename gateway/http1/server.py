@@ -381,12 +381,14 @@ class HttpServer:
         )
         self._interval = max(0.01, min(1.0, min(msgspec.structs.astuple(timeouts)) / 4))
 
-    async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None, *, reuse_port: bool = False) -> int:
+    async def listen(
+        self, host: str, port: int, tls: ssl.SSLContext | None = None, *, reuse_port: bool = False, alone: bool = True
+    ) -> int:
         """Accept on host:port (0 = any); the actual port is returned. Raises OSError.
 
-        With `reuse_port` another process may listen there too, and take over (H13).
+        With `reuse_port` another process may listen there too, and take over (H13); `alone`: nobody else does.
         """
-        listener = Listener(lambda: Connection(self), tls, self.timeouts.tls_handshake, reuse_port)
+        listener = Listener(lambda: Connection(self), tls, self.timeouts.tls_handshake, reuse_port, alone=alone)
         actual = await listener.open(host, port)
         self._listeners.append(listener)
         return actual
