@@ -12,6 +12,7 @@ is more than twice the quiet one, or a request of the load fails.
 import argparse
 import asyncio
 import json
+import os
 import random
 import shutil
 import statistics
@@ -87,8 +88,9 @@ def attacker(target: Rig, mode: str, options: argparse.Namespace) -> "subprocess
     count = ["-c", str(options.connections), "-r", f"{rate:.0f}", "-l", str(int(options.seconds) + 15), "-p", "3"]
     url = f"http://127.0.0.1:{target.port}/v1/{'models' if 'GET' in words else 'chat/completions'}"
     key = f"*/*\r\nAuthorization: Bearer {target.keys[1]}"  # it has no option for fields; a stranger gets a 401 at once
-    # Of ordinary priority also where `chrt --rr 10` in front of the whole keeps other work out of the figures.
-    command = ["chrt", "--other", "0", program, *words, *count, "-m", key, "-u", url]
+    # With `chrt --rr 10` in front of the whole, other work of the machine stays out of the figures.
+    first = ["chrt", "--rr", "1"] if os.sched_getscheduler(0) == os.SCHED_RR else []
+    command = [*first, program, *words, *count, "-m", key, "-u", url]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -5,13 +5,14 @@ end. Must not know who the client is, nor decide retries: `StaleConnection` says
 """
 
 import asyncio
+import errno
 import ssl
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, Protocol, cast
 
-from gateway.errors import ConnectFailed, UpstreamBroke, UpstreamError, UpstreamTimeout
+from gateway.errors import ConnectFailed, Overloaded, UpstreamBroke, UpstreamError, UpstreamTimeout
 from gateway.http1.chunks import ChunkWalker
 from gateway.http1.eager import Signal
 from gateway.http1.facts import Address, PoolStats
@@ -316,7 +317,8 @@ class Pool:
         return None
 
     async def dial(self, timeout: float) -> UpstreamConnection:  # noqa: ASYNC109  # the caller steps without a Task, so asyncio.timeout cannot be its
-        """A new connection. Raises ConnectFailed. An interruption closes what was being opened."""
+        """A new connection. Raises ConnectFailed, or Overloaded where this process has no descriptor left, for which no
+        engine is to blame. An interruption closes what was being opened."""
         self.dialled += 1
         task = self._loop.create_task(self._connect(timeout))
         try:
@@ -337,6 +339,10 @@ class Pool:
                 factory = cast("Callable[[], asyncio.Protocol]", lambda: connection)
                 await self._loop.create_connection(factory, address.host, address.port, **options)
         except (OSError, TimeoutError) as err:
+            if isinstance(err, OSError) and err.errno in (errno.EMFILE, errno.ENFILE):
+                full = Overloaded("The gateway has no open file left.")
+                full.cause = repr(err)  # for the log
+                raise full from err
             raise ConnectFailed(
                 "The engine cannot be reached.", cause=f"{address.host}:{address.port}: {err!r}"
             ) from err

@@ -1,13 +1,15 @@
 """The backend side over real sockets: reuse, framing, what must never be reused, timers on the test's clock."""
 
 import asyncio
+import os
+import resource
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 import uvloop
 
-from gateway.errors import ConnectFailed, UpstreamBroke, UpstreamError, UpstreamTimeout
+from gateway.errors import ConnectFailed, Overloaded, UpstreamBroke, UpstreamError, UpstreamTimeout
 from gateway.http1.client import Pool, StaleConnection, State, UpstreamConnection
 from gateway.http1.eager import Call, Signal
 from gateway.http1.facts import Address
@@ -221,6 +223,24 @@ def test_a_kept_connection_that_died_before_answering_is_told_apart() -> None:
             await exchange(await other.dial(1.0))
 
     run(close_on_second, test)
+
+
+def test_no_engine_is_to_blame_for_open_files_that_are_all_in_use() -> None:
+    """H3: a breaker that opened for it would turn everybody away."""
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        free = os.dup(0)
+        os.close(free)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            with pytest.raises(Overloaded):
+                await pool.dial(1.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert (await exchange(await pool.dial(1.0)))[0] == 200
+
+    run(answers(OK), test)
 
 
 @pytest.mark.parametrize("begun", [b"HTTP/1.1 103 Early Hints\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\nHTTP", b"H"])
