@@ -1,6 +1,7 @@
 """What every process of the gateway sets up for itself: open files, garbage collection, signals. Knows no service."""
 
 import asyncio
+import ctypes
 import gc
 import logging
 import resource
@@ -30,6 +31,8 @@ RESTART_ONLY = (
 """Read once; a reload says when one differs."""
 FILES_PER_STREAM = 2
 FILES_SPARE = 256
+M_MMAP_THRESHOLD = -3
+LARGE_BLOCK = 1 << 20  # bytes: above what requests and answers are made of
 
 
 def raise_file_limit(connections: int) -> None:
@@ -46,9 +49,18 @@ def raise_file_limit(connections: int) -> None:
 
 def settle_garbage() -> None:
     """What was made up to now stays: keep it out of collections, and have those rarely."""
+    give_large_blocks_back()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+
+
+def give_large_blocks_back() -> None:
+    """glibc learns from the first freed block of Argon2's 19 MiB to keep such blocks for ever, one for each thread:
+    40 MB held after the first keys were checked. A fixed threshold (mallopt(3)) ends that."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl and others have none, and do not keep them
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def on_signals() -> asyncio.Event:
