@@ -23,7 +23,7 @@ from gateway.store.postgresql import migrate
 from loadtests.report import RESULTS, machine, page, table
 from tests.databases import statement
 from tests.load import Account, Engine, Load, account, engine_section
-from tests.process import CHEAP_IDENTITY, GatewayProcess, provision
+from tests.process import CHEAP_IDENTITY, GatewayProcess, RigError, provision
 from tests.servers import PostgreSQL
 
 LIFE = (2.0, 6.0)
@@ -56,9 +56,9 @@ async def store(kind: str, folder: Path) -> AsyncIterator[str]:
 
 async def live(process: GatewayProcess, load: Load, seconds: float) -> Life:
     """Start a gateway and let it serve for a while."""
-    load.answered.clear()
     began = time.monotonic()
     process.start()
+    await load.forgotten()
     async with asyncio.timeout(60):
         await load.answered.wait()
     first, before = time.monotonic(), len(load.finished)
@@ -80,7 +80,8 @@ async def run(options: argparse.Namespace, rng: random.Random) -> tuple[list[Lif
                         lives.append(await live(process, load, rng.uniform(*LIFE)))
                         process.kill()
                     lives.append(await live(process, load, 2.0))
-                assert await asyncio.to_thread(process.stop) == 0
+                if code := await asyncio.to_thread(process.stop):
+                    raise RigError(f"exit code {code}: {process.log()[-2000:]}")
             finally:
                 process.stop()
             return lives, load, engine, await account(url)

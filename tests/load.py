@@ -130,6 +130,12 @@ class Load:
         broken = [end for end in ended if not isinstance(end, asyncio.CancelledError)]
         assert not broken, broken
 
+    async def forgotten(self) -> None:
+        """Wait for the next answer with `answered` from here on: those of a process that was killed have come by now,
+        and one that was just started cannot answer yet."""
+        await asyncio.sleep(0.1)
+        self.answered.clear()
+
     async def _client(self, number: int) -> None:
         port = self.ports[number % len(self.ports)]
         due = asyncio.get_running_loop().time() + self.pause * number / self.clients

@@ -18,8 +18,8 @@ async def kill_again_and_again(process: GatewayProcess, load: Load, rng: random.
     """The last gateway ends in an orderly way. Between two lies up to a second of load."""
     async with load.running():
         for turn in range(kills + 1):
-            load.answered.clear()
             process.start()
+            await load.forgotten()
             async with asyncio.timeout(60):
                 await load.answered.wait()
             await asyncio.sleep(rng.random())

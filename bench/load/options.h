@@ -63,12 +63,16 @@ static inline void make_body(void)
     free(prompt);
 }
 
+/* A line of the keys' file is a key, or a key, a tab and a whole header field that goes with it. */
 static inline void make_head(const char *key)
 {
     const char *path = options.path ? options.path : options.ollama ? "/api/chat" : "/v1/chat/completions";
     struct text head;
     size_t bearer_length;
-    char *bearer = key ? print_text(&bearer_length, "Authorization: Bearer %s\r\n", key) : strdup("");
+    int key_length = key ? (int)strcspn(key, "\t") : 0;
+    const char *field = key && key[key_length] ? key + key_length + 1 : "";
+    char *bearer = key ? print_text(&bearer_length, "Authorization: Bearer %.*s\r\n%s%s", key_length, key, field,
+                                    *field ? "\r\n" : "") : strdup("");
     head.data = print_text(&head.length,
         "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUser-Agent: fairgate-bench/1\r\nAccept: */*\r\n%s%s"
         "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n", path, options.port, bearer, options.headers, body.length);

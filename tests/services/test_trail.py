@@ -60,6 +60,15 @@ COPY = (
 )
 
 
+SWAP = """
+    UPDATE audit SET seq = 1007 WHERE seq = 7;
+    UPDATE audit SET seq = 7 WHERE seq = 8;
+    UPDATE audit SET seq = 8 WHERE seq = 1007
+"""
+SHIFT = "UPDATE audit SET seq = seq + 1000 WHERE seq >= 7; UPDATE audit SET seq = seq - 999 WHERE seq >= 1000; "
+"""Make room for a row in the middle."""
+
+
 def test_an_untouched_chain_is_whole(store_url: str, tmp_path: Path) -> None:
     """U4"""
     asyncio.run(write(store_url, tmp_path))
@@ -80,7 +89,9 @@ def test_an_untouched_chain_is_whole(store_url: str, tmp_path: Path) -> None:
         ("DELETE FROM audit WHERE seq >= 3", 3, ""),
         ("DELETE FROM audit", 1, ""),
         ("UPDATE audit SET id = CASE seq WHEN 7 THEN 'r8' ELSE 'r7' END WHERE seq IN (7, 8)", 7, "r8"),
+        (SWAP, 7, "r8"),
         (COPY + "13, recorded_at, hash FROM audit WHERE seq = 12", 13, "r12"),
+        (SHIFT + COPY + "7, recorded_at, hash FROM audit WHERE seq = 6", 7, "r6"),
         ("DELETE FROM audit_heads", 1, ""),
         ("DELETE FROM audit WHERE seq = 12; UPDATE audit_heads SET seq = 11", 12, ""),
     ],
@@ -232,6 +243,29 @@ def test_the_applications_role_cannot_rewrite_history(as_gateway: str, tmp_path:
     asyncio.run(write(as_gateway, tmp_path, 2))
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         asyncio.run(statement(as_gateway, sql))
+
+
+def test_what_the_applications_role_adds_behind_its_own_back_is_found(
+    as_gateway: str, postgresql_url: str, tmp_path: Path
+) -> None:
+    """U4: it must append, so the database lets it; the chain does not."""
+    asyncio.run(write(as_gateway, tmp_path))
+    asyncio.run(statement(as_gateway, COPY + "13, recorded_at, hash FROM audit WHERE seq = 12"))
+    broken = verified(postgresql_url).broken
+    assert broken is not None
+    assert (broken.seq, broken.row) == (13, "r12")
+
+
+@pytest.mark.parametrize("sql", ["UPDATE audit SET status = 0", "DELETE FROM audit", SWAP])
+def test_an_embedded_store_refuses_to_rewrite_history(tmp_path: Path, sql: str) -> None:
+    """U4: SQLite has no roles; whoever owns the file must first take the guards away, as `tamper` does."""
+    url = str(tmp_path / "fairgate.db")
+    asyncio.run(write(url, tmp_path))
+    raw = sqlite3.connect(url)
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        raw.executescript(sql)
+    raw.close()
+    assert verified(url).broken is None
 
 
 def test_the_applications_role_can_do_all_that_a_gateway_does(as_gateway: str, tmp_path: Path) -> None:

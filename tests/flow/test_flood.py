@@ -1,0 +1,95 @@
+"""Floods of invalid keys: ten failures a minute of each address, wherever it is told from (K4, H9)."""
+
+import asyncio
+import time
+from collections import Counter
+
+from gateway.services.keyfmt import mint
+from tests.flow.engine import Engine, plain
+from tests.gateway import FAST_HASH, Gateway, chat, gateway
+from tests.wire import Client
+
+CHAT = "/v1/chat/completions"
+ALLOWED = FAST_HASH.failures_per_minute
+
+
+async def invalid(g: Gateway, source: str = "127.0.0.1", extra: str = "") -> tuple[int, dict[str, str]]:
+    """One request with a key that does not exist, from an address of its own."""
+    client = Client(*await asyncio.open_connection("127.0.0.1", g.port, local_addr=(source, 0)))
+    await client.send(g.request(CHAT, chat(), key=mint().token, extra=extra))
+    status, fields, _ = await client.answer()
+    client.close()
+    return status, fields
+
+
+async def several(g: Gateway, count: int, source: str = "127.0.0.1", extra: str = "") -> set[int]:
+    """At once, so that nothing of the rate comes back meanwhile."""
+    return {status for status, _ in await asyncio.gather(*(invalid(g, source, extra) for _ in range(count)))}
+
+
+def test_one_address_is_throttled_and_a_proven_key_behind_it_goes_on() -> None:
+    """K4"""
+
+    async def main() -> None:
+        async with Engine(plain) as engine, gateway(engine.url) as g:
+            assert (await g.ask(CHAT, chat()))[0] == 200
+            assert await several(g, ALLOWED) == {401}
+            status, fields = await invalid(g)
+            assert status == 429
+            assert 1 <= float(fields["retry-after"]) <= 60
+            assert (await g.ask(CHAT, chat()))[0] == 200
+            hashed = g.app.keys.stats().hashed
+            assert 429 in await several(g, 200)
+            assert g.app.keys.stats().hashed == hashed, "a key that does not exist is never hashed"
+
+    asyncio.run(main())
+
+
+def test_each_address_has_failures_of_its_own() -> None:
+    """K4: an attacker who has many does not use up those of others."""
+
+    async def main() -> None:
+        async with Engine(plain) as engine, gateway(engine.url) as g:
+            sources = [f"127.0.{n}.7" for n in range(5)]
+            answers = await asyncio.gather(*(invalid(g, source) for source in sources for _ in range(ALLOWED)))
+            assert Counter(status for status, _ in answers) == {401: 5 * ALLOWED}
+            assert {(await invalid(g, source))[0] for source in sources} == {429}
+            assert (await invalid(g, "127.0.9.9"))[0] == 401
+
+    asyncio.run(main())
+
+
+def test_the_address_that_a_trusted_proxy_tells_is_the_one_that_counts() -> None:
+    """H9: and one that a stranger writes is not."""
+
+    async def main() -> None:
+        async with Engine(plain) as engine, gateway(engine.url, trusted_proxies=["127.0.0.1/32"]) as g:
+            told = [f"X-Forwarded-For: 198.51.100.{n}, 203.0.113.{n}\r\n" for n in range(5)]
+            for extra in told:
+                assert await several(g, ALLOWED, extra=extra) == {401}
+                assert await several(g, 1, extra=extra) == {429}
+            forged = [f"X-Forwarded-For: 192.0.2.{n}\r\n" for n in range(ALLOWED)]
+            await asyncio.gather(*(invalid(g, "127.0.0.2", extra) for extra in forged))
+            assert await several(g, 1, "127.0.0.2", "X-Forwarded-For: 192.0.2.99\r\n") == {429}
+
+    asyncio.run(main())
+
+
+def test_many_sources_do_not_hold_up_a_proven_key() -> None:
+    """K4: whatever strangers cost is paid away from the loop, and bounded."""
+
+    async def main() -> None:
+        async with Engine(plain) as engine, gateway(engine.url, trusted_proxies=["127.0.0.1/32"]) as g:
+            assert (await g.ask(CHAT, chat()))[0] == 200
+            flood = asyncio.gather(
+                *(invalid(g, extra=f"X-Forwarded-For: 10.0.{n >> 8}.{n & 255}\r\n") for n in range(300))
+            )
+            longest = 0.0
+            while not flood.done():
+                began = time.monotonic()
+                assert (await g.ask(CHAT, chat()))[0] == 200
+                longest = max(longest, time.monotonic() - began)
+            assert Counter(status for status, _ in await flood).keys() <= {401, 503}
+            assert longest < 5.0
+
+    asyncio.run(main())
