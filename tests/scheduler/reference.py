@@ -6,14 +6,20 @@ heaps, stored sums or keys; of the scheduler it reads only the figures frozen at
 
 from __future__ import annotations
 
-from math import inf, log
+from math import inf, isclose, log
+from typing import Any
 
+from scheduler.party import Node, Tenant
 from scheduler.pool import Pool
-from scheduler.ranking import Epoch
+from scheduler.ranking import Epoch, Ranking
 from scheduler.request import Request
 from scheduler.settings import Settings
 
 TOLERANCE = 1e-9
+
+
+def _key(node: Node) -> object:
+    return node.account.key[0] if isinstance(node, Tenant) else node.account.key
 
 
 class Sum:
@@ -126,8 +132,8 @@ class Reference:
         gross = sum(abs(amount) for party in self.tenants.values() for _, amount in party.usage.parts)
         return TOLERANCE + self.settings.usage_weight * 1e-14 * gross / epoch.scale
 
-    def dispatch(self, now: float, request: Request, epoch: Epoch) -> None:
-        """Charge and let pay, as section 5.1 says."""
+    def dispatch(self, now: float, request: Request, epoch: Epoch, pool: Pool) -> None:
+        """Charge and let pay, as section 5.1 says. Which of two that are level leads is the pool's to say (rounding)."""
         user, tenant = self.party(request)
         name = request.ticket.tenant
         all_shares = sum(party.share for party in self.tenants.values() if party.queue)
@@ -138,7 +144,11 @@ class Reference:
         for party, group in ((user, name), (tenant, None)):
             rivals = [p for k, p in self.users.items() if k[0] == name] if group else list(self.tenants.values())
             level = (party.usage.at(now) + party.lift.at(now)) / party.share
-            if any(rival.queue for rival in rivals) and level > self.level(group, now):
+            ranking: Ranking[Any] = pool.root if group is None else pool.tenants[name].users
+            key = request.ticket.tenant if group is None else (name, request.ticket.user)
+            known, leads = self.level(group, now), ranking.leader is not None and _key(ranking.leader) == key
+            ahead = leads if isclose(level, known, rel_tol=1e-9) else level > known
+            if any(rival.queue for rival in rivals) and ahead:
                 self.levels[group] = Sum(self.settings.half_life)
                 self.levels[group].add(now, level)
                 self.leaders[group] = party
