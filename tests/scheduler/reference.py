@@ -133,7 +133,7 @@ class Reference:
         return TOLERANCE + self.settings.usage_weight * 1e-14 * gross / epoch.scale
 
     def dispatch(self, now: float, request: Request, epoch: Epoch, pool: Pool) -> None:
-        """Charge and let pay, as section 5.1 says. Which of two that are level leads is the pool's to say (rounding)."""
+        """Charge and let pay, as section 5.1 says. Which of two level ones leads is the pool's to say (rounding)."""
         user, tenant = self.party(request)
         name = request.ticket.tenant
         all_shares = sum(party.share for party in self.tenants.values() if party.queue)
