@@ -157,7 +157,6 @@ class UpstreamConnection:
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.pool.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -346,6 +345,9 @@ class Pool:
             raise ConnectFailed(
                 "The engine cannot be reached.", cause=f"{address.host}:{address.port}: {err!r}"
             ) from err
+        # Not in connection_made: of a connection whose opening is cancelled behind that, uvloop tells no end.
+        if connection.state is not State.CLOSED:
+            self.connections.add(connection)
         return connection
 
     def put(self, connection: UpstreamConnection) -> None:

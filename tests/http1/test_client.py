@@ -378,3 +378,25 @@ def test_an_interrupted_dial_leaves_no_connection() -> None:
                 await asyncio.sleep(0)
 
     run(mute, test)
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_an_opening_that_is_interrupted_leaves_nothing(turns: int) -> None:
+    """U3, R6: whenever the client leaves: before, while and after the connection is made."""
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        for _ in range(20):
+            opening = asyncio.create_task(pool.dial(1.0))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            opening.cancel()
+            (got,) = await asyncio.gather(opening, return_exceptions=True)
+            if isinstance(got, UpstreamConnection):  # it was there already
+                got.abort()
+        async with asyncio.timeout(WAIT):
+            while pool.connections:
+                await asyncio.sleep(0.001)
+        assert (await exchange(await pool.dial(1.0)))[0] == 200
+        assert len(pool.connections) == 1
+
+    run(answers(OK), test)
