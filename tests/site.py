@@ -68,7 +68,7 @@ class Site(msgspec.Struct, kw_only=True):
         return "200" if status == 200 else f"{status} {json.loads(body)['error']['code']}"
 
     async def ask_all(self, kinds: Iterable[str]) -> dict[str, str]:
-        """One request of each."""
+        """One request of each, all at once."""
         kinds = list(kinds)
         return dict(zip(kinds, await asyncio.gather(*map(self.ask, kinds)), strict=True))
 

@@ -125,6 +125,7 @@ def test_what_is_down_denies_what_it_checks_and_nothing_else(
         await world.provide()
         load = Load([world.gateway.port], world.keys["cached"], 4, rate=100, name=f"{name}-{fault}")
         async with load.running():
+            await world.ask_all([*["budget"] * 100, *["rated"] * 100])  # much is on lease when it strikes
             await strike(world, server, name, fault)
             leased = time.monotonic() + LEASE + 0.5
             answers = await world.until(wanted)

@@ -222,6 +222,20 @@ def test_a_row_that_never_ran_is_on_the_disk_when_put_returns(tmp_path: Path) ->
     asyncio.run(body())
 
 
+def test_a_beginning_is_on_the_disk_when_begin_returns(tmp_path: Path) -> None:
+    """U3: the engine may have the request in this very turn."""
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            service = AuditService(store, config(tmp_path))
+            service.begin(opening(FULL))
+            killed(service)
+            async with running(store, config(tmp_path)) as new:
+                assert new.stats().interrupted == 1
+
+    asyncio.run(body())
+
+
 def test_a_full_spool_denies_and_what_runs_is_still_recorded(tmp_path: Path) -> None:
     """U3: `deny` is the default; the gate opens again after delivery."""
 
