@@ -80,8 +80,7 @@ class App(Plane):
         return changed
 
     async def _listen(self) -> None:
-        if self.config.reuse_port:
-            await self.backends.looked()  # who takes over must have models before it is given requests
+        await self.backends.looked()  # else a restart tells clients for a moment that no model exists
         await super()._listen()
         if self.config.admin.listen:
             self.admin = await serve_admin(self.config.admin.listen, admin_app(self))

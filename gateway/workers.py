@@ -244,8 +244,7 @@ class Parent:
                     group.cancel_scope.cancel()
 
     async def _start(self, group: TaskGroup) -> None:
-        if self.config.reuse_port:
-            await self.backends.looked()  # who takes over must have models before it is given requests
+        await self.backends.looked()  # else a restart tells clients for a moment that no model exists
         for worker in self._crew:
             group.start_soon(worker.keep)
         for worker in self._crew:

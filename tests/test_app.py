@@ -15,7 +15,8 @@ from gateway import config as cfg
 from gateway.app import App
 from tests.flow.engine import SSE_HEAD, Engine, chunk, frame, hang, plain
 from tests.gateway import Gateway, chat, gateway
-from tests.process import GatewayProcess
+from tests.load import answer, request
+from tests.process import CHEAP_IDENTITY, GatewayProcess, provision
 from tests.wire import WAIT
 
 CHAT = "/v1/chat/completions"
@@ -140,3 +141,35 @@ def test_a_hangup_reloads_a_running_process(tmp_path: Path) -> None:
                 assert await asyncio.to_thread(process.stop) == 0
 
     uvloop.run(main())
+
+
+def test_who_listens_has_models(tmp_path: Path) -> None:
+    """R2: a request at the first possible moment after a start finds the model, however slow the engine's list is."""
+
+    async def main() -> None:
+        async with Engine(plain) as engine:
+            engine.list_after = 0.5
+            section = {"name": "e", "url": engine.url, "engine": "openai", "slots": 2}
+            process = GatewayProcess(tmp_path, {"backends": [section], "identity": CHEAP_IDENTITY})
+            token = (await provision(process.settings["store"]))[0]
+            process.start()
+            try:
+                async with asyncio.timeout(30):
+                    assert await _first_answer(process.port, token) == 200
+            finally:
+                assert await asyncio.to_thread(process.stop) == 0
+
+    uvloop.run(main())
+
+
+async def _first_answer(port: int, token: str) -> int:
+    while True:
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            await asyncio.sleep(0.005)
+            continue
+        writer.write(request("first", token))
+        status, _ = await answer(reader)
+        writer.close()
+        return status

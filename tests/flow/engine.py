@@ -39,6 +39,7 @@ class Engine(Backend):
         super().__init__(self._serve)
         self.answer = answer
         self.models = models
+        self.list_after = 0.0  # seconds that its list of models takes
         self.chats: asyncio.Queue[tuple[bytes, bytes]] = asyncio.Queue()
         self.aborted: asyncio.Queue[None] = asyncio.Queue()
         self.go = asyncio.Event()  # a test tells a script to go on
@@ -51,6 +52,7 @@ class Engine(Backend):
         while True:
             head, body = await read_request(reader)
             if head.startswith(b"GET"):
+                await asyncio.sleep(self.list_after)
                 writer.write(json_answer(json.dumps(self._list(head.split(b" ")[1])).encode()))
                 continue
             self.chats.put_nowait((head, body))
