@@ -111,7 +111,8 @@ def report(options: argparse.Namespace, lives: list[Life], load: Load, engine: E
     )
     lifes = table(["life", "first answer after s", "s under load", "finished"], rows)
     command = f"python -m loadtests.crash --kills {options.kills} --rate {options.rate:g} --store {options.store}"
-    page(options.out / f"crash-{options.store}.md", "kill -9 under load", command, facts, notes, lifes)
+    name = "crash.md" if options.store == "postgresql" else f"crash-{options.store}.md"
+    page(options.out / name, "kill -9 under load", command, facts, notes, lifes)
     return faults
 
 

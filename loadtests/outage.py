@@ -116,7 +116,7 @@ def report(options: argparse.Namespace, outage: Outage) -> list[str]:
     rows = [[f"{at:.0f}", pending, f"{size / 1024:.0f}"] for at, pending, size in outage.waiting[::5]]
     words = f"--fault {options.fault} --seconds {options.seconds:g} --rate {options.rate:g}"
     command = f"python -m loadtests.outage {words}"
-    name = f"outage-{options.fault}.md"
+    name = "outage.md" if options.fault == "stop" else f"outage-{options.fault}.md"
     page(options.out / name, "PostgreSQL away under load", command, facts, table(["s", "rows wait", "spool KiB"], rows))
     return faults
 
