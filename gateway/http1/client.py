@@ -23,6 +23,9 @@ NEVER = float("inf")
 JOIN_LIMIT = 16 * 1024  # bytes up to which one joined write beats two
 MAX_INFORMATIONAL = 8  # 1xx heads before a final one; engines send none
 HEAD_LIMIT = 64 * 1024
+REST = 0.005
+"""Seconds that a connection rests after an answer before it is used again. Bytes that an engine sends behind its answer
+are then met by nobody and close it; with a request on the way they would be taken for somebody else's answer."""
 
 
 class StaleConnection(UpstreamBroke):
@@ -292,8 +295,8 @@ def _abandon(task: "asyncio.Task[UpstreamConnection]") -> None:
 class Pool:
     """The connections of one backend address (R6): LIFO reuse, idle expiry, no bound of its own (slots bound use)."""
 
-    def __init__(self, address: Address, idle_expiry: float) -> None:
-        """Raises OSError (ssl.SSLError too) for a `ca` that cannot be used."""
+    def __init__(self, address: Address, idle_expiry: float, rest: float = REST) -> None:
+        """Times in seconds. Raises OSError (ssl.SSLError too) for a `ca` that cannot be used."""
         self.address = address
         self._tls = ssl.create_default_context(cafile=address.ca or None) if address.tls else None
         self.idle_expiry = idle_expiry
@@ -301,12 +304,15 @@ class Pool:
         self.retired = False
         self.dialled = self.reused = 0
         self.heads = ResponseHeads()
-        self._idle: deque[UpstreamConnection] = deque()
+        self._rest = rest
+        self._resting: deque[UpstreamConnection] = deque()  # the latest answered last
+        self._idle: deque[UpstreamConnection] = deque()  # those that have rested, in the same order
         self._loop = asyncio.get_running_loop()
         self.now: Callable[[], float] = self._loop.time
 
     def take(self) -> UpstreamConnection | None:
-        """The most recently used idle connection, or None."""
+        """The most recently used of the idle connections that have rested, or None."""
+        self._rested(self.now())
         while self._idle:
             connection = self._idle.pop()
             if connection.state is State.IDLE and not connection.transport.is_closing():
@@ -356,7 +362,11 @@ class Pool:
             connection.abort()
             return
         connection.idle_since = self.now()
-        self._idle.append(connection)
+        self._resting.append(connection)
+
+    def _rested(self, now: float) -> None:
+        while self._resting and self._resting[0].idle_since + self._rest <= now:
+            self._idle.append(self._resting.popleft())
 
     def forget(self, connection: UpstreamConnection) -> None:
         self.connections.discard(connection)
@@ -365,14 +375,17 @@ class Pool:
         """Expire timers and idle connections; called about once a second."""
         for connection in [c for c in self.connections if c.deadline <= now or c.total_deadline <= now]:
             connection.expired(now)
+        self._rested(now)
         while self._idle and self._idle[0].idle_since + self.idle_expiry <= now:
             self._idle.popleft().abort()
 
     def retire(self) -> None:
         """Close idle connections now and the others when their exchange ends."""
         self.retired = True
-        while self._idle:
-            self._idle.pop().abort()
+        for connection in (*self._resting, *self._idle):
+            connection.abort()
+        self._resting.clear()
+        self._idle.clear()
 
     def close(self) -> None:
         self.retire()
@@ -380,4 +393,5 @@ class Pool:
             connection.abort()
 
     def stats(self) -> PoolStats:
-        return PoolStats(open=len(self.connections), idle=len(self._idle), dialled=self.dialled, reused=self.reused)
+        idle = len(self._resting) + len(self._idle)
+        return PoolStats(open=len(self.connections), idle=idle, dialled=self.dialled, reused=self.reused)

@@ -6,8 +6,8 @@ import json
 import pytest
 import uvloop
 
-from tests.flow.engine import DONE, SSE_HEAD, Engine, chunk, frame
-from tests.gateway import chat, gateway
+from tests.flow.engine import DONE, PLAIN, SSE_HEAD, Engine, chunk, frame, json_answer
+from tests.gateway import Gateway, chat, gateway
 from tests.wire import WAIT
 
 NDJSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -104,4 +104,30 @@ def test_the_engines_words_stay_inside_wherever_a_read_splits_them(case: str, si
                 assert b"10.0.0.5" not in body, cut
                 assert b"reported an error" in body, cut
 
+    uvloop.run(main())
+
+
+def test_what_an_engine_sends_behind_its_answer_reaches_nobody() -> None:
+    """R6: with one slot the next request waits for this very answer, and must not be given what follows it."""
+    stolen = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 8\r\n\r\n"stolen"'
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        started = g.app.scheduler.stats().granted
+        while g.app.scheduler.stats().queued == 0 and b"last" not in body:
+            await asyncio.sleep(0)
+        writer.write(json_answer(PLAIN))
+        async with asyncio.timeout(WAIT):
+            while g.app.scheduler.stats().granted == started and b"last" not in body:
+                await asyncio.sleep(0)
+        writer.write(stolen)
+
+    async def main() -> None:
+        nonlocal g
+        async with Engine(answer) as engine, gateway(engine.url, slots=1) as g:
+            asks = [g.ask("/v1/chat/completions", chat(user=user)) for user in ("first", "second", "third", "last")]
+            answers = await asyncio.gather(*asks)
+            assert [(status, body) for status, _, body in answers] == [(200, PLAIN)] * 4
+            await g.idle()
+
+    g: Gateway
     uvloop.run(main())

@@ -88,10 +88,10 @@ async def exchange(connection: UpstreamConnection) -> tuple[int, bytes, Upstream
     return head[0].status, b"".join(body.parts), body.error
 
 
-def run(script: Any, test: Callable[[Pool, Backend], Coroutine[Any, Any, None]]) -> None:
+def run(script: Any, test: Callable[[Pool, Backend], Coroutine[Any, Any, None]], rest: float = 0.0) -> None:
     async def main() -> None:
         async with Backend(script) as backend:
-            pool = Pool(Address("127.0.0.1", backend.port), idle_expiry=4.0)
+            pool = Pool(Address("127.0.0.1", backend.port), idle_expiry=4.0, rest=rest)
             try:
                 await test(pool, backend)
             finally:
@@ -400,3 +400,27 @@ def test_an_opening_that_is_interrupted_leaves_nothing(turns: int) -> None:
         assert len(pool.connections) == 1
 
     run(answers(OK), test)
+
+
+def test_a_connection_rests_before_it_is_used_again() -> None:
+    """R6: what an engine sends behind its answer must meet nobody's request."""
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        time = 1000.0
+        pool.now = lambda: time
+        first, second = await pool.dial(1.0), await pool.dial(1.0)
+        await exchange(first)
+        assert pool.take() is None
+        assert pool.stats().idle == 1
+        time += 3.0
+        await exchange(second)
+        time += 2.0
+        assert pool.take() is first
+        time += 3.0
+        pool.put(first)
+        time += 5.0
+        assert pool.take() is first  # the latest of those that have rested
+        assert pool.take() is second
+        assert pool.take() is None
+
+    run(answers(OK, OK), test, rest=5.0)
