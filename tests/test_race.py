@@ -15,7 +15,7 @@ from tests.services.limited import command
 SEED = "FAIRGATE_SEED"
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_no_race_overspends_and_nothing_leaks(postgresql_url: str, redis: Redis, tmp_path: Path) -> None:
     """L2, L3"""
     seed = int(os.environ.get(SEED, random.randrange(10**6)))

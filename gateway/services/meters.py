@@ -150,15 +150,22 @@ class Leased:
     def idle(self, now: float) -> bool:
         return self.held == 0 and self.free <= 0 and not self.waiting and self.due == math.inf
 
-    def _wanted(self) -> int:
-        """Begin a round -> what to ask for on top of what is free; gives up what was not needed lately."""
+    def _wanted(self) -> tuple[int, int]:
+        """Begin a round -> what is needed on top of what is free, and what would be good to have; gives up what was
+        not needed lately.
+
+        What is too little for those who wait, when there was no more, is given up for one round: else two gateways
+        that each hold a part of what is left would keep it from each other for as long as requests come."""
         target = 2 * self.taken
         if not self.waiting and self.free > target:
             self.free = target
         self.taken = 0
+        if self.exhausted and 0 < self.free < self.waiting:
+            self.free, self._asked, self._needed = 0, self.waiting, self.waiting
+            return 0, 0
         free = max(self.free, 0)
         self._asked, self._needed = self.waiting, max(0, self.waiting - free)
-        return max(self._needed, target - free)
+        return self._needed, max(self._needed, target - free)
 
     def _granted(self, granted: int, until: float, now: float) -> None:
         self.waiting = max(0, self.waiting - self._asked)
@@ -191,13 +198,13 @@ class Budget(Leased):
 
     def claim(self) -> Claim:
         """Figures for the ledger. A debt (`free` below nothing) is in `spent` already."""
-        want = self._wanted()
+        need, want = self._wanted()
         self.free = max(self.free, 0)
         self._reported = self.spent
         self._number += 1
         name = f"{self.holder}.{self._count}"
         kept = self.held + self.free
-        return Claim(self.scope, self.name, name, self._number, self.most, self.spent, kept, self._needed, want)
+        return Claim(self.scope, self.name, name, self._number, self.most, self.spent, kept, need, want)
 
     def apply(self, standing: Standing, until: float, now: float) -> bool:
         """True: nothing is held and all is told, so no further round is needed until something is asked for."""
@@ -266,10 +273,10 @@ class SharedBucket(Leased):
         """Kind, rate, most, what comes back, debt, need, want. What comes back is gone from here whether or not the
         answer arrives; a debt may be told twice: both err on the safe side."""
         before = max(self.free, 0)
-        want = self._wanted()
+        need, want = self._wanted()
         self._debt = max(0, -self.free - self.held)
         back = before - max(self.free, 0)
-        return "bucket", self.rate, self.most, back, self._debt, self._needed, want
+        return "bucket", self.rate, self.most, back, self._debt, need, want
 
     def apply(self, answer: SharedAnswer, until: float, now: float) -> bool:
         self.free += self._debt
@@ -304,9 +311,9 @@ class SharedGauge(Leased):
 
     def claim(self) -> tuple[Any, ...]:
         """Kind, limit, what is kept, need, want, the claim's number."""
-        want = self._wanted()
+        need, want = self._wanted()
         self._number += 1
-        return "gauge", self.most, self.held + self.free, self._needed, want, self._number
+        return "gauge", self.most, self.held + self.free, need, want, self._number
 
     def apply(self, answer: SharedAnswer, until: float, now: float) -> bool:
         self._unsure = answer.unsure

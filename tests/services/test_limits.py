@@ -382,6 +382,26 @@ def test_exactly_k_of_200_pass(form: Form) -> None:
     run(form, body)
 
 
+def test_two_gateways_do_not_hold_the_rest_of_a_budget_against_each_other(form: Form) -> None:
+    """L2: each has half of what a request needs, and requests wait at both all the time; one of them gets it."""
+    who = asker(Limits(tokens_total=24))
+
+    async def body() -> None:
+        async with form.replica() as one, form.replica() as two:
+            for service in (one, two):
+                service.forget(await service.acquire(who, 12, 0.0))
+            for _ in range(20):
+                form.clock.now += 0.3
+                for service in (one, two):
+                    got = await outcome(service, who, 23)
+                    if isinstance(got, Reservation):
+                        return
+                    assert isinstance(got, RateLimited), "it may still come"
+            raise AssertionError("nobody ever gets what is left")
+
+    asyncio.run(body())
+
+
 def test_an_interrupted_wait_holds_nothing(form: Form) -> None:
     """H6: a client that leaves while its gateway leases."""
     who = asker(Limits(tokens_per_day=100, concurrent=1))
