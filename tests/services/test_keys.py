@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import logging
+import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +17,7 @@ from gateway.errors import AuthUnavailable, Forbidden, GatewayError, RateLimited
 from gateway.http1.eager import Call
 from gateway.services import keys as keys_module
 from gateway.services.keyfmt import checksum, mint
-from gateway.services.keys import FAILURE_QUANTUM, SCOPES, KeyService, Principal, principal_of
+from gateway.services.keys import FAILURE_QUANTUM, SCOPES, VERIFY_NICE, KeyService, Principal, principal_of
 from gateway.store.base import Chain, Changes, Key, Tenant, User
 from tests.services.keyring import CHEAP, IP, Clock, Gate, connection, ring, service
 
@@ -584,5 +586,20 @@ def test_every_refusal_is_counted(url: str) -> None:
                     await answer(keys, bad)
             stats = keys.stats()
             assert (stats.hashed, stats.refused, stats.cached, stats.negative) == (1, 3, 1, 3)
+
+    asyncio.run(body())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux only")
+def test_verifying_threads_step_back_behind_the_loop(tmp_path: Path) -> None:
+    """K4: a flood of wrong secrets keeps the processor busy, not the loop waiting."""
+
+    async def body() -> None:
+        async with ring(tmp_path / "x.db") as it, service(it.store) as keys:
+            await answer(keys, it.token)
+            threads = {thread.native_id for thread in keys._threads._threads}
+            own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+            assert threads
+            assert {os.getpriority(os.PRIO_PROCESS, thread or 0) for thread in threads} == {min(19, own + VERIFY_NICE)}
 
     asyncio.run(body())
