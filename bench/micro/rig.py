@@ -162,6 +162,7 @@ async def rig(pairs: int, **settings: Any) -> AsyncIterator[Rig]:
         pool.retire()  # the connection that this dialled must not serve
         pool.retired = False
         pool.idle_expiry = float("inf")
+        pool.rest = 0.0  # the next exchange follows at once, on the same connection
         made = Rig(g, pairs, unlimited)
         try:
             yield made

@@ -304,7 +304,7 @@ class Pool:
         self.retired = False
         self.dialled = self.reused = 0
         self.heads = ResponseHeads()
-        self._rest = rest
+        self.rest = rest
         self._resting: deque[UpstreamConnection] = deque()  # the latest answered last
         self._idle: deque[UpstreamConnection] = deque()  # those that have rested, in the same order
         self._loop = asyncio.get_running_loop()
@@ -365,7 +365,7 @@ class Pool:
         self._resting.append(connection)
 
     def _rested(self, now: float) -> None:
-        while self._resting and self._resting[0].idle_since + self._rest <= now:
+        while self._resting and self._resting[0].idle_since + self.rest <= now:
             self._idle.append(self._resting.popleft())
 
     def forget(self, connection: UpstreamConnection) -> None:
