@@ -36,7 +36,7 @@ BEGIN = int(datetime.datetime.now(datetime.UTC).replace(day=1, hour=0, minute=0,
 
 # Two random numbers a row (a, b) from 0 to 1; their powers are uneven, as users and durations are.
 MADE = """
-    SELECT 'r' || n, at, 't' || u % 20, 'u' || u, 'k' || u || '-' || CASE WHEN b < 0.3 THEN 1 ELSE 0 END,
+    SELECT 'r' || n, at, 't' || (u % 20), 'u' || u, 'k' || u || '-' || CASE WHEN b < 0.3 THEN 1 ELSE 0 END,
         '192.0.2.7', 'openai', '/v1/chat/completions', 'POST', 'model-' || m,
         CASE WHEN b > 0.97 THEN '' ELSE 'model-' || m END, CASE WHEN b > 0.97 THEN '' ELSE 'b' || m END,
         CASE WHEN b > 0.97 THEN 429 ELSE 200 END, CASE WHEN b > 0.97 THEN 'refused' ELSE 'done' END, '',
@@ -61,6 +61,7 @@ CHANCES_POSTGRESQL = """
     )
 """
 COLUMNS = ", ".join(f'"{name}"' for name in STORED_COLUMNS)
+CELLS = "SELECT span, count(*) FROM usage_cells GROUP BY span UNION ALL SELECT 0, count(*) FROM usage_hours"
 HEAD = "INSERT INTO audit_heads (writer, seq, recorded_at, hash) VALUES ('bench', {rows}, {last}, {hash})"
 
 
@@ -194,6 +195,7 @@ async def _measure_reports(store: Store, server: int) -> None:
         for by in ("tenant", "user", "key", "model", "day", "hour")
     }
     asked["by user, one tenant"] = lambda: store.usage(UsageQuery(by="user", tenant="t3"))
+    asked["by hour, one tenant"] = lambda: store.usage(UsageQuery(by="hour", tenant="t3"))
     asked["by key, a week and some hours"] = lambda: store.usage(UsageQuery(by="key", prices=prices, **week))
     asked["by hour, a week and some hours"] = lambda: store.usage(UsageQuery(by="hour", **week))
     asked["one key's 30 days (GET /api/usage reads two)"] = lambda: store.usage(
@@ -212,14 +214,14 @@ async def _measure_reports(store: Store, server: int) -> None:
 
 def _size_sqlite(path: Path) -> str:
     connection = sqlite3.connect(path)
-    cells = connection.execute("SELECT span, count(*) FROM usage_cells GROUP BY span").fetchall()
+    cells = connection.execute(CELLS).fetchall()
     connection.close()
     return f"cells {dict(cells)}; the file has {path.stat().st_size >> 20} MiB"
 
 
 async def _size_postgresql(url: str) -> str:
     connection = await asyncpg.connect(url)
-    cells = await connection.fetch("SELECT span, count(*) FROM usage_cells GROUP BY span")
+    cells = await connection.fetch(CELLS)
     size = "SELECT (sum(pg_total_relation_size(oid)) / 1048576)::BIGINT FROM pg_class WHERE relname {}"
     trail = await connection.fetchval(size.format("~ '^audit_[0-9r]'"))
     kept = await connection.fetchval(size.format("= 'usage_cells'"))

@@ -290,7 +290,7 @@ def grants(role: str) -> list[str]:
         f"GRANT SELECT, INSERT, UPDATE ON audit_heads TO {role}",
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON budgets, saved_usage TO {role}",
         f"GRANT SELECT, INSERT ON operations TO {role}",
-        f"GRANT SELECT ON usage_cells, usage_marks TO {role}",
+        f"GRANT SELECT ON usage_cells, usage_hours, usage_rolled TO {role}",
         f"GRANT SELECT, INSERT, DELETE ON prompts TO {role}",
     ]
 

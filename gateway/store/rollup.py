@@ -6,13 +6,14 @@ SQL and come as one JSON text, and a step is small enough for the loop to wait l
 """
 
 import sqlite3
+from collections.abc import Sequence
 
 import msgspec
 
 from gateway.store.sketch import pack, sketch, unpack
 from gateway.store.slices import slices
 from gateway.store.sql import quoted
-from gateway.store.usage import CELL_COLUMNS, FAILED, SPANS
+from gateway.store.usage import CELL_COLUMNS, DAY_US, FAILED, HOUR_COLUMNS, HOUR_US
 
 STEP = 500
 """Rows of the trail, beside an event loop."""
@@ -21,46 +22,65 @@ LONG_STEP = 20_000
 
 _PENDING = (
     "SELECT h.writer, coalesce(m.seq, 0), min(h.seq, coalesce(m.seq, 0) + ?) FROM audit_heads h "
-    "LEFT JOIN usage_marks m ON m.writer = h.writer WHERE h.seq > coalesce(m.seq, 0) ORDER BY h.writer LIMIT 1"
+    "LEFT JOIN usage_rolled m ON m.writer = h.writer WHERE h.seq > coalesce(m.seq, 0) ORDER BY h.writer LIMIT 1"
 )
-_CELLS = f"""
+_GROUPED = f"""
     SELECT json_group_array(json(cell)) FROM (
         SELECT json_array(
-            span, recorded_at / span * span, tenant, "user", "key", model_served,
+            {{group}},
             count(*), count(*) FILTER (WHERE {FAILED}),
             sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(slot_us),
             json_group_array(queue_us) FILTER (WHERE backend <> ''),
             json_group_array(first_byte_us) FILTER (WHERE backend <> '' AND first_byte_us > 0),
             json_group_array(total_us) FILTER (WHERE backend <> '')
         ) AS cell
-        FROM audit CROSS JOIN (SELECT {SPANS["hour"]} AS span UNION ALL SELECT {SPANS["day"]})
+        FROM audit {{spans}}
         WHERE writer = ? AND seq > ? AND seq <= ?
-        GROUP BY span, recorded_at / span, tenant, "user", "key", model_served
+        GROUP BY {{group}}
     )
 """  # noqa: S608 -- constants
-_KEY, _SUMS, _SKETCHES = CELL_COLUMNS[:6], CELL_COLUMNS[6:12], CELL_COLUMNS[12:]
-_ADD = (
-    f"INSERT INTO usage_cells ({quoted(CELL_COLUMNS)}) VALUES ({', '.join('?' * len(CELL_COLUMNS))}) "  # noqa: S608
-    f"ON CONFLICT ({quoted(_KEY)}) DO UPDATE SET "
-    + ", ".join(f"{name} = usage_cells.{name} + excluded.{name}" for name in _SUMS)
-    + ", "
-    + ", ".join(f"{name} = sketch_add(usage_cells.{name}, excluded.{name})" for name in _SKETCHES)
+_CELLS = _GROUPED.format(
+    group='span, recorded_at / span * span, tenant, "user", "key", model_served',
+    spans=f"CROSS JOIN (SELECT {HOUR_US} AS span UNION ALL SELECT {DAY_US})",
 )
-_MARK = "INSERT INTO usage_marks (writer, seq) VALUES (?, ?) ON CONFLICT (writer) DO UPDATE SET seq = excluded.seq"
+_HOURS = _GROUPED.format(group=f"recorded_at / {HOUR_US} * {HOUR_US}, model_served", spans="")
+
+
+def _adding(table: str, columns: Sequence[str], keys: int) -> str:
+    """Add a row to the one of the same first `keys` columns. After those come six sums, then sketches."""
+    key, sums, sketches = columns[:keys], columns[keys : keys + 6], columns[keys + 6 :]
+    return (
+        f"INSERT INTO {table} ({quoted(columns)}) VALUES ({', '.join('?' * len(columns))}) "  # noqa: S608 -- constants
+        f"ON CONFLICT ({quoted(key)}) DO UPDATE SET "
+        + ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in sums)
+        + ", "
+        + ", ".join(f"{name} = sketch_add({table}.{name}, excluded.{name})" for name in sketches)
+    )
+
+
+_ADD_CELL = _adding("usage_cells", CELL_COLUMNS, 6)
+_ADD_HOUR = _adding("usage_hours", HOUR_COLUMNS, 2)
+_MARK = "INSERT INTO usage_rolled (writer, seq) VALUES (?, ?) ON CONFLICT (writer) DO UPDATE SET seq = excluded.seq"
 
 _Cell = tuple[int, int, str, str, str, str, int, int, int, int, int, int, list[int], list[int], list[int]]
-_decode = msgspec.json.Decoder(list[_Cell]).decode
+_Hour = tuple[int, str, int, int, int, int, int, int, list[int], list[int], list[int]]
+_cells = msgspec.json.Decoder(list[_Cell]).decode
+_hours = msgspec.json.Decoder(list[_Hour]).decode
 
 
 def roll_step(connection: sqlite3.Connection, most: int) -> int:
-    """Add up to `most` rows of one writer to the cells and move its mark, in the caller's transaction -> how many."""
+    """Add up to `most` rows of one writer to the cells and hours and move its mark, in the caller's transaction -> how
+    many."""
     pending = connection.execute(_PENDING, (most,)).fetchone()
     if pending is None:
         return 0
     writer, after, upto = pending
     (cells,) = connection.execute(_CELLS, (writer, after, upto)).fetchone()
-    for some in slices(_decode(cells)):
-        connection.executemany(_ADD, [(*cell[:12], *map(sketch, cell[12:])) for cell in some])
+    for some in slices(_cells(cells)):
+        connection.executemany(_ADD_CELL, [(*cell[:12], *map(sketch, cell[12:])) for cell in some])
+    (hours,) = connection.execute(_HOURS, (writer, after, upto)).fetchone()
+    for part in slices(_hours(hours)):
+        connection.executemany(_ADD_HOUR, [(*hour[:8], *map(sketch, hour[8:])) for hour in part])
     connection.execute(_MARK, (writer, upto))
     return int(upto) - int(after)
 

@@ -220,6 +220,7 @@ def _restrict(path: Path) -> None:
 def _prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
     connection.row_factory = sqlite3.Row
     connection.create_function("sketch_add", 2, sketch_add, deterministic=True)
+    connection.create_aggregate("sketch_sum", 1, SketchSum)  # type: ignore[arg-type]  # for a migration
     connection.execute(f"PRAGMA busy_timeout = {OPEN_BUSY_MS}")
     _wal(connection)
     connection.execute("PRAGMA synchronous = FULL")

@@ -3,11 +3,11 @@
 Owns the statement and what its row means. Must not know who asks or how rows are shown.
 
 The roll-up: a cell for each tenant, user, key and model of each hour, and of each day, with counts, sums and three
-sketches. Rows are added in the order of their writer's chain by steps, each of which moves the writer's mark in the
-transaction that adds: every row once, whoever takes the step. It is no part of the transaction that ships rows:
-gateways would wait there for each other's locks on the same cells five times a second, and rows from before the roll-up
-need the steps anyway. A report first takes the steps that are due, so it counts every row that is stored. Cells outlive
-the rows.
+sketches; and a line for each hour and model over all of them, for reports by the hour: those would read every cell.
+Rows are added in the order of their writer's chain by steps, each of which moves the writer's mark in the transaction
+that adds: every row once, whoever takes the step. It is no part of the transaction that ships rows: gateways would wait
+there for each other's locks on the same cells five times a second, and rows from before the roll-up need the steps
+anyway. A report first takes the steps that are due, so it counts every row that is stored. Cells outlive the rows.
 
 Requests belong to the time they ended at (`recorded_at`), and to the model that served, '' where none was chosen: names
 that clients only ask for make no cells.
@@ -26,7 +26,6 @@ By = Literal["tenant", "user", "key", "model", "day", "hour"]
 BY: tuple[By, ...] = get_args(By)
 DAY_US = 86_400_000_000
 HOUR_US = 3_600_000_000
-SPANS = {"hour": HOUR_US, "day": DAY_US}
 REPORT_SECONDS = 60.0
 """Nobody waits longer."""
 
@@ -37,6 +36,8 @@ CELL_COLUMNS = (
 )  # fmt: skip
 """`span` and `start` in microseconds. Sketches are over the requests that reached an engine, `first_byte` over those
 that had one."""
+HOUR_COLUMNS = (CELL_COLUMNS[1], *CELL_COLUMNS[5:])
+"""Of the lines over all tenants, users and keys."""
 FAILED = "outcome NOT IN ('done', 'client_gone')"
 
 _GROUPS: dict[By, str] = {
@@ -89,6 +90,22 @@ class UsageRow(msgspec.Struct, frozen=True):
 def statement(query: UsageQuery, sketch_sum: str) -> tuple[str, list[str | int | float]]:
     """SQL and its values. Names and prices travel as values. `sketch_sum` is the database's aggregate, `{}` its
     column."""
+    table, where, values = _source(query)
+    cost = _cost(query.prices, values)
+    order = "1" if query.by in ("day", "hour") else "sum(prompt_tokens) + sum(completion_tokens) DESC, 1"
+    sums = ", ".join(f"sum({name}) AS {name}" for name in CELL_COLUMNS[6:12])
+    sketches = ", ".join(f"{sketch_sum.format(name)} AS {name}" for name in SKETCHES)
+    sql = (
+        f"SELECT {_GROUPS[query.by]} AS grouped, {sums}, {sketches}, {cost} AS cost "  # noqa: S608 -- constants of ours
+        f"FROM {table} WHERE {where} GROUP BY 1 ORDER BY {order}"
+    )
+    return sql, values
+
+
+def _source(query: UsageQuery) -> tuple[str, str, list[str | int | float]]:
+    """Table, condition and its values."""
+    if query.by == "hour" and not query.tenant and not query.key:
+        return "usage_hours", "start >= $1 AND start < $2", [query.since, query.until]
     values: list[str | int | float] = [*_whole_days(query), query.since, query.until]
     where = (
         f"(span = {DAY_US} AND start >= $1 AND start < $2 OR span = {HOUR_US} AND start >= $3 AND start < $1 "
@@ -98,15 +115,7 @@ def statement(query: UsageQuery, sketch_sum: str) -> tuple[str, list[str | int |
         if wanted:
             values.append(wanted)
             where += f" AND {column} = ${len(values)}"
-    cost = _cost(query.prices, values)
-    order = "1" if query.by in ("day", "hour") else "sum(prompt_tokens) + sum(completion_tokens) DESC, 1"
-    sums = ", ".join(f"sum({name}) AS {name}" for name in CELL_COLUMNS[6:12])
-    sketches = ", ".join(f"{sketch_sum.format(name)} AS {name}" for name in SKETCHES)
-    sql = (
-        f"SELECT {_GROUPS[query.by]} AS grouped, {sums}, {sketches}, {cost} AS cost "  # noqa: S608 -- constants of ours
-        f"FROM usage_cells WHERE {where} GROUP BY 1 ORDER BY {order}"
-    )
-    return sql, values
+    return "usage_cells", where, values
 
 
 def _whole_days(query: UsageQuery) -> tuple[int, int]:

@@ -235,7 +235,8 @@ def as_gateway(postgresql: PostgreSQL, postgresql_url: str) -> str:
         "UPDATE change_counter SET version = 0",
         "UPDATE usage_cells SET requests = 0",
         "DELETE FROM usage_cells",
-        "INSERT INTO usage_marks VALUES ('w', 9)",
+        "UPDATE usage_hours SET requests = 0",
+        "INSERT INTO usage_rolled VALUES ('w', 9)",
     ],
 )
 def test_the_applications_role_cannot_rewrite_history(as_gateway: str, tmp_path: Path, sql: str) -> None:

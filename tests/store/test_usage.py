@@ -19,7 +19,7 @@ import pytest
 from gateway.services.record import AuditRecord
 from gateway.services.usage import keep_rolled_up
 from gateway.store.base import AUDIT_COLUMNS, STORED_COLUMNS, AuditRow, Head, Store, StoreError
-from gateway.store.postgresql import drop_partitions
+from gateway.store.postgresql import drop_partitions, migrate
 from gateway.store.rollup import sketch_add
 from gateway.store.schema import migrations, statements
 from gateway.store.sketch import BUCKETS, ERROR, counts, percentile, sketch
@@ -129,8 +129,17 @@ def test_reports_are_what_the_rows_say(store_url: str, seed: int) -> None:
     made = records(400, seed)
     ended = sorted(BEGIN + random.Random(seed).randrange(3 * DAY_US) for _ in made)
     within: dict[str, Any] = {"since": BEGIN + 5 * HOUR_US, "until": BEGIN + 9 * HOUR_US, "key": "k1"}
+    clipped: dict[str, Any] = {"since": BEGIN + 5 * HOUR_US, "until": BEGIN + 29 * HOUR_US}
     across: dict[str, Any] = {"since": BEGIN + 23 * HOUR_US, "until": BEGIN + 49 * HOUR_US, "tenant": "t1"}
-    parts = ({}, within, across, {"key": "k3", "prices": PRICES}, {"since": BEGIN + DAY_US})
+    parts: tuple[dict[str, Any], ...] = (
+        {},
+        {"prices": PRICES},
+        within,
+        across,
+        {"key": "k3", "prices": PRICES},
+        {"since": BEGIN + DAY_US},
+        clipped,
+    )
 
     async def body() -> None:
         async with connection(store_url) as store:
@@ -232,10 +241,10 @@ def test_a_step_that_fails_adds_nothing(store_url: str) -> None:
 def marks_refused(url: str) -> Iterator[None]:
     """The database refuses to move a mark."""
     if url.startswith("postgresql"):
-        on = "ALTER TABLE usage_marks ADD CONSTRAINT refused CHECK (seq < 0)"
-        off = "ALTER TABLE usage_marks DROP CONSTRAINT refused"
+        on = "ALTER TABLE usage_rolled ADD CONSTRAINT refused CHECK (seq < 0)"
+        off = "ALTER TABLE usage_rolled DROP CONSTRAINT refused"
     else:
-        on = "CREATE TRIGGER refused BEFORE INSERT ON usage_marks BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        on = "CREATE TRIGGER refused BEFORE INSERT ON usage_rolled BEGIN SELECT RAISE(ABORT, 'refused'); END"
         off = "DROP TRIGGER refused"
     by_sql(url, on)
     try:
@@ -309,6 +318,29 @@ def test_rows_from_before_the_roll_up_are_in_the_reports(tmp_path: Path) -> None
         async with connection(path) as store:
             assert await store.roll_up() == 0
             query = UsageQuery(by="model")
+            same(await store.usage(query), by_hand(query, made, ended))
+
+    asyncio.run(body())
+
+
+def test_hours_of_before_the_table_of_hours_are_in_the_reports(store_url: str) -> None:
+    """O6, U6: an upgrade of a store whose cells there are already; rows from after it are added."""
+    made, ended = records(700, 10), [BEGIN + n * HOUR_US // 100 for n in range(700)]
+    undone = ["DROP TABLE usage_hours", "ALTER TABLE usage_rolled RENAME TO usage_marks"]
+    shared = store_url.startswith("postgresql")
+    undone.append("DELETE FROM schema_migrations WHERE number = 8" if shared else "PRAGMA user_version = 7")
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            await write(store, made[:500], ended[:500])
+            await store.roll_up()
+        for sql in undone:
+            by_sql(store_url, sql)
+        if shared:
+            assert await migrate(store_url) == ["applied 0008_usage_hours.sql"]
+        async with connection(store_url) as store:
+            await write(store, made[500:], ended[500:], after=500)
+            query = UsageQuery(by="hour", prices=PRICES)
             same(await store.usage(query), by_hand(query, made, ended))
 
     asyncio.run(body())
