@@ -66,7 +66,7 @@ class Tap:
         self._oldest = b""
         self._older = b""
         self._last = b""
-        self._open = bytearray()
+        self._open: bytearray | None = None  # most streams never have any
 
     def feed(self, data: bytes) -> None:
         """Take note of one received buffer."""
@@ -85,14 +85,17 @@ class Tap:
             # Streams whose lines end in CR LF show their frame ends only here.
             ends = data.count(b"}\r\n\r\n" if self._framing is Framing.SSE else b"}\r\n")
         self.frames += ends
-        self._open += data
-        if len(self._open) > LONGEST_FRAME:
-            del self._open[:-TAIL]
-        if ends and len(self._open) >= RUN:
+        held = self._open
+        if held is None:
+            held = self._open = bytearray()
+        held += data
+        if len(held) > LONGEST_FRAME:
+            del held[:-TAIL]
+        if ends and len(held) >= RUN:
             self._oldest = self._older
             self._older = self._last
-            self._last = self._end_of(self._open)
-            self._open.clear()
+            self._last = self._end_of(held)
+            held.clear()
 
     def _end_of(self, run: bytearray) -> bytes:
         """The last frames of a run: cut where a frame ends, so that the last one stays whole whatever its size."""
@@ -112,7 +115,7 @@ class Tap:
 
     def _payload(self) -> bytes:
         """The kept end of the stream without HTTP chunk framing, line ends as LF."""
-        tail = b"".join((self._oldest, self._older, self._last, self._open))
+        tail = b"".join((self._oldest, self._older, self._last, self._open or b""))
         if b"\r" in tail:
             tail = _unchunked(b"\r\n" + tail)  # it may begin with a chunk size
             tail = tail.replace(b"\r\n", b"\n").replace(b"\r", b"\n")

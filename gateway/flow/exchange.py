@@ -113,6 +113,7 @@ class Exchange:
         "body",
         "body_bytes",
         "body_held",
+        "bytes_seen",
         "connection",
         "counted",
         "endpoint",
@@ -131,6 +132,7 @@ class Exchange:
         "reply",
         "reservation",
         "route",
+        "runtime",
         "sent_at",
         "started",
         "started_wall",
@@ -141,13 +143,14 @@ class Exchange:
         "waiter",
     )
 
-    def __init__(self, request_id: str, connection: Connection, started: float, started_wall: float) -> None:
+    def __init__(self, request_id: str, connection: Connection, runtime: Runtime) -> None:
         # arrival
+        self.runtime = runtime
         self.id = request_id
         self.connection = connection
         self.head: RequestHead = connection.head or NO_HEAD
-        self.started = started
-        self.started_wall = started_wall
+        self.started = runtime.now()
+        self.started_wall = runtime.wall()
         self.ip = connection.peer_ip
         # classify, authenticate
         self.trace: Trace | None = None  # only while traces are on
@@ -176,6 +179,7 @@ class Exchange:
         self.reply: ResponseHead = NO_REPLY
         self.relay: Relay | None = None
         self.first_byte_at = 0.0
+        self.bytes_seen = 0  # of the answer, when the client's silence began to count
         # settle
         self.usage: Usage | None = None
         self.status = 0

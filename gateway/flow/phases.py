@@ -71,7 +71,11 @@ async def handle(x: Exchange, rt: Runtime) -> None:
             await admit(x, rt)
             await queue(x, rt)
             await forward(x, rt)
-            await relay(x, rt)
+            answer = relay(x, rt)
+            await answer.done
+            if answer.error is not None:
+                rt.backends.failed(x.backend.name, failure_of(answer.error))
+                raise answer.error
         elif x.endpoint.local in local.WAITING:
             await local.respond_later(x, rt)
         else:
@@ -97,12 +101,12 @@ class Phases:
 
     def request(self, connection: Connection) -> Coroutine[Any, Any, None]:
         rt = self.runtime
-        return handle(Exchange(request_id(connection), connection, rt.now(), rt.wall()), rt)
+        return handle(Exchange(request_id(connection), connection, rt), rt)
 
     def malformed(self, connection: Connection, error: WireError) -> None:
         """A request that could not be read still gets an answer in a dialect, and a record."""
         rt = self.runtime
-        x = Exchange(request_id(connection), connection, rt.now(), rt.wall())
+        x = Exchange(request_id(connection), connection, rt)
         refuse(x, rt, wire_error(error))
         settle(x, rt)
 
@@ -332,60 +336,60 @@ async def _refused_by_engine(x: Exchange, rt: Runtime) -> None:
     raise engine_refused(x.reply.status, collector.body())
 
 
-async def relay(x: Exchange, rt: Runtime) -> None:
-    """Engine's bytes -> client. Never retries. Raises ClientGone; a broken stream is told in the stream."""
-    media_type = x.reply.get(b"content-type") or fields.JSON
-    streaming = media_type.startswith(STREAM_TYPES)
+def relay(x: Exchange, rt: Runtime) -> Relay:
+    """Engine's bytes -> client, until `done`. Never retries; a broken stream is told in the stream."""
+    streaming = _media_type(x).startswith(STREAM_TYPES)
     endpoint = x.endpoint
     assert x.upstream is not None  # noqa: S101  # forward ran
-    # Here and below `partial`, not a closure: its cells would be a tenth of what a stream holds.
-    x.relay = Relay(
+    # Here and below a plain function and `x`: a closure or a partial would be as large as the exchange.
+    answer = x.relay = Relay(
         x.connection,
         x.upstream,
         endpoint,
         x.id,
-        partial(_first_byte, x, rt, media_type),
+        _first_byte,
+        x,
         streaming=streaming,
         hide_usage=streaming and endpoint.framing is Framing.SSE and not x.ask.usage_asked,
     )
     if streaming:
-        _charge_growth(x, rt, x.relay)
+        _charge_growth(x, rt, answer)
         x.upstream.gaps = rt.metrics.gaps(x.route.model)
-    x.upstream.sink = x.relay
+    x.upstream.sink = answer
     x.body = b""  # the engine has begun to answer: no retry can need it any more
     rt.ledger.shrink_body(x, 0)
-    await x.relay.done
-    if x.relay.error is not None:
-        rt.backends.failed(x.backend.name, failure_of(x.relay.error))
-        raise x.relay.error
+    return answer
+
+
+def _media_type(x: Exchange) -> bytes:
+    return x.reply.get(b"content-type") or fields.JSON
 
 
 def _charge_growth(x: Exchange, rt: Runtime, answer: Relay) -> None:
     """A stream that outgrows its estimate is charged as it grows, a step at a time (scheduler.md 5.3)."""
-    lease = x.lease
-    if lease is None or x.endpoint.kind not in GENERATIONS:
+    if x.lease is None or x.endpoint.kind not in GENERATIONS:
         return
-    settings, step = rt.estimator.settings, rt.estimator.settings.charge_every
     cap = output_cap(x.ask.max_tokens, x.route.terms.max_output_tokens)
     known = rt.estimator.output_tokens(x.route.model, x.principal.tenant, x.principal.user, cap * x.ask.choices)
-    extra = step * settings.output_weight * x.route.terms.cost_factor
-    answer.on_tokens = partial(_grown, lease, extra, step)
-    answer.tokens_due = int(known) + step
+    answer.on_tokens = _grown
+    answer.tokens_due = int(known) + rt.estimator.settings.charge_every
 
 
-def _grown(lease: Lease, extra: float, step: int) -> int:
-    lease.charge(extra)
-    return step
+def _grown(x: Exchange) -> int:
+    settings = x.runtime.estimator.settings
+    if x.lease is not None:
+        x.lease.charge(settings.charge_every * settings.output_weight * x.route.terms.cost_factor)
+    return settings.charge_every
 
 
-def _first_byte(x: Exchange, rt: Runtime, media_type: bytes) -> bytes:
+def _first_byte(x: Exchange) -> bytes:
     """The answer's fields, asked for when its first byte is about to go out."""
-    x.first_byte_at = rt.now()
+    x.first_byte_at = x.runtime.now()
     x.status = x.reply.status
     waited = x.granted_at - x.queued_at
     overhead = (x.sent_at - x.started) - waited
     own = b"x-fairgate-queue-ms: %d\r\nx-fairgate-overhead-ms: %.2f\r\n" % (waited * 1000, overhead * 1000)
-    return fields.answer_fields(media_type, x.id, own + x.extra)
+    return fields.answer_fields(_media_type(x), x.id, own + x.extra)
 
 
 # ---- keep-alive comments (A11)
@@ -395,13 +399,14 @@ def _comment_while_silent(x: Exchange, rt: Runtime) -> None:
     """From now on, an SSE client that hears nothing for a while gets a comment."""
     if x.ask.stream and x.endpoint.framing is Framing.SSE and x.head.version >= 11:
         connection = x.connection
-        connection.quiet_call = partial(_comment, x, rt, connection.bytes_out)
+        x.bytes_seen = connection.bytes_out
+        connection.quiet_call, connection.quiet_of = _comment, x
         connection.quiet_at = connection.clock() + rt.config.timeouts.comment
 
 
-def _comment(x: Exchange, rt: Runtime, seen: int) -> None:
+def _comment(x: Exchange) -> None:
     connection = x.connection
-    if connection.bytes_out == seen and connection.writable:
+    if connection.bytes_out == x.bytes_seen and connection.writable:
         if x.relay is not None:
             x.relay.comment(SSE_COMMENT)
         elif connection.begun:
@@ -410,7 +415,7 @@ def _comment(x: Exchange, rt: Runtime, seen: int) -> None:
             x.status = 200
             head = fields.answer_fields(b"text/event-stream", x.id, x.extra)
             connection.begin(200, head, framing=CHUNKED, first=encode_chunk(SSE_COMMENT))
-    _comment_while_silent(x, rt)
+    _comment_while_silent(x, x.runtime)
 
 
 # ---- the end

@@ -7,6 +7,7 @@ authentication or queueing. One `Relay` is the upstream connection's sink and th
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from gateway.api.dialect import Endpoint, Framing
 from gateway.api.frames import FrameFilter
@@ -22,12 +23,14 @@ from gateway.http1.server import Connection
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 KEEP_FOR_USAGE = 256 * 1024  # of a plain JSON answer; longer ones (embeddings) are read from their tail
 NEVER = 1 << 62  # frames
+_NOTHING: list[bytes] = []  # what every stream keeps of a plain answer: shared, and never added to
 
 
 class Relay:
     """One answer. Await `done`; then `error` says whether it is whole. `start` gives the fields at the first byte.
 
-    When `tokens_due` frames have passed, `on_tokens` is called and says after how many more it wants to be again.
+    When `tokens_due` frames have passed, `on_tokens` is called and says after how many more it wants to be again. Both
+    are given `owner`, whose business they are.
     """
 
     __slots__ = (
@@ -45,6 +48,7 @@ class Relay:
         "endpoint",
         "error",
         "on_tokens",
+        "owner",
         "reply",
         "request_id",
         "tap",
@@ -58,7 +62,8 @@ class Relay:
         upstream: UpstreamConnection,
         endpoint: Endpoint,
         request_id: str,
-        start: Callable[[], bytes],
+        start: Callable[[Any], bytes],
+        owner: Any,
         *,
         streaming: bool,
         hide_usage: bool,
@@ -74,10 +79,11 @@ class Relay:
         self.error: UpstreamError | None = None
         self.begun = connection.begun
         self.tap: Tap | None = Tap(endpoint.framing) if streaming else None
-        self.on_tokens: Callable[[], int] | None = None
+        self.on_tokens: Callable[[Any], int] | None = None
+        self.owner = owner
         self.tokens_due = NEVER
         self._start = start
-        self._kept: list[bytes] = []
+        self._kept: list[bytes] = _NOTHING if streaming else []
         self._kept_bytes = 0
         self._tail_seen = False
         self._decoder: ChunkDecoder | None = None
@@ -124,7 +130,7 @@ class Relay:
         if tap is not None:
             tap.feed(data)
             if tap.frames >= self.tokens_due and self.on_tokens is not None:
-                self.tokens_due += self.on_tokens()
+                self.tokens_due += self.on_tokens(self.owner)
         else:
             self._keep(data)
         walker = self.upstream.walker
@@ -162,7 +168,7 @@ class Relay:
         if self.tap is not None:
             self.tap.feed(data)
             if self.tap.frames >= self.tokens_due and self.on_tokens is not None:
-                self.tokens_due += self.on_tokens()
+                self.tokens_due += self.on_tokens(self.owner)
         else:
             self._keep(data)
         payload = data if self._decoder is None else self._decoder.decode(data)
@@ -235,7 +241,7 @@ class Relay:
             framing = b"Content-Length: %d\r\n" % self.reply.content_length
         else:
             framing = b""
-        self.connection.begin(self.reply.status, self._start(), framing=framing, first=first)
+        self.connection.begin(self.reply.status, self._start(self.owner), framing=framing, first=first)
 
     def comment(self, text: bytes) -> bool:
         """Send an SSE comment if the stream stands between two frames (A11). False: not now."""

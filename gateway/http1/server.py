@@ -6,6 +6,7 @@ connection's `begin`, `write`, `end`, or `respond`. The requests of a connection
 
 import asyncio
 import ssl
+import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
@@ -84,6 +85,7 @@ class Connection:
         "phase",
         "quiet_at",
         "quiet_call",
+        "quiet_of",
         "reader",
         "stall_deadline",
         "stream",
@@ -117,14 +119,15 @@ class Connection:
         self.keep = True
         self.bytes_out = 0
         self.quiet_at = NEVER
-        self.quiet_call: Callable[[], None] | None = None
+        self.quiet_call: Callable[[Any], None] | None = None  # given `quiet_of`
+        self.quiet_of: Any = None
 
     # ---- transport callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
-        self.peer_ip = peer[0] if isinstance(peer, tuple) else "local"
+        self.peer_ip = sys.intern(peer[0]) if isinstance(peer, tuple) else "local"  # a client has many
         self.tls = transport.get_extra_info("ssl_object") is not None
         self.transport.set_write_buffer_limits(high=self._server.caps.buffer_bytes)
         self.deadline = self._server.now() + self._server.timeouts.head
@@ -346,7 +349,7 @@ class Connection:
         """The handler asked to be called when `quiet_at` passes."""
         self.quiet_at = NEVER
         if self.quiet_call is not None:
-            self.quiet_call()
+            self.quiet_call(self.quiet_of)
 
     def __repr__(self) -> str:
         return f"<Connection {self.peer_ip} {self.phase.name.lower()} {self.reader!r}>"

@@ -74,7 +74,7 @@ class RequestReader:
         self._length = 0
         self._decoder: ChunkDecoder | None = None
         self.body_received = 0
-        self._parts: list[bytes] = []
+        self._parts: list[bytes] | None = None
         self._parts_bytes = 0
         self._joined = 0
 
@@ -128,8 +128,10 @@ class RequestReader:
 
     def take_body(self) -> bytes:
         """The body bytes received and not yet taken; the very object received if it came in one piece."""
-        parts, self._parts = self._parts, []
+        parts, self._parts = self._parts, None
         self._parts_bytes = self._joined = 0
+        if parts is None:
+            return b""
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def advance(self) -> None:
@@ -345,6 +347,9 @@ class RequestReader:
         self.body_received += len(data)
         self._parts_bytes += len(data)
         parts = self._parts
+        if parts is None:
+            self._parts = [data]
+            return
         parts.append(data)
         if len(parts) - self._joined > _PARTS:
             parts[self._joined :] = [b"".join(parts[self._joined :])]
@@ -354,7 +359,7 @@ class RequestReader:
         self._state = _DEAD
         self.refusal = error
         self._held = b""
-        self._parts = []
+        self._parts = None
         self._parts_bytes = self._joined = 0
         self._peer = None
         return error

@@ -77,12 +77,25 @@ class Histogram:
 class _Model:
     """What is counted of one model."""
 
-    __slots__ = ("before", "cached", "completion", "duration", "estimated", "gap", "prompt", "queue", "served", "ttft")
+    __slots__ = (
+        "before",
+        "cached",
+        "completion",
+        "duration",
+        "estimated",
+        "gap",
+        "observe_gap",
+        "prompt",
+        "queue",
+        "served",
+        "ttft",
+    )
 
     def __init__(self) -> None:
         self.queue = Histogram(QUEUE)
         self.ttft = Histogram(TTFT)
         self.gap = Histogram(GAP)
+        self.observe_gap = self.gap.observe  # one for all streams
         self.duration = Histogram(DURATION)
         self.prompt = self.completion = self.cached = self.estimated = 0
         self.served: dict[str, float] = {}  # party -> cost per share, of this window
@@ -211,7 +224,7 @@ class Metrics:
 
     def gaps(self, model: str) -> Callable[[float], None]:
         """Takes the seconds between two reads of a stream of `model`; fetch it once a stream."""
-        return (self._models.get(model) or self._models[OTHER]).gap.observe
+        return (self._models.get(model) or self._models[OTHER]).observe_gap
 
     def observe_queue(self, model: str, seconds: float) -> None:
         (self._models.get(model) or self._models[OTHER]).queue.observe(seconds)

@@ -41,9 +41,13 @@ STYLES = st.sampled_from(
 MARGINS = st.sampled_from(["", " ", "\n", "\r\n\t "])
 
 
+GUARDED = {"n", "user", "name", "input", "model", "stream", "prompt", "n_cmpl"}
+"""Guarded keys short enough to be drawn: hypothesis also draws words that stand in the source."""
+
+
 def _awkward(key: str) -> bool:
     """Keys the gateway refuses or cannot encode: look-alikes of guarded ones, lone surrogates."""
-    return any(0xD800 <= ord(c) <= 0xDFFF for c in key) or key.casefold() in {"n", "user", "name", "input", "model"}
+    return any(0xD800 <= ord(c) <= 0xDFFF for c in key) or key.casefold() in GUARDED
 
 
 @st.composite

@@ -282,3 +282,13 @@ def test_lists() -> None:
     assert json.loads(OpenAI().models(models)) == {"object": "list", "data": [entry]}
     assert json.loads(OpenAI().model(models[0])) == entry
     assert json.loads(OpenAI().models([])) == {"object": "list", "data": []}
+
+
+def test_bodies_of_the_same_keys_share_the_set_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory per stream; and what odd clients send is not kept without end."""
+    monkeypatch.setattr("gateway.api.openai._KEY_SETS", kept := {})
+    monkeypatch.setattr("gateway.api.openai._MOST_KEY_SETS", 2)
+    assert read(chat()).keys is read(chat()).keys
+    assert read(chat(b'"user":"a"')).keys == {"model", "messages", "user"}
+    assert read(chat(b'"n":1')).keys == {"model", "messages", "n"}
+    assert len(kept) == 2

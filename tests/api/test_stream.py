@@ -196,7 +196,7 @@ def test_the_tap_keeps_little_of_a_long_stream() -> None:
     """Memory per stream: a few frames, whatever went by and however it was cut."""
 
     def kept(tap: Tap) -> int:
-        held: list[Any] = [getattr(tap, name) for name in ("_oldest", "_older", "_last", "_open")]
+        held: list[Any] = [getattr(tap, name) or b"" for name in ("_oldest", "_older", "_last", "_open")]
         return sum(map(len, held))
 
     assert kept(tapped([chunk(FRAME)] * 1000)) < 4 * (512 + len(FRAME))
