@@ -337,10 +337,13 @@ class RequestReader:
             self._complete(self.head)
 
     def _complete(self, head: RequestHead) -> None:
-        """The request is whole; llhttp goes to the next connection that needs it, if it too takes this one as kept."""
+        """The request is whole; llhttp goes to the next connection that needs it, if it too takes this one as kept.
+
+        Not after trailers: llhttp obeys a Connection that stands there, and would refuse that other client's request.
+        """
         self._state = _COMPLETE
         peer, self._peer = self._peer, None
-        if peer is not None:
+        if peer is not None and (self._decoder is None or not self._decoder.trailers_seen):
             give_back(peer, head)
 
     def _keep(self, data: bytes) -> None:

@@ -195,3 +195,16 @@ def test_the_second_reader_is_ready_for_the_next_connection(field: bytes, versio
         reader.feed(b"cde")
         assert reader.take_body() == b"abcde"
     assert len(llhttp._SPARE) <= 2
+
+
+@pytest.mark.parametrize("trailer", [b"Connection: close", b"Proxy-Connection: close", b"connection: x, close"])
+def test_a_trailer_cannot_close_the_next_connection(trailer: bytes) -> None:
+    """llhttp takes a Connection among the trailers for one of the head: it is not lent on after any trailer."""
+    llhttp._SPARE.clear()
+    reader = RequestReader()
+    reader.feed(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n%b\r\n\r\n" % trailer)
+    assert reader.complete
+    other = RequestReader()
+    other.feed(b"POST /other HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab")
+    other.feed(b"cde")
+    assert other.take_body() == b"abcde"
