@@ -1,8 +1,10 @@
 """Where fuzzing starts: the corpus, and small streams and configurations."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.fuzz.targets import NEXT
 from tests.http1 import corpus
 
 CRASHES = Path(__file__).parent / "crashes"
@@ -44,6 +46,10 @@ def seeds(target: str) -> Iterator[bytes]:
         for case in corpus.cases(f"{target}s"):
             if len(case.send) <= LONGEST:
                 yield _cut_by(case.id) + case.send
+    elif target == "together":
+        sent = [case.send for case in corpus.cases("requests") if len(case.send) <= LONGEST // 2]
+        yield from (bytes((index % 256,)) + a + NEXT + b for index, (a, b) in enumerate(itertools.pairwise(sent)))
+        yield from (bytes((index,)) + text + NEXT + text for index, text in enumerate(_REPEATED))
     elif target == "chunks":
         for case in corpus.cases("responses") + corpus.cases("requests"):
             if case.id.startswith("chunks/") and len(case.send) <= LONGEST:

@@ -13,12 +13,16 @@ from gateway.api.frames import FrameFilter
 from gateway.api.stream import Tap
 from gateway.config import Config, ConfigError, parse
 from gateway.http1.chunks import ChunkDecoder, ChunkWalker
+from gateway.http1.llhttp import _SPARE
 from gateway.http1.message import UpstreamWireError
-from gateway.http1.wire import WireLimits
+from gateway.http1.wire import _SHARED, WireLimits
 from tests.http1 import corpus
 
 LIMITS = WireLimits(head_bytes=300, header_count=10, target_bytes=60, body_bytes=100)
 """Small, so that inputs of a few hundred bytes, which run fast, reach every one of them."""
+
+NEXT = b"\xff\0\xff"
+"""Stands between the wires of several connections."""
 
 _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -68,6 +72,30 @@ def _h11_agrees(ours: corpus.Seen, wire: bytes) -> bytes:
     assert body == ours.body
     rest: bytes = peer.trailing_data[0]
     return rest
+
+
+def together(data: bytes) -> None:
+    """Connections side by side and again: what they share (parsers lent, heads recalled) changes nothing for any."""
+    size = (data[:1] or b"\0")[0] % 67 + 1
+    wires = data[1:].split(NEXT)[:4]
+    alone = []
+    for each in wires:
+        _forget()
+        alone.append(corpus.read_requests([each], LIMITS))
+    _forget()
+    for _ in range(2):
+        drivers = [corpus.RequestDriver(LIMITS) for _ in wires]
+        for at in range(0, max(map(len, wires)), size):
+            for driver, each in zip(drivers, wires, strict=True):
+                driver.feed(each[at : at + size])
+        for driver, (seen, end) in zip(drivers, alone, strict=True):
+            assert driver.seen == seen, (driver.seen, seen)
+            assert driver.end().isdigit() == end.isdigit(), (driver.end(), end)
+
+
+def _forget() -> None:
+    _SPARE.clear()
+    _SHARED.clear()
 
 
 def response(data: bytes) -> None:
@@ -151,6 +179,7 @@ def config(data: bytes) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "request": request,
+    "together": together,
     "response": response,
     "chunks": chunks,
     "stream": stream,

@@ -95,26 +95,43 @@ def random_cuts(data: bytes, draw: random.Random, most: int) -> list[bytes]:
     return parts
 
 
-def read_requests(reads: Iterable[bytes], limits: WireLimits | None = None) -> tuple[list[Seen], str]:
-    """The requests that our reader finds, and how it ends: a status, `part`, `closed` or nothing."""
-    reader = RequestReader(limits)
-    seen: list[Seen] = []
-    try:
-        for read in reads:
-            reader.feed(read)
+class RequestDriver:
+    """Reads the requests of one connection as the gateway does. `seen`: those found so far."""
+
+    def __init__(self, limits: WireLimits | None = None) -> None:
+        self.seen: list[Seen] = []
+        self._reader = RequestReader(limits)
+
+    def feed(self, data: bytes) -> None:
+        reader = self._reader
+        if reader.dead:
+            return
+        try:
+            reader.feed(data)
             while reader.complete:
                 head = reader.head
                 assert head is not None
-                seen.append(Seen(head.method, head.path, head.target, head.headers, reader.take_body()))
+                self.seen.append(Seen(head.method, head.path, head.target, head.headers, reader.take_body()))
                 reader.advance()
-            if reader.dead:
-                break
-    except WireError as error:
-        _check_dead(reader, error)
-        return seen, str(error.status)
-    if reader.dead:
-        return seen, "closed"
-    return seen, "" if reader.idle else "part"
+        except WireError as error:
+            _check_dead(reader, error)
+
+    def end(self) -> str:
+        """How the reading ended: a status, `part`, `closed` or nothing."""
+        reader = self._reader
+        if reader.refusal is not None:
+            return str(reader.refusal.status)
+        if reader.dead:
+            return "closed"
+        return "" if reader.idle else "part"
+
+
+def read_requests(reads: Iterable[bytes], limits: WireLimits | None = None) -> tuple[list[Seen], str]:
+    """The requests that our reader finds, and how it ends."""
+    driver = RequestDriver(limits)
+    for read in reads:
+        driver.feed(read)
+    return driver.seen, driver.end()
 
 
 def _check_dead(reader: RequestReader, error: WireError) -> None:
