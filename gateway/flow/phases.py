@@ -59,6 +59,8 @@ _ID_COUNT = itertools.count(1)
 async def handle(x: Exchange, rt: Runtime) -> None:
     """One request, from its head to its record."""
     try:
+        if rt.tracing is not None:
+            x.trace = rt.tracing.begin(x.head.headers)
         if not recall(x, rt):
             classify(x, rt)
             if x.endpoint.access is not Access.PUBLIC:
@@ -141,8 +143,6 @@ def classify(x: Exchange, rt: Runtime) -> None:
     head = x.head
     x.ip = rt.client_ip(x.ip, head)
     x.extra = rt.cors.fields(head)
-    if rt.tracing is not None:
-        x.trace = rt.tracing.begin(head.headers)
     if rt.cors.preflight(head) is not None:
         x.endpoint = rt.routes.preflight
         return

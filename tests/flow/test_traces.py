@@ -71,6 +71,24 @@ def test_a_stream_is_part_of_its_clients_trace_and_the_engine_of_ours() -> None:
     run(stream, test)
 
 
+def test_each_request_of_a_connection_is_traced() -> None:
+    """A head that repeats is not read again; its request is another one all the same."""
+
+    async def test(g: Gateway, engine: Engine, there: Collector) -> None:
+        client = await g.connect()
+        traces = set()
+        for _ in range(3):
+            await client.send(g.request(CHAT, chat()))
+            assert (await client.answer())[0] == 200
+            spans = await there.spans(3)
+            traces.add(spans[SERVER]["trace"])
+            assert told(engine)["traceparent"].split("-")[1:3] == [spans[SERVER]["trace"], spans[UPSTREAM]["id"]]
+        assert len(traces) == 3
+        client.close()
+
+    run(plain, test)
+
+
 def test_nothing_but_the_allowlist_leaves() -> None:
     """T: neither prompt nor key nor address, wherever the client puts them."""
     secret = "correct horse battery"
