@@ -53,7 +53,7 @@ async def collector(*arguments: str) -> AsyncIterator[Collector]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await process.wait()
+        await process.communicate()  # lines nobody asked for too: the pipe closes behind the last one
 
 
 # ---- the process
