@@ -327,11 +327,14 @@ class Pool:
         self.dialled += 1
         task = self._loop.create_task(self._connect(timeout))
         try:
-            return await task
+            connection = await task
         except BaseException:
             task.add_done_callback(_abandon)
             task.cancel()
             raise
+        if connection.state is State.CLOSED or connection.transport.is_closing():
+            raise ConnectFailed("The engine cannot be reached.", cause="it closed the connection at once")
+        return connection
 
     async def _connect(self, seconds: float) -> UpstreamConnection:
         address = self.address

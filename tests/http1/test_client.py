@@ -1,9 +1,13 @@
 """The backend side over real sockets: reuse, framing, what must never be reused, timers on the test's clock."""
 
 import asyncio
+import contextlib
 import os
 import resource
-from collections.abc import Callable, Coroutine
+import socket
+import struct
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -362,6 +366,48 @@ def test_nobody_listening_is_a_connect_failure() -> None:
             await pool.dial(1.0)
 
     uvloop.run(main())
+
+
+@contextlib.contextmanager
+def hanging_up(*, reset: bool) -> Iterator[int]:
+    """The port of an engine, in a thread of its own, that accepts and closes before anything is sent."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # the listener is closed
+            while True:
+                peer, _ = listener.accept()
+                if reset:
+                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                peer.close()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_an_engine_that_hangs_up_at_once_fails_the_request_at_once(reset: bool) -> None:
+    """R4: whether it is gone before the dial returns or behind it."""
+
+    async def main(port: int) -> None:
+        pool = Pool(Address("127.0.0.1", port), idle_expiry=4.0)
+        for _ in range(200):
+            try:
+                connection = await pool.dial(WAIT)
+            except ConnectFailed:
+                continue
+            with pytest.raises(UpstreamBroke):
+                await wait(send(connection))
+            connection.release()
+        assert not pool.connections
+
+    with hanging_up(reset=reset) as port:
+        uvloop.run(main(port))
 
 
 def test_an_interrupted_dial_leaves_no_connection() -> None:
