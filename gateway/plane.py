@@ -95,6 +95,7 @@ class Plane:
         self.tracing = open_tracing(config.tracing)
         self.ledger = Ledger(config.caps.bodies_bytes)
         self.pools: dict[str, Pool] = {}
+        self._used_pools: set[Pool] = set()  # older generations' too, while requests of theirs run
         self.draining = False
         self.tls: ssl.SSLContext | None = None
         self.pools = self._pools_for(config)
@@ -112,7 +113,8 @@ class Plane:
         for section in config.backends:
             known = self.pools.get(section.name)
             if known is None or known.address != address_of(section):
-                pools[section.name] = Pool(address_of(section), IDLE_EXPIRY.get(section.engine, IDLE_EXPIRY_DEFAULT))
+                expiry = IDLE_EXPIRY.get(section.engine, IDLE_EXPIRY_DEFAULT)
+                pools[section.name] = Pool(address_of(section), expiry, used=self._used_pools)
         return pools
 
     def _generation(self, config: Config, backends: Backends, pools: dict[str, Pool]) -> Runtime:
@@ -203,7 +205,7 @@ class Plane:
     async def _stop(self) -> None:
         self.server.close()
         self.hub.scheduler.close()
-        for pool in self.pools.values():
+        for pool in list(self._used_pools):
             pool.close()
         await asyncio.sleep(0)  # connections closed above settle their requests in this turn
         await self.audit.close()
@@ -216,15 +218,15 @@ class Plane:
 
     async def _tick(self) -> None:
         """The slow clock: timers of upstream connections, and how late the loop runs."""
-        shortest = min(v for v in msgspec.structs.astuple(self.config.upstream) if isinstance(v, float))
-        interval = max(0.01, min(1.0, shortest / 4))
         while True:
+            shortest = min(v for v in msgspec.structs.astuple(self.config.upstream) if isinstance(v, float))
+            interval = max(0.01, min(1.0, shortest / 4))
             expected = time.monotonic() + interval
             await asyncio.sleep(interval)
             self.loop_lag = max(0.0, time.monotonic() - expected)
             self.metrics.observe_loop_lag(self.loop_lag)
             now = asyncio.get_running_loop().time()
-            for pool in self.pools.values():
+            for pool in list(self._used_pools):
                 pool.sweep(now)
 
     def stats(self) -> PlaneStats:
@@ -236,7 +238,7 @@ class Plane:
             keys=self.keys.stats(),
             ledger=self.ledger.stats(),
             tracing=self.tracing.stats() if self.tracing is not None else None,
-            upstream=sum(len(pool.connections) for pool in self.pools.values()),
+            upstream=sum(len(pool.connections) for pool in self._used_pools),
             log_lines_dropped=logs.dropped(),
             ready=self.ready(),
         )

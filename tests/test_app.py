@@ -64,6 +64,26 @@ def test_a_reload_moves_new_requests_and_leaves_running_ones() -> None:
     uvloop.run(main())
 
 
+def test_a_running_request_keeps_its_timers_when_its_backend_moves() -> None:
+    """O7, R4: the address changes under a request that an engine does not answer."""
+
+    async def main() -> None:
+        async with (
+            Engine(hang) as old,
+            Engine(plain) as new,
+            gateway(old.url, upstream=cfg.Upstream(first_byte=0.3)) as g,
+        ):
+            client = await g.connect()
+            await client.send(g.request(CHAT, chat()))
+            await asyncio.wait_for(old.chats.get(), WAIT)
+            g.app.reload(replaced(g.app, backends=[cfg.Backend(name="engine", url=new.url, engine="openai", slots=4)]))
+            assert (await client.head())[0] == 504
+            assert (await g.ask(CHAT, chat()))[0] == 200
+            await g.idle()
+
+    uvloop.run(main())
+
+
 def test_a_waiting_request_may_get_a_backend_that_its_runtime_does_not_know() -> None:
     """O7: the reload gives the model a second backend while a request waits for the first one's slot."""
 

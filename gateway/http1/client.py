@@ -295,8 +295,11 @@ def _abandon(task: "asyncio.Task[UpstreamConnection]") -> None:
 class Pool:
     """The connections of one backend address (R6): LIFO reuse, idle expiry, no bound of its own (slots bound use)."""
 
-    def __init__(self, address: Address, idle_expiry: float, rest: float = REST) -> None:
-        """Times in seconds. Raises OSError (ssl.SSLError too) for a `ca` that cannot be used."""
+    def __init__(
+        self, address: Address, idle_expiry: float, rest: float = REST, used: "set[Pool] | None" = None
+    ) -> None:
+        """Times in seconds; the pool is in `used` while it has connections. Raises OSError (ssl.SSLError too) for a
+        `ca` that cannot be used."""
         self.address = address
         self._tls = ssl.create_default_context(cafile=address.ca or None) if address.tls else None
         self.idle_expiry = idle_expiry
@@ -305,6 +308,7 @@ class Pool:
         self.dialled = self.reused = 0
         self.heads = ResponseHeads()
         self.rest = rest
+        self._used: set[Pool] = set() if used is None else used
         self._resting: deque[UpstreamConnection] = deque()  # the latest answered last
         self._idle: deque[UpstreamConnection] = deque()  # those that have rested, in the same order
         self._loop = asyncio.get_running_loop()
@@ -357,6 +361,7 @@ class Pool:
         # Not in connection_made: of a connection whose opening is cancelled behind that, uvloop tells no end.
         if connection.state is not State.CLOSED:
             self.connections.add(connection)
+            self._used.add(self)
         return connection
 
     def put(self, connection: UpstreamConnection) -> None:
@@ -373,6 +378,8 @@ class Pool:
 
     def forget(self, connection: UpstreamConnection) -> None:
         self.connections.discard(connection)
+        if not self.connections:
+            self._used.discard(self)
 
     def sweep(self, now: float) -> None:
         """Expire timers and idle connections; called about once a second."""
