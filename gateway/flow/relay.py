@@ -98,7 +98,8 @@ class Relay:
         """Whether the client gets chunks: where the length is unknown or may change, and it can read them."""
         head = self.connection.head
         new_enough = head is not None and head.version >= 11
-        fixed = self.reply.content_length is not None and self._filter is None and not self.begun
+        known = self.reply.content_length is not None or self.reply.no_body
+        fixed = known and self._filter is None and not self.begun
         return new_enough and not fixed
 
     def _choose_path(self) -> "Callable[[Relay, bytes], None]":
@@ -237,7 +238,7 @@ class Relay:
         self.begun = True
         if self._chunked_out:
             framing = CHUNKED
-        elif self.reply.content_length is not None and self._filter is None:
+        elif self.reply.content_length is not None and not self.reply.no_body and self._filter is None:
             framing = b"Content-Length: %d\r\n" % self.reply.content_length
         else:
             framing = b""

@@ -80,7 +80,7 @@ REASONS: dict[int, bytes] = {
 }
 """Status code -> reason phrase (RFC 9110 section 15, and the registered extensions in use)."""
 
-_STATUS_LINES = {status: b"HTTP/1.1 %d %b\r\n" % (status, reason) for status, reason in REASONS.items()}
+STATUS_LINES = {status: b"HTTP/1.1 %d %b\r\n" % (status, reason) for status, reason in REASONS.items()}
 
 
 class UpstreamWireError(Exception):
@@ -167,7 +167,7 @@ def render_head(status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
 
     Raises ValueError if a name or value holds CR, LF or NUL: such a field would split the response.
     """
-    parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+    parts = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
     parts += [b"%b: %b\r\n" % field for field in fields]
     lines = len(parts) + 1
     parts.append(b"\r\n")

@@ -20,7 +20,7 @@ from gateway.errors import ClientGone, RequestTimeout
 from gateway.http1.eager import Call, Signal
 from gateway.http1.facts import ServerStats
 from gateway.http1.listener import Listener
-from gateway.http1.message import REASONS, RequestHead
+from gateway.http1.message import STATUS_LINES, RequestHead
 from gateway.http1.wire import RequestReader, WireError, WireLimits
 
 NEVER = float("inf")
@@ -31,7 +31,6 @@ EXPIRED_A_TURN = (
 )
 PIPELINE_BYTES = 64 * 1024  # held of later requests before reading pauses
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-STATUS_LINES = {status: b"HTTP/1.1 %d %b\r\n" % (status, reason) for status, reason in REASONS.items()}
 
 
 class Handler(Protocol):
@@ -297,16 +296,18 @@ class Connection:
     def begin(self, status: int, fields: bytes, *, framing: bytes, first: bytes = b"") -> None:
         """Write the head and what is there of the body in one go.
 
-        `fields` and `framing` are complete field lines. Without framing the body ends with the connection.
+        `fields` and `framing` are complete field lines. Without framing the body ends with the connection, except of a
+        204, which has none (RFC 9110 section 15.3.5).
         """
         server = self._server
-        if not framing and status >= 200:
+        if not framing and status != 204:
             self.keep = False
         if server.draining or not self.reader.complete:
             self.keep = False
         self.begun = True
         connection = b"\r\n" if self.keep and self._is_11() else self._connection_line()
-        self.write(b"".join((STATUS_LINES[status], server.date_line, fields, framing, connection, first)))
+        line = STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+        self.write(b"".join((line, server.date_line, fields, framing, connection, first)))
 
     def _is_11(self) -> bool:
         return self.head is not None and self.head.version >= 11

@@ -11,6 +11,7 @@ import random
 import re
 from typing import Any
 
+import pytest
 import uvloop
 
 from gateway import config as cfg
@@ -45,6 +46,10 @@ ANSWERS: dict[str, bytes] = {
     % (len(STREAM), STREAM),
     "stream without end": SSE_HEAD + chunk(frame("a")) + END,
     "error in stream": SSE_HEAD + chunk(frame("a")) + chunk(ERROR) + END,
+    "204": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "204 with fields": b"HTTP/1.1 204 No Content\r\nContent-Type: text/event-stream\r\nContent-Length: 0\r\n\r\n",
+    "207": json_answer(PLAIN, "207 Multi-Status"),
+    "299": json_answer(PLAIN, "299 Whatever"),
     "404": json_answer(b"{}", "404 Not Found"),
     "429": json_answer(b"{}", "429 Too Many Requests"),
     "500": json_answer(b"{}", "500 Internal Server Error"),
@@ -83,7 +88,7 @@ async def ask(g: Gateway, kind: str) -> Seen:
     status, fields = await client.head()
     kept = [item for item in fields.items() if not VARYING_FIELDS.fullmatch(item[0])]
     try:
-        payload = await payload_of(client, fields)
+        payload = b"" if status == 204 else await payload_of(client, fields)
     except asyncio.IncompleteReadError:
         payload = b"cut"
     client.close()
@@ -119,5 +124,23 @@ def test_answers_of_a_kept_connection_do_not_colour_each_other() -> None:
                 assert (walk[-1], await ask(g, walk[-1])) == (walk[-1], alone[walk[-1]]), walk
             assert pool.stats().reused > STEPS / 4
             await g.idle()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("kind", ["204", "204 with fields"])
+def test_an_answer_without_a_body_has_no_framing_and_keeps_the_connection(kind: str) -> None:
+    """RFC 9112 section 6.1: neither Transfer-Encoding nor Content-Length in a 204."""
+
+    async def main() -> None:
+        async with Engine(answer) as engine, gateway(engine.url, discovery=NEVER_EJECTS) as g:
+            client = await g.connect()
+            for _ in range(2):
+                await client.send(g.request(CHAT, chat(messages=[{"role": "user", "content": kind}])))
+                status, fields = await client.head()
+                assert status == 204
+                assert not fields.keys() & {"transfer-encoding", "content-length", "connection"}
+            (row, _) = await g.records(2)
+            assert (row["status"], row["outcome"]) == (204, "done")
 
     uvloop.run(main())
