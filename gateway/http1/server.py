@@ -29,7 +29,7 @@ FRESH_AT_DRAIN = 1.0  # seconds that a connection whose first request is still o
 EXPIRED_A_TURN = (
     20  # connections whose timers end in one turn of the loop; an answer and a record take some 0.1 ms each
 )
-PIPELINE_BYTES = 64 * 1024  # held of later requests before reading pauses
+PIPELINE_BYTES = 64 * 1024  # held of what nobody asked for yet, bodies and later requests, before reading pauses
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -143,7 +143,7 @@ class Connection:
             self._pump()
         elif self._body is not None:
             self._body_progress()
-        elif (self.reader.complete or self.call is None) and self.reader.buffered > PIPELINE_BYTES:
+        elif self.reader.buffered > PIPELINE_BYTES:
             self.transport.pause_reading()
 
     def eof_received(self) -> bool:
@@ -275,6 +275,8 @@ class Connection:
         assert self.head is not None  # noqa: S101  # a handler runs only for a head
         if self.head.expect_continue and self.reader.body_received == 0 and self.head.version >= 11:
             self.transport.write(CONTINUE)
+        if not self.transport.is_reading():
+            self.transport.resume_reading()
         now = self._server.now()
         self.phase = Phase.BODY
         self._body_deadline = now + self._server.timeouts.body

@@ -183,6 +183,29 @@ def test_a_body_too_large_is_refused_and_the_answer_survives() -> None:
     run(test, Caps(body_bytes=1024))
 
 
+def test_a_body_that_nobody_asked_for_yet_is_left_with_the_client() -> None:
+    """H3: a request whose key is still being verified holds little memory, whatever length it announced."""
+    sent = b"b" * 9_000_000
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        client = await Client.connect(port)
+        await client.send(b"POST /wait HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n" % (HOST, len(sent)))
+        await echo.until("waiting")
+        (connection,) = server.connections
+        sending = asyncio.create_task(client.send(sent))
+        async with asyncio.timeout(WAIT):
+            while connection.transport.is_reading():
+                await asyncio.sleep(0)
+        assert connection.reader.buffered < 1_000_000
+        assert echo.gate is not None
+        echo.gate.set(None)
+        status, _, body = await client.answer()
+        assert (status, body) == (200, b"POST /wait " + sent)
+        await sending
+
+    run(test)
+
+
 def test_connections_over_a_cap_get_503() -> None:
     """H3"""
 
