@@ -204,6 +204,8 @@ class UpstreamConnection:
         rest = buffer[start:]
         if rest or (self._remaining == 0 and self.walker is None):
             self._body(rest)
+            if not self.transport.is_reading():
+                self.deadline = NEVER  # paused at its head: the silence is ours
 
     def _body(self, data: bytes) -> None:
         self.bytes_in += len(data)
@@ -240,12 +242,16 @@ class UpstreamConnection:
     def _complete(self, data: bytes) -> None:
         self.deadline = self.total_deadline = NEVER
         self.state = State.IDLE
-        if not self._reusable:
+        # An answer before the request was read whole: the rest of it would hold up the next one.
+        if not self._reusable or self.transport.get_write_buffer_size():
             self.abort()
         if self.sink is not None:
             self.sink.last(data)
 
     def eof_received(self) -> bool:
+        """The engine says no more. What it has not read of the request it will not read: do not wait for that."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -366,7 +372,7 @@ class Pool:
 
     def put(self, connection: UpstreamConnection) -> None:
         """Keep an idle connection for the next exchange."""
-        if self.retired or connection.transport.is_closing():
+        if self.retired or connection.transport.is_closing() or not connection.transport.is_reading():
             connection.abort()
             return
         connection.idle_since = self.now()

@@ -64,15 +64,19 @@ def send(connection: UpstreamConnection, **timers: float) -> "Signal[Any]":
     return connection.send(REQUEST, b"{}", "POST", **options)
 
 
-async def exchange(connection: UpstreamConnection) -> tuple[int, bytes, UpstreamError | None]:
-    """One exchange: status, raw body bytes, how it broke."""
+async def exchange(
+    connection: UpstreamConnection, got: "Signal[Any] | None" = None, *, paused: bool = False
+) -> tuple[int, bytes, UpstreamError | None]:
+    """One exchange: status, raw body bytes, how it broke. `paused`: its client takes nothing when it begins."""
     body = Body()
-    got = send(connection)
+    got = got or send(connection)
     head: list[Any] = []
 
     async def own() -> None:
         head.append(await got)
         connection.sink = body
+        if paused:
+            connection.pause()
 
     failed: list[BaseException] = []
 
@@ -269,6 +273,57 @@ def test_an_engine_that_had_begun_to_answer_is_not_asked_again(begun: bytes) -> 
     run(hint_on_second, test)
 
 
+LARGE = b"b" * 16_000_000
+"""More than the kernel takes for an engine that does not read."""
+
+
+def send_large(connection: UpstreamConnection) -> "Signal[Any]":
+    head = b"POST /x HTTP/1.1\r\nHost: engine\r\nContent-Length: %d\r\n\r\n" % len(LARGE)
+    return connection.send(head, LARGE, "POST", first_byte=10.0, between=10.0, total=100.0)
+
+
+def test_an_answer_before_the_request_was_read_ends_the_connection() -> None:
+    """R6: the rest of that request would stand before the next one."""
+
+    async def answer_early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await asyncio.Event().wait()
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        connection = await pool.dial(1.0)
+        assert await exchange(connection, send_large(connection)) == (200, b"ok", None)
+        assert pool.take() is None
+
+    run(answer_early, test)
+
+
+def test_an_engine_that_stops_talking_before_the_request_was_read_fails_it_at_once() -> None:
+    """R4: what is still to be written to it is not waited for."""
+
+    async def half_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write_eof()
+        await asyncio.Event().wait()
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        connection = await pool.dial(1.0)
+        with pytest.raises(UpstreamBroke):
+            await exchange(connection, send_large(connection))
+
+    run(half_close, test)
+
+
+def test_a_connection_that_is_not_read_is_not_used_again() -> None:
+    """R6: the client took nothing when the answer came, and the answer came whole."""
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        assert await exchange(await pool.dial(1.0), paused=True) == (200, b"ok", None)
+        assert pool.take() is None
+
+    run(answers(OK), test)
+
+
 def test_a_connection_the_engine_closed_while_idle_is_not_taken() -> None:
     """R6"""
 
@@ -340,14 +395,25 @@ def test_silence_in_a_stream_and_endless_streams_time_out(later: float, timers: 
     run(silent, test)
 
 
-def test_a_paused_stream_does_not_time_out_on_silence() -> None:
+@pytest.mark.parametrize("at_head", [False, True])
+def test_a_paused_stream_does_not_time_out_on_silence(at_head: bool) -> None:
     """H5: the silence is ours."""
 
     async def test(pool: Pool, backend: Backend) -> None:
         connection = await pool.dial(1.0)
-        await wait(send(connection))
-        body = connection.sink = Body()
-        connection.pause()
+        got, body = send(connection), Body()
+
+        async def own() -> None:
+            await got
+            connection.sink = body
+            if at_head:  # the first bytes of the body follow in the same call
+                connection.pause()
+
+        Call(own(), lambda: None).resume()
+        async with asyncio.timeout(WAIT):
+            await body.came.wait()
+        if not at_head:
+            connection.pause()
         pool.sweep(pool.now() + 50)
         assert not body.ended.is_set()
         connection.resume()
