@@ -6,7 +6,9 @@ end. Must not know who the client is, nor decide retries: `StaleConnection` says
 
 import asyncio
 import errno
+import fcntl
 import ssl
+import termios
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
@@ -26,6 +28,7 @@ HEAD_LIMIT = 64 * 1024
 REST = 0.005
 """Seconds that a connection rests after an answer before it is used again. Bytes that an engine sends behind its answer
 are then met by nobody and close it; with a request on the way they would be taken for somebody else's answer."""
+_unread = bytearray(4)  # a C int
 
 
 class StaleConnection(UpstreamBroke):
@@ -64,6 +67,7 @@ class UpstreamConnection:
         "_answer",
         "_between",
         "_buffer",
+        "_descriptor",
         "_line",
         "_method",
         "_remaining",
@@ -101,6 +105,7 @@ class UpstreamConnection:
         self._reusable = False
         self._between = NEVER
         self._line = b""  # an unfinished size line of the answer's chunks
+        self._descriptor = -1
         self.bytes_in = 0
 
     # ---- one exchange
@@ -160,6 +165,14 @@ class UpstreamConnection:
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        self._descriptor = transport.get_extra_info("socket").fileno()
+
+    def usable(self) -> bool:
+        """Whether it may carry another request. Bytes that a busy loop has not read yet are nobody's answer either."""
+        if self.state is not State.IDLE or self.transport.is_closing():
+            return False
+        fcntl.ioctl(self._descriptor, termios.FIONREAD, _unread)
+        return not any(_unread)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -325,10 +338,11 @@ class Pool:
         self._rested(self.now())
         while self._idle:
             connection = self._idle.pop()
-            if connection.state is State.IDLE and not connection.transport.is_closing():
+            if connection.usable():
                 connection.reused = True
                 self.reused += 1
                 return connection
+            connection.abort()
         return None
 
     async def dial(self, timeout: float) -> UpstreamConnection:  # noqa: ASYNC109  # the caller steps without a Task, so asyncio.timeout cannot be its

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import select
 import socket
 import struct
 import threading
@@ -536,3 +537,24 @@ def test_a_connection_rests_before_it_is_used_again() -> None:
         assert pool.take() is None
 
     run(answers(OK, OK), test, rest=5.0)
+
+
+def test_bytes_that_a_busy_loop_has_not_read_yet_are_nobodys_answer() -> None:
+    """R6: they came behind an answer while the loop did something else for longer than connections rest."""
+
+    async def main(listener: socket.socket) -> None:
+        pool = Pool(Address("127.0.0.1", listener.getsockname()[1]), idle_expiry=4.0, rest=0.0)
+        connection = await pool.dial(WAIT)
+        engine, _ = listener.accept()
+        with engine:
+            got = send(connection)
+            engine.sendall(OK)
+            assert await exchange(connection, got) == (200, b"ok", None)
+            engine.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\ntheirs")
+            descriptor = connection.transport.get_extra_info("socket").fileno()
+            assert select.select([descriptor], [], [], WAIT)[0], "without a turn of the loop"
+            assert pool.take() is None
+        pool.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        uvloop.run(main(listener))
