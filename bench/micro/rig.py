@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -51,16 +52,21 @@ LIMITS = Limits(requests_per_minute=1 << 40, tokens_per_minute=1 << 40, concurre
 QUIET = cfg.Audit(batch_seconds=60.0)  # rows are spooled, and shipped after the measurement
 PROVEN = msgspec.structs.replace(FAST_HASH, cache_seconds=3600.0)  # below valgrind a minute is soon over
 
+_PIPE = os.pipe()
+
 
 class Collecting(asyncio.Transport):
-    """A transport that keeps what is written."""
+    """A transport that keeps what is written, on something real where nothing is ever left to read."""
 
     def __init__(self) -> None:
         super().__init__()
         self.written: list[Any] = []
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return ("127.0.0.1", 1) if name == "peername" else default
+        return {"peername": ("127.0.0.1", 1), "socket": self}.get(name, default)
+
+    def fileno(self) -> int:
+        return _PIPE[0]
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Nothing is buffered."""
