@@ -161,7 +161,7 @@ class Identity(_Section, frozen=True):
     argon2_time_cost: Annotated[int, Meta(ge=1, le=20, description="Argon2id passes")] = 2
     argon2_memory_kib: Annotated[int, Meta(ge=8, le=1 << 20, description="Argon2id memory")] = 19 * 1024
     argon2_threads: Annotated[int, Meta(ge=1, le=16, description="verifying threads")] = 2
-    argon2_queue: Annotated[Count, Meta(description="verifications waiting for a thread before 503")] = 256
+    argon2_queue: Annotated[Count, Meta(description="verifications of new keys under way before 503")] = 256
     store_timeout: Annotated[Seconds, Meta(description="one read of the store before 503")] = 2.0
     unknown_model_status: Annotated[Literal[403, 404], Meta(description="answer for models a key may not use")] = 403
 

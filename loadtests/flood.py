@@ -3,7 +3,7 @@
     python -m loadtests.flood [--flood 5000] [--rate 200] [--seconds 5] [--rounds 3] [--out loadtests/results]
 
 Three floods: from one address (throttled after ten failures), from thousands of addresses behind a trusted proxy with
-keys that do not exist, and with wrong secrets of a key that does (each would cost an Argon2id verification). Quiet and
+keys that do not exist, and with wrong secrets of keys that do (each would cost an Argon2id verification). Quiet and
 flooded windows take turns. Both C tools and the engine run on one core, the gateway on the other. Writes `flood.md`;
 exits 1 when the p99 of the others more than doubles or one of their requests fails.
 """
@@ -25,21 +25,23 @@ from loadtests.rig import Rig
 
 FACTOR = 2.0
 SOURCES = 20_000
+USERS = 20
+"""With a key each: theirs are the measured requests, and the ids that are guessed at."""
 GATEWAY_CORE, LOAD_CORE = 0, 1
 
 
-def from_one_address(_: str) -> list[str]:
+def from_one_address(_: list[str]) -> list[str]:
     return [mint().token for _ in range(SOURCES)]
 
 
-def unknown_keys(_: str) -> list[str]:
+def unknown_keys(_: list[str]) -> list[str]:
     return [f"{mint().token}\t{_source(number)}" for number in range(SOURCES)]
 
 
-def wrong_secrets(known: str) -> list[str]:
-    """The public part of a key that exists, another secret, a right checksum."""
-    head = known.encode()[: len(PREFIX) + 13]
-    bodies = (head + random_text(28).encode() for _ in range(SOURCES))
+def wrong_secrets(known: list[str]) -> list[str]:
+    """The public parts of keys that exist, other secrets, right checksums."""
+    heads = [key.encode()[: len(PREFIX) + 13] for key in known]
+    bodies = (heads[number % len(heads)] + random_text(28).encode() for number in range(SOURCES))
     return [f"{(body + checksum(body)).decode()}\t{_source(number)}" for number, body in enumerate(bodies)]
 
 
@@ -93,7 +95,7 @@ async def measured(rig: Rig, name: str, options: argparse.Namespace) -> dict[str
     cores = []
     for _ in range(options.rounds):
         windows["quiet"].append(await asyncio.to_thread(others, rig, options))
-        await asyncio.to_thread(keys.write_text, "\n".join(FLOODS[name](rig.keys[0])) + "\n")
+        await asyncio.to_thread(keys.write_text, "\n".join(FLOODS[name](rig.keys)) + "\n")
         flood, before = Flood(rig, keys, options), rig.cpu()
         windows["flooded"].append(await asyncio.to_thread(others, rig, options))
         cores.append((rig.cpu() - before) / (options.seconds + 1))
@@ -120,7 +122,7 @@ async def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     with Backend(LOAD_CORE) as backend:
         for name in FLOODS:
-            async with Rig(settings(backend.port), users=1) as rig:
+            async with Rig(settings(backend.port), users=USERS) as rig:
                 os.sched_setaffinity(rig.pid, {GATEWAY_CORE})
                 rows.append(await measured(rig, name, options))
             print(json.dumps(rows[-1]), file=sys.stderr)
@@ -142,7 +144,7 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[str]
     facts = {
         "machine": machine(),
         "flood": f"{options.flood:g} a second, {SOURCES} keys anew in each round",
-        "others": f"{options.rate:g} chats a second of a known key, not streamed",
+        "others": f"{options.rate:g} chats a second of {USERS} known keys, not streamed",
         "windows": f"{options.rounds} quiet, {options.rounds} flooded, in turn, of {options.seconds:g} s; medians, ms",
         "verdict": f"p99 more than doubled: {', '.join(bad)}" if bad else "p99 of the others did not double",
     }

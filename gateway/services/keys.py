@@ -11,34 +11,30 @@ Must not know limits, routing or HTTP. Rules:
   derived from it at once. A verification under way when anything changes reads the store again before its result is
   used, so it can never bring back a revoked key.
 - The store being down or slow denies with AuthUnavailable (K5).
-- Failures of one address are throttled before the store and Argon2 are asked. A key that was proven before is exempt:
-  one bad client must not lock out its neighbours behind the same address.
+- Failures of one address are throttled before the store and Argon2 are asked. A key that was proven before is exempt,
+  also from the bounds on verifications: one bad client must not lock out its neighbours behind the same address.
 - Unknown ids never reach Argon2; every failure is answered at a multiple of `FAILURE_QUANTUM` after its beginning, so
   the time does not tell a wrong secret from an unknown id.
 """
 
 import asyncio
-import contextlib
 import enum
 import ipaddress
 import logging
-import os
 import secrets
-import sys
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from hashlib import sha256
 from typing import TypeVar
 
-import argon2
 import msgspec
 
 from gateway.config import Identity
 from gateway.errors import AuthUnavailable, Forbidden, GatewayError, Unauthenticated
 from gateway.services.keyfmt import credential, parse
+from gateway.services.proofs import ChainReader, Prover
 from gateway.services.throttle import FailureThrottle
 from gateway.store.base import Chain, Changes, Key, Store, StoreError, Tenant, User
 from gateway.store.limits import NO_LIMITS, Scoped
@@ -52,9 +48,7 @@ __all__ = [
     "KeyStats",
     "Principal",
     "credential",
-    "hasher",
     "principal_of",
-    "secret_matches",
 ]
 
 SCOPES = ("chat", "completions", "embeddings", "responses", "rerank", "messages", "ollama")
@@ -64,10 +58,10 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 FAILURE_QUANTUM = 0.1
 """Seconds; several times one Argon2id verification at the default cost (17 ms), see the rules above."""
-VERIFY_NICE = 5
-"""Below the loop's priority: a third of its share where the processor is short."""
 CHANGE_POLL = 0.5
 """Seconds between two looks at the store's changes: a revocation elsewhere acts within 1 s (K3)."""
+_GUESSES = 4
+"""Verifications of one key under way at once by secrets that are not proven: more wait for nobody's sake."""
 _REREADS = 3
 """How often a verification starts over because something changed meanwhile."""
 
@@ -207,14 +201,15 @@ class KeyService:
         self._negative: dict[bytes, float] = {}
         self._proofs: dict[bytes, tuple[str, str]] = {}  # digest -> (key id, stored hash it matched)
         self._flights: dict[bytes, asyncio.Task[_Verdict]] = {}
+        self._guesses: Counter[str] = Counter()  # key id -> flights of secrets that are not proven
         self._throttle = FailureThrottle(config.failures_per_minute)
-        self._hasher = hasher(config)
-        self._threads = ThreadPoolExecutor(config.argon2_threads, "fairgate-argon2", _step_back)
+        self._reader = ChainReader(store, config.store_timeout)
+        self._prover = Prover(config, clock)
         self._epoch = 0  # moves whenever anything derived from the store may be stale
         self._seen = 0  # version of the store's changes that was applied
         self._used: dict[str, int] = {}
         self._watcher: asyncio.Task[None] | None = None
-        self._hashed = self._refused = self._unavailable = 0
+        self._refused = self._unavailable = 0
         self.on_failure: Callable[[str], None] = lambda ip: None
         """Told of each failed authentication here, by address."""
 
@@ -295,13 +290,25 @@ class KeyService:
         waiter: asyncio.Future[_Verdict] = loop.create_future()
         flight = self._flights.get(digest)
         if flight is None:
-            if len(self._flights) >= self._config.argon2_queue:
+            guess = digest not in self._proofs
+            if guess and self._crowded(key_id):
                 waiter.set_result(_Refusal.BUSY)
                 return waiter
             flight = self._flights[digest] = loop.create_task(self._flight(digest, key_id, secret))
-            flight.add_done_callback(lambda _: self._flights.pop(digest, None))
+            self._guesses[key_id] += guess
+            flight.add_done_callback(lambda _: self._landed(digest, key_id, guess))
         flight.add_done_callback(lambda done: _settle(waiter, _verdict_of(done)))
         return waiter
+
+    def _crowded(self, key_id: str) -> bool:
+        """Whether no other secret may be tried now, of any key or of this one. Proven ones are not counted."""
+        return self._guesses.total() >= self._config.argon2_queue or self._guesses[key_id] >= _GUESSES
+
+    def _landed(self, digest: bytes, key_id: str, guess: bool) -> None:
+        self._flights.pop(digest, None)
+        self._guesses[key_id] -= guess
+        if not self._guesses[key_id]:
+            del self._guesses[key_id]
 
     async def _flight(self, digest: bytes, key_id: str, secret: bytes) -> _Verdict:
         for _ in range(_REREADS):
@@ -316,7 +323,7 @@ class KeyService:
         """One read of the store, and Argon2 unless this digest was proven against that very hash."""
         try:
             async with asyncio.timeout(self._config.store_timeout):
-                chain = await self._store.chain(key_id)
+                chain = await self._reader.read(key_id)
         except (StoreError, TimeoutError) as err:
             _log.warning("the store did not answer for a key: %s", err or "timeout")
             return _Refusal.UNAVAILABLE
@@ -324,11 +331,7 @@ class KeyService:
             return _Refusal.INVALID
         if self._proofs.get(digest) != (key_id, chain.key.hash):
             self._proofs.pop(digest, None)
-            self._hashed += 1
-            matches = await asyncio.get_running_loop().run_in_executor(
-                self._threads, secret_matches, self._hasher, chain.key.hash, secret
-            )
-            if not matches:
+            if not await self._prover.matches(key_id, chain.key.hash, secret):
                 return _Refusal.INVALID
             _bounded(self._proofs, digest, (key_id, chain.key.hash), self._config.cache_size)
         return self._status(chain)
@@ -423,46 +426,23 @@ class KeyService:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
         await asyncio.gather(*self._flights.values(), return_exceptions=True)
+        await self._reader.close()
         try:
             await self._write_used()
         except StoreError as err:
             _log.warning("the last uses of %d keys were not written: %s", len(self._used), err)
-        self._threads.shutdown(wait=False)
+        self._prover.close()
 
     def stats(self) -> KeyStats:
         """A snapshot for metrics."""
         return KeyStats(
-            hashed=self._hashed,
+            hashed=self._prover.hashed,
             refused=self._refused,
             unavailable=self._unavailable,
             cached=len(self._verified),
             negative=len(self._negative),
             flights=len(self._flights),
         )
-
-
-def hasher(config: Identity) -> argon2.PasswordHasher:
-    """Argon2id as configured (RFC 9106); verification reads its cost from the stored string."""
-    return argon2.PasswordHasher(
-        time_cost=config.argon2_time_cost, memory_cost=config.argon2_memory_kib, parallelism=1, hash_len=32
-    )
-
-
-def _step_back() -> None:
-    """In a verifying thread: those who guess secrets must not take the processor from those who are served. Where the
-    system has priorities of threads (Linux)."""
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        with contextlib.suppress(OSError):  # where a filter of system calls forbids it, keys are verified all the same
-            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + VERIFY_NICE))
-
-
-def secret_matches(of: argon2.PasswordHasher, stored: str, secret: bytes) -> bool:
-    """Runs in a thread. A stored string that is no hash matches nothing."""
-    try:
-        return of.verify(stored, secret)
-    except (argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
-        return False
 
 
 def _bounded(cache: dict[bytes, T], digest: bytes, value: T, bound: int) -> None:

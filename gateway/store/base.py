@@ -59,6 +59,10 @@ STORED_COLUMNS = AUDIT_COLUMNS + CHAIN_COLUMNS
 """An audit row as it is stored and read."""
 
 
+CHAINS_AT_ONCE = 32
+"""Keys that one read brings at most."""
+
+
 class StoreError(Exception):
     """The database could not do what was asked; the cause is chained, its text is for logs only."""
 
@@ -202,6 +206,10 @@ class Store(Protocol):
 
     async def chain(self, key_id: str) -> Chain | None:
         """The key and its owners, disabled and revoked ones included; None when the key is unknown."""
+        ...
+
+    async def chains(self, key_ids: Sequence[str]) -> dict[str, Chain]:
+        """The same of up to CHAINS_AT_ONCE keys, by id; unknown ones are left out."""
         ...
 
     async def revoke_key(self, key_id: str, at: int) -> bool:

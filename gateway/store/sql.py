@@ -10,7 +10,18 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from gateway.store.base import STORED_COLUMNS, AuditRow, Chain, Change, Changes, Head, Key, Tenant, User
+from gateway.store.base import (
+    CHAINS_AT_ONCE,
+    STORED_COLUMNS,
+    AuditRow,
+    Chain,
+    Change,
+    Changes,
+    Head,
+    Key,
+    Tenant,
+    User,
+)
 from gateway.store.ledger import BUDGETS, budget_of
 from gateway.store.limits import Budget, Limits
 from gateway.store.operations import Kind, OperationsSql
@@ -70,10 +81,12 @@ def _prefixed(kind: type[msgspec.Struct], table: str) -> str:
     return ", ".join(f'{table}."{name}" AS {table}_{name}' for name in _columns(kind))
 
 
-_CHAIN = (
+_ANY_CHAIN = (
     f"SELECT {_prefixed(Tenant, 't')}, {_prefixed(User, 'u')}, {_prefixed(Key, 'k')} "  # noqa: S608 -- constants
-    'FROM keys k JOIN users u ON u.id = k."user" JOIN tenants t ON t.id = u.tenant WHERE k.id = $1'
+    'FROM keys k JOIN users u ON u.id = k."user" JOIN tenants t ON t.id = u.tenant WHERE k.id '
 )
+_CHAIN = _ANY_CHAIN + "= $1"
+_CHAINS = f"{_ANY_CHAIN} IN ({', '.join(f'${number + 1}' for number in range(CHAINS_AT_ONCE))})"
 _EXPIRE = (
     "UPDATE keys SET expires_at = CASE WHEN expires_at < $2 THEN expires_at ELSE $2 END "  # a null compares as neither
     "WHERE id = $1"
@@ -176,11 +189,16 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
         return [decode(Key, row) for row in rows]
 
     async def chain(self, key_id: str) -> Chain | None:
-        rows = await self._fetch(_CHAIN, key_id)
-        if not rows:
-            return None
-        row = rows[0]
-        return Chain(decode(Tenant, row, "t_"), decode(User, row, "u_"), decode(Key, row, "k_"))
+        return (await self.chains([key_id])).get(key_id)
+
+    async def chains(self, key_ids: Sequence[str]) -> dict[str, Chain]:
+        if len(key_ids) == 1:
+            rows = await self._fetch(_CHAIN, key_ids[0])
+        else:  # one text whatever their number, so that it is prepared once
+            padding = [key_ids[0]] * (CHAINS_AT_ONCE - len(key_ids))
+            rows = await self._fetch(_CHAINS, *key_ids, *padding)
+        chains = (Chain(decode(Tenant, row, "t_"), decode(User, row, "u_"), decode(Key, row, "k_")) for row in rows)
+        return {chain.key.id: chain for chain in chains}
 
     async def revoke_key(self, key_id: str, at: int) -> bool:
         sql = "UPDATE keys SET revoked_at = coalesce(revoked_at, $2) WHERE id = $1"

@@ -1,7 +1,7 @@
 """What tests of identity share: a store with a tenant, user and key, cheap hashing, a gate before a store."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,11 @@ class Gate:
         self.reads = 0
         self.read = asyncio.Event()  # set once a read has its answer, before the gate lets it through
 
-    async def chain(self, key_id: str) -> Chain | None:
+    async def chains(self, key_ids: Sequence[str]) -> dict[str, Chain]:
         self.reads += 1
         if self.broken:
             raise StoreError("broken on purpose")
-        found = await self._store.chain(key_id)
+        found = await self._store.chains(key_ids)
         self.read.set()
         await self.open.wait()
         return found

@@ -3,10 +3,9 @@
 import asyncio
 import itertools
 import logging
-import os
-import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import argon2
@@ -15,9 +14,9 @@ import pytest
 
 from gateway.errors import AuthUnavailable, Forbidden, GatewayError, RateLimited, Unauthenticated
 from gateway.http1.eager import Call
-from gateway.services import keys as keys_module
+from gateway.services import proofs
 from gateway.services.keyfmt import checksum, mint
-from gateway.services.keys import FAILURE_QUANTUM, SCOPES, VERIFY_NICE, KeyService, Principal, principal_of
+from gateway.services.keys import FAILURE_QUANTUM, SCOPES, KeyService, Principal, principal_of
 from gateway.store.base import Chain, Changes, Key, Tenant, User
 from tests.services.keyring import CHEAP, IP, Clock, Gate, connection, ring, service
 
@@ -152,8 +151,8 @@ def test_a_store_that_changes_all_the_time_denies(url: str) -> None:
     class Restless(Gate):
         keys: KeyService
 
-        async def chain(self, key_id: str) -> Chain | None:
-            found = await super().chain(key_id)
+        async def chains(self, key_ids: Sequence[str]) -> dict[str, Chain]:
+            found = await super().chains(key_ids)
             self.keys.invalidate()
             return found
 
@@ -335,13 +334,13 @@ def test_failures_of_an_address_are_throttled_before_any_work(url: str) -> None:
 def test_argon2_never_runs_on_the_loop_and_once_for_many_waiters(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """K3"""
     ran_in = []
-    real = keys_module.secret_matches
+    real = proofs.secret_matches
 
     def recorded(of: argon2.PasswordHasher, stored: str, secret: bytes) -> bool:
         ran_in.append(threading.current_thread())
         return real(of, stored, secret)
 
-    monkeypatch.setattr(keys_module, "secret_matches", recorded)
+    monkeypatch.setattr(proofs, "secret_matches", recorded)
 
     async def body() -> None:
         async with ring(url) as it, service(it.store) as keys:
@@ -508,7 +507,7 @@ def test_a_verification_that_breaks_denies(
 
     async def body() -> None:
         async with ring(url) as it, service(it.store) as keys:
-            monkeypatch.setattr(keys_module, "secret_matches", broken)
+            monkeypatch.setattr(proofs, "secret_matches", broken)
             with caplog.at_level(logging.ERROR), pytest.raises(AuthUnavailable):
                 await keys.verify(it.token, IP)
             assert "broke" in caplog.text
@@ -586,20 +585,5 @@ def test_every_refusal_is_counted(url: str) -> None:
                     await answer(keys, bad)
             stats = keys.stats()
             assert (stats.hashed, stats.refused, stats.cached, stats.negative) == (1, 3, 1, 3)
-
-    asyncio.run(body())
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux only")
-def test_verifying_threads_step_back_behind_the_loop(tmp_path: Path) -> None:
-    """K4: a flood of wrong secrets keeps the processor busy, not the loop waiting."""
-
-    async def body() -> None:
-        async with ring(tmp_path / "x.db") as it, service(it.store) as keys:
-            await answer(keys, it.token)
-            threads = {thread.native_id for thread in keys._threads._threads}
-            own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-            assert threads
-            assert {os.getpriority(os.PRIO_PROCESS, thread or 0) for thread in threads} == {min(19, own + VERIFY_NICE)}
 
     asyncio.run(body())

@@ -1,0 +1,145 @@
+"""The two slow steps of a verification: reading a key from the store, and Argon2id. Both bounded against floods.
+
+Must not know caches, addresses or what a refusal is called. Rules:
+
+- Reads go together: what is asked while one is under way waits for the next. Thousands of unknown keys a second cost
+  the store some two hundred reads.
+- Argon2id runs in threads behind the loop's priority, in two lanes. A key of which a wrong secret was tried lately goes
+  to the second: one thread, which rests after each wrong secret for several times what it took. So guessing costs a
+  fraction of one core, however many guess, and nobody else's key waits behind guesses.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import argon2
+
+from gateway.config import Identity
+from gateway.store.base import CHAINS_AT_ONCE, Chain, Store
+
+VERIFY_NICE = 5
+"""Below the loop's priority: a third of its share where the processor is short."""
+READ_PAUSE = 0.005
+"""Seconds between two reads of the store while more is waiting."""
+SUSPECT_SECONDS = 60.0
+"""How long a key stays in the second lane after a wrong secret."""
+_SUSPECTS = 4096
+_RESTS = 4
+"""The rest after a wrong secret, in times of what the check took: a fifth of one core goes to guesses."""
+
+
+class ChainReader:
+    """Reads keys with their owners, many at once. `timeout`: seconds one read of the store may take."""
+
+    def __init__(self, store: Store, timeout: float) -> None:
+        self._store = store
+        self._timeout = timeout
+        self._waiting: dict[str, list[asyncio.Future[Chain | None]]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def read(self, key_id: str) -> Chain | None:
+        """The key as the store has it now, not earlier. Raises StoreError, or TimeoutError."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Chain | None] = loop.create_future()
+        self._waiting.setdefault(key_id, []).append(waiter)
+        if self._task is None:
+            self._task = loop.create_task(self._read_all())
+        return await waiter
+
+    async def _read_all(self) -> None:
+        while self._waiting:
+            batch = {key_id: self._waiting.pop(key_id) for key_id in list(islice(self._waiting, CHAINS_AT_ONCE))}
+            found: dict[str, Chain] = {}
+            failure: Exception | None = None
+            try:
+                async with asyncio.timeout(self._timeout):
+                    found = await self._store.chains(list(batch))
+            except Exception as err:  # theirs who asked, whatever it is
+                failure = err
+            for key_id, waiters in batch.items():
+                for waiter in waiters:
+                    if waiter.done():
+                        continue
+                    if failure is None:
+                        waiter.set_result(found.get(key_id))
+                    else:
+                        waiter.set_exception(failure)
+            if self._waiting:
+                await asyncio.sleep(READ_PAUSE)
+        self._task = None
+
+    async def close(self) -> None:
+        """Nobody waits any more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+
+class Prover:
+    """Checks secrets against stored hashes, off the loop. `hashed` counts."""
+
+    def __init__(self, config: Identity, clock: Callable[[], float]) -> None:
+        self.hashed = 0
+        self._clock = clock
+        self._hasher = hasher(config)
+        self._lane = ThreadPoolExecutor(config.argon2_threads, "fairgate-argon2", _step_back)
+        self._second_lane = ThreadPoolExecutor(1, "fairgate-guesses", _step_back)
+        self._suspects: dict[str, float] = {}  # key id -> until when
+
+    async def matches(self, key_id: str, stored: str, secret: bytes) -> bool:
+        """Whether the secret is that of the key."""
+        self.hashed += 1
+        suspect = self._suspects.get(key_id, 0.0) > self._clock()
+        lane, check = (self._second_lane, _checked_with_rest) if suspect else (self._lane, secret_matches)
+        matches = await asyncio.get_running_loop().run_in_executor(lane, check, self._hasher, stored, secret)
+        if not matches:
+            self._suspects.pop(key_id, None)
+            self._suspects[key_id] = self._clock() + SUSPECT_SECONDS
+            if len(self._suspects) > _SUSPECTS:
+                del self._suspects[next(iter(self._suspects))]
+        return matches
+
+    def close(self) -> None:
+        """End the threads once they have nothing to do."""
+        self._lane.shutdown(wait=False)
+        self._second_lane.shutdown(wait=False, cancel_futures=True)
+
+
+def hasher(config: Identity) -> argon2.PasswordHasher:
+    """Argon2id as configured (RFC 9106); verification reads its cost from the stored string."""
+    return argon2.PasswordHasher(
+        time_cost=config.argon2_time_cost, memory_cost=config.argon2_memory_kib, parallelism=1, hash_len=32
+    )
+
+
+def secret_matches(of: argon2.PasswordHasher, stored: str, secret: bytes) -> bool:
+    """Runs in a thread. A stored string that is no hash matches nothing."""
+    try:
+        return of.verify(stored, secret)
+    except (argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
+        return False
+
+
+def _checked_with_rest(of: argon2.PasswordHasher, stored: str, secret: bytes) -> bool:
+    """The right secret is told at once, a wrong one after the rest."""
+    started = time.perf_counter()
+    matches = secret_matches(of, stored, secret)
+    if not matches:
+        time.sleep(_RESTS * (time.perf_counter() - started))
+    return matches
+
+
+def _step_back() -> None:
+    """In a verifying thread: those who guess secrets must not take the processor from those who are served. Where the
+    system has priorities of threads (Linux)."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):  # where a filter of system calls forbids it, keys are verified all the same
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + VERIFY_NICE))
