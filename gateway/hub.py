@@ -64,9 +64,14 @@ class LocalHub:
             config.upstream,
             config.models,
             clock=time.monotonic,
-            on_change=self._rewire,
+            on_change=self._changed,
             previous=previous,
         )
+
+    def _changed(self, _: Topology) -> None:
+        """A generation's topology changed. Requests of before a reload report to their own generation: the scheduler
+        only ever hears of the one in force."""
+        self._rewire(self.backends.current())
 
     def _rewire(self, topology: Topology) -> None:
         """Discovery or a breaker changed something: tell the scheduler, in one turn of the loop."""
@@ -90,7 +95,8 @@ class LocalHub:
             self.backends = backends
             self.operations.rebase(config.scheduling)
             self._watch()
-            self._rewire(backends.topology)
+            backends.enforce()
+            self._rewire(backends.current())
 
         return backends, adopt
 

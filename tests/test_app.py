@@ -107,6 +107,49 @@ def test_a_waiting_request_may_get_a_backend_that_its_runtime_does_not_know() ->
     uvloop.run(main())
 
 
+def test_a_failure_on_a_backend_of_before_does_not_bring_its_generation_back() -> None:
+    """O7, R5: the request that a reload left on a dying engine ejects it; only the new backends are the scheduler's."""
+
+    async def main() -> None:
+        async with (
+            Engine(hang) as old,
+            Engine(plain, ("new-model",)) as new,
+            gateway(old.url, upstream=cfg.Upstream(first_byte=0.5), discovery=cfg.Discovery(eject_after=1)) as g,
+        ):
+            client = await g.connect()
+            await client.send(g.request(CHAT, chat()))
+            await asyncio.wait_for(old.chats.get(), WAIT)
+            g.app.reload(replaced(g.app, backends=[cfg.Backend(name="other", url=new.url, engine="openai", slots=2)]))
+            await until_routed(g, "new-model")
+            assert (await client.head())[0] == 504
+            assert {each.gate for each in g.app.scheduler.stats().gates} == {"other"}
+            assert (await g.ask(CHAT, chat(model="new-model")))[0] == 200
+            await g.idle()
+
+    uvloop.run(main())
+
+
+def test_a_failure_reported_by_a_generation_before_ejects_in_the_one_in_force() -> None:
+    """O7, R5: the engine stays, so its breaker does; the request that fails began before the reload."""
+
+    async def main() -> None:
+        async with (
+            Engine(hang) as engine,
+            gateway(engine.url, upstream=cfg.Upstream(first_byte=0.5), discovery=cfg.Discovery(eject_after=1)) as g,
+        ):
+            client = await g.connect()
+            await client.send(g.request(CHAT, chat()))
+            await asyncio.wait_for(engine.chats.get(), WAIT)
+            (backend,) = g.app.config.backends
+            g.app.reload(replaced(g.app, backends=[msgspec.structs.replace(backend, slots=3)]))
+            assert [(each.gate, each.slots) for each in g.app.scheduler.stats().gates] == [("engine", 3)]
+            assert (await client.head())[0] == 504
+            assert [(each.gate, each.slots) for each in g.app.scheduler.stats().gates] == [("engine", 0)]
+            await g.idle()
+
+    uvloop.run(main())
+
+
 def test_a_reload_that_fails_changes_nothing() -> None:
     """O7"""
 

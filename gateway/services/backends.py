@@ -119,7 +119,6 @@ class _Watched:
 
     def inherit(self, before: "_Watched") -> None:
         """Go on with what the generation before knew; its requests in flight report to the same breaker."""
-        before.breaker.eject_after, before.breaker.eject_for = self.breaker.eject_after, self.breaker.eject_for
         self.breaker, self.counts = before.breaker, before.counts
         self.seen_at, self.failure, self.looked = before.seen_at, before.failure, before.looked
         if self.section.adaptive == before.section.adaptive:
@@ -153,7 +152,7 @@ class BackendService:
         previous: "BackendService | None" = None,
     ) -> None:
         """`clock` in seconds, monotonic. `on_change` is called when topology or catalogue changed; it must not raise,
-        and is not called from here: read `topology`.
+        and is not called from here: read `topology`. A generation that is no longer in force calls it too.
 
         `previous` is the generation before: what it knows of unchanged backends is taken over.
         """
@@ -207,6 +206,18 @@ class BackendService:
     def topology(self) -> Topology:
         """What `on_change` was told last."""
         return self._topology
+
+    def current(self) -> Topology:
+        """What may be granted now, with what requests of a generation before told a breaker that both share. It counts
+        as told."""
+        self._topology, self._published = self._compose(), self.version
+        return self._topology
+
+    def enforce(self) -> None:
+        """This generation is in force from now on: breakers that it took over go by its settings."""
+        for watched in self._watched.values():
+            watched.breaker.eject_after = self._settings.eject_after
+            watched.breaker.eject_for = self._settings.eject_for
 
     # -- told by the request's path -------------------------------------------------------------------------------
 

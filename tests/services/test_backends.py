@@ -555,6 +555,33 @@ def test_a_new_generation_keeps_what_is_known_of_unchanged_backends() -> None:
     run(body)
 
 
+def test_a_generation_that_is_only_prepared_changes_nothing() -> None:
+    """O7: the reload may still be refused."""
+
+    async def body() -> None:
+        a = vllm("m")
+        async with running(a):
+            old = World(section("a", a, "vllm"), eject_after=1)
+            await old.service.refresh()
+            new = World(section("a", a, "vllm"), previous=old.service, eject_after=2)
+            old.service.failed("a", "connect")
+            assert not old.service.available("a")
+            assert new.service.topology.gates == {"a": 4}
+            assert new.service.current().gates == new.service.topology.gates == {"a": 0}
+            await old.service.refresh()
+            assert not old.service.available("a")
+            new.service.enforce()
+            old.clock.now = new.clock.now = old.clock.now + MINUTE
+            await new.service.refresh()
+            new.service.succeeded("a")
+            old.service.failed("a", "connect")
+            assert new.service.available("a")
+            old.service.failed("a", "connect")
+            assert not new.service.available("a")
+
+    run(body)
+
+
 def test_nothing_is_configured() -> None:
     """R2: no backends is a valid, empty world."""
 
