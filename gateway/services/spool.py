@@ -185,19 +185,21 @@ class Spool:
             self._next_segment()
 
     def sync(self) -> None:
-        """Have the machine keep what was written, and remove what was released; slow."""
-        doomed, self._doomed = self._doomed, []
-        for path in doomed:
-            path.unlink(missing_ok=True)
+        """Have the machine keep what was written, and remove what was released; slow. Raises OSError: the next sync
+        goes on with what this one left."""
+        while self._doomed:
+            self._doomed[0].unlink(missing_ok=True)
+            self._doomed.pop(0)
         written = dict(self._sizes)
         if written == self._durable:
             return
-        file, retired = self._file, self._retired
-        self._retired = []
-        for complete in retired:
+        # The current file first: flushes go on meanwhile, so it may be among the complete ones by now. A complete one
+        # that the disk does not take stays among them: what it holds is not durable before its own sync.
+        os.fsync(self._file)
+        for complete in list(self._retired):
             os.fsync(complete)
+            self._retired.remove(complete)
             os.close(complete)
-        os.fsync(file)
         os.fsync(self._directory)
         self._durable = written
 

@@ -186,6 +186,37 @@ def test_only_the_owner_reads_it(tmp_path: Path) -> None:
     spool.close()
 
 
+def test_a_segment_that_could_not_be_synced_is_synced_again_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """U2: an fsync that fails once must not let the rows of a complete segment pass for durable, nor leak its file."""
+    spool = opened(tmp_path, segment_bytes=64)
+    complete = spool._file
+    spool.end(0, b"x" * 64)
+    spool.flush()
+    assert complete != spool._file
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def failing(file: int) -> None:
+        synced.append(file)
+        if synced.count(complete) == 1 and file == complete:
+            raise OSError(errno.EIO, "input/output error")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="input/output"):
+        spool.sync()
+    assert spool.read(spool.start, 10)[0] == []
+    spool.sync()
+    assert synced.count(complete) == 2
+    assert [entry.seq for entry in spool.read(spool.start, 10)[0]] == [1]
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(complete)
+    monkeypatch.undo()
+    spool.close()
+
+
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """U3: half a batch is written, then the disk is full, then it is not."""
     spool = opened(tmp_path)
