@@ -49,7 +49,7 @@ class ChainReader:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Chain | None] = loop.create_future()
         self._waiting.setdefault(key_id, []).append(waiter)
-        if self._task is None:
+        if self._task is None or self._task.done():
             self._task = loop.create_task(self._read_all())
         return await waiter
 
@@ -73,7 +73,6 @@ class ChainReader:
                         waiter.set_exception(failure)
             if self._waiting:
                 await asyncio.sleep(READ_PAUSE)
-        self._task = None
 
     async def close(self) -> None:
         """Nobody waits any more."""
