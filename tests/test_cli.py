@@ -301,6 +301,7 @@ def test_prompts_are_switched_shown_and_purged_and_every_act_is_a_row(cli: Cli) 
     asyncio.run(fill())
     assert [row["id"] for row in cli.json("prompts", "list", "--key", key)] == ["r1", "r2"]
     assert "what to do" not in cli.run("prompts", "list").stdout
+    assert cli.run("prompts", "list", "--rows", "-1").returncode == 2
     assert cli.run("prompts", "show", "r1").stdout == "what to do?\n"
     assert "no prompt" in cli.refused("prompts", "show", "r9")
     assert cli.run("prompts", "purge").returncode == 2

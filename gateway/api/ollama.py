@@ -25,9 +25,6 @@ from gateway.api.body import (
 from gateway.api.dialect import ANY_METHOD, Access, Ask, Endpoint, Framing, Kind, ModelInfo, public_message
 from gateway.errors import Busy, GatewayError
 
-ALIVE = b"Ollama is running"
-"""The body of `GET /`; clients test for it."""
-
 _SCOPE = "ollama"
 _ENGINES = frozenset({"ollama"})
 

@@ -17,6 +17,7 @@ from gateway.commands.common import (
     CommandError,
     Commands,
     actor,
+    rows_option,
     say,
     shared_store,
     show_json,
@@ -29,8 +30,6 @@ from gateway.config import Config
 from gateway.services import trail
 from gateway.services.record import AuditRecord
 from gateway.store.base import STORED_COLUMNS, Store
-
-_LONGEST_TAIL = 100_000
 
 
 def add(commands: Commands) -> None:
@@ -48,7 +47,7 @@ def add(commands: Commands) -> None:
 def _add_tail(verbs: Commands) -> None:
     tail = verbs.add_parser("tail", help="the latest rows, oldest first")
     store_options(tail)
-    tail.add_argument("-n", "--rows", type=_count, default=20, help="how many (default: 20)")
+    rows_option(tail)
     tail.set_defaults(run=show_tail)
 
 
@@ -81,15 +80,8 @@ def _add_prune(verbs: Commands) -> None:
 def _add_actions(verbs: Commands) -> None:
     actions = verbs.add_parser("actions", help="what admins did, the latest last")
     store_options(actions)
-    actions.add_argument("-n", "--rows", type=_count, default=20, help="how many (default: 20)")
+    rows_option(actions)
     actions.set_defaults(run=show_actions)
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if not 1 <= count <= _LONGEST_TAIL:
-        raise argparse.ArgumentTypeError(f"1 to {_LONGEST_TAIL}")
-    return count
 
 
 def moment(text: str) -> int:

@@ -24,6 +24,7 @@ from gateway.store.facts import sqlite_path
 T = TypeVar("T")
 Commands = Any
 """argparse's own type of a group of commands is private."""
+_MOST_ROWS = 100_000
 
 
 class CommandError(Exception):
@@ -39,6 +40,18 @@ def config_option(parser: argparse.ArgumentParser, summary: str) -> None:
     named = os.environ.get("FAIRGATE_CONFIG")
     standard = Path(named) if named else None
     parser.add_argument("--config", type=Path, metavar="FILE", default=standard, help=summary)
+
+
+def rows_option(parser: argparse.ArgumentParser) -> None:
+    """`--rows`: as many as a table may have."""
+    parser.add_argument("-n", "--rows", type=_count, default=20, help="how many (default: 20)")
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if not 1 <= count <= _MOST_ROWS:
+        raise argparse.ArgumentTypeError(f"1 to {_MOST_ROWS}")
+    return count
 
 
 def store_options(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,16 @@ import time
 
 import msgspec
 
-from gateway.commands.common import CommandError, Commands, show_json, store_options, table, when, with_store
+from gateway.commands.common import (
+    CommandError,
+    Commands,
+    rows_option,
+    show_json,
+    store_options,
+    table,
+    when,
+    with_store,
+)
 from gateway.config import Config
 from gateway.services.accounts import LONGEST_DAYS
 from gateway.store.base import Store
@@ -23,7 +32,7 @@ def add(commands: Commands) -> None:
     off.add_argument("key", help="its public id")
     listing = _verb(verbs, "list", "what is kept, the latest last, without its text", show_list)
     listing.add_argument("--key", default="", help="only of this key, by its public id")
-    listing.add_argument("-n", "--rows", type=int, default=20, help="how many (default: 20)")
+    rows_option(listing)
     _verb(verbs, "show", "the text of a request's prompt", show).add_argument("id", help="the request's id")
     purge = _verb(verbs, "purge", "delete what is kept, at once", delete)
     which = purge.add_mutually_exclusive_group(required=True)
