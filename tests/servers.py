@@ -183,9 +183,17 @@ def _roomy_memory() -> str | None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that stays ours until this process ends.
+
+    A socket that is bound and never listens keeps it: with SO_REUSEADDR on both, a server that is named the port may
+    listen there, while the kernel gives it to nobody who asks for any port, and to no outgoing connection (socket(7)).
+    """
+    keeper = socket.socket()
+    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    keeper.bind(("127.0.0.1", 0))
+    port = int(keeper.getsockname()[1])
+    keeper.detach()
+    return port
 
 
 def until(true: Callable[[], bool], seconds: float, why: Callable[[], str]) -> None:
