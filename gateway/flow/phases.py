@@ -338,7 +338,7 @@ async def _refused_by_engine(x: Exchange, rt: Runtime) -> None:
 
 def relay(x: Exchange, rt: Runtime) -> Relay:
     """Engine's bytes -> client, until `done`. Never retries; a broken stream is told in the stream."""
-    streaming = _media_type(x).startswith(STREAM_TYPES) and not x.reply.no_body
+    streaming = _media_type(x).lower().startswith(STREAM_TYPES) and not x.reply.no_body
     endpoint = x.endpoint
     assert x.upstream is not None  # noqa: S101  # forward ran
     # Here and below a plain function and `x`: a closure or a partial would be as large as the exchange.

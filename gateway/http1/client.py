@@ -24,7 +24,6 @@ from gateway.http1.reply import ResponseHeads
 NEVER = float("inf")
 JOIN_LIMIT = 16 * 1024  # bytes up to which one joined write beats two
 MAX_INFORMATIONAL = 8  # 1xx heads before a final one; engines send none
-HEAD_LIMIT = 64 * 1024
 REST = 0.005
 """Seconds that a connection rests after an answer before it is used again. Bytes that an engine sends behind its answer
 are then met by nobody and close it; with a request on the way they would be taken for somebody else's answer."""
@@ -68,6 +67,7 @@ class UpstreamConnection:
         "_between",
         "_buffer",
         "_descriptor",
+        "_interim",
         "_line",
         "_method",
         "_remaining",
@@ -106,6 +106,7 @@ class UpstreamConnection:
         self._between = NEVER
         self._line = b""  # an unfinished size line of the answer's chunks
         self._descriptor = -1
+        self._interim = 0  # informational heads of this answer so far
         self.bytes_in = 0
 
     # ---- one exchange
@@ -124,6 +125,7 @@ class UpstreamConnection:
         self.bytes_in = 0
         self.gaps = None
         self._buffer = b""
+        self._interim = 0
         self._method = method
         self._between = between
         self.deadline = now + first_byte
@@ -188,7 +190,7 @@ class UpstreamConnection:
     def _read_head(self, data: bytes) -> None:
         self.reused = False  # it answers: from here on its end is a failure, and no reason to ask again (R5)
         buffer = self._buffer + data if self._buffer else data
-        for _ in range(MAX_INFORMATIONAL):
+        while self._interim <= MAX_INFORMATIONAL:
             parsed = self.pool.heads.read(buffer, self._method)
             if parsed is None:
                 self._buffer = buffer
@@ -199,6 +201,7 @@ class UpstreamConnection:
                 self._begin_body(head, buffer, start)
                 return
             buffer = buffer[start:]
+            self._interim += 1
         raise UpstreamWireError("too many informational answers")
 
     def _begin_body(self, head: ResponseHead, buffer: bytes, start: int) -> None:

@@ -14,7 +14,7 @@ Must not know limits, routing or HTTP. Rules:
 - Failures of one address are throttled before the store and Argon2 are asked. A key that was proven before is exempt,
   also from the bounds on verifications: one bad client must not lock out its neighbours behind the same address.
 - Unknown ids never reach Argon2; every failure is answered at a multiple of `FAILURE_QUANTUM` after its beginning, so
-  the time does not tell a wrong secret from an unknown id.
+  the time of one does not tell a wrong secret from an unknown id. Of many at once it can: ids are no secrets.
 """
 
 import asyncio
@@ -331,7 +331,11 @@ class KeyService:
             return _Refusal.INVALID
         if self._proofs.get(digest) != (key_id, chain.key.hash):
             self._proofs.pop(digest, None)
-            if not await self._prover.matches(key_id, chain.key.hash, secret):
+            try:
+                matches = await self._prover.matches(key_id, chain.key.hash, secret)
+            except TimeoutError:
+                return _Refusal.BUSY
+            if not matches:
                 return _Refusal.INVALID
             _bounded(self._proofs, digest, (key_id, chain.key.hash), self._config.cache_size)
         return self._status(chain)

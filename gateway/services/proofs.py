@@ -5,8 +5,8 @@ Must not know caches, addresses or what a refusal is called. Rules:
 - Reads go together: what is asked while one is under way waits for the next. Thousands of unknown keys a second cost
   the store some two hundred reads.
 - Argon2id runs in threads behind the loop's priority, in two lanes. A key of which a wrong secret was tried lately goes
-  to the second: one thread, which rests after each wrong secret for several times what it took. So guessing costs a
-  fraction of one core, however many guess, and nobody else's key waits behind guesses.
+  to the second: one thread, which rests after each wrong secret for several times what it took. So guesses of a key,
+  after the first of a minute, cost a fraction of one core, and nobody else's key waits behind them.
 """
 
 import asyncio
@@ -30,6 +30,8 @@ READ_PAUSE = 0.005
 """Seconds between two reads of the store while more is waiting."""
 SUSPECT_SECONDS = 60.0
 """How long a key stays in the second lane after a wrong secret."""
+SUSPECT_PATIENCE = 2.0
+"""Seconds a secret waits for the second lane."""
 _SUSPECTS = 4096
 _RESTS = 4
 """The rest after a wrong secret, in times of what the check took: a fifth of one core goes to guesses."""
@@ -93,11 +95,16 @@ class Prover:
         self._suspects: dict[str, float] = {}  # key id -> until when
 
     async def matches(self, key_id: str, stored: str, secret: bytes) -> bool:
-        """Whether the secret is that of the key."""
+        """Whether the secret is that of the key. Raises TimeoutError when the second lane is too long."""
         self.hashed += 1
-        suspect = self._suspects.get(key_id, 0.0) > self._clock()
-        lane, check = (self._second_lane, _checked_with_rest) if suspect else (self._lane, secret_matches)
-        matches = await asyncio.get_running_loop().run_in_executor(lane, check, self._hasher, stored, secret)
+        loop = asyncio.get_running_loop()
+        if self._suspects.get(key_id, 0.0) > self._clock():
+            async with asyncio.timeout(SUSPECT_PATIENCE):
+                matches = await loop.run_in_executor(
+                    self._second_lane, _checked_with_rest, self._hasher, stored, secret
+                )
+        else:
+            matches = await loop.run_in_executor(self._lane, secret_matches, self._hasher, stored, secret)
         if not matches:
             self._suspects.pop(key_id, None)
             self._suspects[key_id] = self._clock() + SUSPECT_SECONDS

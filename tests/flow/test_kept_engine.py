@@ -50,6 +50,10 @@ ANSWERS: dict[str, bytes] = {
     "204 with fields": b"HTTP/1.1 204 No Content\r\nContent-Type: text/event-stream\r\nContent-Length: 0\r\n\r\n",
     "207": json_answer(PLAIN, "207 Multi-Status"),
     "299": json_answer(PLAIN, "299 Whatever"),
+    "error in another stream": SSE_HEAD.replace(b"text/event-stream", b"Text/Event-Stream")
+    + chunk(frame("a"))
+    + chunk(ERROR)
+    + END,
     "404": json_answer(b"{}", "404 Not Found"),
     "429": json_answer(b"{}", "429 Too Many Requests"),
     "500": json_answer(b"{}", "500 Internal Server Error"),
@@ -124,6 +128,17 @@ def test_answers_of_a_kept_connection_do_not_colour_each_other() -> None:
                 assert (walk[-1], await ask(g, walk[-1])) == (walk[-1], alone[walk[-1]]), walk
             assert pool.stats().reused > STEPS / 4
             await g.idle()
+
+    uvloop.run(main())
+
+
+def test_a_media_type_in_capitals_is_the_same_media_type() -> None:
+    """RFC 9110 section 8.3.1; H8: an engine's words are held back there too."""
+
+    async def main() -> None:
+        _, *_, payload = await fresh("error in another stream")
+        assert "upstream_broke" in payload
+        assert "out of memory" not in payload
 
     uvloop.run(main())
 

@@ -157,6 +157,30 @@ def test_informational_heads_are_passed_over() -> None:
     run(answers(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK), test)
 
 
+@pytest.mark.parametrize(("count", "fails"), [(8, False), (9, True)])
+def test_informational_heads_are_counted_over_all_reads(count: int, fails: bool) -> None:
+    """R4: an engine cannot go on without an answer by saying that it goes on."""
+
+    async def hint_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        for _ in range(count):
+            writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+            await writer.drain()
+            await asyncio.sleep(0)  # a read of its own for each
+        writer.write(OK)
+        await reader.read()
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        connection = await pool.dial(1.0)
+        if fails:
+            with pytest.raises(UpstreamBroke, match="malformed"):
+                await exchange(connection)
+        else:
+            assert await exchange(connection) == (200, b"ok", None)
+
+    run(hint_on, test)
+
+
 @pytest.mark.parametrize(
     "wire",
     [

@@ -148,6 +148,32 @@ def test_no_key_waits_behind_guesses_of_another(url: str, monkeypatch: pytest.Mo
     asyncio.run(body())
 
 
+def test_the_second_lane_is_not_waited_for_without_end(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """K5: who comes when it is long is told to come again, and is not taken for a wrong secret."""
+    real, go = proofs.secret_matches, threading.Event()
+    attacked: set[str] = set()
+
+    def slow(of: argon2.PasswordHasher, stored: str, secret: bytes) -> bool:
+        if stored in attacked:
+            assert go.wait(WAIT)
+        return real(of, stored, secret)
+
+    monkeypatch.setattr(proofs, "secret_matches", slow)
+    monkeypatch.setattr(proofs, "SUSPECT_PATIENCE", 0.05)
+
+    async def body() -> None:
+        async with ring(url) as it, service(it.store) as keys:
+            await refused(keys, wrong_secret(it.token))
+            attacked.add(it.key.hash)
+            with pytest.raises(AuthUnavailable, match="Too many keys"):
+                await answer(keys, it.token)
+            go.set()
+            attacked.clear()
+            assert (await answer(keys, it.token)).key == it.key.id
+
+    asyncio.run(body())
+
+
 def test_a_wrong_secret_costs_its_lane_a_rest_and_the_right_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """K4: a fifth of one core is what guessing gets."""
     rested: list[float] = []
