@@ -96,7 +96,7 @@ def compare(given: argparse.Namespace) -> None:
 def show(rows: list[Row], given: argparse.Namespace) -> str:
     """The page: tables, and for a full run the goals."""
     page = report.report(rows, given.title)
-    return f"{page}\n## Goals\n\n{floors.table(rows)}\n" if given.action == "full" else page
+    return f"{page}\n## Goals\n\n{floors.tables(rows)}\n" if given.action == "full" else page
 
 
 def main() -> int:
@@ -111,7 +111,7 @@ def main() -> int:
             print("peers:", ", ".join(PEERS))
         elif given.action in ("table", "floors"):
             rows = report.read_rows(given.rows)
-            print(floors.table(rows) if given.action == "floors" else report.report(rows, given.title))
+            print(floors.tables(rows) if given.action == "floors" else report.report(rows, given.title))
         else:
             compare(given)
     except BenchError as error:

@@ -18,7 +18,8 @@ Measure = Callable[["Rows"], float | None]
 class Rows:
     """The rows of one file, and the questions goals ask of them."""
 
-    def __init__(self, rows: list[Row]) -> None:
+    def __init__(self, rows: list[Row], ours: str) -> None:
+        self.ours = ours
         self.runs = runs(rows)
         self.memory = {row["memory"]: row for row in rows if "memory" in row}
 
@@ -47,8 +48,9 @@ class Rows:
         """Over the direct path."""
         return self.pair(scenario, peer, "direct", value, lambda own, direct: own - direct)
 
-    def own(self, scenario: str, value: Value, peer: str = OURS) -> float | None:
-        """Median of one gateway's sound rows."""
+    def own(self, scenario: str, value: Value, peer: str = "") -> float | None:
+        """Median of the sound rows of one gateway, ours unless another is named."""
+        peer = peer or self.ours
         found = self._run(scenario, peer)
         if found is None:
             return None
@@ -56,15 +58,15 @@ class Rows:
 
     def share_sound(self, scenario: str) -> float | None:
         """1 if every answer was whole, in order and ours; less otherwise."""
-        found = self._run(scenario, OURS)
+        found = self._run(scenario, self.ours)
         if found is None:
             return None
-        rows = found[0].of(scenario, found[1])[OURS]
+        rows = found[0].of(scenario, found[1])[self.ours]
         whole, asked = (float(sum(row["load"][name] for row in rows)) for name in ("all_sound", "all_requests"))
         return whole / max(1.0, asked)
 
     def of_memory(self, *path: str) -> float | None:
-        row: object = self.memory.get(OURS)
+        row: object = self.memory.get(self.ours)
         for step in path:
             row = row.get(step) if isinstance(row, dict) else None
         return float(row) if isinstance(row, int | float) else None
@@ -73,7 +75,7 @@ class Rows:
         alone = self.of_memory("start_s")
         if alone is not None:
             return alone
-        starts = [run.facts["peers"][OURS]["start_s"] for run in self.runs if OURS in run.facts["peers"]]
+        starts = [run.facts["peers"][self.ours]["start_s"] for run in self.runs if self.ours in run.facts["peers"]]
         return median(starts)
 
 
@@ -95,19 +97,19 @@ class Goal:
 
 def _times(scenario: str, peer: str) -> Measure:
     """How many times cheaper than a peer a unit is."""
-    return lambda rows: rows.ratio(scenario, peer, OURS, cpu)
+    return lambda rows: rows.ratio(scenario, peer, rows.ours, cpu)
 
 
 def _first(quantile: str) -> Measure:
     def beyond_nginx(rows: Rows) -> float | None:
-        ours, theirs = (rows.added("S4", peer, at("first_us", quantile)) for peer in (OURS, "nginx"))
+        ours, theirs = (rows.added("S4", peer, at("first_us", quantile)) for peer in (rows.ours, "nginx"))
         return None if ours is None or theirs is None else ours - theirs
 
     return beyond_nginx
 
 
 def _added_ratio(rows: Rows) -> float | None:
-    ours, theirs = (rows.added("S2-10k", peer, at("latency_us", "p50")) for peer in (OURS, "nginx"))
+    ours, theirs = (rows.added("S2-10k", peer, at("latency_us", "p50")) for peer in (rows.ours, "nginx"))
     return None if ours is None or not theirs else ours / theirs
 
 
@@ -133,21 +135,21 @@ GOALS = (
     Goal("JSON 1 KB, x FastAPI + httpx", _times("S1", "fastapi"), 70, 100, True),
     Goal("JSON 1 KB, x Portkey", _times("S1", "portkey"), 50, 65, True),
     Goal("JSON 1 KB, x LiteLLM", _times("S1", "litellm"), 300, 400, True),
-    Goal("CPU per frame at 50 k/s, x nginx", lambda rows: rows.ratio("S5", OURS, "nginx", cpu), 1.35, 1.15),
-    Goal("the same, x vllm-router", lambda rows: rows.ratio("S5", OURS, "vllm-router", cpu), 1.0, None),
+    Goal("CPU per frame at 50 k/s, x nginx", lambda rows: rows.ratio("S5", rows.ours, "nginx", cpu), 1.35, 1.15),
+    Goal("the same, x vllm-router", lambda rows: rows.ratio("S5", rows.ours, "vllm-router", cpu), 1.0, None),
     Goal("100 k frames/s: share of answers whole", lambda rows: rows.share_sound("S6"), 1.0, 1.0, True),
     Goal("100 k frames/s: frames/s that came", lambda rows: rows.own("S6", speed), 95_000, 99_000, True),
     Goal("100 k frames/s: share of the core", lambda rows: rows.own("S6", lambda row: row["core_share"]), 0.80, 0.62),
     Goal("first frame p50 at 200 x 50, us beyond nginx's", _first("p50"), 50, 20),
     Goal(
         "first frame p99 at 200 x 50, x nginx's",
-        lambda rows: rows.ratio("S4", OURS, "nginx", at("first_us", "p99")),
+        lambda rows: rows.ratio("S4", rows.ours, "nginx", at("first_us", "p99")),
         2.0,
         1.2,
     ),
     Goal(
         "frame transit p99 at 200 x 50, ms added",
-        lambda rows: _milliseconds(rows.added("S4", OURS, at("transit_us", "p99"))),
+        lambda rows: _milliseconds(rows.added("S4", rows.ours, at("transit_us", "p99"))),
         1.0,
         0.3,
     ),
@@ -167,18 +169,18 @@ GOALS = (
     Goal("10 000 streams at once: share whole", lambda rows: rows.share_sound("M10"), 1.0, None, True),
     Goal(
         "all on, of the throughput of all off",
-        lambda rows: rows.ratio("S1", "fairgate-bare", OURS, cpu),
+        lambda rows: rows.ratio("S1", "fairgate-bare", rows.ours, cpu),
         0.70,
         0.85,
         True,
     ),
-    Goal("2 workers, x one", lambda rows: rows.ratio("S1", "fairgate-2-workers", OURS, speed), 1.7, None, True),
+    Goal("2 workers, x one", lambda rows: rows.ratio("S1", "fairgate-2-workers", rows.ours, speed), 1.7, None, True),
 )
 
 
-def table(rows: list[Row]) -> str:
-    """Markdown. The last line counts."""
-    asked = Rows(rows)
+def table(rows: list[Row], ours: str = OURS) -> str:
+    """Markdown, of the gateway that is called `ours` in the rows. The last line counts."""
+    asked = Rows(rows, ours)
     lines = ["| goal | floor | stretch | measured | floor | stretch |", "|---|---:|---:|---:|---|---|"]
     counts = {"met": 0, "missed": 0, "not measured": 0}
     for goal in GOALS:
@@ -191,3 +193,10 @@ def table(rows: list[Row]) -> str:
         lines.append(f"| {goal.name} | {sign} {goal.floor:g} | {wish} | {text(value)} | {floor} | {stretch} |")
     lines += ["", f"Floors: {', '.join(f'{count} {name}' for name, count in counts.items())}."]
     return "\n".join(lines)
+
+
+def tables(rows: list[Row]) -> str:
+    """Of the plain installation and of the compiled wheel, as far as each was measured."""
+    parts = {"Plain": OURS, "Compiled": f"{OURS}-compiled"}
+    known = {row["peer"] for row in rows if "peer" in row}
+    return "\n\n".join(f"### {title}\n\n{table(rows, name)}" for title, name in parts.items() if name in known)

@@ -157,3 +157,13 @@ def test_the_rig_of_the_micro_benchmarks_exchanges_and_streams() -> None:
             return [part.name for part in parts(made)]
 
     assert "settle" in asyncio.run(run())
+
+
+def test_goals_of_the_compiled_wheel_stand_beside_those_of_the_plain_one() -> None:
+    rows = [*ROWS, row("fairgate-compiled", 0, 12), row("fairgate-compiled", 1, 18)]
+    page = floors.tables(rows)
+    assert page.index("### Plain") < page.index("### Compiled")
+    _, compiled = page.split("### Compiled")
+    line = next(line for line in compiled.splitlines() if line.startswith("| JSON 1 KB, x nginx |"))
+    assert line.split("|")[4:7] == [" 1.25 ", " met ", " met "]
+    assert "### Compiled" not in floors.tables(ROWS)
