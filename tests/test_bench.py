@@ -20,6 +20,7 @@ from bench.scenarios import SCENARIOS
 from loadtests.load import answered
 from tests.flow.engine import Engine, plain
 from tests.gateway import chat, gateway
+from tests.source import NEEDS_SOURCE
 
 FACTS = {
     "facts": {"cpu": "made up"},
@@ -136,6 +137,7 @@ async def _one_chat(*without: str) -> tuple[int, int, int]:
     return status, stats.written + stats.pending, sum(int(float(line.split()[-1])) for line in ended)
 
 
+@NEEDS_SOURCE
 def test_the_bench_leaves_features_out_and_the_rest_works() -> None:
     assert asyncio.run(_one_chat()) == (200, 1, 1)
     assert asyncio.run(_one_chat(*launch.FEATURES)) == (200, 0, 0)
@@ -143,6 +145,7 @@ def test_the_bench_leaves_features_out_and_the_rest_works() -> None:
         assert asyncio.run(_one_chat(feature))[0] == 200
 
 
+@NEEDS_SOURCE
 def test_the_rig_of_the_micro_benchmarks_exchanges_and_streams() -> None:
     async def run() -> list[str]:
         async with rig(2) as made:

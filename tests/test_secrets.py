@@ -12,6 +12,7 @@ from gateway.flow import phases
 from gateway.urls import database_fault
 from tests.gateway import chat, gateway
 from tests.secret_engine import Echo, leaked
+from tests.source import NEEDS_SOURCE
 
 WORD = "h7nter2Kestrel"
 """In every password and key of the first test: no line may hold it."""
@@ -117,6 +118,7 @@ def test_the_trace_of_a_bug_is_scrubbed(capfd: pytest.CaptureFixture[str], monke
 # ---- a bug in any phase
 
 
+@NEEDS_SOURCE
 @pytest.mark.parametrize("phase", ["classify", "authenticate", "read", "route", "admit", "queue", "forward", "relay"])
 def test_a_bug_in_a_phase_tells_no_secret(phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """O3: neither the answer nor the log, whose trace holds what the exception said."""

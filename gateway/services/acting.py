@@ -15,6 +15,7 @@ import msgspec
 
 from gateway.config import Identity
 from gateway.errors import AuthUnavailable, BadRequest, Forbidden
+from gateway.services import bounded
 from gateway.services.keyfmt import without_keys
 from gateway.services.keys import KeyService, Principal
 from gateway.store.base import Store, StoreError, User
@@ -65,10 +66,8 @@ class EndUsers:
             _log.warning("the store did not answer for an end user: %s", found or "timeout")
             raise AuthUnavailable("End users cannot be looked up at the moment.", retry_after=1.0)
         acting = acting_for(base, name, found)
-        self._known.pop((base.key, name), None)
-        self._known[base.key, name] = _Entry(base, epoch, self._clock() + self._config.cache_seconds, acting)
-        if len(self._known) > self._config.cache_size:
-            del self._known[next(iter(self._known))]
+        entry = _Entry(base, epoch, self._clock() + self._config.cache_seconds, acting)
+        bounded.put(self._known, (base.key, name), entry, self._config.cache_size)
         return _allowed(acting)
 
     async def _read(self, tenant: str, name: str) -> User | StoreError | TimeoutError | None:

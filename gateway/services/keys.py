@@ -33,6 +33,7 @@ import msgspec
 
 from gateway.config import Identity
 from gateway.errors import AuthUnavailable, Forbidden, GatewayError, Unauthenticated
+from gateway.services import bounded
 from gateway.services.keyfmt import credential, parse
 from gateway.services.proofs import ChainReader, Prover
 from gateway.services.throttle import FailureThrottle
@@ -337,7 +338,7 @@ class KeyService:
                 return _Refusal.BUSY
             if not matches:
                 return _Refusal.INVALID
-            _bounded(self._proofs, digest, (key_id, chain.key.hash), self._config.cache_size)
+            bounded.put(self._proofs, digest, (key_id, chain.key.hash), self._config.cache_size)
         return self._status(chain)
 
     def _status(self, chain: Chain) -> _Verdict:
@@ -356,11 +357,11 @@ class KeyService:
             until = now + self._config.cache_seconds
             if verdict.expires_at is not None:
                 until = min(until, now + verdict.expires_at - self._wall())
-            _bounded(self._verified, digest, Grant(until, verdict), self._config.cache_size)
+            bounded.put(self._verified, digest, Grant(until, verdict), self._config.cache_size)
             self._used[verdict.key] = int(self._wall() * 1e6)
         elif verdict not in _DENIALS:
             self._proofs.pop(digest, None)  # a revoked key's holder is throttled like any stranger
-            _bounded(self._negative, digest, now + self._config.cache_seconds, self._config.cache_size)
+            bounded.put(self._negative, digest, now + self._config.cache_seconds, self._config.cache_size)
 
     @property
     def epoch(self) -> int:
@@ -447,14 +448,6 @@ class KeyService:
             negative=len(self._negative),
             flights=len(self._flights),
         )
-
-
-def _bounded(cache: dict[bytes, T], digest: bytes, value: T, bound: int) -> None:
-    """Put at the young end; the oldest goes when there are too many."""
-    cache.pop(digest, None)
-    cache[digest] = value
-    if len(cache) > bound:
-        del cache[next(iter(cache))]
 
 
 def _settle(waiter: "asyncio.Future[T]", value: T) -> None:

@@ -22,6 +22,7 @@ from itertools import islice
 import argon2
 
 from gateway.config import Identity
+from gateway.services import bounded
 from gateway.store.base import CHAINS_AT_ONCE, Chain, Store
 
 VERIFY_NICE = 5
@@ -106,10 +107,7 @@ class Prover:
         else:
             matches = await loop.run_in_executor(self._lane, secret_matches, self._hasher, stored, secret)
         if not matches:
-            self._suspects.pop(key_id, None)
-            self._suspects[key_id] = self._clock() + SUSPECT_SECONDS
-            if len(self._suspects) > _SUSPECTS:
-                del self._suspects[next(iter(self._suspects))]
+            bounded.put(self._suspects, key_id, self._clock() + SUSPECT_SECONDS, _SUSPECTS)
         return matches
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from gateway import config as cfg
 from gateway.api.dialect import ModelInfo
 from gateway.config import Config
 from gateway.errors import BudgetSpent, GatewayError, LimitsUnavailable, RateLimited
-from gateway.services import catalogue
+from gateway.services import bounded, catalogue
 from gateway.services.backends import BackendStats, Failure, Seen
 from gateway.services.catalogue import Backend, Catalogue, Route, snapshot
 from gateway.services.channel import Channel
@@ -162,10 +162,7 @@ class RemoteLimits:
         future, principal = self._asked.pop(answer.number, (None, None))
         if principal is not None:
             name = (principal.key, principal.user)
-            self._shown.pop(name, None)
-            self._shown[name] = (answer.requests, answer.tokens)
-            if len(self._shown) > SHOWN_MOST:
-                del self._shown[next(iter(self._shown))]
+            bounded.put(self._shown, name, (answer.requests, answer.tokens), SHOWN_MOST)
         return future
 
     def settle(self, reservation: Reservation, tokens: int, gpu_seconds: float) -> None:

@@ -8,6 +8,7 @@ the parallelism.
 import ipaddress
 
 from gateway.errors import RateLimited
+from gateway.services import bounded
 
 _DEBT_MINUTES = 5.0
 """An overdrawn address waits at most this long for its next attempt."""
@@ -50,10 +51,7 @@ class FailureThrottle:
         """Count one failure."""
         network = network_of(ip)
         left = max(self._left(network, now) - 1.0, -_DEBT_MINUTES * self._capacity)
-        self._buckets.pop(network, None)
-        self._buckets[network] = (left, now)
-        if len(self._buckets) > self._hosts:
-            del self._buckets[next(iter(self._buckets))]
+        bounded.put(self._buckets, network, (left, now), self._hosts)
 
     def _left(self, network: str, now: float) -> float:
         left, at = self._buckets.get(network, (self._capacity, now))

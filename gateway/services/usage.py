@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from gateway.config import Price
+from gateway.services import bounded
 from gateway.store.base import Store, StoreError
 from gateway.store.usage import DAY_US, UsageQuery, UsageRow
 
@@ -66,10 +67,7 @@ class UsageService:
                 "models": [_shown("model", row.group, row) for row in models],
             }
         )
-        self._kept.pop(key, None)
-        self._kept[key] = (now, report)
-        if len(self._kept) > KEPT:
-            del self._kept[next(iter(self._kept))]
+        bounded.put(self._kept, key, (now, report), KEPT)
         return report
 
     async def close(self) -> None:

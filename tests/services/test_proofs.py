@@ -119,29 +119,36 @@ def test_guesses_of_one_key_leave_room_for_other_keys(url: str) -> None:
     asyncio.run(body())
 
 
+class Held:
+    """Checks of secrets against the hashes in `stored` wait for `go`."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.stored: set[str] = set()
+        self.go = threading.Event()
+        self._real = proofs.secret_matches
+        patch.setattr(proofs, "secret_matches", self._check)
+
+    def _check(self, of: argon2.PasswordHasher, stored: str, secret: bytes) -> bool:
+        if stored in self.stored:
+            assert self.go.wait(WAIT)
+        return self._real(of, stored, secret)
+
+
 def test_no_key_waits_behind_guesses_of_another(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """K4: once a wrong secret was tried, further tries of that key have a lane of their own."""
-    real, go = proofs.secret_matches, threading.Event()
-    attacked: set[str] = set()
-
-    def slow(of: argon2.PasswordHasher, stored: str, secret: bytes) -> bool:
-        if stored in attacked:
-            assert go.wait(WAIT)
-        return real(of, stored, secret)
-
-    monkeypatch.setattr(proofs, "secret_matches", slow)
+    held = Held(monkeypatch)
 
     async def body() -> None:
         clock = Clock()
         async with ring(url) as it, service(it.store, clock=clock) as keys:
             _, fresh = await it.another()
             await refused(keys, wrong_secret(it.token))
-            attacked.add(it.key.hash)
+            held.stored.add(it.key.hash)
             guesses = [asyncio.ensure_future(refused(keys, wrong_secret(it.token), f"10.0.0.{n}")) for n in range(3)]
             assert (await asyncio.wait_for(answer(keys, fresh), WAIT / 2)).key != it.key.id
-            go.set()
+            held.go.set()
             await asyncio.gather(*guesses)
-            attacked.clear()
+            held.stored.clear()
             clock.now += SUSPECT_SECONDS + 1
             assert (await answer(keys, it.token)).key == it.key.id, "the lane is for a minute"
 
@@ -150,25 +157,17 @@ def test_no_key_waits_behind_guesses_of_another(url: str, monkeypatch: pytest.Mo
 
 def test_the_second_lane_is_not_waited_for_without_end(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """K5: who comes when it is long is told to come again, and is not taken for a wrong secret."""
-    real, go = proofs.secret_matches, threading.Event()
-    attacked: set[str] = set()
-
-    def slow(of: argon2.PasswordHasher, stored: str, secret: bytes) -> bool:
-        if stored in attacked:
-            assert go.wait(WAIT)
-        return real(of, stored, secret)
-
-    monkeypatch.setattr(proofs, "secret_matches", slow)
+    held = Held(monkeypatch)
     monkeypatch.setattr(proofs, "SUSPECT_PATIENCE", 0.05)
 
     async def body() -> None:
         async with ring(url) as it, service(it.store) as keys:
             await refused(keys, wrong_secret(it.token))
-            attacked.add(it.key.hash)
+            held.stored.add(it.key.hash)
             with pytest.raises(AuthUnavailable, match="Too many keys"):
                 await answer(keys, it.token)
-            go.set()
-            attacked.clear()
+            held.go.set()
+            held.stored.clear()
             assert (await answer(keys, it.token)).key == it.key.id
 
     asyncio.run(body())
