@@ -164,6 +164,8 @@ async def authenticate(x: Exchange, rt: Runtime) -> None:
     except GatewayError as error:
         anonymous = b"authorization" not in x.head.headers and b"x-api-key" not in x.head.headers
         rt.metrics.auth("missing" if anonymous else AUTH_FAILURES.get(type(error), "invalid"))
+        if (turn := rt.keys.turn_to_refuse()) is not None:
+            await turn
         raise
     rt.metrics.auth("ok")
     if x.endpoint.scope and x.endpoint.scope not in x.principal.scopes:

@@ -15,6 +15,7 @@ Must not know limits, routing or HTTP. Rules:
   also from the bounds on verifications: one bad client must not lock out its neighbours behind the same address.
 - Unknown ids never reach Argon2; every failure is answered at a multiple of `FAILURE_QUANTUM` after its beginning, so
   the time of one does not tell a wrong secret from an unknown id. Of many at once it can: ids are no secrets.
+- Refusals take turns (`turn_to_refuse`): a flood of them gets what the pace allows, and the others' requests the rest.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ from gateway.errors import AuthUnavailable, Forbidden, GatewayError, Unauthentic
 from gateway.services import bounded
 from gateway.services.keyfmt import credential, parse
 from gateway.services.proofs import ChainReader, Prover
-from gateway.services.throttle import FailureThrottle
+from gateway.services.throttle import FailureThrottle, RefusalPace
 from gateway.store.base import Chain, Changes, Key, Store, StoreError, Tenant, User
 from gateway.store.limits import NO_LIMITS, Scoped
 
@@ -61,7 +62,7 @@ FAILURE_QUANTUM = 0.1
 """Seconds; several times one Argon2id verification at the default cost (17 ms), see the rules above."""
 CHANGE_POLL = 0.5
 """Seconds between two looks at the store's changes: a revocation elsewhere acts within 1 s (K3)."""
-_GUESSES = 4
+_GUESSES = 2
 """Verifications of one key under way at once by secrets that are not proven: more wait for nobody's sake."""
 _REREADS = 3
 """How often a verification starts over because something changed meanwhile."""
@@ -204,6 +205,7 @@ class KeyService:
         self._flights: dict[bytes, asyncio.Task[_Verdict]] = {}
         self._guesses: Counter[str] = Counter()  # key id -> flights of secrets that are not proven
         self._throttle = FailureThrottle(config.failures_per_minute)
+        self._pace = RefusalPace()
         self._reader = ChainReader(store, config.store_timeout)
         self._prover = Prover(config, clock)
         self._epoch = 0  # moves whenever anything derived from the store may be stale
@@ -277,13 +279,14 @@ class KeyService:
         """An authentication failed from this address, here or in another worker."""
         self._throttle.failed(ip, self._clock())
 
+    def turn_to_refuse(self) -> "asyncio.Future[None] | None":
+        """Done when whoever failed to authenticate may be told so; None: at once."""
+        wait = self._pace.wait(self._clock())
+        return _after(wait) if wait else None
+
     def _quantised(self, started: float) -> "asyncio.Future[None]":
         """Done at the next multiple of FAILURE_QUANTUM after `started`."""
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        rest = FAILURE_QUANTUM - (self._clock() - started) % FAILURE_QUANTUM
-        loop.call_later(rest, _settle, waiter, None)
-        return waiter
+        return _after(FAILURE_QUANTUM - (self._clock() - started) % FAILURE_QUANTUM)
 
     def _joined(self, digest: bytes, key_id: str, secret: bytes) -> "asyncio.Future[_Verdict]":
         """A future of one's own on the one verification of this digest: giving it up disturbs nobody else."""
@@ -448,6 +451,13 @@ class KeyService:
             negative=len(self._negative),
             flights=len(self._flights),
         )
+
+
+def _after(seconds: float) -> "asyncio.Future[None]":
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+    loop.call_later(seconds, _settle, waiter, None)
+    return waiter
 
 
 def _settle(waiter: "asyncio.Future[T]", value: T) -> None:

@@ -3,7 +3,7 @@
 Must not know caches, addresses or what a refusal is called. Rules:
 
 - Reads go together: what is asked while one is under way waits for the next. Thousands of unknown keys a second cost
-  the store some two hundred reads.
+  the store some fifty reads.
 - Argon2id runs in threads behind the loop's priority, in two lanes. A key of which a wrong secret was tried lately goes
   to the second: one thread, which rests after each wrong secret for several times what it took. So guesses of a key,
   after the first of a minute, cost a fraction of one core, and nobody else's key waits behind them.
@@ -27,15 +27,15 @@ from gateway.store.base import CHAINS_AT_ONCE, Chain, Store
 
 VERIFY_NICE = 5
 """Below the loop's priority: a third of its share where the processor is short."""
-READ_PAUSE = 0.005
+READ_PAUSE = 0.02
 """Seconds between two reads of the store while more is waiting."""
 SUSPECT_SECONDS = 60.0
 """How long a key stays in the second lane after a wrong secret."""
 SUSPECT_PATIENCE = 2.0
 """Seconds a secret waits for the second lane."""
 _SUSPECTS = 4096
-_RESTS = 4
-"""The rest after a wrong secret, in times of what the check took: a fifth of one core goes to guesses."""
+_RESTS = 9
+"""The rest after a wrong secret, in times of what the check took: a tenth of one core goes to guesses."""
 
 
 class ChainReader:

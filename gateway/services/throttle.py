@@ -1,8 +1,13 @@
-"""How many failed authentications one address may make (K4). Pure: the caller gives the time.
+"""How many failed authentications one address may make (K4), and how fast all are refused. Pure: the caller gives the
+time.
 
 A bucket per address, or per /64 for IPv6 since one site owns that many addresses. Failures that were under way
 together may overdraw it: the debt is paid off before the address may fail again, so the long-run rate holds whatever
 the parallelism.
+
+A refusal costs an answer and a row of the audit trail, so a flood of them could fill the core that everyone's requests
+need, from addresses without number. `RefusalPace` spreads them: who floods waits for answers, a connection asks again
+only after its answer, and the number of connections is bounded.
 """
 
 import ipaddress
@@ -59,3 +64,25 @@ class FailureThrottle:
 
     def __len__(self) -> int:
         return len(self._buckets)
+
+
+class RefusalPace:
+    """When each refusal may be told, whatever their number: `per_second` after a burst, each with a turn of its own so
+    that they never hold the loop together; none waits longer than `longest` seconds.
+
+    The virtual scheduling form of the generic cell rate algorithm (ITU-T I.371, annex A)."""
+
+    def __init__(self, per_second: float = 250.0, burst: int = 50, longest: float = 8.0) -> None:
+        self._gap = 1.0 / per_second
+        self._ahead = burst * self._gap
+        self._longest = longest
+        self._next = 0.0  # when the next one would be due if none came in a burst
+
+    def wait(self, now: float) -> float:
+        """Seconds that the refusal of now waits for its turn."""
+        due = max(self._next, now)
+        wait = max(0.0, due - now - self._ahead)
+        if wait >= self._longest:  # the queue is full: those behind it share its end
+            return self._longest
+        self._next = due + self._gap
+        return wait

@@ -75,6 +75,43 @@ def test_the_address_that_a_trusted_proxy_tells_is_the_one_that_counts() -> None
     asyncio.run(main())
 
 
+def test_a_good_request_overtakes_a_flood_of_refusals() -> None:
+    """K4: refusals take turns, and a request that came behind hundreds of bad ones does not wait for theirs."""
+
+    async def main() -> None:
+        async with Engine(plain) as engine, gateway(engine.url) as g:
+            assert (await g.ask(CHAT, chat()))[0] == 200
+            clients = [await g.connect() for _ in range(400)]
+            for client in clients:
+                await client.send(g.request(CHAT, chat(), key=""))
+            good = asyncio.ensure_future(g.ask(CHAT, chat()))
+            flood = asyncio.gather(*(client.answer() for client in clients))
+            await asyncio.wait({good, flood}, return_when=asyncio.FIRST_COMPLETED)
+            assert good.done()
+            assert not flood.done()
+            assert (await good)[0] == 200
+            assert {status for status, _, _ in await flood} == {401}
+
+    asyncio.run(main())
+
+
+def test_a_client_that_leaves_before_it_is_refused_is_recorded() -> None:
+    """U1, K4: who hangs up while a refusal waits for its turn still leaves a row."""
+
+    async def main() -> None:
+        async with Engine(plain) as engine, gateway(engine.url) as g:
+            clients = [await g.connect() for _ in range(200)]
+            for client in clients:
+                await client.send(g.request(CHAT, chat(), key=""))
+            await clients[0].answer()
+            for client in clients:
+                client.close()
+            rows = await g.records(len(clients))
+            assert {row["outcome"] for row in rows} == {"refused", "client_gone"}
+
+    asyncio.run(main())
+
+
 def test_many_sources_do_not_hold_up_a_proven_key() -> None:
     """K4: whatever strangers cost is paid away from the loop, and bounded."""
 

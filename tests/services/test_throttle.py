@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.errors import RateLimited
-from gateway.services.throttle import FailureThrottle, network_of
+from gateway.services.throttle import FailureThrottle, RefusalPace, network_of
 
 
 def fail(throttle: FailureThrottle, ip: str, times: int, now: float = 0.0) -> None:
@@ -57,3 +57,24 @@ def test_the_table_is_bounded() -> None:
     for number in range(1000):
         throttle.failed(f"192.0.2.{number}", 0.0)
     assert len(throttle) == 100
+
+
+def test_refusals_beyond_a_burst_take_turns() -> None:
+    """K4"""
+    pace = RefusalPace(per_second=10.0, burst=3, longest=0.45)
+    assert [pace.wait(100.0) for _ in range(7)] == pytest.approx([0.0, 0.0, 0.0, 0.0, 0.1, 0.2, 0.3])
+    assert [pace.wait(100.0) for _ in range(3)] == pytest.approx([0.4, 0.45, 0.45]), "the queue has an end"
+    assert pace.wait(100.2) == pytest.approx(0.3), "those at its end have not made it longer"
+    assert pace.wait(200.0) == 0.0
+    assert [pace.wait(300.0) for _ in range(5)][3:] == pytest.approx([0.0, 0.1]), "a pause earns one burst, no more"
+
+
+def test_a_flood_is_refused_at_the_pace() -> None:
+    """K4: whoever asks again as soon as they were refused, from many connections, gets so many answers a second."""
+    pace, now, told = RefusalPace(per_second=500.0, burst=50, longest=4.0), 0.0, 0
+    waiting = [pace.wait(now) for _ in range(1500)]
+    while (now := min(waiting)) < 10.0:
+        told += 1
+        waiting.remove(now)
+        waiting.append(now + pace.wait(now))
+    assert told == pytest.approx(5000 + 50, abs=5)
