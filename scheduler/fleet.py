@@ -175,6 +175,8 @@ class Fleet:
         for party in (*saved.users, *saved.tenants):
             if not (isfinite(party.usage) and party.usage >= 0.0):
                 raise ValueError(f"saved usage of {party.tenant}/{party.user} is not a finite amount")
+        if now >= self.ledger.limit:
+            self._rebase(now)
         grown = 2.0 ** (-max(0.0, age) / self.settings.half_life) * self.ledger.growth(now)
         two = self.settings.levels == 2
         for party in saved.users:

@@ -84,7 +84,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             Doc(
                 gt=0,
                 le=86400,
-                description="Seconds between renewals of estimates and ranks. null: a tenth of `half_life`.",
+                description="Seconds between renewals of estimates and ranks, at most 100 half-lives. null: a tenth of "
+                "`half_life`.",
             ),
         ]
         | None
@@ -133,8 +134,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def landmark_every(self) -> float:
-        """Seconds between landmarks."""
-        return self.half_life / 10 if self.landmark is None else self.landmark
+        """Seconds between landmarks; few enough half-lives for the growth of costs to stay a number (`usage`)."""
+        return self.half_life / 10 if self.landmark is None else min(self.landmark, 100 * self.half_life)
 
     def changed(self, **values: Any) -> Settings:
         """A copy with some values replaced; `ValueError` for an unknown name or a bad value."""

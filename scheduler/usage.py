@@ -70,10 +70,11 @@ class Ledger:
         self._growth = 1.0
 
     def growth(self, now: float) -> float:
-        """e^(rate * (now - origin)): what a cost incurred now adds to the stored sum, per unit."""
+        """e^(rate * (now - origin)): what a cost incurred now adds to the stored sum, per unit. Bounded: a view of an
+        idle scheduler may come long after `limit`, when every usage is 0 for all purposes."""
         if now != self._at:
             self._at = now
-            self._growth = exp(self.rate * (now - self.origin))
+            self._growth = exp(min(self.rate * (now - self.origin), FORGET_AT))
         return self._growth
 
     def growth_at(self, then: float) -> float:

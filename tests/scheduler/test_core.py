@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.core import Core
-from scheduler.model import Decision, Granted, Queued, Refusal, Refused, Saved, Ticket
+from scheduler.model import Decision, Granted, Queued, Refusal, Refused, Saved, SavedParty, Ticket
 from scheduler.reservations import Window
 from scheduler.settings import Settings, describe
 from scheduler.sync import SyncScheduler
@@ -587,6 +587,29 @@ def test_idle_parties_are_forgotten_and_memory_is_bounded_by_active_ones() -> No
     assert made.stats(1e4).parties == ()
     assert made.stats(1e4).tenants == ()
     assert made.fleet.pools["m"].nodes == {}
+
+
+def test_a_look_after_a_long_silence_finds_nothing_of_what_was_used() -> None:
+    """Nothing happens by itself in an idle scheduler: a week of growth is more than a double holds."""
+    week = 7 * 86_400.0
+    made = core()
+    made.release(2.0, granted(made, 1.0), 1000.0)
+    assert made.stats(week).parties[0].usage == pytest.approx(0.0, abs=1e-9)
+    fresh = core()
+    saved = fresh.export_usage(week)
+    made.import_usage(week, msgspec.structs.replace(saved, users=(SavedParty("t", "u", 1000.0),)))
+    assert made.stats(week).parties[0].usage == pytest.approx(1000.0)
+    made.release(week + 1.0, granted(made, week), 100.0)
+    assert made.export_usage(week + 1.0).users[0].usage == pytest.approx(1100.0, rel=0.01)
+
+
+def test_rare_landmarks_outlast_no_half_life() -> None:
+    made = core(half_life=1.0, landmark=86_400.0)
+    made.release(2.0, granted(made, 1.0), 1e12)
+    late = granted(made, 50_000.0, cost=500.0)
+    assert made.stats(50_000.0).parties[0].usage == pytest.approx(500.0)
+    made.release(86_000.0, late, 100.0)
+    assert made.stats(86_000.0).parties[0].usage == pytest.approx(0.0, abs=1e-9)
 
 
 # -- without slots of its own --------------------------------------------------------------------------------------
