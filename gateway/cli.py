@@ -95,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe left: nothing is wrong and nobody listens
         return 1
+    except KeyboardInterrupt:  # of a command, or of a gateway that had not yet taken over the signal: nothing to drain
+        return 130
     except Exception:  # a bug: its trace is for a report, so it must be as clean as the log
         say(Scrubber().text(traceback.format_exc()))
         return 1

@@ -4,6 +4,8 @@ import argparse
 import asyncio
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -153,6 +155,27 @@ def test_what_cannot_be_done_is_one_sentence_and_exit_code_1(cli: Cli) -> None:
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["keys"], ["keys", "create"], ["audit", "tail", "-n", "0"]])
 def test_wrong_usage_is_exit_code_2(cli: Cli, words: list[str]) -> None:
     assert cli.run(*words).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("prompts list -n many", "'many' is no whole number from 1 to 100000"),
+        ("audit tail -n 0", "'0' is no whole number from 1 to 100000"),
+        ("prompts on key --days soon", "'soon' is no whole number from 1 to 365"),
+        ("keys create --tenant a --user b --expires-days soon", "'soon' is no number of days, nor never"),
+        ("audit export --since yesterday", "'yesterday' is no ISO 8601 time"),
+        ("usage --until tomorrow", "'tomorrow' is no ISO 8601 time"),
+        ("reservations create --tenant a --minutes 1 --start 2026-13-01", "'2026-13-01' is no ISO 8601 time"),
+        ("keys create --tenant a --user b --models ,", "it names nothing; leave it out instead"),
+        ("demo --slots 0", "'0' is no whole number from 1 to 1000000"),
+    ],
+)
+def test_a_value_that_cannot_be_is_said(words: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """O5: in the words of the option. An unset variable narrows nothing, so an empty list of names is no list."""
+    with pytest.raises(SystemExit, match="2"):
+        parser().parse_args(words.split())
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -310,7 +333,26 @@ def test_prompts_are_switched_shown_and_purged_and_every_act_is_a_row(cli: Cli) 
     assert cli.json("prompts", "off", key) == {"id": key, "prompt_days": 0}
     acts = [(row["kind"], json.loads(row["body"])["did"]) for row in cli.json("audit", "actions", "-n", "7")]
     assert acts[:2] == [("key", "create"), ("key", "keep prompts")]
-    assert acts[2:] == [("prompts", "read")] * 2 + [("prompts", "purge")] * 2 + [("key", "keep prompts")]
+    assert acts[2:] == [("prompts", "read")] * 2 + [("prompts", "purge")] * 2 + [("key", "keep no prompts")]
+
+
+def test_a_file_that_cannot_be_written_is_said(cli: Cli, tmp_path: Path) -> None:
+    cli.json("tenants", "list")
+    assert f"{tmp_path}: Is a directory" in cli.refused("audit", "export", "--output", str(tmp_path))
+
+
+def test_ctrl_c_ends_a_command_without_a_trace(tmp_path: Path) -> None:
+    """O5: while it waits for an engine that says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        file = tmp_path / "fairgate.yaml"
+        engine = f"{{name: b, url: 'http://127.0.0.1:{mute.getsockname()[1]}', engine: ollama}}"
+        file.write_text(f"store: {tmp_path / 'x.db'}\ndiscovery: {{timeout: 60}}\nbackends: [{engine}]\n")
+        line = [sys.executable, "-m", "gateway", "doctor", "--config", str(file)]
+        with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as doctor:
+            with mute.accept()[0]:
+                doctor.send_signal(signal.SIGINT)
+                assert doctor.communicate(timeout=60) == ("", "")
+            assert doctor.returncode == 130
 
 
 def test_retention_does_not_reach_into_the_future() -> None:

@@ -118,7 +118,10 @@ def _add_terms(create: argparse.ArgumentParser) -> None:
 
 
 def _days(text: str) -> int | None:
-    return None if text == "never" else int(text)
+    try:
+        return None if text == "never" else int(text)
+    except ValueError as err:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of days, nor never") from err
 
 
 # -- tenants

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import csv
-import datetime
 import json
 import sys
 import time
@@ -17,6 +16,7 @@ from gateway.commands.common import (
     CommandError,
     Commands,
     actor,
+    moment,
     rows_option,
     say,
     shared_store,
@@ -82,14 +82,6 @@ def _add_actions(verbs: Commands) -> None:
     store_options(actions)
     rows_option(actions)
     actions.set_defaults(run=show_actions)
-
-
-def moment(text: str) -> int:
-    """An argparse type: ISO 8601, UTC unless it says otherwise -> Unix microseconds."""
-    found = datetime.datetime.fromisoformat(text)
-    if found.tzinfo is None:
-        found = found.replace(tzinfo=datetime.UTC)
-    return int(found.timestamp() * 1_000_000)
 
 
 # -- tail
@@ -182,8 +174,11 @@ def write_export(args: argparse.Namespace) -> int:
     if args.output is None:
         count = _export_to(sys.stdout, args)
     else:
-        with args.output.open("w", encoding="utf-8", newline="") as file:
-            count = _export_to(file, args)
+        try:
+            with args.output.open("w", encoding="utf-8", newline="") as file:
+                count = _export_to(file, args)
+        except OSError as err:
+            raise CommandError(f"{args.output}: {err.strerror or err}") from err
     say(f"{count} rows")
     return 0
 

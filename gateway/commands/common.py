@@ -6,6 +6,7 @@ standard output, as a table or (`--json`) as one JSON document; sentences for th
 
 import argparse
 import asyncio
+import contextlib
 import datetime
 import getpass
 import os
@@ -44,14 +45,7 @@ def config_option(parser: argparse.ArgumentParser, summary: str) -> None:
 
 def rows_option(parser: argparse.ArgumentParser) -> None:
     """`--rows`: as many as a table may have."""
-    parser.add_argument("-n", "--rows", type=_count, default=20, help="how many (default: 20)")
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if not 1 <= count <= _MOST_ROWS:
-        raise argparse.ArgumentTypeError(f"1 to {_MOST_ROWS}")
-    return count
+    parser.add_argument("-n", "--rows", type=whole(1, _MOST_ROWS), default=20, help="how many (default: 20)")
 
 
 def store_options(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +127,33 @@ def when(micros: int | None) -> str:
     return datetime.datetime.fromtimestamp(micros / 1e6, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
+# ---- argparse types: each says what it wants; argparse itself would say the function's name
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """The type of whole numbers of a range."""
+
+    def number(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if low <= (found := int(text)) <= high:
+                return found
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high}")
+
+    return number
+
+
+def moment(text: str, zone: datetime.tzinfo | None = datetime.UTC) -> int:
+    """ISO 8601 -> Unix microseconds. Without an offset it is a time of `zone`; None: of this machine's."""
+    try:
+        found = datetime.datetime.fromisoformat(text)
+        return int((found if found.tzinfo else found.replace(tzinfo=zone)).timestamp() * 1e6)
+    except (ValueError, OverflowError) as err:
+        raise argparse.ArgumentTypeError(f"{text!r} is no ISO 8601 time") from err
+
+
 def names(text: str) -> tuple[str, ...]:
-    """`a,b` -> ("a", "b"): an argparse type."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    """`a,b` -> ("a", "b"). None at all is no list: an unset variable of a script would narrow nothing."""
+    found = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not found:
+        raise argparse.ArgumentTypeError("it names nothing; leave it out instead")
+    return found

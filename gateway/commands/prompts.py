@@ -13,6 +13,7 @@ from gateway.commands.common import (
     store_options,
     table,
     when,
+    whole,
     with_store,
 )
 from gateway.config import Config
@@ -27,7 +28,9 @@ def add(commands: Commands) -> None:
     verbs = family.add_subparsers(required=True, metavar="VERB")
     on = _verb(verbs, "on", "keep what a key asks from now on, redacted as configured", keep)
     on.add_argument("key", help="its public id")
-    on.add_argument("--days", type=_days, required=True, metavar="N", help=f"1-{LONGEST_DAYS}; then it is deleted")
+    on.add_argument(
+        "--days", type=whole(1, LONGEST_DAYS), required=True, metavar="N", help=f"1-{LONGEST_DAYS}; then it is deleted"
+    )
     off = _verb(verbs, "off", "keep no more of a key; what is there stays until its day, or `purge`", stop)
     off.add_argument("key", help="its public id")
     listing = _verb(verbs, "list", "what is kept, the latest last, without its text", show_list)
@@ -46,13 +49,6 @@ def _verb(verbs: Commands, name: str, text: str, run: object) -> argparse.Argume
     store_options(parser)
     parser.set_defaults(run=run)
     return parser
-
-
-def _days(text: str) -> int:
-    days = int(text)
-    if not 1 <= days <= LONGEST_DAYS:
-        raise argparse.ArgumentTypeError(f"1 to {LONGEST_DAYS}")
-    return days
 
 
 def _now() -> int:

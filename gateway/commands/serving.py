@@ -11,7 +11,7 @@ import uvloop
 
 from gateway import config, logs
 from gateway.app import serve
-from gateway.commands.common import CommandError, config_option
+from gateway.commands.common import CommandError, config_option, whole
 from gateway.demo import DemoError, Options, demo
 
 T = TypeVar("T")
@@ -27,7 +27,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     trial.add_argument("--backend", default="", metavar="URL", help="an engine; default: local Ollama, else simulated")
     trial.add_argument("--engine", default="ollama", choices=("ollama", "vllm", "llamacpp", "openai"))
     trial.add_argument("--model", default="", metavar="NAME", help="the model to show; default: the first")
-    trial.add_argument("--slots", type=int, metavar="N", help="requests at once; default: discovered, else 4")
+    trial.add_argument(
+        "--slots", type=whole(1, 1_000_000), metavar="N", help="requests at once; default: discovered, else 4"
+    )
     trial.add_argument("--json", action="store_true", help="print one JSON line when ready")
     trial.add_argument("--once", action="store_true", help="run the five commands, show them and exit")
     trial.set_defaults(run=_demo)
@@ -77,8 +79,6 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
     try:
         with contextlib.closing(asyncio.Runner(loop_factory=uvloop.new_event_loop)) as runner:
             return runner.run(main)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None  # before the gateway took over the signal: nothing runs that could drain
     except Exception as err:
         cause = _inner(err)
         if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:

@@ -4,15 +4,15 @@ Every change is a row with its author, never an overwrite (U7); running gateways
 """
 
 import argparse
-import datetime
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import msgspec
 
 from gateway.commands.common import (
     CommandError,
     Commands,
+    moment,
     names,
     say,
     show_json,
@@ -26,10 +26,12 @@ from gateway.services.accounts import find_tenant, find_user
 from gateway.services.keyfmt import random_text
 from gateway.services.operations import effective
 from gateway.store.base import Store
-from gateway.store.operations import Operation, Reservation
+from gateway.store.operations import Kind, Reservation
 from scheduler.settings import describe
 
 HISTORY = 50
+FARTHEST = 10 * 366 * 86_400_000_000
+"""Microseconds from now to the end of a reservation: a typing error, not a plan, lies beyond."""
 
 
 def add(commands: Commands) -> None:
@@ -52,7 +54,7 @@ def _add_reservations(family: argparse.ArgumentParser) -> None:
     create.add_argument("--tenant", required=True, help="the holder: name or id")
     create.add_argument("--user", help="only this user of the tenant")
     create.add_argument("--models", type=names, default=(), metavar="A,B", help="default: all")
-    create.add_argument("--start", required=True, type=_moment, help="ISO 8601, local time without an offset, or 'now'")
+    create.add_argument("--start", required=True, type=_start, help="ISO 8601, local time without an offset, or 'now'")
     create.add_argument("--minutes", required=True, type=float, help="how long")
     create.add_argument("--exclusive", action="store_true", help="nobody else runs (default: the holder goes first)")
     create.add_argument("--note", default="")
@@ -74,14 +76,9 @@ def _now() -> int:
     return time.time_ns() // 1000
 
 
-def _moment(text: str) -> int:
-    """A point in time -> Unix microseconds."""
-    if text == "now":
-        return _now()
-    try:
-        return int(datetime.datetime.fromisoformat(text).astimezone().timestamp() * 1e6)
-    except ValueError as err:
-        raise argparse.ArgumentTypeError(f"{text!r} is no ISO 8601 time") from err
+def _start(text: str) -> int:
+    """An argparse type -> Unix microseconds."""
+    return _now() if text == "now" else moment(text, None)
 
 
 # ---- settings
@@ -92,7 +89,7 @@ def _get(args: argparse.Namespace) -> int:
         changed = {row.id: row.body or "null" for row in await store.operations("setting")}
         try:
             now = effective(config.scheduling, changed)
-        except (ValueError, msgspec.DecodeError) as err:
+        except ValueError as err:
             raise CommandError(f"the stored settings are unusable: {err}") from err
         return [
             (f.name, getattr(now, f.name), "runtime" if f.name in changed else "configuration", f.text)
@@ -119,10 +116,14 @@ def _check_setting(name: str) -> None:
 def _set(args: argparse.Namespace) -> int:
     async def work(store: Store, config: Config) -> None:
         _check_setting(args.name)
+        try:
+            msgspec.json.decode(args.value)
+        except msgspec.DecodeError as err:
+            raise CommandError(f"{args.name}: {args.value!r} is neither a number nor null") from err
         changed = {row.id: row.body or "null" for row in await store.operations("setting")}
         try:
             effective(config.scheduling, changed | {args.name: args.value})
-        except (ValueError, msgspec.DecodeError) as err:
+        except ValueError as err:
             raise CommandError(str(err)) from err
         await store.operate("setting", args.name, args.value, _now(), store.actor)
 
@@ -141,11 +142,8 @@ def _clear(args: argparse.Namespace) -> int:
     return 0
 
 
-def _history(args: argparse.Namespace, kind: str) -> int:
-    def work(store: Store, config: Config) -> Awaitable[list[Operation]]:
-        return store.operations_history("setting" if kind == "setting" else "reservation", HISTORY)
-
-    rows = with_store(args, work)
+def _history(args: argparse.Namespace, kind: Kind) -> int:
+    rows = with_store(args, lambda store, _: store.operations_history(kind, HISTORY))
     if args.json:
         show_json(rows)
     else:
@@ -160,16 +158,16 @@ def _create(args: argparse.Namespace) -> int:
     async def work(store: Store, config: Config) -> Reservation:
         tenant = await find_tenant(store, args.tenant)
         user = await find_user(store, tenant, args.user) if args.user else None
-        ends = args.start + int(args.minutes * 60e6)
-        if ends <= max(args.start, _now()):
-            raise CommandError("the window must end after it starts, and in the future")
+        ends = args.start + args.minutes * 60e6
+        if not max(args.start, _now()) < ends < _now() + FARTHEST:
+            raise CommandError("the window must end after it starts, in the future, and within ten years")
         row = Reservation(
             id=random_text(8),
             tenant=tenant.id,
             user=user.id if user is not None else None,
             models=args.models,
             starts_at=args.start,
-            ends_at=ends,
+            ends_at=int(ends),
             mode="exclusive" if args.exclusive else "preferred",
             state="approved" if args.approve else "requested",
             note=args.note,

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from gateway.commands.audit import inert, moment
-from gateway.commands.common import Commands, show_json, store_options, table, with_store
+from gateway.commands.audit import inert
+from gateway.commands.common import Commands, moment, show_json, store_options, table, with_store
 from gateway.config import Config
 from gateway.services import accounts
 from gateway.store.base import Store

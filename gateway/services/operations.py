@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 
 import anyio
-import msgspec
 from msgspec.json import decode, encode
 
 from gateway.store.base import Store, StoreError
@@ -93,7 +92,7 @@ class Operations:
     def _apply(self, overrides: dict[str, str], reservations: list[Reservation]) -> None:
         try:
             settings = effective(self.base, overrides)
-        except (ValueError, msgspec.DecodeError) as err:
+        except ValueError as err:
             log.error("settings not applied, the last ones stay in force: %s", err)
         else:
             if settings != self._estimator.settings:

@@ -215,7 +215,8 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
 
     async def set_prompt_days(self, key_id: str, days: int) -> bool:
         sql = "UPDATE keys SET prompt_days = $2 WHERE id = $1"
-        return await self._act(sql, (key_id, days), "key", "keep prompts", days=days)
+        did = "keep prompts" if days else "keep no prompts"
+        return await self._act(sql, (key_id, days), "key", did, days=days)
 
     async def budgets(self, scope: str) -> list[Budget]:
         return [budget_of(row) for row in await self._fetch(f"{BUDGETS} WHERE scope = $1 ORDER BY budget", scope)]

@@ -149,10 +149,11 @@ def test_the_commands_change_show_and_remember(tmp_path: Path) -> None:
 
     uvloop.run(tenant())
     assert fairgate(store, "settings", "set", "half_life", "120").returncode == 0
-    for bad in (("half_life", "nan"), ("half_life", "-1"), ("nothing", "1"), ("half_life", "[]")):
-        refused = fairgate(store, "settings", "set", *bad)
-        assert refused.returncode == 1, bad
+    for name, value in (("half_life", "nan"), ("half_life", "-1"), ("nothing", "1"), ("half_life", "[]")):
+        refused = fairgate(store, "settings", "set", name, value)
+        assert refused.returncode == 1, value
         assert refused.stderr.startswith("fairgate: ")
+        assert name in refused.stderr
     shown = json.loads(fairgate(store, "settings", "get", "half_life", "--json").stdout)
     assert shown == {"half_life": {"value": 120.0, "from": "runtime"}}
     assert fairgate(store, "settings", "clear", "half_life").returncode == 0
@@ -170,6 +171,10 @@ def test_the_commands_change_show_and_remember(tmp_path: Path) -> None:
     assert json.loads(fairgate(store, "reservations", "list", "--json").stdout)[0]["state"] == "approved"
     assert fairgate(store, "reservations", "cancel", number).returncode == 0
     assert fairgate(store, "reservations", "cancel", number).returncode == 1
+    for minutes in ("nan", "inf", "0", "-1", "1e10"):
+        never = fairgate(store, "reservations", "create", *window[:-3], f"--minutes={minutes}")
+        assert (never.returncode, "within ten years" in never.stderr) == (1, True), never.stderr
+    assert number in fairgate(store, "reservations", "list").stdout
     assert (
         fairgate(store, "reservations", "create", "--tenant", "nobody", "--start", "now", "--minutes", "1").returncode
         == 1
