@@ -7,7 +7,6 @@ the environment.
 
 import difflib
 import ipaddress
-import os
 import re
 import stat
 from collections.abc import Iterable
@@ -16,20 +15,17 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import unquote, urlsplit
 
 import msgspec
-import yaml
 from msgspec import Meta
 
-from gateway.urls import database_fault, http_fault, parse_listen
+from gateway.source import ConfigError as ConfigError
+from gateway.source import follow, read
+from gateway.urls import database_fault, field_fault, http_fault, origin_fault, parse_listen, store_fault
 from scheduler.settings import Settings
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=10_000_000)]
 Size = Annotated[int, Meta(ge=1024, le=1 << 40)]
 EngineKind = Literal["ollama", "vllm", "llamacpp", "openai"]
-
-
-class ConfigError(Exception):
-    """The configuration is unusable; the message names the path of the setting."""
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -306,15 +302,7 @@ def load(path: Path) -> Config:
 
 def parse(text: str) -> Config:
     """YAML text -> checked Config."""
-    try:
-        raw = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as err:
-        raise ConfigError(f"not YAML: {_place(err)}") from err
-    if raw is None:
-        raw = {}
-    if not isinstance(raw, dict):
-        raise ConfigError("the file must be a mapping of settings")
-    raw = _resolve(raw, "", 0)
+    raw = follow(read(text))
     _refuse_unknown(raw, Config, "")
     try:
         config = msgspec.convert(raw, Config)
@@ -322,13 +310,6 @@ def parse(text: str) -> Config:
         raise ConfigError(_readable(str(err))) from err
     check(config)
     return config
-
-
-def _place(err: Exception) -> str:
-    """What the reader says without the piece of the file it shows: that line may hold a secret."""
-    mark = getattr(err, "problem_mark", None)
-    at = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-    return f"{getattr(err, 'problem', None) or type(err).__name__}{at}"
 
 
 def _readable(message: str) -> str:
@@ -345,6 +326,8 @@ def _refuse_unknown(raw: object, kind: Any, path: str) -> None:
             _refuse_unknown(item, get_args(kind)[0], f"{path}[{index}]")
     elif isinstance(raw, dict) and get_origin(kind) is dict:
         for key, item in raw.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{path}: {key!r} is no text; as a name it stands in quotes")
             _refuse_unknown(item, get_args(kind)[1], f"{path}.{key}")
     elif isinstance(raw, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         hints = get_type_hints(kind, include_extras=True)
@@ -384,45 +367,13 @@ def _struct_of(kind: Any) -> Any:
     return kind
 
 
-_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-
-
-def _resolve(raw: Any, path: str, depth: int) -> Any:
-    """Replace `${NAME}`, `env:NAME` and `file:PATH` in string values."""
-    if depth > 16:
-        raise ConfigError(f"{path}: nested too deeply")
-    if isinstance(raw, dict):
-        return {k: _resolve(v, f"{path}.{k}".lstrip("."), depth + 1) for k, v in raw.items()}
-    if isinstance(raw, list):
-        return [_resolve(v, f"{path}[{i}]", depth + 1) for i, v in enumerate(raw)]
-    return _resolve_text(raw, path) if isinstance(raw, str) else raw
-
-
-def _resolve_text(text: str, path: str) -> str:
-    if text.startswith("file:"):
-        return _secret_file(text.removeprefix("file:"), path)
-    if text.startswith("env:"):
-        return _env(text.removeprefix("env:"), path)
-    return _REFERENCE.sub(lambda found: _env(found[1], path), text)
-
-
-def _env(name: str, path: str) -> str:
-    value = os.environ.get(name)
-    if value is None:
-        raise ConfigError(f"{path}: environment variable {name} is not set")
-    return value
-
-
-def _secret_file(name: str, path: str) -> str:
-    try:
-        return Path(name).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as err:
-        raise ConfigError(f"{path}: cannot read {name}: {getattr(err, 'strerror', None) or 'not text'}") from err
-
-
 PLACEHOLDERS = frozenset(
     {"changeme", "change-me", "secret", "password", "your-key", "your-api-key", "sk-xxx", "example"}
 )
+
+
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""RFC 9110, 5.1: a token."""
 
 
 def check(config: Config) -> None:
@@ -431,11 +382,17 @@ def check(config: Config) -> None:
     _check_backends(config.backends)
     if config.tracing.endpoint:
         _refuse("tracing.endpoint", http_fault(config.tracing.endpoint))
-    _refuse("store", database_fault(config.store))
+    for name, value in config.tracing.headers.items():
+        if not _FIELD_NAME.fullmatch(name):
+            raise ConfigError("tracing.headers: a name that no header field can have")
+        _refuse(f"tracing.headers.{name}", field_fault(value))
+    _refuse("store", store_fault(config.store))
     _refuse("shared", database_fault(config.shared))
     if config.shared and urlsplit(config.shared).scheme not in ("redis", "rediss"):
         raise ConfigError("shared: only redis:// and rediss:// are known")
     _check_names(config)
+    for index, origin in enumerate(config.cors.origins):
+        _refuse(f"cors.origins[{index}]", origin_fault(origin))
     if "*" in config.cors.origins and config.cors.credentials:
         raise ConfigError("cors.credentials: refused together with the origin '*'")
 
@@ -460,6 +417,8 @@ def _check_names(config: Config) -> None:
         if nested := set(group.models) & (config.categories.keys() | config.aliases.keys()):
             raise ConfigError(f"categories.{name}.models: {min(nested)!r} is a category or alias itself")
     for alias, target in config.aliases.items():
+        if alias in config.categories:
+            raise ConfigError(f"aliases.{alias}: a category has that name")
         if target in config.aliases:
             raise ConfigError(f"aliases.{alias}: {target!r} is an alias itself")
 
@@ -490,6 +449,7 @@ def _check_backends(backends: list[Backend]) -> None:
             raise ConfigError(f"{at}.adaptive: not together with slots")
         if backend.adaptive is not None and backend.adaptive.low > backend.adaptive.high:
             raise ConfigError(f"{at}.adaptive.low: above high")
+        _refuse(f"{at}.key", field_fault(backend.key))
         if backend.key.lower() in PLACEHOLDERS:
             raise ConfigError(f"{at}.key: a known placeholder is no secret")
 

@@ -103,7 +103,7 @@ async def demo(options: Options) -> int:
             config = _config(options, target, Path(folder) / "fairgate.db")
             key = await _provision(config)
             if options.once:
-                return await _once(config, key, target)
+                return await _once(options, config, key, target)
             await serve(config, lambda app: _show(app, options, target, key))
     return 0
 
@@ -229,7 +229,7 @@ for chunk in client.chat.completions.create(
     print(chunk.choices[0].delta.content or "", end="", flush=True)"""
 
 
-async def _once(config: cfg.Config, key: str, target: Target) -> int:
+async def _once(options: Options, config: cfg.Config, key: str, target: Target) -> int:
     """Start, run the five commands, stop. 0 only if each gave what it should."""
     ready: asyncio.Future[App] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(serve(config, ready.set_result))
@@ -239,7 +239,7 @@ async def _once(config: cfg.Config, key: str, target: Target) -> int:
     app = ready.result()
     try:
         url, _ = _urls(app)
-        model, _ = _models(app, Options())
+        model, _ = _models(app, options)
         print(f"fairgate listens on {url}, in front of {'a SIMULATED Ollama' if target.simulated else target.url}")
         wrong = 0
         for command in commands(model):

@@ -1,10 +1,11 @@
-"""Addresses of databases, engines and listeners: are they any? Pure; no complaint repeats a piece of one, as it may
-hold a password."""
+"""Addresses of databases, engines and listeners, and what goes into header fields: are they any? Pure; no complaint
+repeats a piece of one, as it may hold a password."""
 
 import re
 from urllib.parse import urlsplit
 
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\[\]:]*)(?::\d+)?")
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")
 
 
 def database_fault(url: str) -> str:
@@ -17,11 +18,21 @@ def database_fault(url: str) -> str:
     return "not a URL; a password's own / ? # [ ] @ : % are written as %2F %3F %23 %5B %5D %40 %3A %25"
 
 
+def store_fault(url: str) -> str:
+    """Why it names no store, or nothing."""
+    scheme, sep, rest = url.partition("://")
+    if sep and scheme in ("postgresql", "postgres"):
+        return database_fault(url)
+    path = url if not sep else rest if scheme == "sqlite" else ""
+    return "" if path.strip("/") else "neither a path nor sqlite:// nor postgresql://"
+
+
 def http_fault(url: str) -> str:
     """Why it is not http(s)://HOST[:PORT][/PATH], or nothing."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        (parts.hostname or "").encode("idna")  # what no resolver can be asked for: empty and endless labels
     except ValueError:
         usable = False
     if usable and parts.username:
@@ -36,4 +47,18 @@ def parse_listen(text: str) -> tuple[str, int]:
     host, sep, port = text.rpartition(":")
     if not sep or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
         raise ValueError("not HOST:PORT")
+    try:
+        host.encode("idna")
+    except UnicodeError as err:
+        raise ValueError("not HOST:PORT") from err
     return host.strip("[]"), int(port)
+
+
+def origin_fault(text: str) -> str:
+    """Why no browser sends it as an Origin, or nothing (RFC 6454, 6.2). `null` is what any sandboxed page sends."""
+    return "" if _ORIGIN.fullmatch(text) else "not SCHEME://HOST[:PORT] in lower case and without a path"
+
+
+def field_fault(text: str) -> str:
+    """Why it cannot be sent in a header field, or nothing (RFC 9110, 5.5)."""
+    return "" if text.isascii() and text.isprintable() else "only visible ASCII goes into a header field"

@@ -113,11 +113,14 @@ def test_once_fails_when_a_command_fails() -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Liar) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        done = run("--once", "--backend", f"http://127.0.0.1:{server.server_port}", "--engine", "openai")
+        done = run(
+            "--once", "--backend", f"http://127.0.0.1:{server.server_port}", "--engine", "openai", "--model", "mine"
+        )
         server.shutdown()
         thread.join()
     assert done.returncode == 1
     assert "NOT AS IT SHOULD" in done.stdout
+    assert '"model": "mine"' in done.stdout, "the model that was named is the one that is tried"
 
 
 @pytest.mark.parametrize("mode", ["--once", "--json"])

@@ -160,6 +160,7 @@ def test_redis_answers(redis: Redis, tmp_path: Path) -> None:
     assert level(f"redis://127.0.0.1:{free_port()}") == "problem"
 
 
-@pytest.mark.parametrize("url", ["mysql://h/x"])
-def test_a_store_nobody_knows(tmp_path: Path, url: str) -> None:
-    assert look(written(tmp_path, f"store: {url}\n"))["store"].level == "problem"
+def test_a_store_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    """The gateway makes the file, not its folder."""
+    (found,) = look(written(tmp_path, f"store: {tmp_path / 'none' / 'x.db'}\n"))["store"].findings
+    assert (found.level, "no folder" in found.says) == ("problem", True)

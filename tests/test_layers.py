@@ -17,7 +17,7 @@ ROW: list[tuple[str, tuple[str, ...]]] = [
     ("scheduler", ("scheduler",)),
     ("version", ("gateway",)),
     ("errors", ("gateway.errors",)),
-    ("config", ("gateway.config", "gateway.urls")),
+    ("config", ("gateway.config", "gateway.source", "gateway.urls")),
     ("logs", ("gateway.logs",)),
     (
         "wire",
@@ -65,6 +65,7 @@ PURE = (
     "scheduler",
     "gateway.errors",
     "gateway.config",
+    "gateway.source",
     "gateway.urls",
     "gateway.http1.message",
     "gateway.http1.head",

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from gateway import config as cfg
+from gateway import source
 from gateway.commands.common import Commands, config_option, json_option, show_json
 from gateway.plane import tls_context
 from gateway.process import FILES_PER_STREAM, FILES_SPARE
@@ -93,7 +93,7 @@ async def examine(path: Path | None) -> list[Check]:
 
 def _read(path: Path) -> tuple[cfg.Config, Any]:
     """The configuration, and what stands in the file before references are followed. Raises ConfigError."""
-    return cfg.load(path), yaml.safe_load(path.read_text(encoding="utf-8"))
+    return cfg.load(path), source.read(path.read_text(encoding="utf-8"))
 
 
 def _check(name: str, findings: list[Finding]) -> Check:
@@ -129,13 +129,11 @@ def _tls(tls: cfg.Tls | None) -> list[Finding]:
 async def _store(url: str) -> list[Finding]:
     try:
         path = sqlite_path(url)
-        if path is not None:
-            return checkup.sqlite(str(path), sqlite_facts(path))
-        if url.startswith(("postgresql://", "postgres://")):
+        if path is None:
             return checkup.postgresql(await postgresql_facts(url))
+        return checkup.sqlite(str(path), sqlite_facts(path))
     except StoreError as err:
         return checkup.unreachable("the store does not answer", str(err))
-    return [Finding("problem", "store: no database this program knows", "name a file or postgresql://...")]
 
 
 def _redaction(name: str) -> list[Finding]:

@@ -48,6 +48,8 @@ def sqlite_facts(path: Path) -> SqliteFacts:
     """Look at a file that need not exist. Raises StoreError when it is no readable database."""
     known = len(migrations("sqlite"))
     try:
+        if not path.parent.is_dir():
+            raise StoreError(f"{path}: there is no folder {path.parent}")
         if not path.exists():
             return SqliteFacts(False, 0, 0, known)
         mode = stat.S_IMODE(path.stat().st_mode)

@@ -1,0 +1,55 @@
+"""What a configuration may not say, and the words in which it is refused (O7)."""
+
+import pytest
+
+from gateway.config import ConfigError, parse
+
+
+def engine(**more: str) -> str:
+    section = {"name": "a", "url": "http://h", "engine": "ollama", **more}
+    return "backends: [{" + ", ".join(f'{name}: "{value}"' for name, value in section.items()) + "}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (f"{engine()}\nhsts: true\nbackends: []", "a name stands twice, line 3, column 1"),
+        ("audit: {when_full: drop, batch_rows: 5, when_full: deny}", "a name stands twice, line 1, column 41"),
+        ("models: {1: {connect: 3}}", "models: 1 is no text; as a name it stands in quotes"),
+        ("aliases: {on: small}", "aliases: True is no text; as a name it stands in quotes"),
+        ("hsts: \x01", "not YAML: special characters are not allowed"),
+        ("store: mysql://h/x", "store: neither a path nor sqlite:// nor postgresql://"),
+        ("store: ''", "store: neither a path nor sqlite:// nor postgresql://"),
+        ("store: 'sqlite:///'", "store: neither a path nor sqlite:// nor postgresql://"),
+        ("listen: a..b:80", "listen: not HOST:PORT"),
+        (engine(url="http://a..b"), "backends[0].url: not http(s)://HOST[:PORT][/PATH]"),
+        (engine(key="sk-\u00e9"), "backends[0].key: only visible ASCII goes into a header field"),
+        (engine(key="sk-1\\nsk-2"), "backends[0].key: only visible ASCII goes into a header field"),
+        ('tracing: {headers: {a: "b\\r\\nc"}}', "tracing.headers.a: only visible ASCII goes into a header field"),
+        ("tracing: {headers: {a b: c}}", "tracing.headers: a name that no header field can have"),
+        ("aliases: {small: x}\ncategories: {small: {models: [x]}}", "aliases.small: a category has that name"),
+        ("cors: {origins: ['https://chat.example', 'https://chat.example/']}", "cors.origins[1]: not SCHEME://HOST"),
+        ("cors: {origins: ['https://Chat.example']}", "cors.origins[0]: not SCHEME://HOST"),
+        ("cors: {origins: ['null']}", "cors.origins[0]: not SCHEME://HOST"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_its_path(text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(text)
+    assert says in str(refused.value)
+    assert "sk-" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "models: {a: &a {connect: 3}, b: {<<: *a, connect: 4}, c: {<<: *a, total: 5}}",
+        "cors: {origins: ['*', 'http://localhost:3000', 'chrome-extension://abcdef', 'https://[::1]:8443']}",
+        "listen: '[::1]:80'",
+        "store: sqlite:///x.db",
+        "aliases: {a: small}\ncategories: {small: {models: [x]}}",
+        'tracing: {headers: {X-Key: "Basic dXNlcg==, two words"}}',
+    ],
+)
+def test_what_looks_alike_and_works(text: str) -> None:
+    assert parse(text)
