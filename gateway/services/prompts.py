@@ -6,6 +6,7 @@ never stored: its exception's text is not even logged, since it may quote the pr
 """
 
 import asyncio
+import contextlib
 import importlib
 import itertools
 import logging
@@ -95,18 +96,18 @@ class PromptService:
         self._ready.set()
 
     async def run(self) -> None:
-        """Write what is pending and delete what has expired, until cancelled."""
+        """Write what is pending, then delete what has expired, until cancelled: a store that cannot delete still
+        takes what waits."""
         swept = 0.0
         while True:
             try:
+                await self._write()
                 if self._wall() - swept >= SWEEP_SECONDS:
                     await self._store.expire_prompts(int(self._wall() * 1e6))
                     swept = self._wall()
-                async with asyncio.timeout(SWEEP_SECONDS):
-                    await self._ready.wait()
-                await self._write()
-            except TimeoutError:
-                continue
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(SWEEP_SECONDS):
+                        await self._ready.wait()
             except StoreError as err:
                 _log.warning("prompts wait: %d, %s", len(self._pending), err)
                 await asyncio.sleep(_RETRY)

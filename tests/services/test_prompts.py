@@ -220,7 +220,7 @@ def test_a_deleted_prompt_is_no_longer_in_the_file(tmp_path: Path) -> None:
 
 
 class Broken:
-    """The real store, which refuses prompts while it is broken."""
+    """The real store, which refuses prompts while it is broken and never deletes what has expired."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -232,6 +232,9 @@ class Broken:
             self.refused.set()
             raise StoreError("broken on purpose")
         await self._store.add_prompts(prompts)
+
+    async def expire_prompts(self, now: int) -> int:
+        raise StoreError("broken on purpose")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -254,6 +257,20 @@ def test_a_store_that_is_away_costs_bounded_memory_and_delays(tmp_path: Path, mo
                 broken.broken = False
                 await idle(service)
             assert await bodies(store, clock) == [b"0" * 1000, b"1" * 1000]
+
+    asyncio.run(body())
+
+
+def test_what_waits_is_written_though_nothing_can_be_deleted(tmp_path: Path) -> None:
+    async def body() -> None:
+        clock = Clock()
+        async with connection(tmp_path / "x.db") as store:
+            broken = Broken(store)
+            broken.broken = False
+            async with running(broken, clock) as service:
+                service.keep("r", WHO, "/x", "m", b"body")
+                await idle(service)
+                assert await bodies(store, clock) == [b"body"]
 
     asyncio.run(body())
 
