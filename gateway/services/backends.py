@@ -190,10 +190,6 @@ class BackendService:
         """The snapshot of a configured backend. Raises KeyError."""
         return self._watched[name].snapshot
 
-    def available(self, name: str) -> bool:
-        """Whether the breaker lets anything through; a half-open one does, one request at a time by its gate."""
-        return self._watched[name].breaker.state is not State.OPEN
-
     def models(self) -> Sequence[ModelInfo]:
         """What discovery sees now, by name."""
         return self._catalogue.models

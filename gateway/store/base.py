@@ -309,10 +309,6 @@ class Store(Protocol):
 
     async def audit_head(self, writer: str) -> Head: ...
 
-    async def audit_heads(self) -> list[Head]:
-        """Of all writers."""
-        ...
-
     async def audit_writers(self) -> list[str]:
         """Everyone who has rows or a head."""
         ...

@@ -101,7 +101,7 @@ _PAGE = (
     f"{_AUDIT} WHERE (recorded_at, writer, seq) > ($1, $2, $3) AND recorded_at < $4 "
     "ORDER BY recorded_at, writer, seq LIMIT $5"
 )
-_HEADS = "SELECT writer, seq, recorded_at, hash FROM audit_heads"
+_HEAD = "SELECT writer, seq, recorded_at, hash FROM audit_heads WHERE writer = $1"
 ADD_AUDIT = insert("audit", STORED_COLUMNS)
 NEW_HEAD = "INSERT INTO audit_heads (writer, seq, recorded_at, hash) VALUES ($1, 0, 0, $2) ON CONFLICT DO NOTHING"
 MOVE_HEAD = "UPDATE audit_heads SET seq = $3, recorded_at = $4, hash = $5 WHERE writer = $1 AND seq = $2"
@@ -240,11 +240,8 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
         return Changes(int(rows[-1]["version"]), items, complete=int(rows[0]["version"]) == since + 1)
 
     async def audit_head(self, writer: str) -> Head:
-        rows = await self._fetch(f"{_HEADS} WHERE writer = $1", writer)
+        rows = await self._fetch(_HEAD, writer)
         return _head(rows[0]) if rows else Head(writer)
-
-    async def audit_heads(self) -> list[Head]:
-        return [_head(row) for row in await self._fetch(f"{_HEADS} ORDER BY writer")]
 
     async def audit_writers(self) -> list[str]:
         rows = await self._fetch("SELECT writer FROM audit UNION SELECT writer FROM audit_heads ORDER BY writer")

@@ -351,7 +351,8 @@ def test_anchors_are_written_outside_of_the_database(tmp_path: Path) -> None:
                 service.put(FULL)
                 await until((tmp_path / "anchors").exists)
                 service.put(FULL)
-            (head,) = await store.audit_heads()
+            (writer,) = await store.audit_writers()
+            head = await store.audit_head(writer)
             lines = [json.loads(line) for line in (tmp_path / "anchors").read_text().splitlines()]
             assert lines[-1] == {
                 "writer": head.writer,
@@ -390,7 +391,7 @@ def test_two_writers_share_one_store(store_url: str, tmp_path: Path) -> None:
             async with running(store, config(tmp_path / "1")) as one, running(other, config(tmp_path / "2")) as two:
                 for number in range(20):
                     (one, two)[number % 2].put(record(f"r{number}"))
-            heads = await store.audit_heads()
+            heads = [await store.audit_head(writer) for writer in await store.audit_writers()]
             assert sorted(head.seq for head in heads) == [10, 10]
             assert len({row.id for row in await stored(store)}) == 20
 
