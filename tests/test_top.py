@@ -1,14 +1,18 @@
 """The live view: what stands where, from a real `/stats` and from a full one."""
 
 import asyncio
+import http.server
 import json
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 import uvloop
 
 from gateway.admin.app import admin_app, serve_admin
+from gateway.cli import main
 from gateway.commands.top import bar, count, picture, seconds
 from tests.flow.engine import Engine, hang
 from tests.gateway import chat, gateway
@@ -17,7 +21,7 @@ from tests.gateway import chat, gateway
 def test_the_picture_shows_backends_queues_and_users() -> None:
     """O5: one running, two waiting, seen through the admin listener by the command itself."""
 
-    async def main() -> None:
+    async def watched() -> None:
         async with Engine(hang) as engine, gateway(engine.url, slots=1) as g:
             for _ in range(3):
                 client = await g.connect()
@@ -40,7 +44,41 @@ def test_the_picture_shows_backends_queues_and_users() -> None:
             assert json.loads(raw.stdout)["scheduler"]["queued"] == 2
             await admin.close()
 
-    uvloop.run(main())
+    uvloop.run(watched())
+
+
+class Other(http.server.BaseHTTPRequestHandler):
+    """Something else than a gateway, that has JSON at /stats or no /stats at all."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/stats" else 404)
+        self.end_headers()
+        self.wfile.write(b'{"scheduler": "no"}')
+
+    def log_message(self, *_: object) -> None:
+        """Tests print what they need."""
+
+
+def test_what_is_no_gateway_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """O5"""
+    file = tmp_path / "fairgate.yaml"
+    file.write_text(f"store: {tmp_path / 'x.db'}\nadmin: {{listen: ''}}\n")
+
+    def said(*words: str) -> str:
+        assert main(["top", "--once", "--config", str(file), *words]) == 1
+        (sentence,) = [line for line in capsys.readouterr().err.splitlines() if "new store" not in line]
+        return sentence
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert "admin.listen is empty" in said()
+        assert "another program" in said("--admin", url)
+        assert "status 404" in said("--admin", f"{url}/away")
+        assert "no statistics from" in said("--admin", "http://h\x01")
+        server.shutdown()
+        thread.join()
 
 
 @pytest.mark.parametrize("colour", [True, False])

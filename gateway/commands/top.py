@@ -38,9 +38,15 @@ def run(args: argparse.Namespace) -> int:
     """Watch until interrupted."""
 
     async def work(store: Store, config: Config) -> int:
+        if not (args.admin or config.admin.listen):
+            raise CommandError("admin.listen is empty: there is nothing to look at; name a listener with --admin")
         url = args.admin or f"http://{config.admin.listen}"
         names = await _names(store)
-        async with httpx.AsyncClient(base_url=url, timeout=5.0, trust_env=False) as http:
+        try:
+            client = httpx.AsyncClient(base_url=url, timeout=5.0, trust_env=False)
+        except httpx.InvalidURL as err:
+            raise CommandError(f"no statistics from {url!r}: {err}") from err
+        async with client as http:
             if args.json:
                 sys.stdout.write(msgspec.json.encode(await _look(http)).decode() + "\n")
             elif args.once or not sys.stdout.isatty():
@@ -58,12 +64,15 @@ def run(args: argparse.Namespace) -> int:
 async def _look(http: httpx.AsyncClient) -> dict[str, Any]:
     try:
         answer = await http.get("/stats")
-        answer.raise_for_status()
-        return dict(msgspec.json.decode(answer.content))
+        found = f"status {answer.status_code}"
+        if answer.status_code == httpx.codes.OK:
+            stats = msgspec.json.decode(answer.content, type=dict[str, Any])
+            if isinstance(stats.get("scheduler"), dict):
+                return stats
+            found = "the answer of another program"
     except (httpx.HTTPError, msgspec.DecodeError) as err:
-        raise CommandError(
-            f"no statistics from {http.base_url}: {err}; does the gateway run, with admin.listen there?"
-        ) from err
+        found = str(err)
+    raise CommandError(f"no statistics from {http.base_url}: {found}; does the gateway run, with admin.listen there?")
 
 
 async def _names(store: Store) -> dict[str, str]:
