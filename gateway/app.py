@@ -12,9 +12,9 @@ from gateway.admin.app import AdminServer, admin_app, serve_admin
 from gateway.admin.state import WorkerStats
 from gateway.config import Config
 from gateway.hub import LocalHub
-from gateway.plane import Plane
+from gateway.plane import Plane, tls_context
 from gateway.process import (
-    needs_restart,
+    in_force,
     on_signals,
     raise_file_limit,
     reload_on_hangup,
@@ -75,9 +75,10 @@ class App(Plane):
 
         All that can fail is built first. Then, without an await: swap the runtime, retune the scheduler and the server.
         """
-        changed = needs_restart(self.config, config)
+        tls_context(config.tls)  # also one that only a restart brings into force
+        config, differs = in_force(self.config, config)
         self.prepare(config)()
-        return changed
+        return differs
 
     async def _listen(self) -> None:
         await self.backends.looked()  # else a restart tells clients for a moment that no model exists

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Awaitable, Callable
 
 import anyio
+import msgspec
 
 from gateway.config import Config, ConfigError
 
@@ -28,7 +29,7 @@ RESTART_ONLY = (
     "limits",
     "tracing",
 )
-"""Read once; a reload says when one differs."""
+"""Read once; a reload leaves them as they are and says when one differs."""
 FILES_PER_STREAM = 2
 FILES_SPARE = 256
 M_MMAP_THRESHOLD = -3
@@ -86,9 +87,16 @@ async def unless_second_signal(drain: Callable[[], Awaitable[None]]) -> None:
         group.cancel_scope.cancel()
 
 
-def needs_restart(old: Config, new: Config) -> list[str]:
-    """The changed settings that only a restart brings into force."""
-    return [name for name in RESTART_ONLY if getattr(old, name) != getattr(new, name)]
+def in_force(old: Config, new: Config) -> tuple[Config, list[str]]:
+    """The new configuration but for what only a restart brings into force, and the names of what differs there."""
+    names = [name for name in RESTART_ONLY if getattr(old, name) != getattr(new, name)]
+    if (old.tls is None) != (new.tls is None):
+        names.append("tls")
+    kept = {name: getattr(old, name) for name in names}
+    if old.log.level != new.log.level:
+        names.append("log.level")
+        kept["log"] = msgspec.structs.replace(new.log, level=old.log.level)
+    return msgspec.structs.replace(new, **kept), names
 
 
 def reload_on_hangup(reload: Callable[[Config], list[str] | Awaitable[list[str]]], load: Callable[[], Config]) -> None:

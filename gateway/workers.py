@@ -27,7 +27,7 @@ from gateway.crew import Worker
 from gateway.flow.held import Waiting
 from gateway.hub import LocalHub
 from gateway.plane import metrics_of, tls_context
-from gateway.process import needs_restart, on_signals, reload_on_hangup, settle_garbage, unless_second_signal
+from gateway.process import in_force, on_signals, reload_on_hangup, settle_garbage, unless_second_signal
 from gateway.services.backends import BackendService, Topology
 from gateway.services.channel import Channel
 from gateway.services.desk import Desk
@@ -194,19 +194,19 @@ class Parent:
         does not answer is left to itself: it starts again with what is in force.
         """
         async with self._reloading:
-            tls_context(config.tls)
+            tls_context(config.tls)  # also one that only a restart brings into force
+            config, differs = in_force(self.config, config)
             _, adopt = self.hub.prepare(config)
             answers = await asyncio.gather(*(self._prepare(worker, config) for worker in self._crew))
             for worker, fault in zip(self._crew, answers, strict=True):
                 if fault:
                     raise ConfigError(f"worker {worker.number}: {fault}")
-            changed = needs_restart(self.config, config)
             self.config = config
             for worker, fault in zip(self._crew, answers, strict=True):
                 if fault == "":
                     self._commit(worker)
             adopt()
-            return changed
+            return differs
 
     async def _prepare(self, worker: Worker, config: Config) -> str | None:
         return await worker.ask(Prepare(self._config_for(worker, config)), str, RELOAD_SECONDS)

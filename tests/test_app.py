@@ -17,6 +17,7 @@ from tests.flow.engine import SSE_HEAD, Engine, chunk, frame, hang, plain
 from tests.gateway import Gateway, chat, gateway
 from tests.load import answer, request
 from tests.process import CHEAP_IDENTITY, GatewayProcess, provision
+from tests.services.test_checkup import make
 from tests.wire import WAIT
 
 CHAT = "/v1/chat/completions"
@@ -162,6 +163,22 @@ def test_a_reload_that_fails_changes_nothing() -> None:
             with pytest.raises(cfg.ConfigError, match="tls"):
                 g.app.reload(replaced(g.app, tls=cfg.Tls(cert="/nowhere.pem", key="/nowhere.pem")))
             assert g.app.runtime is runtime
+            assert (await g.ask(CHAT, chat()))[0] == 200
+
+    uvloop.run(main())
+
+
+def test_what_needs_a_restart_is_named_as_long_as_it_is_not_in_force(tmp_path: Path) -> None:
+    """O7"""
+
+    async def main() -> None:
+        async with Engine(plain) as engine, gateway(engine.url) as g:
+            before = g.app.config
+            later = replaced(g.app, store="other.db", tls=make(tmp_path, 5), log=cfg.Log(level="error", requests=True))
+            for _ in range(2):
+                assert g.app.reload(later) == ["store", "tls", "log.level"]
+            assert g.app.config == msgspec.structs.replace(before, log=cfg.Log(level=before.log.level, requests=True))
+            assert g.app.reload(before) == []
             assert (await g.ask(CHAT, chat()))[0] == 200
 
     uvloop.run(main())

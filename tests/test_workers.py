@@ -364,21 +364,22 @@ def test_a_reload_reaches_all_workers_or_none(tmp_path: Path) -> None:
                     while "not reloaded" not in gate.log.read_text():
                         await asyncio.sleep(0.01)
                 assert [await ask(client, key) for client in clients] == [200, 200]
+                for_a_restart = {"workers": 3, "store": str(tmp_path / "other.db")}
                 backend = {"name": "other", "url": new.url, "engine": "openai", "slots": 3}
-                file.write_text(json.dumps({**config, "backends": [backend], "workers": 3}))
+                file.write_text(json.dumps({**config, "backends": [backend], **for_a_restart}))
                 gate.process.send_signal(signal.SIGHUP)
                 await gate.until(lambda stats: [each["gate"] for each in stats["scheduler"]["gates"]] == ["other"])
                 await gate.until(lambda stats: stats["backends"][0]["models"] == 1)
                 for client in clients:
                     assert await ask(client, key, model="new-model") == 200
                     assert await ask(client, key) == 403
-                assert '"needs_restart":["workers"]' in gate.log.read_text()
+                assert '"needs_restart":["workers","store"]' in gate.log.read_text()
                 victim = gate.pids(await gate.stats())[0]
                 os.kill(victim, signal.SIGKILL)
                 stats = await gate.until(lambda stats: [w["up"] for w in stats["workers"]] == [True, True])
                 assert victim not in gate.pids(stats)
                 for mine in await gate.by_worker(1):
-                    assert await ask(mine[0], key, model="new-model") == 200
+                    assert await ask(mine[0], key, model="new-model") == 200, "the store is still that of all"
 
     uvloop.run(main())
 
