@@ -6,10 +6,11 @@ Owns the table that `python -m scheduler` prints. It computes with the real `Poo
 from __future__ import annotations
 
 from itertools import pairwise
-from math import log1p
+from math import inf, isfinite, log1p
 
 import msgspec
 
+from scheduler.core import MAX_SHARE, MIN_SHARE
 from scheduler.model import Ticket
 from scheduler.pool import Pool
 from scheduler.request import Request
@@ -61,8 +62,7 @@ EXAMPLE = Case(
 
 def rank(case: Case) -> list[Line]:
     """The parties, first to go first. `ValueError` for figures that make no sense."""
-    if case.slots < 1 or not case.service_time > 0.0 or not case.mean_cost > 0.0:
-        raise ValueError("slots, service_time and mean_cost must be positive")
+    _check(case)
     now = max([party.waited for party in case.parties], default=0.0)
     pool = Pool("model", Ledger(0.0, case.settings.half_life), case.settings, 0.0, float(case.slots))
     pool.averages.learn(case.service_time, case.mean_cost)
@@ -78,6 +78,18 @@ def rank(case: Case) -> list[Line]:
         lines.append(_line(case, case.parties[node.tie], pool, pool.priority(now, node)))
         pool.remove(now, node.fifo[0])
     return lines
+
+
+def _check(case: Case) -> None:
+    if case.slots < 1 or not 0.0 < case.service_time < inf or not 0.0 < case.mean_cost < inf:
+        raise ValueError("slots, service_time and mean_cost must be positive")
+    if len({party.name for party in case.parties}) < len(case.parties):
+        raise ValueError("two parties of one name")
+    for party in case.parties:
+        if not (0.0 <= party.usage < inf and 0.0 <= party.waited < inf and isfinite(party.offset)):
+            raise ValueError(f"{party.name}: usage and seconds owed must not be negative, the offset a number")
+        if not MIN_SHARE <= party.share <= MAX_SHARE:
+            raise ValueError(f"{party.name}: a share is {MIN_SHARE:g} to {MAX_SHARE:g}")
 
 
 def _line(case: Case, party: Party, pool: Pool, priority: float) -> Line:

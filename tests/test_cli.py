@@ -239,6 +239,10 @@ def test_the_configuration_may_come_from_the_environment_and_a_new_store_is_said
     ]
     assert f"{tmp_path / 'mine.db'} is a new store" in told[0]
     assert "new store" not in told[1]
+    check = [sys.executable, "-m", "gateway", "check-config"]
+    checked = subprocess.run(check, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment)
+    assert (checked.returncode, f"{file}: valid" in checked.stdout) == (0, True)
+    assert subprocess.run(check, capture_output=True, timeout=60, cwd=ROOT).returncode == 2
     serve = [sys.executable, "-m", "gateway", "serve"]
     refused = subprocess.run(serve, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert (refused.returncode, "--config FILE" in refused.stderr) == (1, True)

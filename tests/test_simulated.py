@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.simulated import Engine, Settings, app, text
+from gateway.simulated.__main__ import main
 from gateway.simulated.engine import Tally
 
 CHAT = "llama3.2:3b"
@@ -41,6 +42,23 @@ def simulated(*arguments: str) -> Iterator[str]:
                 process.wait(5)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--listen", "nowhere"], "'nowhere' is not HOST:PORT"),
+        (["--listen", "127.0.0.1:99999"], "'127.0.0.1:99999' is not HOST:PORT"),
+        (["--listen", "192.0.2.1:0"], "192.0.2.1:0"),
+        (["--slots", "-1"], "'-1' is no whole number from 1 on"),
+    ],
+)
+def test_what_it_cannot_do_is_said_in_a_sentence(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert says in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")

@@ -38,9 +38,13 @@ def json_option(parser: argparse.ArgumentParser) -> None:
 
 def config_option(parser: argparse.ArgumentParser, summary: str) -> None:
     """`--config FILE`, else the file that FAIRGATE_CONFIG names, else None."""
+    parser.add_argument("--config", type=Path, metavar="FILE", default=config_named(), help=summary)
+
+
+def config_named() -> Path | None:
+    """The file that FAIRGATE_CONFIG names."""
     named = os.environ.get("FAIRGATE_CONFIG")
-    standard = Path(named) if named else None
-    parser.add_argument("--config", type=Path, metavar="FILE", default=standard, help=summary)
+    return Path(named) if named else None
 
 
 def rows_option(parser: argparse.ArgumentParser) -> None:

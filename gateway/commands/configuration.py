@@ -4,13 +4,15 @@ import argparse
 from pathlib import Path
 
 from gateway import config as cfg
-from gateway.commands.common import Commands, json_option, show_json
+from gateway.commands.common import Commands, config_named, json_option, show_json
 
 
 def add(commands: Commands) -> None:
     """Declare both."""
     check = commands.add_parser("check-config", help="check a configuration file")
-    check.add_argument("file", type=Path)
+    named = config_named()
+    many = "?" if named else None  # argparse says itself that it is missing
+    check.add_argument("file", type=Path, nargs=many, default=named, help="the YAML file (default: FAIRGATE_CONFIG)")
     json_option(check)
     check.set_defaults(run=check_config)
     schema = commands.add_parser("schema", help="print the JSON Schema of the configuration")

@@ -21,9 +21,13 @@ _GRACE = 1  # seconds that running answers get at SIGTERM
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; the exit status."""
-    options = _parser().parse_args(arguments)
-    host, _, port = options.listen.rpartition(":")
-    bound = _bind(host.strip("[]"), int(port))
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    host, port = options.listen
+    try:
+        bound = _bind(host, port)
+    except OSError as err:
+        parser.exit(1, f"{parser.prog}: {err.strerror}: {host}:{port}\n")
     settings = Settings(
         models=tuple(name.strip() for name in options.models.split(",") if name.strip()),
         slots=options.slots,
@@ -44,8 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     defaults = Settings()
     parser = argparse.ArgumentParser(prog="python -m gateway.simulated", description="A simulated Ollama.")
     add = parser.add_argument
-    add("--listen", default="127.0.0.1:11435", metavar="HOST:PORT", help="port 0 takes a free one")
-    add("--slots", type=int, default=defaults.slots, help="parallel requests per model")
+    add("--listen", type=_address, default="127.0.0.1:11435", metavar="HOST:PORT", help="port 0 takes a free one")
+    add("--slots", type=_slots, default=defaults.slots, help="parallel requests per model")
     add("--tokens-per-second", type=float, default=defaults.tokens_per_second, help="0: as fast as it goes")
     add("--ttft", type=float, default=defaults.ttft, help="seconds before the first token")
     add("--load-seconds", type=float, default=defaults.load_seconds, help="seconds to load a model")
@@ -55,12 +59,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or int(port) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _slots(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind((host or "127.0.0.1", port))
-    bound.listen(2048)
+    try:
+        bound.bind((host, port))
+        bound.listen(2048)
+    except OSError:
+        bound.close()
+        raise
     return bound
 
 

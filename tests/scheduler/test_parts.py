@@ -97,7 +97,13 @@ def test_the_command_explains(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "x" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["a:b"], ["a:1:2:3:4:5"], ["a", "--slots", "0"], ["--json", "/nonexistent"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a:b"], ["a:1:2:3:4:5"], ["a", "--slots", "0"], ["--json", "/nonexistent"], ["a:nan"], ["a:-1"], ["a:1:inf"],
+        ["a:1:1:0", "b"], ["a:1:1:1:nan"], ["a", "--mean-cost", "inf"], ["a", "a"],
+    ],
+)  # fmt: skip
 def test_the_command_says_what_it_cannot_understand(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("scheduler: ")
