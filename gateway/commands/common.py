@@ -82,6 +82,12 @@ def with_store(args: argparse.Namespace, work: Callable[[Store, cfg.Config], Awa
     return asyncio.run(run())
 
 
+async def holders(store: Store) -> dict[str, str]:
+    """id -> name of every tenant and user."""
+    tenants, users = await store.tenants(), await store.users()
+    return {each.id: each.name for each in tenants} | {each.id: each.name for each in users}
+
+
 def actor() -> str:
     """Who runs the command, for the record (U7). A container's user may have no name."""
     try:

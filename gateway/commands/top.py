@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from gateway.commands.common import CommandError, Commands, store_options, with_store
+from gateway.commands.common import CommandError, Commands, holders, store_options, with_store
 from gateway.config import Config
 from gateway.store.base import Store
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         if not (args.admin or config.admin.listen):
             raise CommandError("admin.listen is empty: there is nothing to look at; name a listener with --admin")
         url = args.admin or f"http://{config.admin.listen}"
-        names = await _names(store)
+        names = await holders(store)
         try:
             client = httpx.AsyncClient(base_url=url, timeout=5.0, trust_env=False)
         except httpx.InvalidURL as err:
@@ -73,12 +73,6 @@ async def _look(http: httpx.AsyncClient) -> dict[str, Any]:
     except (httpx.HTTPError, msgspec.DecodeError) as err:
         found = str(err)
     raise CommandError(f"no statistics from {http.base_url}: {found}; does the gateway run, with admin.listen there?")
-
-
-async def _names(store: Store) -> dict[str, str]:
-    """id -> name of every tenant and user."""
-    tenants, users = await store.tenants(), await store.users()
-    return {each.id: each.name for each in tenants} | {each.id: each.name for each in users}
 
 
 async def _watch(http: httpx.AsyncClient, names: Mapping[str, str], interval: float) -> None:

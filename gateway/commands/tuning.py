@@ -12,6 +12,7 @@ import msgspec
 from gateway.commands.common import (
     CommandError,
     Commands,
+    holders,
     moment,
     names,
     say,
@@ -211,11 +212,9 @@ def _decide(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     async def work(store: Store, config: Config) -> tuple[list[Reservation], dict[str, str]]:
-        tenants, users = await store.tenants(), await store.users()
-        holders = {each.id: each.name for each in tenants} | {each.id: each.name for each in users}
-        return [row for row in await _reservations(store) if row.ends_at > _now()], holders
+        return [row for row in await _reservations(store) if row.ends_at > _now()], await holders(store)
 
-    rows, holders = with_store(args, work)
+    rows, held_by = with_store(args, work)
     if args.json:
         show_json(rows)
         return 0
@@ -224,7 +223,7 @@ def _list(args: argparse.Namespace) -> int:
             row.id,
             row.state,
             row.mode,
-            "/".join(holders.get(part, part) for part in (row.tenant, row.user) if part),
+            "/".join(held_by.get(part, part) for part in (row.tenant, row.user) if part),
             ",".join(row.models) or "all",
             when(row.starts_at),
             when(row.ends_at),
