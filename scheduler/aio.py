@@ -130,7 +130,6 @@ class Scheduler:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._landmarks = 0
-        self._idle: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Scheduler waiting={len(self._waiters)} leases={self._leases}>"
@@ -186,8 +185,6 @@ class Scheduler:
             raise
         if decided:
             self._apply(decided)
-        if self._idle is not None:
-            self._check_idle()
 
     def _charge(self, number: int, extra: float) -> None:
         decided = self.core.charge(self._clock(), number, extra)
@@ -294,15 +291,3 @@ class Scheduler:
     def close(self) -> None:
         """Drain: all waiters get `Rejected` (DRAINING), later tickets too; leases live on."""
         self._apply(self.core.close(self._clock()))
-
-    async def drained(self) -> None:
-        """Return when no lease is left. Cancelling it changes nothing."""
-        while self._leases:
-            if self._idle is None:
-                self._idle = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._idle)
-
-    def _check_idle(self) -> None:
-        if not self._leases and self._idle is not None:
-            self._idle.set_result(None)
-            self._idle = None

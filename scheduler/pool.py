@@ -216,7 +216,7 @@ class Pool:
             tenant.since = now if now > tenant.paid else tenant.paid
             tenant.tie = request.id
         tenant.n += 1
-        node.account.queued += 1
+        node.owner.queued += 1
         self.queued += 1
         if node.append(request):
             if node.n == 1:
@@ -232,7 +232,7 @@ class Pool:
         node = request.node
         tenant = node.tenant
         tenant.n -= 1
-        node.account.queued -= 1
+        node.owner.queued -= 1
         self.queued -= 1
         if not node.discard(request):
             return

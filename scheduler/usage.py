@@ -25,7 +25,7 @@ FORGET_AT = 600.0
 class Account:
     """A tenant's account, and what every account has."""
 
-    __slots__ = ("charges", "children", "grown", "key", "nodes", "queued", "running", "share")
+    __slots__ = ("charges", "children", "grown", "key", "nodes", "running", "share")
 
     def __init__(self, key: tuple[str, str], share: float) -> None:
         self.key = key
@@ -37,7 +37,6 @@ class Account:
         """Its places in rankings, one per pool where it is waiting and eligible."""
         self.children = 0
         """Users of a tenant that have an account."""
-        self.queued = 0
         self.running = 0
 
     def __repr__(self) -> str:
@@ -47,12 +46,13 @@ class Account:
 class UserAccount(Account):
     """A user's account; charged together with its tenant's."""
 
-    __slots__ = ("grants", "tenant", "waited")
+    __slots__ = ("grants", "queued", "tenant", "waited")
 
     def __init__(self, key: tuple[str, str], share: float, tenant: Account) -> None:
         super().__init__(key, share)
         self.tenant = tenant
         self.grants = 0
+        self.queued = 0
         self.waited = 0.0
 
 
@@ -117,7 +117,6 @@ class Ledger:
             parent.children += 1
             parent.grown += account.grown
             parent.running += account.running
-            parent.queued += account.queued
 
     def rebase(self, now: float, half_life: float) -> float:
         """Move the origin to `now` (and change the rate). Returns the factor all stored sums, here and elsewhere

@@ -210,22 +210,6 @@ def test_one_timer_serves_all_deadlines_on_time() -> None:
     asyncio.run(main())
 
 
-def test_drained_returns_when_the_last_lease_ends() -> None:
-    async def main() -> None:
-        made = scheduler(slots=2)
-        leases = [lease(made), lease(made)]
-        made.close()
-        done = asyncio.ensure_future(made.drained())
-        for held in leases:
-            await asyncio.sleep(0)
-            assert not done.done()
-            held.release(1.0)
-        await asyncio.wait_for(done, 1.0)
-        await made.drained()
-
-    asyncio.run(main())
-
-
 def test_the_gauge_of_live_leases_is_compared_at_landmarks() -> None:
     async def main() -> None:
         clock = Clock()
