@@ -185,7 +185,21 @@ def _create(args: argparse.Namespace) -> int:
 
 
 async def _store_reservation(store: Store, row: Reservation) -> None:
+    if row.state == "approved" and row.mode == "exclusive":
+        for other in await _reservations(store):
+            if _shut_out(row, other):
+                raise CommandError(f"{other.id} is exclusive too, for another, at that time: nobody would run")
     await store.operate("reservation", row.id, msgspec.json.encode(row).decode(), _now(), store.actor)
+
+
+def _shut_out(row: Reservation, other: Reservation) -> bool:
+    """Whether no party is a holder of both where both are exclusive."""
+    if other.state != "approved" or other.mode != "exclusive" or other.id == row.id:
+        return False
+    apart = row.ends_at <= other.starts_at or other.ends_at <= row.starts_at
+    if apart or (row.models and other.models and not set(row.models) & set(other.models)):
+        return False
+    return row.tenant != other.tenant or bool(row.user and other.user and row.user != other.user)
 
 
 async def _reservations(store: Store) -> list[Reservation]:

@@ -1,6 +1,7 @@
 """Settings and reservations at runtime, and fair use across a restart; the clock is the tests' own."""
 
 import contextlib
+import datetime
 import getpass
 import io
 import json
@@ -138,16 +139,20 @@ def fairgate(store: Path, *arguments: str) -> Shown:
     return Shown(code, out.getvalue(), err.getvalue())
 
 
-def test_the_commands_change_show_and_remember(tmp_path: Path) -> None:
-    """O5, U7"""
-    store = tmp_path / "s.db"
-
-    async def tenant() -> None:
-        opened = await open_store(str(store))
-        await create_tenant(opened, "lab", allow_all_models=True)
+def made(path: Path, *tenants: str) -> Path:
+    async def fill() -> None:
+        opened = await open_store(str(path))
+        for name in tenants:
+            await create_tenant(opened, name, allow_all_models=True)
         await opened.close()
 
-    uvloop.run(tenant())
+    uvloop.run(fill())
+    return path
+
+
+def test_the_commands_change_show_and_remember(tmp_path: Path) -> None:
+    """O5, U7"""
+    store = made(tmp_path / "s.db", "lab")
     assert fairgate(store, "settings", "set", "half_life", "120").returncode == 0
     for name, value in (("half_life", "nan"), ("half_life", "-1"), ("nothing", "1"), ("half_life", "[]")):
         refused = fairgate(store, "settings", "set", name, value)
@@ -163,9 +168,9 @@ def test_the_commands_change_show_and_remember(tmp_path: Path) -> None:
     assert history[0]["at"] <= history[1]["at"] <= time.time() * 1e6
 
     window = ("--tenant", "lab", "--start", "now", "--minutes", "30", "--exclusive")
-    made = fairgate(store, "reservations", "create", *window)
-    assert made.returncode == 0, made.stderr
-    number = made.stdout.strip()
+    created = fairgate(store, "reservations", "create", *window)
+    assert created.returncode == 0, created.stderr
+    number = created.stdout.strip()
     assert "requested" in fairgate(store, "reservations", "list").stdout
     assert fairgate(store, "reservations", "approve", number).returncode == 0
     assert json.loads(fairgate(store, "reservations", "list", "--json").stdout)[0]["state"] == "approved"
@@ -179,3 +184,24 @@ def test_the_commands_change_show_and_remember(tmp_path: Path) -> None:
         fairgate(store, "reservations", "create", "--tenant", "nobody", "--start", "now", "--minutes", "1").returncode
         == 1
     )
+
+
+def test_exclusive_windows_of_two_holders_do_not_cross(tmp_path: Path) -> None:
+    """S: nobody would be admitted by both, so nobody would run."""
+    store = made(tmp_path / "s.db", "lab", "shop")
+
+    def create(tenant: str, *words: str) -> Shown:
+        window = ("--tenant", tenant, "--minutes", "30", *words)
+        return fairgate(store, "reservations", "create", *window, *(() if "--start" in words else ("--start", "now")))
+
+    first = create("lab", "--exclusive", "--approve", "--models", "a,b").stdout.strip()
+    for words in (("--models", "b,c"), ()):
+        crossing = create("shop", "--exclusive", "--approve", *words)
+        assert (crossing.returncode, f"{first} is exclusive too" in crossing.stderr) == (1, True), crossing.stderr
+    asked = create("shop", "--exclusive").stdout.strip()
+    assert first in fairgate(store, "reservations", "approve", asked).stderr
+    tomorrow = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)).isoformat()
+    for words in (("--exclusive", "--models", "c"), ("--models", "a"), ("--exclusive", "--start", tomorrow)):
+        assert create("shop", "--approve", *words).returncode == 0
+    assert create("lab", "--exclusive", "--approve", "--models", "a").returncode == 0
+    assert fairgate(store, "reservations", "cancel", first).returncode == 0
