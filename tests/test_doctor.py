@@ -121,11 +121,16 @@ def test_a_store_that_is_no_database(tmp_path: Path) -> None:
     assert look(written(tmp_path, f"store: {tmp_path / 'x.db'}\n"))["store"].level == "problem"
 
 
-def test_tls(tmp_path: Path) -> None:
+def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """H12"""
     tls = make(tmp_path, 5)
     text = f"store: {tmp_path / 'x.db'}\ntls: {{cert: '{tls.cert}', key: '{tls.key}'}}\n"
     assert "ends in" in look(written(tmp_path, text))["TLS"].findings[0].says
+    monkeypatch.setenv("KEYS", str(tmp_path))
+    Path(tls.cert).write_bytes("# by Zoë\n".encode() + Path(tls.cert).read_bytes())
+    text = text.replace(str(tmp_path / "key.pem"), "${KEYS}/key.pem")
+    checks = look(written(tmp_path, text))
+    assert (checks["TLS"].level, checks["file modes"].level) == ("warning", "ok"), "as the gateway reads them"
     Path(tls.key).unlink()
     checks = look(written(tmp_path, text))
     assert (checks["TLS"].level, checks["file modes"].level) == ("problem", "problem")

@@ -75,7 +75,7 @@ async def examine(path: Path | None) -> list[Check]:
         _check("configuration", checkup.settings(config)),
         _check("listeners", checkup.listeners(config)),
         _check("secrets", checkup.secrets(config)),
-        _check("file modes", _files(path, raw)),
+        _check("file modes", _files(path, raw, config.tls)),
         _check("TLS", _tls(config.tls)),
         _check("open files", checkup.file_limit(wanted, hard if hard != resource.RLIM_INFINITY else -1)),
         _check("store", await _store(config.store)),
@@ -100,9 +100,10 @@ def _check(name: str, findings: list[Finding]) -> Check:
     return Check(name, checkup.worst(findings), findings)
 
 
-def _files(path: Path | None, raw: Any) -> list[Finding]:
+def _files(path: Path | None, raw: Any, tls: cfg.Tls | None) -> list[Finding]:
     found = [] if path is None else _mode(str(path), lambda mode: checkup.config_file(str(path), mode, raw))
-    for name in dict.fromkeys(checkup.secret_files(raw)):
+    keys = [] if tls is None else [tls.key]
+    for name in dict.fromkeys(checkup.secret_files(raw) + keys):
         found += _mode(name, lambda mode, name=name: checkup.secret_file(name, mode))  # type: ignore[misc]
     return found
 
@@ -120,7 +121,7 @@ def _tls(tls: cfg.Tls | None) -> list[Finding]:
         return []
     try:
         tls_context(tls)
-        end = x509.not_after(Path(tls.cert).read_text(encoding="ascii"))
+        end = x509.not_after(Path(tls.cert).read_text(encoding="ascii", errors="replace"))
     except (cfg.ConfigError, OSError, ValueError) as err:
         return checkup.unreadable(tls.cert, str(err))
     return checkup.certificate(tls.cert, end, time.time())

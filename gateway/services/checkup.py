@@ -152,12 +152,9 @@ def literal_secrets(raw: Any) -> Iterator[str]:
 
 
 def secret_files(raw: Any) -> list[str]:
-    """The files that hold secrets, named by `file:` anywhere, and the private key of TLS."""
+    """The files that hold secrets, named by `file:` anywhere."""
     if isinstance(raw, dict):
-        inner = [path for value in raw.values() for path in secret_files(value)]
-        tls = raw.get("tls")
-        key = tls.get("key") if isinstance(tls, dict) else None
-        return inner + ([key] if isinstance(key, str) and not key.startswith("file:") else [])
+        return [path for value in raw.values() for path in secret_files(value)]
     if isinstance(raw, list):
         return [path for value in raw for path in secret_files(value)]
     return [raw.removeprefix("file:")] if isinstance(raw, str) and raw.startswith("file:") else []
