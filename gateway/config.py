@@ -47,7 +47,9 @@ class Caps(_Section, frozen=True):
     headers: Annotated[Count, Meta(description="number of header fields")] = 100
     target_bytes: Annotated[int, Meta(ge=256, le=65_536, description="request target")] = 8 * 1024
     body_bytes: Annotated[Size, Meta(description="one request body")] = 10 * 1024 * 1024
-    bodies_bytes: Annotated[Size, Meta(description="all buffered request bodies together")] = 256 * 1024 * 1024
+    bodies_bytes: Annotated[Size, Meta(description="all buffered bodies together; body_bytes or more")] = (
+        256 * 1024 * 1024
+    )
     connections: Annotated[Count, Meta(description="client connections")] = 10_000
     connections_per_ip: Annotated[Count, Meta(description="client connections of one address")] = 1_000
     connections_per_key: Annotated[Count, Meta(description="requests of one key at once")] = 200
@@ -143,7 +145,7 @@ class Discovery(_Section, frozen=True):
 
     interval: Annotated[Seconds, Meta(description="between two looks at a backend")] = 10.0
     timeout: Annotated[Seconds, Meta(description="one look")] = 5.0
-    forget: Annotated[Seconds, Meta(description="unseen for this long: no models")] = 60.0
+    forget: Annotated[Seconds, Meta(description="unseen so long: no models; interval + timeout or more")] = 60.0
     eject_after: Annotated[Count, Meta(description="failures in a row that open the breaker")] = 3
     eject_for: Annotated[Seconds, Meta(description="how long the breaker stays open before one probe")] = 10.0
 
@@ -391,6 +393,10 @@ def check(config: Config) -> None:
     if config.shared and urlsplit(config.shared).scheme not in ("redis", "rediss"):
         raise ConfigError("shared: only redis:// and rediss:// are known")
     _check_names(config)
+    if config.discovery.forget < config.discovery.interval + config.discovery.timeout:
+        raise ConfigError("discovery.forget: less than interval and timeout: models would vanish between two looks")
+    if config.caps.bodies_bytes < config.caps.body_bytes:
+        raise ConfigError("caps.bodies_bytes: less than body_bytes: the largest body would find no room")
     for index, origin in enumerate(config.cors.origins):
         _refuse(f"cors.origins[{index}]", origin_fault(origin))
     if "*" in config.cors.origins and config.cors.credentials:

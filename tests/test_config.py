@@ -30,6 +30,8 @@ def engine(**more: str) -> str:
         ("aliases: {small: x}\ncategories: {small: {models: [x]}}", "aliases.small: a category has that name"),
         ("cors: {origins: ['https://chat.example', 'https://chat.example/']}", "cors.origins[1]: not SCHEME://HOST"),
         ("cors: {origins: ['https://Chat.example']}", "cors.origins[0]: not SCHEME://HOST"),
+        ("discovery: {interval: 60}", "discovery.forget: less than interval and timeout"),
+        ("caps: {body_bytes: 4096, bodies_bytes: 2048}", "caps.bodies_bytes: less than body_bytes"),
         ("cors: {origins: ['null']}", "cors.origins[0]: not SCHEME://HOST"),
     ],
 )
