@@ -4,6 +4,8 @@ Exit codes: 0 done, 1 could not be done (one sentence on standard error), 2 wron
 """
 
 import argparse
+import errno
+import os
 import re
 import sys
 import traceback
@@ -89,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = tree.parse_args(argv)
     try:
         code: int = args.run(args)
+        sys.stdout.flush()
     except (AccountError, CommandError, ConfigError, SpoolError, StoreError) as err:
         say(Scrubber().text(f"fairgate: {err}"))
         return 1
@@ -97,7 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:  # of a command, or of a gateway that had not yet taken over the signal: nothing to drain
         return 130
-    except Exception:  # a bug: its trace is for a report, so it must be as clean as the log
-        say(Scrubber().text(traceback.format_exc()))
+    except Exception as err:
+        if isinstance(err, OSError) and err.errno == errno.ENOSPC:
+            say(f"fairgate: {err}")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left of the result fits nowhere, at the exit neither
+        else:  # a bug: its trace is for a report, so it must be as clean as the log
+            say(Scrubber().text(traceback.format_exc()))
         return 1
     return code

@@ -345,12 +345,22 @@ def test_a_file_that_cannot_be_written_is_said(cli: Cli, tmp_path: Path) -> None
     assert f"{tmp_path}: Is a directory" in cli.refused("audit", "export", "--output", str(tmp_path))
 
 
+def test_a_full_disk_is_said(cli: Cli) -> None:
+    """Also when the result only reaches it at the end."""
+    cli.json("tenants", "create", "acme")
+    line = [sys.executable, "-m", "gateway", "tenants", "list", "--store", cli.store]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (1, "fairgate: [Errno 28] No space left on device\n")
+
+
 def test_ctrl_c_ends_a_command_without_a_trace(tmp_path: Path) -> None:
     """O5: while it waits for an engine that says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
+        mute.settimeout(60)
         file = tmp_path / "fairgate.yaml"
         engine = f"{{name: b, url: 'http://127.0.0.1:{mute.getsockname()[1]}', engine: ollama}}"
-        file.write_text(f"store: {tmp_path / 'x.db'}\ndiscovery: {{timeout: 60}}\nbackends: [{engine}]\n")
+        file.write_text(f"store: {tmp_path / 'x.db'}\ndiscovery: {{timeout: 60, forget: 600}}\nbackends: [{engine}]\n")
         line = [sys.executable, "-m", "gateway", "doctor", "--config", str(file)]
         with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as doctor:
             with mute.accept()[0]:
