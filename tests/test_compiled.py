@@ -43,6 +43,16 @@ def test_attributes_are_no_keywords_of_c(module: str) -> None:
             assert node.attr.lstrip("_") not in C_WORDS or not node.attr.startswith("_"), node.attr
 
 
+@pytest.mark.parametrize("module", modules())
+def test_no_handler_waits_and_raises_again(module: str) -> None:
+    """Compiled, the exception is gone after the wait and the process with it."""
+    for handler in (node for node in ast.walk(tree(module)) if isinstance(node, ast.ExceptHandler)):
+        inside = list(ast.walk(handler))
+        waits = any(isinstance(node, ast.Await | ast.AsyncFor | ast.AsyncWith) for node in inside)
+        raises = any(isinstance(node, ast.Raise) and node.exc is None for node in inside)
+        assert not (waits and raises), f"line {handler.lineno}"
+
+
 def test_every_module_of_the_list_exists() -> None:
     assert len(modules()) > 30
     for module in modules():
