@@ -5,8 +5,10 @@ Owns the arithmetic of three moving figures. Must not know who ran.
 
 from __future__ import annotations
 
-_WEIGHT = 0.02
-_WARM_UP = 64
+from typing import Final
+
+_WEIGHT: Final = 0.02
+_WARM_UP: Final = 64
 """Until so many samples, ranks are renewed at every power of two instead of at landmarks only."""
 
 

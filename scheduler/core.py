@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import inf, isfinite, isnan
+from typing import Final
 from zlib import crc32
 
 import msgspec
@@ -32,10 +33,11 @@ from scheduler.reservations import Calendar, Window
 from scheduler.settings import Settings
 from scheduler.statistics import collect
 
-NOTHING: tuple[Decision, ...] = ()
-MAX_COST = 1e12
-MIN_SHARE, MAX_SHARE = 1e-3, 1e6
-MAX_OFFSET = 1e4
+NOTHING: Final[tuple[Decision, ...]] = ()
+MAX_COST: Final = 1e12
+MIN_SHARE: Final = 1e-3
+MAX_SHARE: Final = 1e6
+MAX_OFFSET: Final = 1e4
 
 
 class Core:

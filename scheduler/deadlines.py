@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 from math import inf
+from typing import Final
 
 from scheduler.request import QUEUED, Request
 
-_SLICE = 64
+_SLICE: Final = 64
 
 
 class Deadlines:

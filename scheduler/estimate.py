@@ -7,13 +7,14 @@ Must not know queues or HTTP. A client's `max_tokens` alone is never charged: cl
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Final
 
 from scheduler.settings import Settings
 
-FIRST_RATIO = 4.0
+FIRST_RATIO: Final = 4.0
 """Bytes per input token before anything was learned: the usual figure of English text in JSON."""
-_RATIO_WEIGHT = 0.05
-_OUTPUT_WEIGHT = 0.1
+_RATIO_WEIGHT: Final = 0.05
+_OUTPUT_WEIGHT: Final = 0.1
 
 
 def cost(settings: Settings, uncached: float, cached: float, output: float, factor: float = 1.0) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
+from typing import Final
 
 from scheduler.gates import Gate
 from scheduler.model import Saved, SavedParty, SavedPool
@@ -15,9 +16,9 @@ from scheduler.pool import Pool
 from scheduler.settings import Settings
 from scheduler.usage import Ledger, UserAccount
 
-_SWEEP = 256
+_SWEEP: Final = 256
 """Idle accounts looked at in one go after a landmark."""
-_WORTH = 0.01
+_WORTH: Final = 0.01
 """Usage below this part of the smallest scale no longer changes an order."""
 
 

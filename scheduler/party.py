@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from scheduler.request import QUEUED, Request
 from scheduler.usage import Account, UserAccount
@@ -16,8 +16,8 @@ from scheduler.usage import Account, UserAccount
 if TYPE_CHECKING:
     from scheduler.ranking import Ranking
 
-_GAP_WEIGHT = 0.3
-_MEAN_WEIGHT = 0.1
+_GAP_WEIGHT: Final = 0.3
+_MEAN_WEIGHT: Final = 0.1
 
 
 class Node:

@@ -15,7 +15,7 @@ so that a deep backlog buys nothing: what counts is how long the party has been 
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from scheduler.averages import Averages
 from scheduler.model import Ticket
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from scheduler.reservations import Window
     from scheduler.settings import Settings
 
-_TINY = 1e-9
-_NO_UNIT = 1e12
+_TINY: Final = 1e-9
+_NO_UNIT: Final = 1e12
 """Service time before any is known: waits then only break ties."""
 
 

@@ -16,15 +16,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from itertools import accumulate, islice
-from typing import Any
+from typing import Any, Final
 
 from scheduler.party import Node, User
 from scheduler.pool import Pool
 from scheduler.ranking import Epoch, Ranking
 
-_SAMPLE = 2048
+_SAMPLE: Final = 2048
 """Parties a snapshot looks at; of more, every so many-th counts for the others."""
-REFRESH = 1.0
+REFRESH: Final = 1.0
 """Seconds a snapshot serves."""
 
 

@@ -23,15 +23,15 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush, heapreplace
 from math import inf, log1p
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from scheduler.party import Node
 
-SLICE = 64
+SLICE: Final = 64
 """Parties re-keyed per operation while a ranking moves to a new epoch: about 0.05 ms."""
 
 
-SLACK = 0.5
+SLACK: Final = 0.5
 """Service times by which payment is rounded towards none: small queues then know no noise of means, and who has
 just been served gains nothing. In the simulator 0.5 costs nothing anywhere, 2 costs shares in crowds (Jain .994)."""
 

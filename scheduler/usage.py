@@ -11,14 +11,14 @@ exponent leaves the range of a double the origin moves (`Ledger.rebase`).
 from __future__ import annotations
 
 from math import exp, log
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from scheduler.party import Node
 
-REBASE_AT = 200.0
+REBASE_AT: Final = 200.0
 """Growth exponent at which the origin moves: e^200 * 1e12 is far inside a double, and it is once a day by default."""
-FORGET_AT = 600.0
+FORGET_AT: Final = 600.0
 """A gap of this many rates leaves nothing of any usage (e^-600): accounts are cleared instead of scaled."""
 
 

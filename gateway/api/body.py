@@ -7,6 +7,7 @@ spans and keep every other byte. Must not know dialects, engines or transport.
 
 import re
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
@@ -14,27 +15,27 @@ from gateway.errors import BadRequest
 
 Members = dict[str, msgspec.Raw]
 
-MODEL_CHARS = 512
+MODEL_CHARS: Final = 512
 """Longest model name taken: file paths are names too, essays are not."""
 
-_OBJECT = msgspec.json.Decoder(Members)
-_LIST = msgspec.json.Decoder(list[msgspec.Raw])
-_TEXT = msgspec.json.Decoder(str | None)
-_FLAG = msgspec.json.Decoder(bool | None)
-_NUMBER = msgspec.json.Decoder(int | float | None)
+_OBJECT: Final = msgspec.json.Decoder(Members)
+_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_TEXT: Final = msgspec.json.Decoder(str | None)
+_FLAG: Final = msgspec.json.Decoder(bool | None)
+_NUMBER: Final = msgspec.json.Decoder(int | float | None)
 
 # Possessive repeats: a valid body never needs to backtrack, and ten million escapes must not pile up a stack.
-_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_KEY = re.compile(rb"[ \t\r\n]*+,?[ \t\r\n]*+(%b)[ \t\r\n]*+:[ \t\r\n]*+" % _STRING, re.DOTALL)
-_STRING_VALUE = re.compile(_STRING, re.DOTALL)
-_SCALAR = re.compile(rb"[^,}\] \t\r\n]++")
-_BRACKET = re.compile(rb"%b|[][{}]" % _STRING, re.DOTALL)
-_AFTER_SCALAR = frozenset(b",} \t\r\n")
+_STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_KEY: Final = re.compile(rb"[ \t\r\n]*+,?[ \t\r\n]*+(%b)[ \t\r\n]*+:[ \t\r\n]*+" % _STRING, re.DOTALL)
+_STRING_VALUE: Final = re.compile(_STRING, re.DOTALL)
+_SCALAR: Final = re.compile(rb"[^,}\] \t\r\n]++")
+_BRACKET: Final = re.compile(rb"%b|[][{}]" % _STRING, re.DOTALL)
+_AFTER_SCALAR: Final = frozenset(b",} \t\r\n")
 
-_BLOB = re.compile(rb';base64,[A-Za-z0-9+/=_-]*+|"images"[ \t\r\n]*+:[ \t\r\n]*+\[[^]]*+')
-_BLOB_FROM = 64 * 1024
+_BLOB: Final = re.compile(rb';base64,[A-Za-z0-9+/=_-]*+|"images"[ \t\r\n]*+:[ \t\r\n]*+\[[^]]*+')
+_BLOB_FROM: Final = 64 * 1024
 """A body up to this size counts as text whatever it holds: searching it would cost as much as decoding it."""
-_BLOB_AS_BYTES = 4096
+_BLOB_AS_BYTES: Final = 4096
 """What one image counts for in place of its base64: about a thousand tokens."""
 
 

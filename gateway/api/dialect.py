@@ -1,14 +1,16 @@
 """What a dialect is: rows of the route table, a view of the body, and three renderers.
 
-Pure: no transport, no services. A dialect never sees who is asking or where the request goes.
+Pure: no transport, no services. A dialect never sees who is asking or where the request goes. Compiled
+(`hatch_build.py`), an attribute of a row or a view is a field of C. What is made for every request writes its own
+`__init__`, which is compiled too: the one of a dataclass is not.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
-import msgspec
-
+from gateway.api.model_info import ModelInfo
 from gateway.errors import Bug, GatewayError, ModelUnavailable
 
 
@@ -50,66 +52,38 @@ ANY_METHOD = "*"
 """The method of a row that stands for every method of its path (A2: blocked for all of them)."""
 
 
-class Endpoint(msgspec.Struct, frozen=True):
-    """One row of the route table. `path` is exact, or ends in `/*` (prefix). `upstream` is the engine's path.
-
-    `engines` lists the engine kinds that speak the route; empty means every kind (or no engine at all).
-    """
-
-    method: str
-    path: str
-    kind: Kind
-    access: Access
-    dialect: "Dialect"
-    scope: str = ""
-    upstream: bytes = b""
-    framing: Framing = Framing.SSE
-    local: str = ""  # name of the local answer for Kind.LOCAL
-    engines: frozenset[str] = frozenset()
-
-    @property
-    def metered(self) -> bool:
-        """Whether the route goes through limits, queue and backend."""
-        return bool(self.upstream)
-
-
-class Ask(msgspec.Struct, frozen=True, gc=False):
+@dataclass(init=False)
+class Ask:
     """What the phases need to know of a body. Tokens are counts; `None` means the client did not say."""
 
-    model: str
-    stream: bool = False
-    max_tokens: int | None = None  # the effective output cap asked for; negative = unlimited
-    usage_asked: bool = False  # the client itself asked for the usage frame
-    choices: int = 1  # answers the engine may generate: `n` or its aliases, times the prompts
-    input_bytes: int = 0  # size of the prompt part, for the estimate
-    user: str = ""  # end user named by the body (K10)
-    keys: frozenset[str] = frozenset()  # the guarded top-level keys that the body has, for edits
+    model: Final[str]
+    stream: Final[bool]
+    max_tokens: Final[int | None]  # the effective output cap asked for; negative = unlimited
+    usage_asked: Final[bool]  # the client itself asked for the usage frame
+    choices: Final[int]  # answers the engine may generate: `n` or its aliases, times the prompts
+    input_bytes: Final[int]  # size of the prompt part, for the estimate
+    user: Final[str]  # end user named by the body (K10)
+    keys: Final[frozenset[str]]  # the guarded top-level keys that the body has, for edits
 
-
-class ModelInfo(msgspec.Struct, frozen=True):
-    """A usable model as lists show it. `created` is Unix seconds; `detail` is the engine's own `/api/tags` record."""
-
-    name: str
-    created: int = 0
-    owned_by: str = "fairgate"
-    size: int = 0
-    digest: str = ""
-    loaded: bool = False
-    detail: dict[str, object] = {}
-    running: dict[str, object] = {}  # the engine's own `/api/ps` record while loaded
-
-
-UNAVAILABLE_MODEL = "The model is not available to this key."
-INTERNAL = "Something went wrong inside the gateway. The request id leads its operator to the cause."
-
-
-def public_message(err: GatewayError) -> str:
-    """The sentence a client may see: fixed where a raise site must not be able to tell more (K8, bugs)."""
-    if isinstance(err, ModelUnavailable):
-        return UNAVAILABLE_MODEL
-    if isinstance(err, Bug) or type(err) is GatewayError:
-        return INTERNAL
-    return err.message
+    def __init__(
+        self,
+        model: str,
+        stream: bool = False,
+        max_tokens: int | None = None,
+        usage_asked: bool = False,
+        choices: int = 1,
+        input_bytes: int = 0,
+        user: str = "",
+        keys: frozenset[str] = frozenset(),
+    ) -> None:
+        self.model = model
+        self.stream = stream
+        self.max_tokens = max_tokens
+        self.usage_asked = usage_asked
+        self.choices = choices
+        self.input_bytes = input_bytes
+        self.user = user
+        self.keys = keys
 
 
 class Dialect(Protocol):
@@ -118,13 +92,13 @@ class Dialect(Protocol):
     name: str
     framing: Framing
 
-    def routes(self) -> Sequence[Endpoint]: ...
+    def routes(self) -> "Sequence[Endpoint]": ...
 
-    def read(self, endpoint: Endpoint, body: bytes) -> Ask:
+    def read(self, endpoint: "Endpoint", body: bytes) -> Ask:
         """The view of a body. Raises BadRequest with a sentence that names the field."""
         ...
 
-    def edit(self, endpoint: Endpoint, body: bytes, ask: Ask, *, model: str, cap: int, engine: str) -> bytes:
+    def edit(self, endpoint: "Endpoint", body: bytes, ask: Ask, *, model: str, cap: int, engine: str) -> bytes:
         """The body for the engine: served model name, output cap (tokens), usage request. All other bytes unchanged."""
         ...
 
@@ -141,3 +115,40 @@ class Dialect(Protocol):
     def model(self, model: ModelInfo) -> bytes: ...
 
     def running(self, models: Sequence[ModelInfo]) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One row of the route table. `path` is exact, or ends in `/*` (prefix). `upstream` is the engine's path.
+
+    `engines` lists the engine kinds that speak the route; empty means every kind (or no engine at all).
+    """
+
+    method: str
+    path: str
+    kind: Kind
+    access: Access
+    dialect: Dialect
+    scope: str = ""
+    upstream: bytes = b""
+    framing: Framing = Framing.SSE
+    local: str = ""  # name of the local answer for Kind.LOCAL
+    engines: frozenset[str] = frozenset()
+
+    @property
+    def metered(self) -> bool:
+        """Whether the route goes through limits, queue and backend."""
+        return bool(self.upstream)
+
+
+UNAVAILABLE_MODEL: Final = "The model is not available to this key."
+INTERNAL: Final = "Something went wrong inside the gateway. The request id leads its operator to the cause."
+
+
+def public_message(err: GatewayError) -> str:
+    """The sentence a client may see: fixed where a raise site must not be able to tell more (K8, bugs)."""
+    if isinstance(err, ModelUnavailable):
+        return UNAVAILABLE_MODEL
+    if isinstance(err, Bug) or type(err) is GatewayError:
+        return INTERNAL
+    return err.message

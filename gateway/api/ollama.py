@@ -6,6 +6,7 @@ know other dialects, services or transport.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Final
 
 import msgspec
 
@@ -22,13 +23,14 @@ from gateway.api.body import (
     require,
     with_members,
 )
-from gateway.api.dialect import ANY_METHOD, Access, Ask, Endpoint, Framing, Kind, ModelInfo, public_message
+from gateway.api.dialect import ANY_METHOD, Access, Ask, Endpoint, Framing, Kind, public_message
+from gateway.api.model_info import ModelInfo
 from gateway.errors import Busy, GatewayError
 
-_SCOPE = "ollama"
-_ENGINES = frozenset({"ollama"})
+_SCOPE: Final = "ollama"
+_ENGINES: Final = frozenset({"ollama"})
 
-_METERED = {
+_METERED: Final = {
     "/api/chat": Kind.CHAT,
     "/api/generate": Kind.COMPLETION,
     "/api/embed": Kind.EMBEDDING,
@@ -36,7 +38,7 @@ _METERED = {
     "/api/show": Kind.SHOW,
 }
 
-_BLOCKED = (
+_BLOCKED: Final = (
     "/api/pull",
     "/api/push",
     "/api/create",
@@ -49,12 +51,12 @@ _BLOCKED = (
     "/api/experimental/*",
 )
 
-_GUARDED = frozenset({"model", "name", "stream", "options", "messages", "prompt", "input"})
-_GUARDED_OPTIONS = frozenset({"num_predict"})
-_GENERATES = frozenset({b"/api/chat", b"/api/generate"})
+_GUARDED: Final = frozenset({"model", "name", "stream", "options", "messages", "prompt", "input"})
+_GUARDED_OPTIONS: Final = frozenset({"num_predict"})
+_GENERATES: Final = frozenset({b"/api/chat", b"/api/generate"})
 """Engine paths that generate text: they stream unless told not to, and have an output limit."""
 
-_PROMPTS = {
+_PROMPTS: Final = {
     b"/api/chat": ("messages", "tools", "format"),
     b"/api/generate": ("prompt", "suffix", "system", "template", "context", "format", "images"),
     b"/api/embed": ("input",),
@@ -62,8 +64,8 @@ _PROMPTS = {
     b"/api/show": (),
 }
 
-_TAG_FIELDS = ("modified_at", "size", "digest", "details", "capabilities")
-_RUNNING_FIELDS = ("size", "digest", "details", "expires_at", "size_vram", "context_length")
+_TAG_FIELDS: Final = ("modified_at", "size", "digest", "details", "capabilities")
+_RUNNING_FIELDS: Final = ("size", "digest", "details", "expires_at", "size_vram", "context_length")
 """What list entries may hold. Ollama's others (`remote_host`, ...) name addresses, which lists must not show (A8)."""
 
 

@@ -4,7 +4,7 @@ Served by every engine kind (Ollama too, on its own `/v1`). Must not know other 
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -22,32 +22,33 @@ from gateway.api.body import (
     require,
     with_members,
 )
-from gateway.api.dialect import Access, Ask, Endpoint, Framing, Kind, ModelInfo, public_message
+from gateway.api.dialect import Access, Ask, Endpoint, Framing, Kind, public_message
+from gateway.api.model_info import ModelInfo
 from gateway.errors import BadRequest, BudgetSpent, Busy, GatewayError, ModelUnavailable
 
-CHOICES = 128
+CHOICES: Final = 128
 """Most answers one request may ask for (the API's own bound of `n`)."""
 
-_CAPS = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"})
+_CAPS: Final = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"})
 """All keys some engine takes as output limit: clamped wherever they stand. llama.cpp prefers its own `n_predict`."""
 
-_MULTIPLIERS = frozenset({"n", "best_of", "n_cmpl"})
+_MULTIPLIERS: Final = frozenset({"n", "best_of", "n_cmpl"})
 """Keys that make one request generate several answers; `n_cmpl` is llama.cpp's."""
 
-_GUARDED = frozenset(
+_GUARDED: Final = frozenset(
     {"model", "stream", "stream_options", "messages", "prompt", "input", "user"} | _CAPS | _MULTIPLIERS
 )
-_GUARDED_OPTIONS = frozenset({"include_usage"})
+_GUARDED_OPTIONS: Final = frozenset({"include_usage"})
 
-_READS_MAX_TOKENS_ONLY = frozenset({"ollama", "llamacpp"})
+_READS_MAX_TOKENS_ONLY: Final = frozenset({"ollama", "llamacpp"})
 """Engines of which not every version knows `max_completion_tokens`: they get `max_tokens` as well."""
 
-_ZERO_IS_UNLIMITED = frozenset({"ollama"})
+_ZERO_IS_UNLIMITED: Final = frozenset({"ollama"})
 """Ollama stops at the limit only where it is positive (its runners test `numPredict > 0`)."""
 
-_INCLUDE = b'{"include_usage":true}'
+_INCLUDE: Final = b'{"include_usage":true}'
 
-_TYPES = {
+_TYPES: Final = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
@@ -144,8 +145,8 @@ class OpenAI:
         return self.models(models)
 
 
-_KEY_SETS: dict[frozenset[str], frozenset[str]] = {}
-_MOST_KEY_SETS = 1000
+_KEY_SETS: Final[dict[frozenset[str], frozenset[str]]] = {}
+_MOST_KEY_SETS: Final = 1000
 
 
 def _shared(keys: frozenset[str]) -> frozenset[str]:
@@ -195,7 +196,7 @@ class _Shape(NamedTuple):
     asks_usage: bool = False
 
 
-_SHAPES = {
+_SHAPES: Final = {
     b"/v1/chat/completions": _Shape(
         _check_chat,
         ("messages", "tools", "functions", "response_format"),

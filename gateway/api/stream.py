@@ -11,31 +11,32 @@ from typing import Final
 import msgspec
 
 from gateway.api.dialect import Endpoint, Framing
-from gateway.api.usage import BLOCK, FRAME, Block, Frame, Response, Timings, Usage
+from gateway.api.usage import Usage
+from gateway.api.views import BLOCK, FRAME, Block, Frame, Response, Timings
 
-TAIL = 64 * 1024
+TAIL: Final = 64 * 1024
 """Of a larger buffer only this much is kept: the end of a stream is what matters, and its last frame is small."""
-SHORT = 128
-RUN = 512
+SHORT: Final = 128
+RUN: Final = 512
 """Buffers shorter than SHORT are gathered into runs of at least RUN bytes: bytes that trickle in must not push the
 usage out of what is kept."""
-LONGEST_FRAME = 1024 * 1024
+LONGEST_FRAME: Final = 1024 * 1024
 """Bytes kept of a frame that does not end. Ollama's last line may carry a whole context as numbers."""
 LONGEST_USAGE: Final = 1024  # bytes of a usage object with all its details
-PARSED_WHOLE = 16 * 1024
+PARSED_WHOLE: Final = 16 * 1024
 """A plain answer up to this size is decoded for its usage; of a larger one the tail is searched first."""
 _LOOK_BACK: Final = 12  # frames searched from the end: usage, finish, `[DONE]` and room for comments
 
 
-_ENDS_OF_RESPONSE = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_ENDS_OF_RESPONSE: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
-_CHUNK_SIZE = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})(?:;[^\r\n]*)?(?=\r\n)")
-_BODY_END = re.compile(rb"\r\n0{1,16}(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*+\r\n\Z")
+_CHUNK_SIZE: Final = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})(?:;[^\r\n]*)?(?=\r\n)")
+_BODY_END: Final = re.compile(rb"\r\n0{1,16}(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*+\r\n\Z")
 _SHORT_TRAILERS: Final = 1024  # bytes from the last chunk to the end of the body in which that chunk is looked for
 _MOST_LINES: Final = 4096  # size lines that may turn out to be none before guessing has to do
-_SIZE_LINE = re.compile(_CHUNK_SIZE.pattern + rb"\r\n")
-_USAGE_AT_END = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
-_COUNT_AT_END = re.compile(rb'"(prompt_eval_count|eval_count|total_duration)"\s*:\s*(\d{1,18})')
+_SIZE_LINE: Final = re.compile(_CHUNK_SIZE.pattern + rb"\r\n")
+_USAGE_AT_END: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+_COUNT_AT_END: Final = re.compile(rb'"(prompt_eval_count|eval_count|total_duration)"\s*:\s*(\d{1,18})')
 
 
 class Tap:

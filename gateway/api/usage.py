@@ -1,58 +1,22 @@
-"""Token usage, and the views of frames and answers in which engines report it. Pure facts.
+"""Token usage of one request, as reported by its engine or counted here. A pure fact."""
 
-Not compiled (`hatch_build.py`): records keep their options and types.
-"""
-
-import msgspec
+from dataclasses import dataclass
+from typing import Final
 
 
-class Usage(msgspec.Struct, frozen=True, gc=False):
+@dataclass(init=False)
+class Usage:
     """Tokens of one request. `cached_tokens` are part of `prompt_tokens`. Not `reported`: counted here, an estimate."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    reported: bool = True
+    prompt_tokens: Final[int]
+    completion_tokens: Final[int]
+    cached_tokens: Final[int]
+    reported: Final[bool]
 
-
-class Details(msgspec.Struct, gc=False):
-    cached_tokens: int | None = 0
-
-
-class Block(msgspec.Struct, gc=False):
-    """OpenAI's `usage`, of chat (`prompt_tokens`) and of responses (`input_tokens`)."""
-
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0
-    prompt_tokens_details: Details | None = None
-    input_tokens: int | None = 0
-    output_tokens: int | None = 0
-    input_tokens_details: Details | None = None
-
-
-class Timings(msgspec.Struct, gc=False):
-    """llama.cpp's own counts; `prompt_n` leaves the cached part out."""
-
-    prompt_n: int = 0
-    cache_n: int = 0
-    predicted_n: int = 0
-
-
-class Response(msgspec.Struct, gc=False):
-    usage: Block | None = None
-
-
-class Frame(msgspec.Struct, gc=False):
-    """What matters of one JSON frame or whole answer, in either dialect."""
-
-    usage: Block | None = None
-    timings: Timings | None = None
-    response: Response | str | None = None
-    type: str | None = None
-    done: bool | None = False
-    prompt_eval_count: int | None = None
-    eval_count: int | None = None
-
-
-FRAME = msgspec.json.Decoder(Frame)
-BLOCK = msgspec.json.Decoder(Block)
+    def __init__(
+        self, prompt_tokens: int = 0, completion_tokens: int = 0, cached_tokens: int = 0, reported: bool = True
+    ) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = completion_tokens
+        self.cached_tokens = cached_tokens
+        self.reported = reported

@@ -9,7 +9,7 @@ ones, so that a record can be written at any time; only `settle` and `refuse` as
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.api.dialect import Ask, Endpoint
 from gateway.api.routes import NO_ENDPOINT, Routes
@@ -82,12 +82,12 @@ class Runtime:
     """Peer address and head -> the client's address (H9)."""
 
 
-NO_HEAD = RequestHead("", b"", "", b"", 11, {}, None, False, False, False)
-NO_PRINCIPAL = Principal("", "", "")
-NO_ASK = Ask("")
-NO_ROUTE = Route("", "", (), Terms(0.0, 0.0, 0.0, 0.0, 0, 0, 0.0))
-NO_BACKEND = Backend("", "", "", 0, False, b"", b"", b"", 0.0, 0)
-NO_REPLY = ResponseHead(0, [], None, False, False, True, False)
+NO_HEAD: Final = RequestHead("", b"", "", b"", 11, {}, None, False, False, False)
+NO_PRINCIPAL: Final = Principal("", "", "")
+NO_ASK: Final = Ask("")
+NO_ROUTE: Final = Route("", "", (), Terms(0.0, 0.0, 0.0, 0.0, 0, 0, 0.0))
+NO_BACKEND: Final = Backend("", "", "", 0, False, b"", b"", b"", 0.0, 0)
+NO_REPLY: Final = ResponseHead(0, [], None, False, False, True, False)
 
 
 class Known(NamedTuple):

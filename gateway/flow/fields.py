@@ -5,12 +5,13 @@ answer's media type (H8): no field of one side reaches the other by default.
 """
 
 import random
+from typing import Final
 
 from gateway.errors import BudgetSpent, Busy, GatewayError, MethodNotAllowed
 from gateway.services.backends import Backend
 
-JSON = b"application/json"
-SECURITY = (
+JSON: Final = b"application/json"
+SECURITY: Final = (
     b"X-Content-Type-Options: nosniff\r\n"
     b"X-Frame-Options: DENY\r\n"
     b"Referrer-Policy: no-referrer\r\n"
@@ -18,18 +19,19 @@ SECURITY = (
     b"Cross-Origin-Opener-Policy: same-origin\r\n"
     b"Cross-Origin-Resource-Policy: same-origin\r\n"
 )
-NO_STORE = b"Cache-Control: no-store\r\n"
-RETRY_AFTER_MAX = 60.0  # seconds; SDKs ignore longer ones (protocols.md section 3)
+NO_STORE: Final = b"Cache-Control: no-store\r\n"
+RETRY_AFTER_MAX: Final = 60.0  # seconds; SDKs ignore longer ones (protocols.md section 3)
 
-_request_heads: dict[tuple[Backend, bytes], bytes] = {}
+_request_heads: Final[dict[tuple[bytes, bytes, bytes, bytes], bytes]] = {}
 
 
 def request_head(backend: Backend, target: bytes, request_id: str, length: int, trace: bytes) -> bytes:
     """The head of a request to an engine: its own Host, our length, and of the client's fields only those of its trace,
     as ready lines."""
-    fixed = _request_heads.get((backend, target))
+    made_of = (target, backend.base_path, backend.host_header, backend.auth)
+    fixed = _request_heads.get(made_of)
     if fixed is None:
-        fixed = _request_heads[backend, target] = _fixed_request_head(backend, target)
+        fixed = _request_heads[made_of] = _fixed_request_head(backend, target)
     return b"%bX-Request-ID: %b\r\n%bContent-Length: %d\r\n\r\n" % (fixed, request_id.encode(), trace, length)
 
 
@@ -51,7 +53,7 @@ def forget_request_heads() -> None:
     _request_heads.clear()
 
 
-_answers: dict[bytes, bytes] = {}
+_answers: Final[dict[bytes, bytes]] = {}
 
 
 def answer_fields(media_type: bytes, request_id: str, extra: bytes = b"") -> bytes:

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from gateway import __version__
-from gateway.api.dialect import Kind, ModelInfo
+from gateway.api.dialect import Kind
+from gateway.api.model_info import ModelInfo
 from gateway.api.routes import tail
 from gateway.errors import AuditUnavailable, ModelUnavailable, NotFound
 from gateway.flow import fields

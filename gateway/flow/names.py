@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from gateway.api.dialect import ModelInfo
+from gateway.api.model_info import ModelInfo
 from gateway.config import Category
 from gateway.services.backends import Route
 

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from gateway.api.dialect import Access, Dialect, Framing
 from gateway.api.routes import NO_ENDPOINT
@@ -49,11 +49,11 @@ from scheduler.aio import Lease, Rejected, Waiter
 
 log = logging.getLogger("fairgate.flow")
 
-SSE_COMMENT = b": keep-alive\n\n"
-STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
-_REQUEST_ID = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
-_ID_PREFIX = os.urandom(6).hex() + "-"
-_ID_COUNT = itertools.count(1)
+SSE_COMMENT: Final = b": keep-alive\n\n"
+STREAM_TYPES: Final = (b"text/event-stream", b"application/x-ndjson")
+_REQUEST_ID: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+_ID_PREFIX: Final = os.urandom(6).hex() + "-"
+_ID_COUNT: Final = itertools.count(1)
 
 
 async def handle(x: Exchange, rt: Runtime) -> None:

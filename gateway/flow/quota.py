@@ -4,6 +4,7 @@ Owns what is charged to whom in which ending; must not know how anything is coun
 """
 
 import math
+from typing import Final
 
 from gateway.api.dialect import Kind
 from gateway.api.usage import Usage
@@ -12,7 +13,7 @@ from gateway.services.keys import Principal
 from gateway.services.limits import Quota, Shown
 from gateway.services.meters import duration
 
-GENERATIONS = frozenset({Kind.CHAT, Kind.COMPLETION, Kind.RESPONSES})
+GENERATIONS: Final = frozenset({Kind.CHAT, Kind.COMPLETION, Kind.RESPONSES})
 
 
 def output_cap(asked: int | None, cap: int) -> int:

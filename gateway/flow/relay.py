@@ -7,7 +7,7 @@ authentication or queueing. One `Relay` is the upstream connection's sink and th
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from gateway.api.dialect import Endpoint, Framing
 from gateway.api.frames import FrameFilter
@@ -20,10 +20,10 @@ from gateway.http1.eager import Signal
 from gateway.http1.message import ResponseHead
 from gateway.http1.server import Connection
 
-CHUNKED = b"Transfer-Encoding: chunked\r\n"
-KEEP_FOR_USAGE = 256 * 1024  # of a plain JSON answer; longer ones (embeddings) are read from their tail
-NEVER = 1 << 62  # frames
-_NOTHING: list[bytes] = []  # what every stream keeps of a plain answer: shared, and never added to
+CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
+KEEP_FOR_USAGE: Final = 256 * 1024  # of a plain JSON answer; longer ones (embeddings) are read from their tail
+NEVER: Final = 1 << 62  # frames
+_NOTHING: Final[list[bytes]] = []  # what every stream keeps of a plain answer: shared, and never added to
 
 
 class Relay:

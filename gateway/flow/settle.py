@@ -4,6 +4,7 @@
 """
 
 import logging
+from typing import Final
 
 from gateway.api.dialect import Access
 from gateway.api.routes import NO_ENDPOINT
@@ -16,9 +17,9 @@ from scheduler.estimate import cost
 
 log = logging.getLogger("fairgate.flow")
 
-NO_USAGE = Usage(prompt_tokens=0, completion_tokens=0, cached_tokens=0, reported=False)
-MODEL_CHARS = 256  # of a name that nobody knows; longer ones are told by their beginning
-GONE_STATUS = 499  # what logs and engines call a request whose client left (nginx, Ollama)
+NO_USAGE: Final = Usage(prompt_tokens=0, completion_tokens=0, cached_tokens=0, reported=False)
+MODEL_CHARS: Final = 256  # of a name that nobody knows; longer ones are told by their beginning
+GONE_STATUS: Final = 499  # what logs and engines call a request whose client left (nginx, Ollama)
 
 
 def settle(x: Exchange, rt: Runtime) -> None:

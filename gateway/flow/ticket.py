@@ -1,6 +1,7 @@
 """What the scheduler is told of a request: who pays, about how much, how long it may wait. Must not know the queue."""
 
 from collections.abc import Callable
+from typing import Final
 
 from gateway.errors import BadRequest
 from gateway.flow.exchange import Exchange, Runtime
@@ -28,7 +29,7 @@ def ticket(x: Exchange, rt: Runtime) -> Ticket:
     )
 
 
-CLASS_OFFSETS: dict[str, Callable[[Settings], float]] = {
+CLASS_OFFSETS: Final[dict[str, Callable[[Settings], float]]] = {
     "batch": lambda settings: settings.offset_batch,
     "interactive": lambda settings: settings.offset_interactive,
     "system": lambda settings: settings.offset_system,

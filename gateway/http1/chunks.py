@@ -6,23 +6,24 @@ The walk is by count, never by looking for the end's bytes: content may hold the
 
 import re
 from collections.abc import Callable
+from typing import Final
 
 from gateway.http1.message import UpstreamWireError
 
-CRLF = b"\r\n"
-LAST_CHUNK = b"0\r\n\r\n"
-EXTENSION_BYTES = 256
+CRLF: Final = b"\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
+EXTENSION_BYTES: Final = 256
 """Most bytes of extensions on one size line; nobody uses them, and long ones are an attack (CVE-2023-39326)."""
-EXTENSIONS_BYTES = 16 * 1024
+EXTENSIONS_BYTES: Final = 16 * 1024
 """Most bytes of extensions in one body: the excess that Go's net/http grants."""
-TRAILER_BYTES = 8 * 1024
-TRAILER_COUNT = 32
-_SIZE_DIGITS = 16
-_LINE_BYTES = _SIZE_DIGITS + EXTENSION_BYTES + len(CRLF)
+TRAILER_BYTES: Final = 8 * 1024
+TRAILER_COUNT: Final = 32
+_SIZE_DIGITS: Final = 16
+_LINE_BYTES: Final = _SIZE_DIGITS + EXTENSION_BYTES + len(CRLF)
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 # No white space before or after ";" and "=": the grammar's BWS is for bad old senders, and parsers differ on it.
-_SIZE_LINE = re.compile(
+_SIZE_LINE: Final = re.compile(
     rb"([0-9A-Fa-f]{1,16})"
     rb"((?:;"
     + _TOKEN
@@ -30,19 +31,23 @@ _SIZE_LINE = re.compile(
     + _TOKEN
     + rb'+|"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"))?)*+)\r\n'
 )
-_TRAILER = re.compile(rb"(" + _TOKEN + rb"++):[\t\x20-\x7e\x80-\xff]*+\r\n")
-FORBIDDEN_TRAILERS = frozenset(
+_TRAILER: Final = re.compile(rb"(" + _TOKEN + rb"++):[\t\x20-\x7e\x80-\xff]*+\r\n")
+FORBIDDEN_TRAILERS: Final = frozenset(
     {b"transfer-encoding", b"content-length", b"host", b"trailer", b"authorization", b"content-encoding", b"te"}
 )
 """Framing, routing and authentication fields have no place behind a body (RFC 9110 section 6.5.1)."""
 
 # Size lines of ordinary frames, looked up instead of parsed (0.03 against 0.4 microseconds). Zero is left out:
 # the last chunk takes the slow way.
-_SIZES = {b"%x" % size: size for size in range(1, 4096)} | {b"%X" % size: size for size in range(1, 4096)}
-_SIZES_LINE = 3 + len(CRLF)
+_SIZES: Final = {b"%x" % size: size for size in range(1, 4096)} | {b"%X" % size: size for size in range(1, 4096)}
+_SIZES_LINE: Final = 3 + len(CRLF)
 
-_SIZE, _DATA, _DATA_END, _TRAILERS, _ENDED = range(5)
-_STATES = ("size line", "data", "data end", "trailers", "ended")
+_SIZE: Final = 0
+_DATA: Final = 1
+_DATA_END: Final = 2
+_TRAILERS: Final = 3
+_ENDED: Final = 4
+_STATES: Final = ("size line", "data", "data end", "trailers", "ended")
 
 
 def encode_chunk(payload: bytes) -> bytes:

@@ -12,7 +12,7 @@ import termios
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from gateway.errors import ConnectFailed, Overloaded, UpstreamBroke, UpstreamError, UpstreamTimeout
 from gateway.http1.chunks import ChunkWalker
@@ -21,13 +21,13 @@ from gateway.http1.facts import Address, PoolStats
 from gateway.http1.message import ResponseHead, UpstreamWireError
 from gateway.http1.reply import ResponseHeads
 
-NEVER = float("inf")
-JOIN_LIMIT = 16 * 1024  # bytes up to which one joined write beats two
-MAX_INFORMATIONAL = 8  # 1xx heads before a final one; engines send none
-REST = 0.005
+NEVER: Final = float("inf")
+JOIN_LIMIT: Final = 16 * 1024  # bytes up to which one joined write beats two
+MAX_INFORMATIONAL: Final = 8  # 1xx heads before a final one; engines send none
+REST: Final = 0.005
 """Seconds that a connection rests after an answer before it is used again. Bytes that an engine sends behind its answer
 are then met by nobody and close it; with a request on the way they would be taken for somebody else's answer."""
-_unread = bytearray(4)  # a C int
+_unread: Final = bytearray(4)  # a C int
 
 
 class StaleConnection(UpstreamBroke):

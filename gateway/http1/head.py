@@ -6,6 +6,7 @@ know the state of a connection.
 
 import re
 from ipaddress import AddressValueError, IPv6Address
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
 
@@ -21,10 +22,10 @@ class WireError(Exception):
         return f"{self.status}: {self.reason}"
 
 
-METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
+METHODS: Final = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 """Methods that can have a meaning here; all others, CONNECT and TRACE among them, are answered 501."""
 
-SINGLE = frozenset(
+SINGLE: Final = frozenset(
     {
         b"authorization",
         b"content-length",
@@ -40,27 +41,27 @@ SINGLE = frozenset(
 )
 """Fields that decide who, where or how long: a second one would let two readers choose differently."""
 
-METHOD_BYTES = 32
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-_LINE = rb"(" + _TOKEN + rb"{1,32}) ([\x21-\x7e]+) HTTP/([0-9]\.[0-9])\r\n"
-_REQUEST_LINE = re.compile(_LINE)
-_FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"++):([\t\x20-\x7e\x80-\xff]*+)\r\n")
-_HEAD = re.compile(_LINE + rb"(?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
+METHOD_BYTES: Final = 32
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_LINE: Final = rb"(" + _TOKEN + rb"{1,32}) ([\x21-\x7e]+) HTTP/([0-9]\.[0-9])\r\n"
+_REQUEST_LINE: Final = re.compile(_LINE)
+_FIELD_LINE: Final = re.compile(rb"(" + _TOKEN + rb"++):([\t\x20-\x7e\x80-\xff]*+)\r\n")
+_HEAD: Final = re.compile(_LINE + rb"(?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
 # What can never be part of a head: control bytes, LF without CR, CR without LF.
-_BROKEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
-_VERSIONS = {b"1.1": 11, b"1.0": 10}
+_BROKEN: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
+_VERSIONS: Final = {b"1.1": 11, b"1.0": 10}
 
-_DIGITS = re.compile(rb"[0-9]{1,18}")
-_HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|[0-9A-Za-z._~-]{1,255})(?::([0-9]{0,5}))?")
-_ABSOLUTE = re.compile(rb"(https?)://([^/?]*)(.*)", re.IGNORECASE)
+_DIGITS: Final = re.compile(rb"[0-9]{1,18}")
+_HOST: Final = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|[0-9A-Za-z._~-]{1,255})(?::([0-9]{0,5}))?")
+_ABSOLUTE: Final = re.compile(rb"(https?)://([^/?]*)(.*)", re.IGNORECASE)
 # RFC 3986 sections 3.3 and 3.4; nothing that some parser mends and another takes as it is.
-_PATH_AND_QUERY = re.compile(
+_PATH_AND_QUERY: Final = re.compile(
     rb"((?:[0-9A-Za-z\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})*)(?:\?((?:[0-9A-Za-z\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*))?"
 )
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
-_DEFAULT_PORTS = {b"http": b"80", b"https": b"443"}
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\\]")
+_DEFAULT_PORTS: Final = {b"http": b"80", b"https": b"443"}
 
-_COMMON = (
+_COMMON: Final = (
     b"Host Connection Accept Accept-Encoding Accept-Language User-Agent Content-Type Content-Length Authorization"
     b" Transfer-Encoding Expect Cookie Origin Referer Cache-Control Pragma X-Request-ID X-Request-Id X-Forwarded-For"
     b" X-Forwarded-Proto X-Forwarded-Host X-Real-IP X-Api-Key Traceparent Tracestate X-Stainless-Lang"
@@ -78,7 +79,9 @@ class _Lower(dict[bytes, bytes]):
         return name.lower()
 
 
-_lower = _Lower({name: name.lower() for name in _COMMON} | {name.lower(): name.lower() for name in _COMMON}).__getitem__
+_lower: Final = _Lower(
+    {name: name.lower() for name in _COMMON} | {name.lower(): name.lower() for name in _COMMON}
+).__getitem__
 
 
 def check_partial(buffer: bytes, target_bytes: int, start: int) -> None:

@@ -5,10 +5,10 @@ writing of heads. Framing is decided before one of these exists (`wire`, `reply`
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
 
-import msgspec
-
-HOP_BY_HOP = frozenset(
+HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
         b"keep-alive",
@@ -24,7 +24,7 @@ HOP_BY_HOP = frozenset(
 )
 """Fields that concern one connection and never cross the gateway (RFC 9110 section 7.6.1)."""
 
-REASONS: dict[int, bytes] = {
+REASONS: Final[dict[int, bytes]] = {
     100: b"Continue",
     101: b"Switching Protocols",
     102: b"Processing",
@@ -80,7 +80,7 @@ REASONS: dict[int, bytes] = {
 }
 """Status code -> reason phrase (RFC 9110 section 15, and the registered extensions in use)."""
 
-STATUS_LINES = {status: b"HTTP/1.1 %d %b\r\n" % (status, reason) for status, reason in REASONS.items()}
+STATUS_LINES: Final = {status: b"HTTP/1.1 %d %b\r\n" % (status, reason) for status, reason in REASONS.items()}
 
 
 class UpstreamWireError(Exception):
@@ -91,7 +91,8 @@ class UpstreamWireError(Exception):
         self.reason = reason
 
 
-class RequestHead(msgspec.Struct, frozen=True, gc=False):
+@dataclass(init=False)
+class RequestHead:
     """One request's head, validated, with its framing decided.
 
     `target` is as received; `path` is percent-decoded once, for matching only, without the query; `version` is 10 or
@@ -100,16 +101,40 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
     body.
     """
 
-    method: str
-    target: bytes
-    path: str
-    query: bytes
-    version: int
-    headers: dict[bytes, bytes]
-    content_length: int | None
-    chunked: bool
-    keep_alive: bool
-    expect_continue: bool
+    method: Final[str]
+    target: Final[bytes]
+    path: Final[str]
+    query: Final[bytes]
+    version: Final[int]
+    headers: Final[dict[bytes, bytes]]
+    content_length: Final[int | None]
+    chunked: Final[bool]
+    keep_alive: Final[bool]
+    expect_continue: Final[bool]
+
+    def __init__(
+        self,
+        method: str,
+        target: bytes,
+        path: str,
+        query: bytes,
+        version: int,
+        headers: dict[bytes, bytes],
+        content_length: int | None,
+        chunked: bool,
+        keep_alive: bool,
+        expect_continue: bool,
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.path = path
+        self.query = query
+        self.version = version
+        self.headers = headers
+        self.content_length = content_length
+        self.chunked = chunked
+        self.keep_alive = keep_alive
+        self.expect_continue = expect_continue
 
     @property
     def has_body(self) -> bool:
@@ -117,7 +142,8 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
         return self.chunked or bool(self.content_length)
 
 
-class WireLimits(msgspec.Struct, frozen=True, gc=False):
+@dataclass(frozen=True)
+class WireLimits:
     """What one request may cost: bytes of head and target, number of fields, bytes of body payload."""
 
     head_bytes: int = 32 * 1024
@@ -126,33 +152,39 @@ class WireLimits(msgspec.Struct, frozen=True, gc=False):
     body_bytes: int = 10 * 2**20
 
 
-class Repeated(msgspec.Struct, frozen=True, weakref=True):
-    """A head both parsers have accepted under `limits`, as its bytes `before` and `after` the digits of Content-Length.
-
-    Without that field `before` is the whole head. Digits cannot change a verdict, so a head of the same bytes around
-    other digits needs no second reading.
-    """
-
-    before: bytes
-    after: bytes
-    head: RequestHead
-    limits: WireLimits
-
-
-class ResponseHead(msgspec.Struct, frozen=True, gc=False):
+@dataclass(init=False)
+class ResponseHead:
     """One response's head, validated, with its framing decided.
 
     Exactly one of these holds for the body: `no_body`, `chunked`, `until_close`, or `content_length` bytes.
     `content_length` may also be set beside `no_body` (HEAD, 304): there it only describes.
     """
 
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    content_length: int | None
-    chunked: bool
-    until_close: bool
-    no_body: bool
-    keep_alive: bool
+    status: Final[int]
+    headers: Final[list[tuple[bytes, bytes]]]
+    content_length: Final[int | None]
+    chunked: Final[bool]
+    until_close: Final[bool]
+    no_body: Final[bool]
+    keep_alive: Final[bool]
+
+    def __init__(
+        self,
+        status: int,
+        headers: list[tuple[bytes, bytes]],
+        content_length: int | None,
+        chunked: bool,
+        until_close: bool,
+        no_body: bool,
+        keep_alive: bool,
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.content_length = content_length
+        self.chunked = chunked
+        self.until_close = until_close
+        self.no_body = no_body
+        self.keep_alive = keep_alive
 
     def get(self, name: bytes) -> bytes | None:
         """The first value of the field `name` (lower case), or None."""

@@ -6,22 +6,23 @@ another.
 """
 
 import re
+from typing import Final
 
 from gateway.http1.message import ResponseHead, UpstreamWireError
 
-HEAD_BYTES = 64 * 1024
-HEADER_COUNT = 200
+HEAD_BYTES: Final = 64 * 1024
+HEADER_COUNT: Final = 200
 
-_LINE = rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*+)?\r\n"
-_HEAD = re.compile(_LINE + rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
-_STATUS_LINE = re.compile(_LINE)
+_LINE: Final = rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*+)?\r\n"
+_HEAD: Final = re.compile(_LINE + rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
+_STATUS_LINE: Final = re.compile(_LINE)
 # What can never become a head: control bytes, LF without CR, CR without LF.
-_BROKEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
-_DIGITS = re.compile(rb"[0-9]{1,18}")
-_LENGTH_FIELD = re.compile(rb"\r\ncontent-length:[\t ]*([0-9]++)[\t ]*\r\n", re.IGNORECASE)
-_REPEAT_BYTES = 4 * 1024
-_REPEAT_DIGITS = 9
-_SINGLE = (b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", b"location")
+_BROKEN: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
+_DIGITS: Final = re.compile(rb"[0-9]{1,18}")
+_LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[\t ]*([0-9]++)[\t ]*\r\n", re.IGNORECASE)
+_REPEAT_BYTES: Final = 4 * 1024
+_REPEAT_DIGITS: Final = 9
+_SINGLE: Final = (b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", b"location")
 
 
 def parse_response_head(

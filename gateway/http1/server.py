@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from enum import Enum, auto
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 
@@ -23,14 +23,12 @@ from gateway.http1.listener import Listener
 from gateway.http1.message import STATUS_LINES, RequestHead
 from gateway.http1.wire import RequestReader, WireError, WireLimits
 
-NEVER = float("inf")
-LINGER = 2.0  # seconds to read on after an early refusal, so that the answer is not lost to a reset (RFC 9112 9.6)
-FRESH_AT_DRAIN = 1.0  # seconds that a connection whose first request is still on its way keeps when the server drains
-EXPIRED_A_TURN = (
-    20  # connections whose timers end in one turn of the loop; an answer and a record take some 0.1 ms each
-)
-PIPELINE_BYTES = 64 * 1024  # held of what nobody asked for yet, bodies and later requests, before reading pauses
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+NEVER: Final = float("inf")
+LINGER: Final = 2.0  # seconds to read on after an early refusal: its answer must not be lost to a reset (RFC 9112 9.6)
+FRESH_AT_DRAIN: Final = 1.0  # seconds a connection keeps whose first request is still on its way when the server drains
+EXPIRED_A_TURN: Final = 20  # connections whose timers end in one turn of the loop: an answer and a record take 0.1 ms
+PIPELINE_BYTES: Final = 64 * 1024  # held of what nobody asked for yet, bodies and later requests, before reading pauses
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Handler(Protocol):

@@ -6,29 +6,35 @@ request is refused. The rules for a single head are in `head`. Must not know asy
 """
 
 import re
+from typing import Final
 from weakref import WeakValueDictionary
 
 from gateway.http1 import head as rules
 from gateway.http1.chunks import ChunkDecoder
 from gateway.http1.head import WireError
 from gateway.http1.llhttp import Llhttp, borrow, give_back
-from gateway.http1.message import Repeated, RequestHead, WireLimits
+from gateway.http1.message import RequestHead, WireLimits
+from gateway.http1.repeated import Repeated
 
 __all__ = ["RequestReader", "WireError", "WireLimits"]
 
-_PARTS = 1024
+_PARTS: Final = 1024
 """Body slices held before they are joined: a body sent byte by byte must not cost 40 bytes of objects per byte."""
-_REPEAT_BYTES = 4 * 1024
+_REPEAT_BYTES: Final = 4 * 1024
 """Longest head kept for its like; idle connections by the thousand keep one each, and clients' own are shorter."""
-_REPEAT_DIGITS = 9
+_REPEAT_DIGITS: Final = 9
 """Longest length taken over unread; no body limit needs more."""
-_LENGTH_FIELD = re.compile(rb"\r\ncontent-length:[\t ]*([0-9]++)[\t ]*\r\n", re.IGNORECASE)
+_LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[\t ]*([0-9]++)[\t ]*\r\n", re.IGNORECASE)
 
-_HEAD, _LENGTH, _CHUNKED, _COMPLETE, _DEAD = range(5)
-_STATES = ("head", "body by length", "body by chunks", "complete", "dead")
+_HEAD: Final = 0
+_LENGTH: Final = 1
+_CHUNKED: Final = 2
+_COMPLETE: Final = 3
+_DEAD: Final = 4
+_STATES: Final = ("head", "body by length", "body by chunks", "complete", "dead")
 
 
-_SHARED: WeakValueDictionary[int, Repeated] = WeakValueDictionary()
+_SHARED: Final[WeakValueDictionary[int, Repeated]] = WeakValueDictionary()
 """First heads of open connections, by the hash of what repeats: the connections of a client keep one between them."""
 
 

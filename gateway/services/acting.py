@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 
@@ -93,7 +94,7 @@ def acting_for(base: Principal, name: str, user: User | None) -> Principal | Non
     if limits != NO_LIMITS:
         outer = sum(scoped.scope.startswith("tenant:") for scoped in scopes)
         scopes.insert(outer, Scoped(scope, limits))
-    return msgspec.structs.replace(base, user=party, share=share, limits=tuple(scopes))
+    return replace(base, user=party, share=share, limits=tuple(scopes))
 
 
 def _allowed(acting: Principal | None) -> Principal:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -35,20 +36,20 @@ from gateway.store.slices import slices
 
 _log = logging.getLogger("fairgate.audit")
 
-_RETRY_FIRST = 0.1
-_RETRY_LONGEST = 5.0
-_CLOSE_SECONDS = 10.0
+_RETRY_FIRST: Final = 0.1
+_RETRY_LONGEST: Final = 5.0
+_CLOSE_SECONDS: Final = 10.0
 """How long `close` tries to reach a store that fails; what is left stays in the spool for the next start."""
-_SEGMENTS = 16
-_LARGEST_SEGMENT = 64 << 20
+_SEGMENTS: Final = 16
+_LARGEST_SEGMENT: Final = 64 << 20
 
 
-INTERRUPTED = "interrupted"
+INTERRUPTED: Final = "interrupted"
 """Outcome and error of a request that ran when the process was killed (U3)."""
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(AuditRecord).decode
-_fields = msgspec.msgpack.Decoder(tuple).decode
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(AuditRecord).decode
+_fields: Final = msgspec.msgpack.Decoder(tuple).decode
 
 
 class AuditService:

@@ -17,11 +17,12 @@ import httpx
 import msgspec
 
 from gateway import config
-from gateway.api.dialect import ModelInfo
+from gateway.api.model_info import ModelInfo
 from gateway.services import catalogue, discovery
 from gateway.services.breaker import Breaker, State
-from gateway.services.catalogue import Backend, Catalogue, Pools, Route, Terms, base_url, snapshot
+from gateway.services.catalogue import Catalogue, Pools, base_url, snapshot
 from gateway.services.discovery import LookFailed, Sighting
+from gateway.services.route import Backend, Route, Terms
 from scheduler.aimd import Aimd
 
 __all__ = ["FAILURES", "Backend", "BackendService", "BackendStats", "Backends", "Failure", "Route", "Terms", "Topology"]

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gateway import config
-from gateway.api.dialect import ModelInfo
+from gateway.api.model_info import ModelInfo
 from gateway.services.discovery import untagged
+from gateway.services.route import Backend, Route, Terms
 
 _ALL: Final = frozenset({"ollama", "vllm", "llamacpp", "openai"})
 _OLLAMA: Final = frozenset({"ollama"})
@@ -31,50 +32,6 @@ SERVED_BY: Final[Mapping[tuple[str, str], frozenset[str]]] = {
     ("ollama", "show"): _OLLAMA,
     ("anthropic", "chat"): _MESSAGES,
 }
-
-
-class Backend(msgspec.Struct, frozen=True):
-    """One engine as a request needs it. `auth` is the value of its Authorization field, or empty."""
-
-    name: str
-    engine: str
-    host: str
-    port: int
-    tls: bool
-    host_header: bytes
-    base_path: bytes
-    auth: bytes
-    weight: float
-    slots: int
-    ca: str = ""
-
-    def __repr__(self) -> str:
-        return f"<Backend {self.name} {self.engine} {self.host}:{self.port}{' tls' if self.tls else ''}>"
-
-
-class Terms(msgspec.Struct, frozen=True):
-    """What one model may take (R4, A6). Times in seconds; `cost_factor` weighs its tokens in fair use."""
-
-    connect: float
-    first_byte: float
-    between: float
-    total: float
-    retries: int
-    max_output_tokens: int
-    cost_factor: float
-
-
-class Route(msgspec.Struct, frozen=True):
-    """Where a model may be served. `model` is its name at the engine, `candidates` are backends, the preferred first.
-
-    `pool` is the scheduler's queue: the model's name; where only some of its backends serve this kind of request,
-    the name, a tab (which no name contains) and their engines.
-    """
-
-    pool: str
-    model: str
-    candidates: tuple[str, ...]
-    terms: Terms
 
 
 Held = tuple[config.Backend, ModelInfo]

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from gateway import __version__
-from gateway.api.dialect import ModelInfo
+from gateway.api.model_info import ModelInfo
 
 MAX_ANSWER: Final = 8 * 1024 * 1024  # bytes; 2 000 models with long details stay below 2 MiB
 MAX_MODELS: Final = 10_000

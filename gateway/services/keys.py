@@ -36,6 +36,7 @@ from gateway.config import Identity
 from gateway.errors import AuthUnavailable, Forbidden, GatewayError, Unauthenticated
 from gateway.services import bounded
 from gateway.services.keyfmt import credential, parse
+from gateway.services.principal import Grant, Network, Principal
 from gateway.services.proofs import ChainReader, Prover
 from gateway.services.throttle import FailureThrottle, RefusalPace
 from gateway.store.base import Chain, Changes, Key, Store, StoreError, Tenant, User
@@ -56,8 +57,6 @@ __all__ = [
 SCOPES = ("chat", "completions", "embeddings", "responses", "rerank", "messages", "ollama")
 """What a route may ask of a key (K7), and what a key has unless it was made with less. `admin:*` is never implied."""
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
 FAILURE_QUANTUM = 0.1
 """Seconds; several times one Argon2id verification at the default cost (17 ms), see the rules above."""
 CHANGE_POLL = 0.5
@@ -66,34 +65,6 @@ _GUESSES = 2
 """Verifications of one key under way at once by secrets that are not proven: more wait for nobody's sake."""
 _REREADS = 3
 """How often a verification starts over because something changed meanwhile."""
-
-
-class Principal(msgspec.Struct, frozen=True, gc=False):
-    """Who is asking and what it may. Shares are weights of fair use; `queue_timeout` is seconds, `expires_at` Unix
-    seconds; `models` is the effective set (K8); `cidrs` are allowlists, each of which must contain the client."""
-
-    tenant: str
-    user: str
-    key: str
-    share: float = 1.0
-    tenant_share: float = 1.0
-    priority: str = "interactive"
-    allow_all_models: bool = False
-    models: frozenset[str] = frozenset()
-    scopes: frozenset[str] = frozenset()
-    queue_timeout: float | None = None
-    on_behalf: bool = False
-    force_model: str = ""
-    expires_at: float | None = None
-    cidrs: tuple[tuple[Network, ...], ...] = ()
-    limits: tuple[Scoped, ...] = ()
-    """Of tenant, user and key, where they have any (K1): all of them hold, so the tightest does."""
-    prompt_days: int = 0
-    """What it asks is kept that long; 0 = it is not (U5)."""
-
-    def may_use(self, model: str) -> bool:
-        """Whether identity allows the model; discovery decides whether it exists."""
-        return self.allow_all_models or model in self.models
 
 
 class KeyStats(msgspec.Struct, frozen=True):
@@ -105,13 +76,6 @@ class KeyStats(msgspec.Struct, frozen=True):
     cached: int
     negative: int
     flights: int
-
-
-class Grant(msgspec.Struct, frozen=True, gc=False):
-    """A verified key. `until`: monotonic seconds, the earlier of the cache's and the key's own end."""
-
-    until: float
-    principal: Principal
 
 
 class _Refusal(enum.Enum):

@@ -19,7 +19,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from gateway.config import Quotas
 from gateway.errors import LimitsUnavailable
@@ -30,12 +30,12 @@ from gateway.services.pace import Pace
 from gateway.store.base import Store, StoreError
 from gateway.store.limits import BUDGETS, Limits, Scoped, window
 
-PLAN_SECONDS = 60.0
+PLAN_SECONDS: Final = 60.0
 """A plan is looked over this often: budgets change at midnight, and the wall clock may be set."""
-FORGET_SECONDS = 300.0
+FORGET_SECONDS: Final = 300.0
 """A principal that asked nothing for this long is forgotten; its meters too once they say nothing."""
-SWEEP_SECONDS = 10.0
-ATTEMPTS = 8
+SWEEP_SECONDS: Final = 10.0
+ATTEMPTS: Final = 8
 """Rounds with a lender, after each of which others may have taken what came; two or three suffice by far."""
 
 Meter = Bucket | Gauge | Budget | SharedBucket | SharedGauge

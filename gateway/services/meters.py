@@ -10,21 +10,24 @@ clock.
 """
 
 import math
-from typing import Any
+from typing import Any, Final
 
 from gateway.errors import BudgetSpent, GatewayError, LimitsUnavailable, RateLimited
 from gateway.services.limit_facts import SharedAnswer
 from gateway.store.limits import Claim, Standing
 
-REQUESTS, TOKENS, GPU, OPEN = range(4)
+REQUESTS: Final = 0
+TOKENS: Final = 1
+GPU: Final = 2
+OPEN: Final = 3
 """What a meter counts: the place of its amount in a reservation."""
-NOUNS = ("requests", "tokens", "seconds of GPU time", "open requests")
+NOUNS: Final = ("requests", "tokens", "seconds of GPU time", "open requests")
 
-EPSILON = 1e-6
+EPSILON: Final = 1e-6
 """Rounding of rates must not refuse the last whole token."""
-FRESH = 0.25
+FRESH: Final = 0.25
 """Seconds that "there is no more" stays true without asking again: refused callers must not flood the lender."""
-HELD_RETRY = 1.0
+HELD_RETRY: Final = 1.0
 """Seconds to wait for what running requests hold: most settle for less than they reserved."""
 
 

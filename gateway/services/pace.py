@@ -4,10 +4,12 @@ Must not know budgets or requests. Output is made a token at a time while a prom
 token weighs a tenth of an output token here.
 """
 
-FIRST = 0.02
+from typing import Final
+
+FIRST: Final = 0.02
 """Seconds per output token before anything was learned: 50 tokens a second."""
-PROMPT_WEIGHT = 0.1
-_WEIGHT = 0.1
+PROMPT_WEIGHT: Final = 0.1
+_WEIGHT: Final = 0.1
 
 
 class Pace:

@@ -12,12 +12,12 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from gateway import config as cfg
-from gateway.api.dialect import ModelInfo
+from gateway.api.model_info import ModelInfo
 from gateway.config import Config
 from gateway.errors import BudgetSpent, GatewayError, LimitsUnavailable, RateLimited
 from gateway.services import bounded, catalogue
 from gateway.services.backends import BackendStats, Failure, Seen
-from gateway.services.catalogue import Backend, Catalogue, Route, snapshot
+from gateway.services.catalogue import Catalogue, snapshot
 from gateway.services.channel import Channel
 from gateway.services.limits import Limited, Reservation, Shown
 from gateway.services.messages import (
@@ -40,6 +40,7 @@ from gateway.services.messages import (
     Welcome,
 )
 from gateway.services.pace import Pace
+from gateway.services.route import Backend, Route
 from scheduler.aio import Lease, Rejected, Waiter
 from scheduler.estimate import Estimator
 from scheduler.model import Place, Queued, Refusal, Refused, Ticket

@@ -21,17 +21,19 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from gateway.services.keyfmt import random_text
 
-MAGIC = b"FGSPOOL1"
-_FRAME = struct.Struct("<II")  # length of the rest, its CRC-32
-_HEAD = struct.Struct("<BQQQ")  # kind, number, seq, at
-_BASE, _START, _END = 0, 1, 2
-_LONGEST_FRAME = 1 << 20
+MAGIC: Final = b"FGSPOOL1"
+_FRAME: Final = struct.Struct("<II")  # length of the rest, its CRC-32
+_HEAD: Final = struct.Struct("<BQQQ")  # kind, number, seq, at
+_BASE: Final = 0
+_START: Final = 1
+_END: Final = 2
+_LONGEST_FRAME: Final = 1 << 20
 """More is damage: a record has a few hundred bytes."""
-_READ_BYTES = 1 << 18
+_READ_BYTES: Final = 1 << 18
 
 
 class SpoolError(Exception):

@@ -9,7 +9,7 @@ import ollama
 import openai
 import pytest
 
-from gateway.api.dialect import ModelInfo
+from gateway.api.model_info import ModelInfo
 from gateway.api.ollama import Ollama
 from gateway.api.openai import OpenAI
 from gateway.errors import (

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.dialect import Ask, Endpoint, ModelInfo
+from gateway.api.dialect import Ask, Endpoint
+from gateway.api.model_info import ModelInfo
 from gateway.api.ollama import Ollama
 from gateway.api.routes import Routes
 from gateway.errors import BadRequest

@@ -1,6 +1,8 @@
 """`gateway.api.routes`: what exists, for whom, and what does not."""
 
-import msgspec
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from gateway.api.dialect import Access, Endpoint, Kind
@@ -132,23 +134,30 @@ def test_the_rest_of_a_prefix_row() -> None:
     assert tail(ROUTES.match("GET", path), path) == "org/name:8b"
 
 
-def _row(**changes: object) -> Endpoint:
-    return msgspec.structs.replace(ROUTES.match("POST", "/v1/chat/completions"), path="/new", **changes)
+def _row(**changes: Any) -> Endpoint:
+    return replace(ROUTES.match("POST", "/v1/chat/completions"), **{"path": "/new", **changes})
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"access": None}, {"access": "key"}, {"access": Access.PUBLIC}, {"access": Access.NEVER}, {"scope": ""},
+        {"access": Access.PUBLIC}, {"access": Access.NEVER}, {"scope": ""},
         {"upstream": b""}, {"path": "new"}, {"path": "/a*b"}, {"local": "x"}, {"kind": Kind.LOCAL},
         {"kind": Kind.BLOCKED},
     ],
 )  # fmt: skip
 def test_a_row_that_is_not_fit_to_serve_does_not_start(changes: dict[str, object]) -> None:
     """H10."""
-    row = msgspec.structs.replace(_row(), **changes)
+    row = _row(**changes)
     with pytest.raises(ValueError, match=r"POST"):
         Routes(extra=[row])
+
+
+@pytest.mark.parametrize("access", [None, "key"])
+def test_a_row_without_a_rule_of_access_does_not_start(access: object) -> None:
+    """H10; compiled, such a row cannot even be made."""
+    with pytest.raises((ValueError, TypeError)):
+        Routes(extra=[_row(access=access)])
 
 
 def test_two_rows_for_one_request_do_not_start() -> None:

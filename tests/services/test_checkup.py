@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.api.dialect import ModelInfo
+from gateway.api.model_info import ModelInfo
 from gateway.config import Admin, Audit, Backend, Config, Cors, Identity, Tls, Tracing
 from gateway.services import checkup, x509
 from gateway.services.checkup import DAY, Finding

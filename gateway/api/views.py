@@ -1,0 +1,49 @@
+"""The views of frames and answers in which engines report token usage. Pure facts.
+
+Not compiled (`hatch_build.py`): records keep their options and types.
+"""
+
+import msgspec
+
+
+class Details(msgspec.Struct, gc=False):
+    cached_tokens: int | None = 0
+
+
+class Block(msgspec.Struct, gc=False):
+    """OpenAI's `usage`, of chat (`prompt_tokens`) and of responses (`input_tokens`)."""
+
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+    prompt_tokens_details: Details | None = None
+    input_tokens: int | None = 0
+    output_tokens: int | None = 0
+    input_tokens_details: Details | None = None
+
+
+class Timings(msgspec.Struct, gc=False):
+    """llama.cpp's own counts; `prompt_n` leaves the cached part out."""
+
+    prompt_n: int = 0
+    cache_n: int = 0
+    predicted_n: int = 0
+
+
+class Response(msgspec.Struct, gc=False):
+    usage: Block | None = None
+
+
+class Frame(msgspec.Struct, gc=False):
+    """What matters of one JSON frame or whole answer, in either dialect."""
+
+    usage: Block | None = None
+    timings: Timings | None = None
+    response: Response | str | None = None
+    type: str | None = None
+    done: bool | None = False
+    prompt_eval_count: int | None = None
+    eval_count: int | None = None
+
+
+FRAME = msgspec.json.Decoder(Frame)
+BLOCK = msgspec.json.Decoder(Block)

@@ -1,0 +1,50 @@
+"""Where a request may go: an engine, and the terms of a model. Pure facts: `catalogue` makes them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One engine as a request needs it. `auth` is the value of its Authorization field, or empty."""
+
+    name: str
+    engine: str
+    host: str
+    port: int
+    tls: bool
+    host_header: bytes
+    base_path: bytes
+    auth: bytes
+    weight: float
+    slots: int
+    ca: str = ""
+
+    def __repr__(self) -> str:
+        return f"<Backend {self.name} {self.engine} {self.host}:{self.port}{' tls' if self.tls else ''}>"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What one model may take (R4, A6). Times in seconds; `cost_factor` weighs its tokens in fair use."""
+
+    connect: float
+    first_byte: float
+    between: float
+    total: float
+    retries: int
+    max_output_tokens: int
+    cost_factor: float
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a model may be served. `model` is its name at the engine, `candidates` are backends, the preferred first.
+
+    `pool` is the scheduler's queue: the model's name; where only some of its backends serve this kind of request,
+    the name, a tab (which no name contains) and their engines.
+    """
+
+    pool: str
+    model: str
+    candidates: tuple[str, ...]
+    terms: Terms
