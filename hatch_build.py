@@ -15,11 +15,12 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 VARIABLE = "FAIRGATE_COMPILE"
 
 COMPILED = {
-    "scheduler": "aio averages core crowd deadlines estimate fleet gates party pool position ranking statistics usage",
+    "scheduler": "aio averages core crowd deadlines estimate fleet gates party pool position ranking request"
+    " statistics usage",
     "gateway/http1": "chunks client eager head message reply server wire",
     "gateway/api": "body dialect ollama openai stream usage",
     "gateway/flow": "exchange fields ledger names phases quota relay settle ticket",
-    "gateway/services": "audit limits meters metrics pace principal route spool",
+    "gateway/services": "audit backends breaker keys limits meters metrics pace principal route spool",
 }
 """What a request or a frame passes through. A module is left out where it runs once (start, reload, administration),
 or where it defines msgspec records: a compiled class statement loses their options and the types in their unions."""

@@ -21,7 +21,8 @@ from gateway.process import (
     settle_garbage,
     unless_second_signal,
 )
-from gateway.services.backends import BackendService, Topology
+from gateway.services.backend_facts import Topology
+from gateway.services.backends import BackendService
 from gateway.services.limits import LimitService
 from gateway.services.operations import Operations
 from gateway.spools import deliver_left_over

@@ -14,7 +14,8 @@ import anyio
 from anyio.abc import TaskGroup
 
 from gateway.config import Config
-from gateway.services.backends import BackendService, Topology
+from gateway.services.backend_facts import Topology
+from gateway.services.backends import BackendService
 from gateway.services.limits import LimitService
 from gateway.services.operations import Operations
 from gateway.services.shared import SharedCounts, shared_lender

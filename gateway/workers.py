@@ -28,7 +28,8 @@ from gateway.flow.held import Waiting
 from gateway.hub import LocalHub
 from gateway.plane import metrics_of, tls_context
 from gateway.process import in_force, on_signals, reload_on_hangup, settle_garbage, unless_second_signal
-from gateway.services.backends import BackendService, Topology
+from gateway.services.backend_facts import Topology
+from gateway.services.backends import BackendService
 from gateway.services.channel import Channel
 from gateway.services.desk import Desk
 from gateway.services.limits import LimitService

@@ -1,14 +1,9 @@
-"""A ticket inside: what the scheduler keeps of a request from its arrival to its end. Must not know any rule.
-
-Not compiled (`hatch_build.py`): its fields name types of modules that import this one.
-"""
+"""A ticket inside: what the scheduler keeps of a request from its arrival to its end. Must not know any rule."""
 
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING
-
-import msgspec
+from typing import TYPE_CHECKING, Final
 
 from scheduler.model import Ticket
 
@@ -17,27 +12,32 @@ if TYPE_CHECKING:
     from scheduler.party import User
     from scheduler.pool import Pool
 
-QUEUED, RUNNING, OVER = 0, 1, 2
+QUEUED: Final = 0
+RUNNING: Final = 1
+OVER: Final = 2
 
 
-class Request(msgspec.Struct, gc=False):
-    """A ticket inside. Not tracked by the garbage collector (100 000 may wait): a scheduler that is thrown away with
-    requests still in it must be closed first, or their memory stays."""
+class Request:
+    """A ticket inside."""
 
-    id: int
-    ticket: Ticket
-    pool: Pool
-    node: User
-    arrival: float
-    cost: float
-    charged: float = 0.0
-    """Cost units charged so far: the estimate, then the corrections of its stream."""
-    factor: float = 1.0
-    """What part of the cost counts as usage: 0 inside a paid window."""
-    deadline: float = inf
-    state: int = QUEUED
-    started: float = 0.0
-    gate: Gate | None = None
-    rank: int = 0
-    queue_len: int = 0
-    usage: float = 0.0
+    __slots__ = (  # noqa: RUF023  # in the order of `__init__`
+        "id", "ticket", "pool", "node", "arrival", "cost", "charged", "factor", "deadline", "state", "started", "gate",
+        "rank", "queue_len", "usage",
+    )  # fmt: skip
+
+    def __init__(self, number: int, ticket: Ticket, pool: Pool, node: User, arrival: float, cost: float) -> None:
+        self.id = number
+        self.ticket = ticket
+        self.pool = pool
+        self.node = node
+        self.arrival = arrival
+        self.cost = cost
+        self.charged = 0.0  # cost units so far: the estimate, then the corrections of its stream
+        self.factor = 1.0  # what part of the cost counts as usage: 0 inside a paid window
+        self.deadline = inf
+        self.state = QUEUED
+        self.started = 0.0
+        self.gate: Gate | None = None
+        self.rank = 0
+        self.queue_len = 0
+        self.usage = 0.0

@@ -12,9 +12,9 @@ from gateway import __version__
 from gateway.flow.held import LedgerStats
 from gateway.http1.facts import ServerStats
 from gateway.services import samples
-from gateway.services.backends import BackendStats
+from gateway.services.backend_facts import BackendStats
 from gateway.services.counts import Counts
-from gateway.services.keys import KeyStats
+from gateway.services.key_facts import KeyStats
 from gateway.services.limit_facts import LimitStats
 from gateway.services.metrics import Metrics, Sample
 from gateway.services.prompts import PromptStats

@@ -9,7 +9,7 @@ ones, so that a record can be written at any time; only `settle` and `refuse` as
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from gateway.api.dialect import Ask, Endpoint
 from gateway.api.routes import NO_ENDPOINT, Routes
@@ -90,17 +90,20 @@ NO_BACKEND: Final = Backend("", "", "", 0, False, b"", b"", b"", 0.0, 0)
 NO_REPLY: Final = ResponseHead(0, [], None, False, False, True, False)
 
 
-class Known(NamedTuple):
+class Known:
     """What `classify` and `authenticate` found for a head: true for the next one of the same `fields` object on the
     same connection, under the same runtime, while the grant holds (`KeyService.holds`)."""
 
-    runtime: Runtime
-    fields: dict[bytes, bytes]
-    endpoint: Endpoint
-    ip: str
-    extra: bytes
-    grant: Grant
-    epoch: int
+    __slots__ = ("endpoint", "epoch", "extra", "fields", "grant", "ip", "runtime")
+
+    def __init__(self, x: "Exchange", grant: Grant, epoch: int) -> None:
+        self.runtime: Final = x.runtime
+        self.fields: Final = x.head.headers
+        self.endpoint: Final = x.endpoint
+        self.ip: Final = x.ip
+        self.extra: Final = x.extra
+        self.grant: Final = grant
+        self.epoch: Final = epoch
 
 
 class Exchange:

@@ -128,7 +128,7 @@ def request_id(connection: Connection) -> str:
 def recall(x: Exchange, rt: Runtime) -> bool:
     """Clients repeat their heads: where this one is its connection's last one again, and that was authenticated, the
     same follows. False: nothing is known, or the key must be looked up again."""
-    known = x.connection.known
+    known: Known | None = x.connection.known
     if known is None or known.fields is not x.head.headers or known.runtime is not rt:
         return False
     if not rt.keys.holds(known.grant, known.epoch):
@@ -169,7 +169,7 @@ async def authenticate(x: Exchange, rt: Runtime) -> None:
     if x.endpoint.scope and x.endpoint.scope not in x.principal.scopes:
         raise Forbidden(f"This key lacks the scope {x.endpoint.scope!r}.")
     if grant is not None:
-        x.connection.known = Known(rt, x.head.headers, x.endpoint, x.ip, x.extra, grant, epoch)
+        x.connection.known = Known(x, grant, epoch)
 
 
 async def _tell_failure(x: Exchange, rt: Runtime, failure: GatewayError) -> None:

@@ -32,7 +32,7 @@ from gateway.errors import (
 )
 from gateway.flow.exchange import Outcome
 from gateway.http1.wire import WireError
-from gateway.services.backends import Failure
+from gateway.services.backend_facts import Failure
 from scheduler.model import Refusal, Refused
 
 AUTH_FAILURES: dict[type[GatewayError], str] = {

@@ -10,66 +10,27 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 import anyio
 import httpx
-import msgspec
 
 from gateway import config
 from gateway.api.model_info import ModelInfo
 from gateway.services import catalogue, discovery
+from gateway.services.backend_facts import FAILURES, BackendStats, Failure, Seen, Topology
 from gateway.services.breaker import Breaker, State
-from gateway.services.catalogue import Catalogue, Pools, base_url, snapshot
+from gateway.services.catalogue import Catalogue, base_url, snapshot
 from gateway.services.discovery import LookFailed, Sighting
 from gateway.services.route import Backend, Route, Terms
 from scheduler.aimd import Aimd
 
-__all__ = ["FAILURES", "Backend", "BackendService", "BackendStats", "Backends", "Failure", "Route", "Terms", "Topology"]
+__all__ = ["Backend", "BackendService", "Backends", "Route", "Terms"]
 
 log = logging.getLogger("gateway.backends")
 
 DEFAULT_SLOTS: Final = 4  # where neither the configuration nor the engine says; vLLM and Ollama do not tell
 JITTER: Final = 0.1  # looks are up to this share earlier or later, so that replicas do not look in step
-
-Failure = Literal["connect", "timeout", "broken"]
-FAILURES: Final[tuple[Failure, ...]] = ("connect", "timeout", "broken")
-
-
-class Topology(msgspec.Struct, frozen=True):
-    """What may be granted. `gates`: backend -> slots, 0 while ejected, 1 while its probe is awaited.
-
-    `pools`: queue -> its (backend, preference), 0 = model loaded, 1 = not; equals stand in order of weight.
-    A pool that is missing is gone.
-    """
-
-    gates: dict[str, int]
-    pools: Pools
-
-
-class BackendStats(msgspec.Struct, frozen=True):
-    """One backend at one moment. `last_seen`: seconds ago, None = never; `failure`: of the last look, or empty."""
-
-    name: str
-    engine: str
-    state: str
-    up: bool
-    slots: int
-    models: int
-    loaded: tuple[str, ...]
-    failures: dict[str, int]
-    misses: int
-    ejections: int
-    last_seen: float | None
-    version: str
-    failure: str
-
-
-class Seen(msgspec.Struct, frozen=True):
-    """One backend as another process must know it to serve requests."""
-
-    stats: BackendStats
-    models: tuple[ModelInfo, ...]
 
 
 class Backends(Protocol):

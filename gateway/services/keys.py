@@ -30,11 +30,10 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import TypeVar
 
-import msgspec
-
 from gateway.config import Identity
 from gateway.errors import AuthUnavailable, Forbidden, GatewayError, Unauthenticated
 from gateway.services import bounded
+from gateway.services.key_facts import KeyStats
 from gateway.services.keyfmt import credential, parse
 from gateway.services.principal import Grant, Network, Principal
 from gateway.services.proofs import ChainReader, Prover
@@ -48,7 +47,6 @@ __all__ = [
     "SCOPES",
     "Grant",
     "KeyService",
-    "KeyStats",
     "Principal",
     "credential",
     "principal_of",
@@ -65,17 +63,6 @@ _GUESSES = 2
 """Verifications of one key under way at once by secrets that are not proven: more wait for nobody's sake."""
 _REREADS = 3
 """How often a verification starts over because something changed meanwhile."""
-
-
-class KeyStats(msgspec.Struct, frozen=True):
-    """Counters since start, and sizes now."""
-
-    hashed: int
-    refused: int
-    unavailable: int
-    cached: int
-    negative: int
-    flights: int
 
 
 class _Refusal(enum.Enum):

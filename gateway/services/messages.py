@@ -7,7 +7,7 @@ tag, then the fields in order; both ends are of one version, since the parent st
 import msgspec
 
 from gateway.config import Config
-from gateway.services.backends import Failure, Seen
+from gateway.services.backend_facts import Failure, Seen
 from gateway.store.limits import Scoped
 from scheduler.model import Granted, Refused, Ticket
 from scheduler.settings import Settings

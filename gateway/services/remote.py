@@ -16,7 +16,7 @@ from gateway.api.model_info import ModelInfo
 from gateway.config import Config
 from gateway.errors import BudgetSpent, GatewayError, LimitsUnavailable, RateLimited
 from gateway.services import bounded, catalogue
-from gateway.services.backends import BackendStats, Failure, Seen
+from gateway.services.backend_facts import BackendStats, Failure, Seen
 from gateway.services.catalogue import Catalogue, snapshot
 from gateway.services.channel import Channel
 from gateway.services.limits import Limited, Reservation, Shown

@@ -5,7 +5,7 @@ Must not know how anything is counted or shown.
 
 from collections.abc import Iterable, Iterator
 
-from gateway.services.backends import BackendStats
+from gateway.services.backend_facts import BackendStats
 from gateway.services.limit_facts import LimitStats
 from gateway.services.metrics import Sample
 from gateway.services.prompts import PromptStats

@@ -18,10 +18,10 @@ import itertools
 import os
 import struct
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
+from zlib import crc32
 
 from gateway.services.keyfmt import random_text
 
@@ -65,8 +65,8 @@ class _Frame(NamedTuple):
 
 
 def _pack(kind: int, number: int, seq: int, at: int, payload: bytes) -> bytes:
-    body = _HEAD.pack(kind, number, seq, at) + payload
-    return _FRAME.pack(len(body), zlib.crc32(body)) + body
+    head = _HEAD.pack(kind, number, seq, at)
+    return _FRAME.pack(len(head) + len(payload), crc32(payload, crc32(head))) + head + payload
 
 
 def _frames(data: bytes, offset: int) -> Iterator[_Frame]:
@@ -75,7 +75,7 @@ def _frames(data: bytes, offset: int) -> Iterator[_Frame]:
     while len(data) - at >= _FRAME.size:
         length, check = _FRAME.unpack_from(data, at)
         body = data[at + _FRAME.size : at + _FRAME.size + length]
-        if not _HEAD.size <= length <= _LONGEST_FRAME or len(body) < length or zlib.crc32(body) != check:
+        if not _HEAD.size <= length <= _LONGEST_FRAME or len(body) < length or crc32(body) != check:
             return
         at += _FRAME.size + length
         kind, number, seq, when = _HEAD.unpack_from(body)
@@ -96,7 +96,7 @@ def _take_entries(data: bytes, count: int, found: list[Entry]) -> int:
             break
         if data[start] == _END:
             body = data[start:end]
-            if zlib.crc32(body) != check:
+            if crc32(body) != check:
                 break
             _, _, seq, when = _HEAD.unpack_from(body)
             found.append(Entry(seq, when, body[_HEAD.size :]))

@@ -21,7 +21,7 @@ from gateway.admin.state import NO_STATS, PlaneStats, WorkerStats, added
 from gateway.flow.held import LedgerStats
 from gateway.http1.facts import ServerStats
 from gateway.services.backends import BackendService
-from gateway.services.keys import KeyStats
+from gateway.services.key_facts import KeyStats
 from gateway.services.limit_facts import LenderStats, LimitStats
 from gateway.services.metrics import Metrics
 from gateway.services.metrics_table import METRICS

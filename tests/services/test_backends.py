@@ -13,7 +13,8 @@ import pytest
 from gateway import config, simulated
 from gateway.admin.app import serve_admin
 from gateway.services import discovery
-from gateway.services.backends import BackendService, Topology
+from gateway.services.backend_facts import Topology
+from gateway.services.backends import BackendService
 from tests.services.engines import HANG, Engine, answer, listed, llamacpp, ollama, openai, running, tag, vllm
 
 MINUTE = 60.0

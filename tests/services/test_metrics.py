@@ -12,7 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from gateway.errors import GatewayError, QueueFull
-from gateway.services.backends import BackendStats
+from gateway.services.backend_facts import BackendStats
 from gateway.services.counts import Counts
 from gateway.services.limit_facts import LenderStats, LimitStats
 from gateway.services.metrics import BACKENDS_MAX, MODELS_MAX, OTHER, WINDOW, Histogram, Metrics, jain

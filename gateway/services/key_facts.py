@@ -1,0 +1,17 @@
+"""What is counted of keys. A pure fact.
+
+Not compiled (`hatch_build.py`): records keep their options.
+"""
+
+import msgspec
+
+
+class KeyStats(msgspec.Struct, frozen=True):
+    """Counters since start, and sizes now."""
+
+    hashed: int
+    refused: int
+    unavailable: int
+    cached: int
+    negative: int
+    flights: int
