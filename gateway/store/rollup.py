@@ -7,6 +7,7 @@ SQL and come as one JSON text, and a step is small enough for the loop to wait l
 
 import sqlite3
 from collections.abc import Sequence
+from typing import cast
 
 import msgspec
 
@@ -24,26 +25,21 @@ _PENDING = (
     "SELECT h.writer, coalesce(m.seq, 0), min(h.seq, coalesce(m.seq, 0) + ?) FROM audit_heads h "
     "LEFT JOIN usage_rolled m ON m.writer = h.writer WHERE h.seq > coalesce(m.seq, 0) ORDER BY h.writer LIMIT 1"
 )
-_GROUPED = f"""
+_GROUPED = """
     SELECT json_group_array(json(cell)) FROM (
         SELECT json_array(
-            {{group}},
-            count(*), count(*) FILTER (WHERE {FAILED}),
+            {hour}, tenant, "user", "key", model_served,
+            count(*), count(*) FILTER (WHERE {failed}),
             sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(slot_us),
             json_group_array(queue_us) FILTER (WHERE backend <> ''),
             json_group_array(first_byte_us) FILTER (WHERE backend <> '' AND first_byte_us > 0),
             json_group_array(total_us) FILTER (WHERE backend <> '')
         ) AS cell
-        FROM audit {{spans}}
+        FROM audit
         WHERE writer = ? AND seq > ? AND seq <= ?
-        GROUP BY {{group}}
+        GROUP BY {hour}, tenant, "user", "key", model_served
     )
-"""  # noqa: S608 -- constants
-_CELLS = _GROUPED.format(
-    group='span, recorded_at / span * span, tenant, "user", "key", model_served',
-    spans=f"CROSS JOIN (SELECT {HOUR_US} AS span UNION ALL SELECT {DAY_US})",
-)
-_HOURS = _GROUPED.format(group=f"recorded_at / {HOUR_US} * {HOUR_US}, model_served", spans="")
+""".format(failed=FAILED, hour=f"recorded_at / {HOUR_US} * {HOUR_US}")  # noqa: S608 -- constants
 
 
 def _adding(table: str, columns: Sequence[str], keys: int) -> str:
@@ -62,10 +58,11 @@ _ADD_CELL = _adding("usage_cells", CELL_COLUMNS, 6)
 _ADD_HOUR = _adding("usage_hours", HOUR_COLUMNS, 2)
 _MARK = "INSERT INTO usage_rolled (writer, seq) VALUES (?, ?) ON CONFLICT (writer) DO UPDATE SET seq = excluded.seq"
 
-_Cell = tuple[int, int, str, str, str, str, int, int, int, int, int, int, list[int], list[int], list[int]]
-_Hour = tuple[int, str, int, int, int, int, int, int, list[int], list[int], list[int]]
-_cells = msgspec.json.Decoder(list[_Cell]).decode
-_hours = msgspec.json.Decoder(list[_Hour]).decode
+_Grouped = tuple[int, str, str, str, str, int, int, int, int, int, int, list[int], list[int], list[int]]
+_grouped = msgspec.json.Decoder(list[_Grouped]).decode
+
+_Sums = tuple[int, int, int, int, int, int, bytes, bytes, bytes]
+_Totals = dict[tuple[int | str, ...], _Sums]
 
 
 def roll_step(connection: sqlite3.Connection, most: int) -> int:
@@ -75,14 +72,36 @@ def roll_step(connection: sqlite3.Connection, most: int) -> int:
     if pending is None:
         return 0
     writer, after, upto = pending
-    (cells,) = connection.execute(_CELLS, (writer, after, upto)).fetchone()
-    for some in slices(_cells(cells)):
-        connection.executemany(_ADD_CELL, [(*cell[:12], *map(sketch, cell[12:])) for cell in some])
-    (hours,) = connection.execute(_HOURS, (writer, after, upto)).fetchone()
-    for part in slices(_hours(hours)):
-        connection.executemany(_ADD_HOUR, [(*hour[:8], *map(sketch, hour[8:])) for hour in part])
+    cells: _Totals = {}
+    hours: _Totals = {}
+    (found,) = connection.execute(_GROUPED, (writer, after, upto)).fetchone()
+    for some in slices(_grouped(found)):
+        for group in some:
+            _count(group, cells, hours)
+    for statement, totals in ((_ADD_CELL, cells), (_ADD_HOUR, hours)):
+        for part in slices([(*key, *sums) for key, sums in totals.items()]):
+            connection.executemany(statement, part)
     connection.execute(_MARK, (writer, upto))
     return int(upto) - int(after)
+
+
+def _count(group: _Grouped, cells: _Totals, hours: _Totals) -> None:
+    """Add what one party asked of one model in one hour to its hour and day, and to the hour of all parties."""
+    hour, tenant, user, key, model = group[:5]
+    queue, first_byte, total = map(sketch, group[11:])
+    sums: _Sums = (*group[5:11], queue, first_byte, total)
+    _add(cells, (HOUR_US, hour, tenant, user, key, model), sums)
+    _add(cells, (DAY_US, hour // DAY_US * DAY_US, tenant, user, key, model), sums)
+    _add(hours, (hour, model), sums)
+
+
+def _add(totals: _Totals, key: tuple[int | str, ...], sums: _Sums) -> None:
+    known = totals.get(key)
+    if known is not None:
+        counted = (one + other for one, other in zip(known[:6], sums[:6], strict=True))
+        sketches = (sketch_add(one, other) for one, other in zip(known[6:], sums[6:], strict=True))
+        sums = cast(_Sums, (*counted, *sketches))
+    totals[key] = sums
 
 
 def sketch_add(one: bytes, other: bytes) -> bytes:
