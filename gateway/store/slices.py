@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-SLICE = 50
-BREATH = 50e-6
+SLICE: Final = 50
+BREATH: Final = 50e-6
 """Binding or making rows holds the interpreter, which a waiting loop gets only after its switch interval (5 ms) unless
 this thread steps aside: every 50 rows (0.1 to 0.2 ms) it does, for 50 us."""
 

@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from gateway.store.limits import Claim, Standing, decide
 from gateway.store.operations import OPERATE
 from gateway.store.rollup import LONG_STEP, STEP, SketchSum, roll_step, sketch_add
 from gateway.store.schema import migrations, statements
-from gateway.store.slices import slices
+from gateway.store.slices import SLICE, slices
 from gateway.store.sql import ADD_AUDIT, MOVE_HEAD, NEW_HEAD, SqlStore, Value
 from gateway.store.usage import REPORT_SECONDS
 
@@ -34,7 +35,10 @@ OPEN_BUSY_MS = 10_000
 """At open another process may be migrating."""
 BUSY_MS = 1_000
 """Other writers (the command line) hold the lock for milliseconds."""
-_ADD_AUDIT = re.sub(r"\$\d+", "?", ADD_AUDIT)
+_ADD_ROW = re.sub(r"\$\d+", "?", ADD_AUDIT)
+_ADD_SLICE = _ADD_ROW + (", " + _ADD_ROW[_ADD_ROW.rindex("(") :]) * (SLICE - 1)
+"""A slice of rows by one statement: each statement gives the interpreter up and waits for it again, which beside a busy
+loop costs more than the rows themselves."""
 """Each value once and in order, so without numbers: thousands of rows a second are bound without a mapping each."""
 
 
@@ -158,7 +162,10 @@ def _append(connection: sqlite3.Connection, before: Head, after: Head, rows: Seq
         if not connection.execute(_numbered(MOVE_HEAD), _named(move)).rowcount:
             return False
         for some in slices(rows):
-            connection.executemany(_ADD_AUDIT, some)
+            if len(some) == SLICE:
+                connection.execute(_ADD_SLICE, tuple(chain.from_iterable(some)))
+            else:
+                connection.executemany(_ADD_ROW, some)
     return True
 
 
