@@ -4,35 +4,24 @@ Owns the decision about whole frames (SSE and NDJSON). Must not know sockets, HT
 """
 
 import re
+from typing import Final
 
 import msgspec
 
 from gateway.api.dialect import Framing
 from gateway.api.stream import LONGEST_FRAME, TAIL, event_data
+from gateway.api.views import OUTLINE
 
-_END = {Framing.SSE: re.compile(rb"\n\r?\n|\r\r"), Framing.NDJSON: re.compile(rb"\n")}
-_CLEAN_END = {Framing.SSE: b"\n\n\r\n", Framing.NDJSON: b"\n\r\n"}  # of a frame, and of the chunk it stands in
-_SIZE_LINE = 6  # bytes of the longest usual one; a second chunk cannot begin before
-_ERROR = b"error"  # in every frame by which an engine says that it failed
-_ERROR_KEY = b'"error"'  # inside a JSON string its quotes are escaped: this is a key, or the whole of a value
-_ERROR_LINE = re.compile(rb"^(?:error:|event: ?error *$)", re.MULTILINE)
+_END: Final = {Framing.SSE: re.compile(rb"\n\r?\n|\r\r"), Framing.NDJSON: re.compile(rb"\n")}
+_CLEAN_END: Final = {Framing.SSE: b"\n\n\r\n", Framing.NDJSON: b"\n\r\n"}  # of a frame, and of the chunk it stands in
+_SIZE_LINE: Final = 6  # bytes of the longest usual one; a second chunk cannot begin before
+_ERROR: Final = b"error"  # in every frame by which an engine says that it failed
+_ERROR_KEY: Final = b'"error"'  # inside a JSON string its quotes are escaped: this is a key, or the whole of a value
+_ERROR_LINE: Final = re.compile(rb"^(?:error:|event: ?error *$)", re.MULTILINE)
 """An event that official clients raise as an error, and the field name under which older llama.cpp sent its own."""
-_ERROR_TYPES = frozenset({b'"error"', b'"response.failed"'})
-_FALSY = frozenset({b"null", b"false", b'""', b"{}", b"[]", b"0"})
-_USAGE_OBJECT = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
-_NULL = msgspec.Raw(b"null")
-
-
-class _Frame(msgspec.Struct, gc=False):
-    """What decides about a frame. Raw: a member of another type than the APIs' own must not hide an error."""
-
-    choices: msgspec.Raw = _NULL
-    usage: msgspec.Raw = _NULL
-    error: msgspec.Raw = _NULL
-    type: msgspec.Raw = _NULL
-
-
-_FRAME = msgspec.json.Decoder(_Frame)
+_ERROR_TYPES: Final = frozenset({b'"error"', b'"response.failed"'})
+_FALSY: Final = frozenset({b"null", b"false", b'""', b"{}", b"[]", b"0"})
+_USAGE_OBJECT: Final = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
 
 
 class FrameFilter:
@@ -94,7 +83,7 @@ class FrameFilter:
         """The frame, nothing where it is to be hidden, None where it tells of a failure."""
         if self._inside:
             return frame
-        if _ERROR in frame and _tells_of_failure(frame, self._framing):
+        if frame.find(_ERROR) >= 0 and _tells_of_failure(frame, self._framing):
             self.failed = frame[:500].decode("utf-8", "replace")
             return None
         return b"" if self._hide and _is_extra(frame) else frame
@@ -141,7 +130,7 @@ def _tells_of_failure(frame: bytes, framing: Framing) -> bool:
         if _ERROR_KEY not in data:
             continue
         try:
-            judged = _FRAME.decode(data)
+            judged = OUTLINE.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             if data.lstrip().startswith(b"{"):
                 return True
@@ -153,10 +142,10 @@ def _tells_of_failure(frame: bytes, framing: Framing) -> bool:
 
 def _is_extra(frame: bytes) -> bool:
     """Whether it is the frame with the usage of the whole stream and no content."""
-    if b'"usage"' not in frame:
+    if frame.find(b'"usage"') < 0:
         return False
     try:
-        judged = _FRAME.decode(event_data(_lines_of(frame).strip(b"\n")))
+        judged = OUTLINE.decode(event_data(_lines_of(frame).strip(b"\n")))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return bytes(judged.choices).translate(None, b" \t\r\n") == b"[]" and bytes(judged.usage).startswith(b"{")

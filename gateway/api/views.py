@@ -1,4 +1,4 @@
-"""The views of frames and answers in which engines report token usage. Pure facts.
+"""The views of frames and answers in which engines report token usage and failures. Pure facts.
 
 Not compiled (`hatch_build.py`): records keep their options and types.
 """
@@ -45,5 +45,19 @@ class Frame(msgspec.Struct, gc=False):
     eval_count: int | None = None
 
 
+_NULL = msgspec.Raw(b"null")
+
+
+class Outline(msgspec.Struct, gc=False):
+    """What decides whether a client may see a frame. Raw: a member of another type than the APIs' own must not hide an
+    error."""
+
+    choices: msgspec.Raw = _NULL
+    usage: msgspec.Raw = _NULL
+    error: msgspec.Raw = _NULL
+    type: msgspec.Raw = _NULL
+
+
 FRAME = msgspec.json.Decoder(Frame)
 BLOCK = msgspec.json.Decoder(Block)
+OUTLINE = msgspec.json.Decoder(Outline)

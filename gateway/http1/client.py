@@ -6,12 +6,12 @@ end. Must not know who the client is, nor decide retries: `StaleConnection` says
 
 import asyncio
 import errno
-import fcntl
 import ssl
-import termios
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
+from fcntl import ioctl
+from termios import FIONREAD
 from typing import Any, Final, Protocol, cast
 
 from gateway.errors import ConnectFailed, Overloaded, UpstreamBroke, UpstreamError, UpstreamTimeout
@@ -27,7 +27,8 @@ MAX_INFORMATIONAL: Final = 8  # 1xx heads before a final one; engines send none
 REST: Final = 0.005
 """Seconds that a connection rests after an answer before it is used again. Bytes that an engine sends behind its answer
 are then met by nobody and close it; with a request on the way they would be taken for somebody else's answer."""
-_unread: Final = bytearray(4)  # a C int
+_unread: Final = bytearray(4)  # a C int; `ioctl` writes into it, which is faster than making one
+_NONE_UNREAD: Final = bytes(4)
 
 
 class StaleConnection(UpstreamBroke):
@@ -173,8 +174,8 @@ class UpstreamConnection:
         """Whether it may carry another request. Bytes that a busy loop has not read yet are nobody's answer either."""
         if self.state is not State.IDLE or self.transport.is_closing():
             return False
-        fcntl.ioctl(self._descriptor, termios.FIONREAD, _unread)
-        return not any(_unread)
+        ioctl(self._descriptor, FIONREAD, _unread)
+        return _unread == _NONE_UNREAD
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -73,8 +73,8 @@ class ResponseHeads:
             return self._parse(buffer, method)
         if not self._after:
             return head, start
-        stop = buffer.find(self._after, start, start + _REPEAT_DIGITS + len(self._after))
-        if stop < 0:  # before the slice: compiled, one that would end before it begins is an error
+        stop = buffer.find(b"\r", start, start + _REPEAT_DIGITS + 1)
+        if stop < 0 or not buffer.startswith(self._after, stop):
             return self._parse(buffer, method)
         digits = buffer[start:stop]
         if not digits.isdigit():

@@ -190,8 +190,8 @@ class RequestReader:
             return False
         head, start = known.head, len(known.before)
         if known.after:
-            stop = buffer.find(known.after, start, start + _REPEAT_DIGITS + len(known.after))
-            if stop < 0:  # before the slice: compiled, one that would end before it begins is an error
+            stop = buffer.find(b"\r", start, start + _REPEAT_DIGITS + 1)
+            if stop < 0 or not buffer.startswith(known.after, stop):
                 return False
             digits = buffer[start:stop]
             start = stop + len(known.after)

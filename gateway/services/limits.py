@@ -50,6 +50,8 @@ class Reading(Protocol):
     def reset(self, now: float) -> float: ...
 
 
+Amounts = tuple[int, ...]
+"""By `meters.REQUESTS` and so on."""
 Shown = tuple[Reading, ...]
 
 
@@ -80,9 +82,7 @@ class Reservation:
 
     __slots__ = ("amounts", "expires", "meters", "number", "open")
 
-    def __init__(
-        self, number: int, meters: tuple[Meter, ...], amounts: tuple[int, int, int, int], expires: float
-    ) -> None:
+    def __init__(self, number: int, meters: tuple[Meter, ...], amounts: Amounts, expires: float) -> None:
         self.number = number
         self.meters = meters
         self.amounts = amounts
@@ -153,7 +153,7 @@ class LimitService:
             or (plan.limits is not principal.limits and plan.limits != principal.limits)
         ):
             plan = self._plan(principal, now)
-        amounts = (1, tokens, math.ceil(gpu_seconds * 1000), 1)
+        amounts: Amounts = (1, tokens, math.ceil(gpu_seconds * 1000), 1)
         short = [meter for meter in plan.meters if meter.room(now) < amounts[meter.unit]]
         if short and (waiter := self._lend(short, amounts, now)) is not None:
             return waiter
@@ -173,9 +173,7 @@ class LimitService:
             await got
         raise LimitsUnavailable("Too many requests ask for the same limits at the moment.", retry_after=1.0)
 
-    def _lend(
-        self, short: list[Meter], amounts: tuple[int, int, int, int], now: float
-    ) -> "asyncio.Future[None] | None":
+    def _lend(self, short: list[Meter], amounts: Amounts, now: float) -> "asyncio.Future[None] | None":
         """Ask for what is short, all in one round; None when nothing is, after all. Raises when it cannot be had."""
         lacking = [(meter, amounts[meter.unit]) for meter in short if not _overflows(meter, amounts, now)]
         for meter, amount in lacking:
@@ -195,7 +193,7 @@ class LimitService:
         if reservation.open:
             reservation.open = False
             self._open.pop(reservation.number, None)
-            used = (1, tokens, math.ceil(gpu_seconds * 1000), 0)
+            used: Amounts = (1, tokens, math.ceil(gpu_seconds * 1000), 0)
             for meter in reservation.meters:
                 meter.settle(reservation.amounts[meter.unit], used[meter.unit])
 
@@ -334,7 +332,7 @@ def _shown(meters: tuple[Meter, ...]) -> tuple[Shown, Shown]:
     return tuple(meter for meter in rates if meter.unit == REQUESTS), tuple(tokens or budgets)
 
 
-def _overflows(meter: Meter, amounts: tuple[int, int, int, int], now: float) -> bool:
+def _overflows(meter: Meter, amounts: Amounts, now: float) -> bool:
     """A full rate lets through what is larger than itself: those after it pay."""
     rate = isinstance(meter, Bucket | SharedBucket)
     return rate and amounts[meter.unit] > meter.most and meter.room(now) >= meter.most
