@@ -196,7 +196,12 @@ def table(rows: list[Row], ours: str = OURS) -> str:
 
 
 def tables(rows: list[Row]) -> str:
-    """Of the plain installation and of the compiled wheel, as far as each was measured."""
-    parts = {"Plain": OURS, "Compiled": f"{OURS}-compiled"}
+    """Of the plain installation and of the compiled wheel, on the embedded store and on the live one that the goals
+    speak of; as far as each was measured."""
+    parts = {
+        "Plain": OURS,
+        "Compiled": f"{OURS}-compiled",
+        "Compiled, records to PostgreSQL": f"{OURS}-compiled-postgresql",
+    }
     known = {row["peer"] for row in rows if "peer" in row}
     return "\n\n".join(f"### {title}\n\n{table(rows, name)}" for title, name in parts.items() if name in known)

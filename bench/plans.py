@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from bench.run import Plan
 
-GOOD = ["direct", "nginx", "haproxy", "fairgate", "fairgate-compiled", "vllm-router", "sglang-router", "aiohttp"]
+OURS = ["fairgate", "fairgate-compiled", "fairgate-compiled-postgresql"]
+GOOD = ["direct", "nginx", "haproxy", *OURS, "vllm-router", "sglang-router", "aiohttp"]
 SLOW = ["direct", "nginx", "fairgate", "fastapi", "portkey", "litellm"]
 FEATURES = ["no-auth", "no-limits", "no-scheduler", "no-audit", "no-metrics", "bare", "postgresql", "watched"]
 
@@ -22,7 +23,7 @@ def full(base: Plan) -> list[Plan]:
     few = replace(base, rounds=min(2, base.rounds))
     return [
         replace(base, title="the field", peers=GOOD, scenarios=["S1", "S1-32k", "S2", "S2-10k", "S3", "S4", "S5"]),
-        replace(base, title="many streams", peers=[*GOOD[:5], "vllm-router"], scenarios=["S6", "M5"]),
+        replace(base, title="many streams", peers=[*GOOD[:6], "vllm-router"], scenarios=["S6", "M5"]),
         replace(
             few,
             title="large prompts, slow readers, leavers",

@@ -9,6 +9,7 @@ from bench.peers.plain import Direct, Haproxy, Nginx
 from bench.peers.python import Aiohttp, FastApi
 from bench.peers.variants import (
     Bare,
+    CompiledOnPostgreSQL,
     OnPostgreSQL,
     TwoWorkers,
     Watched,
@@ -42,6 +43,7 @@ PEERS: dict[str, type[Peer]] = {
         WithoutMetrics,
         Bare,
         OnPostgreSQL,
+        CompiledOnPostgreSQL,
         TwoWorkers,
     )
 }

@@ -9,7 +9,7 @@ import signal
 import time
 from typing import Any
 
-from bench.peers.fairgate import Fairgate
+from bench.peers.fairgate import Fairgate, FairgateCompiled
 from bench.tools import BenchError
 from gateway import config as cfg
 from gateway.store.postgresql import migrate
@@ -117,6 +117,13 @@ class OnPostgreSQL(Fairgate):
         server, self._server = self._server, None
         if server is not None:
             server.close()
+
+
+class CompiledOnPostgreSQL(FairgateCompiled, OnPostgreSQL):
+    """What the goals call full work."""
+
+    name = "fairgate-compiled-postgresql"
+    note = "all features on, compiled wheel, records to PostgreSQL"
 
 
 class TwoWorkers(Fairgate):
