@@ -7,9 +7,10 @@ turn later). It must not use what needs a current Task: `asyncio.timeout`, anyio
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
+_OVER: Final = object()
 
 
 class Signal(Generic[T]):
@@ -58,10 +59,10 @@ class Signal(Generic[T]):
 class Call:
     """One running coroutine. `throw` interrupts it at its await; `on_done` is called once, after its last line."""
 
-    __slots__ = ("_coro", "_pending", "_running", "_waiting", "done", "on_done")
+    __slots__ = ("_pending", "_running", "_steps", "_waiting", "done", "on_done")
 
     def __init__(self, coro: Coroutine[Any, Any, None], on_done: Callable[[], None]) -> None:
-        self._coro = coro
+        self._steps = coro.__await__()
         self._waiting: Any = None
         self._pending: BaseException | None = None
         self._running = False
@@ -96,7 +97,11 @@ class Call:
         self._running = True
         try:
             while True:
-                waiting = self._coro.send(None) if error is None else self._coro.throw(error)
+                # `next` with a default: compiled, an end told by an exception costs half a microsecond.
+                waiting = next(self._steps, _OVER) if error is None else self._steps.throw(error)
+                if waiting is _OVER:
+                    self._finish(None)
+                    return
                 error, self._pending = self._pending, None
                 if error is None:
                     self._wait_for(waiting)

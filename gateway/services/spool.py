@@ -65,8 +65,8 @@ class _Frame(NamedTuple):
 
 
 def _pack(kind: int, number: int, seq: int, at: int, payload: bytes) -> bytes:
-    head = _HEAD.pack(kind, number, seq, at)
-    return _FRAME.pack(len(head) + len(payload), crc32(payload, crc32(head))) + head + payload
+    body = _HEAD.pack(kind, number, seq, at) + payload
+    return _FRAME.pack(len(body), crc32(body)) + body
 
 
 def _frames(data: bytes, offset: int) -> Iterator[_Frame]:
