@@ -41,3 +41,7 @@ class Request:
         self.rank = 0
         self.queue_len = 0
         self.usage = 0.0
+
+    def __repr__(self) -> str:
+        state = ("queued", "running", "over")[self.state]
+        return f"<Request {self.id} {state} of {self.ticket.tenant}/{self.ticket.user} for {self.ticket.pool}>"

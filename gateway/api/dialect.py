@@ -2,7 +2,7 @@
 
 Pure: no transport, no services. A dialect never sees who is asking or where the request goes. Compiled
 (`hatch_build.py`), an attribute of a row or a view is a field of C. What is made for every request writes its own
-`__init__`, which is compiled too: the one of a dataclass is not.
+`__init__`, which is compiled too: the one of a dataclass is not. In plain Python only mypy keeps what is `Final`.
 """
 
 from collections.abc import Sequence

@@ -96,26 +96,32 @@ class Call:
     def _step(self, error: BaseException | None) -> None:
         self._running = True
         try:
-            while True:
-                # `next` with a default: compiled, an end told by an exception costs half a microsecond.
-                waiting = next(self._steps, _OVER) if error is None else self._steps.throw(error)
-                if waiting is _OVER:
-                    self._finish(None)
-                    return
-                error, self._pending = self._pending, None
-                if error is None:
-                    self._wait_for(waiting)
-                    return
-                if asyncio.isfuture(waiting):
-                    waiting._asyncio_future_blocking = False
-        except StopIteration:
-            self._finish(None)
+            waits = self._run(error)
+        except StopIteration:  # `error` was the last that it met
+            waits = False
         except BaseException as err:
             self._finish(err)
             if not isinstance(err, Exception):
                 raise
+            return
         finally:
             self._running = False
+        if not waits:
+            self._finish(None)
+
+    def _run(self, error: BaseException | None) -> bool:
+        """Run the coroutine to its next wait; False: it is over."""
+        while True:
+            # `next` with a default: compiled, an end told by an exception costs half a microsecond.
+            waiting = next(self._steps, _OVER) if error is None else self._steps.throw(error)
+            if waiting is _OVER:
+                return False
+            error, self._pending = self._pending, None
+            if error is None:
+                self._wait_for(waiting)
+                return True
+            if asyncio.isfuture(waiting):
+                waiting._asyncio_future_blocking = False
 
     def _wait_for(self, waiting: Any) -> None:
         self._waiting = waiting

@@ -19,7 +19,7 @@ _STATUS_LINE: Final = re.compile(_LINE)
 # What can never become a head: control bytes, LF without CR, CR without LF.
 _BROKEN: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
 _DIGITS: Final = re.compile(rb"[0-9]{1,18}")
-_LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[\t ]*([0-9]++)[\t ]*\r\n", re.IGNORECASE)
+_LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[\t ]*([0-9]++)\r\n", re.IGNORECASE)
 _REPEAT_BYTES: Final = 4 * 1024
 _REPEAT_DIGITS: Final = 9
 _SINGLE: Final = (b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", b"location")

@@ -24,7 +24,7 @@ _REPEAT_BYTES: Final = 4 * 1024
 """Longest head kept for its like; idle connections by the thousand keep one each, and clients' own are shorter."""
 _REPEAT_DIGITS: Final = 9
 """Longest length taken over unread; no body limit needs more."""
-_LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[\t ]*([0-9]++)[\t ]*\r\n", re.IGNORECASE)
+_LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[\t ]*([0-9]++)\r\n", re.IGNORECASE)
 
 _HEAD: Final = 0
 _LENGTH: Final = 1

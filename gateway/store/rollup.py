@@ -105,7 +105,9 @@ def _add(totals: _Totals, key: tuple[int | str, ...], sums: _Sums) -> None:
 
 
 def sketch_add(one: bytes, other: bytes) -> bytes:
-    """SQLite's function of that name."""
+    """SQLite's function of that name. A sketch of nothing has no bucket to begin at."""
+    if len(one) == 1 or len(other) == 1:
+        return other if len(one) == 1 else one
     first = min(one[0], other[0])
     return pack(first, unpack(one, first) + unpack(other, first))
 

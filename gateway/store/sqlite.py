@@ -36,10 +36,10 @@ OPEN_BUSY_MS = 10_000
 BUSY_MS = 1_000
 """Other writers (the command line) hold the lock for milliseconds."""
 _ADD_ROW = re.sub(r"\$\d+", "?", ADD_AUDIT)
+"""Each value once and in order, so without numbers: thousands of rows a second are bound without a mapping each."""
 _ADD_SLICE = _ADD_ROW + (", " + _ADD_ROW[_ADD_ROW.rindex("(") :]) * (SLICE - 1)
 """A slice of rows by one statement: each statement gives the interpreter up and waits for it again, which beside a busy
 loop costs more than the rows themselves."""
-"""Each value once and in order, so without numbers: thousands of rows a second are bound without a mapping each."""
 
 
 async def open_sqlite(path: Path) -> "SqliteStore":

@@ -29,6 +29,24 @@ def test_a_coroutine_that_never_waits_is_over_when_resume_returns() -> None:
     assert ends == ["done"]
 
 
+@pytest.mark.parametrize("error", [ValueError("the end failed"), StopIteration()])
+def test_an_end_that_fails_is_told_once_and_to_the_caller(error: Exception) -> None:
+    ends: list[str] = []
+
+    async def nothing() -> None:
+        return
+
+    def failing() -> None:
+        ends.append("done")
+        raise error
+
+    call = Call(nothing(), failing)
+    with pytest.raises(type(error)):
+        call.resume()
+    assert call.done
+    assert ends == ["done"]
+
+
 def test_a_signal_resumes_in_the_callers_stack() -> None:
     signal: Signal[int] = Signal()
     got: list[int] = []
