@@ -141,7 +141,7 @@ def _row(**changes: Any) -> Endpoint:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"access": None}, {"access": "key"}, {"access": Access.PUBLIC}, {"access": Access.NEVER}, {"scope": ""},
+        {"access": Access.PUBLIC}, {"access": Access.NEVER}, {"scope": ""},
         {"upstream": b""}, {"path": "new"}, {"path": "/a*b"}, {"local": "x"}, {"kind": Kind.LOCAL},
         {"kind": Kind.BLOCKED},
     ],
@@ -151,6 +151,13 @@ def test_a_row_that_is_not_fit_to_serve_does_not_start(changes: dict[str, object
     row = _row(**changes)
     with pytest.raises(ValueError, match=r"POST"):
         Routes(extra=[row])
+
+
+@pytest.mark.parametrize("access", [None, "key"])
+def test_a_row_without_a_rule_of_access_does_not_start(access: object) -> None:
+    """H10; compiled, such a row cannot even be made."""
+    with pytest.raises((ValueError, TypeError), match=r"POST|Access"):
+        Routes(extra=[_row(access=access)])
 
 
 def test_two_rows_for_one_request_do_not_start() -> None:
