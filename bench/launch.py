@@ -27,7 +27,7 @@ from gateway.app import App, serve
 from gateway.flow.exchange import Runtime
 from gateway.logs import setup
 from gateway.plane import Plane
-from gateway.services.keys import Grant, Principal
+from gateway.services.principal import Grant, Principal
 from scheduler.aio import Lease
 
 TICK = 0.001

@@ -18,7 +18,7 @@ from gateway.cli import parser
 from gateway.config import Prompts
 from gateway.services.audit import AuditService
 from gateway.services.keyfmt import parse
-from gateway.services.keys import Principal
+from gateway.services.principal import Principal
 from gateway.services.prompts import PromptService
 from gateway.store.sketch import ERROR
 from tests.servers import PostgreSQL

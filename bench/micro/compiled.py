@@ -23,7 +23,7 @@ from bench.tools import HERE
 WARM_UP, EXCHANGES = 200, 300
 ENTRIES = ("client___UpstreamConnection___data_received", "server___Connection___data_received")
 LEAST = 1_000  # instructions of a row
-SHARE = 45  # rows
+ROWS = 45
 _NAME = re.compile(r"\((\d+)\)(?: (.*))?$")
 _OURS = re.compile(r"CPyDef_(\w+?)(?:_gen_____mypyc_generator_helper__)?$")
 
@@ -93,7 +93,7 @@ def table(total: Counter[str], own: int) -> str:
         if match is not None and count >= LEAST * each and "___" in match[1]:
             rows.append(f"| `{match[1].replace('___', '.')}` | {count // each} | {count / own:.0%} |")
     lines = ["| function, with all it calls | instructions | share |", "|---|---:|---:|"]
-    return "\n".join([*lines, f"| an exchange | {own // each} | 100% |", *rows[:SHARE]])
+    return "\n".join([*lines, f"| an exchange | {own // each} | 100% |", *rows[:ROWS]])
 
 
 def main() -> int:

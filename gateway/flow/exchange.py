@@ -25,11 +25,13 @@ from gateway.http1.message import RequestHead, ResponseHead
 from gateway.http1.server import Connection
 from gateway.services.acting import EndUsers
 from gateway.services.audit import AuditService
-from gateway.services.backends import Backend, Backends, Route, Terms
-from gateway.services.keys import Grant, KeyService, Principal
+from gateway.services.backends import Backends
+from gateway.services.keys import KeyService
 from gateway.services.limits import Quota, Reservation
 from gateway.services.metrics import Metrics
+from gateway.services.principal import Grant, Principal
 from gateway.services.prompts import PromptService
+from gateway.services.route import Backend, Route, Terms
 from gateway.services.tracing import Trace, TracingService
 from gateway.services.usage import UsageService
 from scheduler.aio import Lease, Slots, Waiter

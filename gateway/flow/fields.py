@@ -8,7 +8,7 @@ import random
 from typing import Final
 
 from gateway.errors import BudgetSpent, Busy, GatewayError, MethodNotAllowed
-from gateway.services.backends import Backend
+from gateway.services.route import Backend
 
 JSON: Final = b"application/json"
 SECURITY: Final = (

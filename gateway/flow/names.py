@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from gateway.api.model_info import ModelInfo
 from gateway.config import Category
-from gateway.services.backends import Route
+from gateway.services.route import Route
 
 
 class Names:

@@ -41,9 +41,9 @@ from gateway.http1.client import StaleConnection
 from gateway.http1.message import ResponseHead
 from gateway.http1.server import Connection
 from gateway.http1.wire import WireError
-from gateway.services.backends import Backend, Route
 from gateway.services.keyfmt import PREFIX as KEY_PREFIX
-from gateway.services.keys import credential
+from gateway.services.keyfmt import credential
+from gateway.services.route import Backend, Route
 from gateway.services.tracing import passed_on
 from scheduler.aio import Lease, Rejected, Waiter
 

@@ -9,9 +9,9 @@ from typing import Final
 from gateway.api.dialect import Kind
 from gateway.api.usage import Usage
 from gateway.flow.exchange import Exchange, Outcome, Runtime
-from gateway.services.keys import Principal
 from gateway.services.limits import Quota, Shown
 from gateway.services.meters import duration
+from gateway.services.principal import Principal
 
 GENERATIONS: Final = frozenset({Kind.CHAT, Kind.COMPLETION, Kind.RESPONSES})
 

@@ -18,7 +18,8 @@ from gateway.config import Identity
 from gateway.errors import AuthUnavailable, BadRequest, Forbidden
 from gateway.services import bounded
 from gateway.services.keyfmt import without_keys
-from gateway.services.keys import KeyService, Principal
+from gateway.services.keys import KeyService
+from gateway.services.principal import Principal
 from gateway.store.base import Store, StoreError, User
 from gateway.store.limits import NO_LIMITS, Scoped
 

@@ -22,10 +22,8 @@ from gateway.services.backend_facts import FAILURES, BackendStats, Failure, Seen
 from gateway.services.breaker import Breaker, State
 from gateway.services.catalogue import Catalogue, base_url, snapshot
 from gateway.services.discovery import LookFailed, Sighting
-from gateway.services.route import Backend, Route, Terms
+from gateway.services.route import Backend, Route
 from scheduler.aimd import Aimd
-
-__all__ = ["Backend", "BackendService", "Backends", "Route", "Terms"]
 
 log = logging.getLogger("gateway.backends")
 

@@ -34,7 +34,7 @@ from gateway.config import Identity
 from gateway.errors import AuthUnavailable, Forbidden, GatewayError, Unauthenticated
 from gateway.services import bounded
 from gateway.services.key_facts import KeyStats
-from gateway.services.keyfmt import credential, parse
+from gateway.services.keyfmt import parse
 from gateway.services.principal import Grant, Network, Principal
 from gateway.services.proofs import ChainReader, Prover
 from gateway.services.throttle import FailureThrottle, RefusalPace
@@ -42,15 +42,6 @@ from gateway.store.base import Chain, Changes, Key, Store, StoreError, Tenant, U
 from gateway.store.limits import NO_LIMITS, Scoped
 
 _log = logging.getLogger("fairgate.keys")
-
-__all__ = [
-    "SCOPES",
-    "Grant",
-    "KeyService",
-    "Principal",
-    "credential",
-    "principal_of",
-]
 
 SCOPES = ("chat", "completions", "embeddings", "responses", "rerank", "messages", "ollama")
 """What a route may ask of a key (K7), and what a key has unless it was made with less. `admin:*` is never implied."""

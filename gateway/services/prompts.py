@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from gateway.config import ConfigError, Prompts
-from gateway.services.keys import Principal
+from gateway.services.principal import Principal
 from gateway.store.base import Store, StoreError
 from gateway.store.prompts import Prompt
 

@@ -11,7 +11,8 @@ import pytest
 
 from gateway.errors import AuthUnavailable, Unauthenticated
 from gateway.services.audit import AuditService
-from gateway.services.keys import KeyService, Principal
+from gateway.services.keys import KeyService
+from gateway.services.principal import Principal
 from gateway.store import StoreError
 from tests.servers import PostgreSQL
 from tests.services.keyring import CHEAP, IP, Ring, connection, ring, service

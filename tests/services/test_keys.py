@@ -16,7 +16,8 @@ from gateway.errors import AuthUnavailable, Forbidden, GatewayError, RateLimited
 from gateway.http1.eager import Call
 from gateway.services import proofs
 from gateway.services.keyfmt import checksum, mint
-from gateway.services.keys import FAILURE_QUANTUM, SCOPES, KeyService, Principal, principal_of
+from gateway.services.keys import FAILURE_QUANTUM, SCOPES, KeyService, principal_of
+from gateway.services.principal import Principal
 from gateway.store.base import Chain, Changes, Key, Tenant, User
 from tests.services.keyring import CHEAP, IP, Clock, Gate, connection, ring, service
 

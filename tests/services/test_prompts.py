@@ -13,7 +13,7 @@ import uvloop
 
 from gateway import config as cfg
 from gateway.config import ConfigError, Prompts
-from gateway.services.keys import Principal
+from gateway.services.principal import Principal
 from gateway.services.prompts import DAY, PromptService
 from gateway.store.base import Store, StoreError
 from tests.flow.engine import Engine, plain

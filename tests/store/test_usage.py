@@ -367,7 +367,9 @@ def test_sketches_add() -> None:
     assert sum(counts(both)) == 6
     nothing = sketch([])
     assert percentile(counts(nothing), 50) is percentile(counts("0"), 50) is None
+    assert sketch_add(nothing, both) == sketch_add(both, nothing) == both
     assert counts(sketch_add(nothing, both)) == counts(both)
+    assert sketch_add(nothing, sketch(one)) == sketch(one), "no bucket below its own"
 
 
 def test_both_databases_have_the_same_buckets(postgresql_url: str) -> None:
