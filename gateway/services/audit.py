@@ -168,23 +168,22 @@ class AuditService:
             self._flush()
 
     async def _ship_all(self) -> None:
-        """Batch after batch until the spool has no more. Being cancelled loses an acknowledgement, never a row."""
+        """Batch after batch until one is not full. Being cancelled loses an acknowledgement, never a row."""
         loop = asyncio.get_running_loop()
         async with self._shipping:
             while not self._closed:
                 try:
                     head = self._head or await self._stored_head()
                     self._head = None  # until the batch is acknowledged
-                    rows, after, position = await loop.run_in_executor(self._shipper, self._prepare, head)
+                    rows, after, position, full = await loop.run_in_executor(self._shipper, self._prepare, head)
                     moved = not rows or await asyncio.shield(self._store.add_audit(head, after, rows))
                 except StoreError:
                     self._failures += 1
                     raise
                 if not moved:
                     continue  # an earlier batch was added after all
-                behind = position != self._position
                 self._acknowledge(after, position, len(rows))
-                if not behind:
+                if not full:  # what came meanwhile waits for the next batch: every one has its sync and its transaction
                     return
 
     async def _stored_head(self) -> Head:
@@ -194,9 +193,9 @@ class AuditService:
             raise StoreError(f"the store has later rows of writer {head.writer} than {place} knows: move {place} away")
         return head
 
-    def _prepare(self, head: Head) -> tuple[list[AuditRow], Head, Position]:
-        """In a thread: what is durable behind the last batch, as rows of the chain. Rows the store has are passed
-        over."""
+    def _prepare(self, head: Head) -> tuple[list[AuditRow], Head, Position, bool]:
+        """In a thread: what is durable behind the last batch, as rows of the chain, and whether more may be there. Rows
+        the store has are passed over."""
         self._spool.sync()
         entries, position = self._spool.read(self._position, self._config.batch_rows)
         rows: list[AuditRow] = []
@@ -210,7 +209,7 @@ class AuditService:
                     fields, payload = msgspec.structs.astuple(record), _encode(record)
                 last = digest(last, writer, seq, at, payload)
                 rows.append((*fields, writer, seq, at, last))
-        return rows, Head(writer, seq, at, last), position
+        return rows, Head(writer, seq, at, last), position, len(entries) >= self._config.batch_rows
 
     def _acknowledge(self, head: Head, position: Position, rows: int) -> None:
         self._head, self._position = head, position

@@ -202,7 +202,8 @@ class Spool:
             os.fsync(complete)
             self._retired.remove(complete)
             os.close(complete)
-        os.fsync(self._directory)
+        if written.keys() != self._durable.keys():
+            os.fsync(self._directory)
         self._durable = written
 
     def _next_segment(self) -> None:

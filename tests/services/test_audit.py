@@ -142,6 +142,35 @@ def test_while_the_store_is_down_rows_wait_and_then_arrive_once(store_url: str, 
     asyncio.run(body())
 
 
+def test_rows_that_come_during_a_delivery_wait_for_the_next_one(store_url: str, tmp_path: Path) -> None:
+    """U2: or steady traffic would have the writer sync the disk and commit without a pause, for a row or two each."""
+
+    class Busy(Faulty):
+        batches = 0
+
+        async def add_audit(self, before: Head, after: Head, rows: list[AuditRow]) -> bool:
+            self.batches += 1
+            if self.batches < 20:
+                service.begin(opening(FULL))
+                service.put(record(f"during {self.batches}"))
+            return await super().add_audit(before, after, rows)
+
+    async def body() -> None:
+        nonlocal service
+        async with connection(store_url) as store:
+            busy = Busy(store)
+            service = AuditService(busy, config(tmp_path, batch_rows=3))
+            for number in range(4):
+                service.put(record(f"r{number}"))
+            await service._ship_all()
+            assert busy.batches == 2, "a full batch, and the one after it"
+            assert [row.id for row in await stored(store)] == ["r0", "r1", "r2", "r3", "during 1"]
+            await service.close()
+
+    service: AuditService
+    asyncio.run(body())
+
+
 def test_an_error_nobody_foresaw_does_not_end_delivery(tmp_path: Path) -> None:
     """U3: a driver may raise anything when its server dies in mid-statement."""
 
