@@ -71,6 +71,15 @@ class Fairgate(Peer):
             "backends": [{**backend, "slots": 100_000}],
         }
 
+    def start(self) -> None:
+        super().start()
+        self._use_once(self.keys)
+
+    def _use_once(self, keys: list[str]) -> None:
+        """The first use of a key is hashed for 20 ms, the next ones are not."""
+        with ThreadPoolExecutor(KEYS) as pool:
+            list(pool.map(self.ask_with, keys))
+
     def _make_keys(self, name: str, count: int) -> list[str]:
         """Keys, also in the file of that name."""
         config = [str(self.folder / "fairgate.yaml"), str(count), *(() if self.limited else ("--unlimited",))]
@@ -93,8 +102,7 @@ class Fairgate(Peer):
     def keys_file(self, *, many: bool = False) -> Path:
         if many and not self._many:
             self._many = self._make_keys("many-keys", MANY_KEYS)
-            with ThreadPoolExecutor(KEYS) as pool:  # the first use of a key is hashed for 20 ms, the next ones are not
-                list(pool.map(self.ask_with, self._many))
+            self._use_once(self._many)
         return self.folder / ("many-keys" if many else "keys")
 
     def ask_with(self, key: str) -> None:
