@@ -51,13 +51,13 @@ def full(base: Plan) -> list[Plan]:
         replace(
             base,
             title="one feature less",
-            peers=["nginx", "fairgate", *(f"fairgate-{name}" for name in FEATURES)],
+            peers=["nginx", "fairgate", *(f"fairgate-{name}" for name in FEATURES), "fairgate-compiled-watched"],
             scenarios=["S1", "S5"],
         ),
         replace(
             base,
             title="two workers",
-            peers=["nginx", "fairgate", "fairgate-2-workers"],
+            peers=["nginx", *(f"{name}{more}" for name in OURS[:2] for more in ("", "-2-workers"))],
             scenarios=["S1", "S5"],
             spins=(False,),
         ),

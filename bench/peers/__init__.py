@@ -10,6 +10,8 @@ from bench.peers.python import Aiohttp, FastApi
 from bench.peers.variants import (
     Bare,
     CompiledOnPostgreSQL,
+    CompiledTwoWorkers,
+    CompiledWatched,
     OnPostgreSQL,
     TwoWorkers,
     Watched,
@@ -36,6 +38,7 @@ PEERS: dict[str, type[Peer]] = {
         Portkey,
         LiteLlm,
         Watched,
+        CompiledWatched,
         WithoutAuth,
         WithoutLimits,
         WithoutScheduler,
@@ -45,6 +48,7 @@ PEERS: dict[str, type[Peer]] = {
         OnPostgreSQL,
         CompiledOnPostgreSQL,
         TwoWorkers,
+        CompiledTwoWorkers,
     )
 }
 

@@ -9,7 +9,7 @@ import signal
 import time
 from typing import Any
 
-from bench.peers.fairgate import Fairgate, FairgateCompiled
+from bench.peers.fairgate import PROJECT, Fairgate, FairgateCompiled
 from bench.tools import BenchError
 from gateway import config as cfg
 from gateway.store.postgresql import migrate
@@ -46,6 +46,18 @@ class Watched(_Launched):
                 raise BenchError(f"{self.name} does not tell its stalls")
             time.sleep(0.005)
         return dict(json.loads(file.read_text()))
+
+
+class CompiledWatched(FairgateCompiled, Watched):
+    """The same of the compiled wheel, whose packages have to be found before the source tree's."""
+
+    name = "fairgate-compiled-watched"
+    note = "all features on, compiled wheel, longest stall noted"
+
+    def command(self) -> list[str]:
+        interpreter, _, _, *given = Watched.command(self)
+        code = f"import sys; sys.path.append({str(PROJECT)!r}); from bench.launch import main; main()"
+        return [interpreter, "-P", "-c", code, *given]
 
 
 class WithoutAuth(_Launched):
@@ -143,3 +155,8 @@ class TwoWorkers(Fairgate):
     def cores(self) -> str:
         others = sorted(os.sched_getaffinity(0) - {self.core})
         return ",".join(map(str, [self.core, *others[:1]]))
+
+
+class CompiledTwoWorkers(FairgateCompiled, TwoWorkers):
+    name = "fairgate-compiled-2-workers"
+    note = "all features on, compiled wheel, two worker processes"

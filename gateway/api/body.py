@@ -74,11 +74,17 @@ def _around(members: Members) -> int:
 def _is_spaced(body: bytes, members: Members, compact: int) -> bool:
     """Whether the body is just what Python's `json.dumps` writes: one space behind each colon and comma.
 
-    Such a body has distinct keys without escapes too; rebuilding it takes a quarter of the time of a scan.
+    Such a body has distinct keys without escapes too; rebuilding it, which copies it once, takes a fraction of the time
+    of a scan.
     """
     if len(body) != compact + 2 * len(members) - 1:
         return False
-    return body == b"{%b}" % b", ".join([b'"%b": %b' % (key.encode(), raw) for key, raw in members.items()])
+    parts: list[bytes | msgspec.Raw] = []
+    for key, raw in members.items():
+        parts += (b', "', key.encode(), b'": ', raw)
+    parts[0] = b'{"'
+    parts.append(b"}")
+    return body == b"".join(parts)
 
 
 def _complaint(body: bytes, err: Exception, parent: str) -> str:
