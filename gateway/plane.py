@@ -29,7 +29,7 @@ from gateway.flow.fields import forget_request_heads
 from gateway.flow.held import Waiting
 from gateway.flow.ledger import Ledger
 from gateway.flow.names import Names
-from gateway.flow.peer import client_ip_of
+from gateway.flow.peer import client_ip_of, vouched_by
 from gateway.flow.phases import Phases
 from gateway.http1.client import Pool
 from gateway.http1.facts import Address
@@ -101,7 +101,7 @@ class Plane:
         self.pools = self._pools_for(config)
         self.runtime = self._generation(config, hub.backends, self.pools)
         self.phases = Phases(self.runtime)
-        self.server = HttpServer(self.phases, config.caps, config.timeouts)
+        self.server = HttpServer(self.phases, config.caps, config.timeouts, vouched_by(config.trusted_proxies))
         self.port = 0
         self.loop_lag = 0.0
 
@@ -168,7 +168,7 @@ class Plane:
             self.config, self.pools = config, pools
             self.runtime = self.phases.runtime = runtime
             self.ledger.body_limit = config.caps.bodies_bytes
-            self.server.retune(config.caps, config.timeouts)
+            self.server.retune(config.caps, config.timeouts, vouched_by(config.trusted_proxies))
             forget_request_heads()
             adopt()
 

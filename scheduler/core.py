@@ -96,7 +96,7 @@ class Core:
         request = Request(number, ticket, pool, node, now, ticket.cost)
         if (
             not node.n
-            and (gate := best_gate(pool.places)) is not None
+            and (gate := best_gate(pool.places, ticket.avoid)) is not None
             and (not pool.windows or pool.eligible(now, request))
         ):
             request.usage = self.fleet.ledger.usage(node.account, now)
@@ -363,6 +363,11 @@ class Core:
             if len(decided) == before:
                 return
 
+    def _fill_pools(self, now: float, pools: Iterable[Pool], decided: list[Decision]) -> None:
+        """A gate is closed: who avoided all others of its pool need not any more."""
+        for pool in pools:
+            self._fill_pool(now, pool, decided)
+
     # -- capacity, settings, reservations, memory ----------------------------------------------------------------
 
     def set_gate(self, now: float, name: str, slots: int) -> Sequence[Decision]:
@@ -370,14 +375,19 @@ class Core:
         gate that was removed while requests ran comes back with their count."""
         now, others = self._begin(now)
         decided = list(others)
-        self._fill(now, self.fleet.set_gate(now, name, slots), decided)
+        gate = self.fleet.set_gate(now, name, slots)
+        self._fill(now, gate, decided)
+        if not gate.slots:
+            self._fill_pools(now, gate.pools, decided)
         return decided
 
     def remove_gate(self, now: float, name: str) -> Sequence[Decision]:
         """The gate takes no more requests and leaves all pools; what runs there runs on. Unknown: nothing happens."""
         now, others = self._begin(now)
+        decided = list(others)
         self.fleet.remove_gate(now, name)
-        return others
+        self._fill_pools(now, self._pools.values(), decided)
+        return decided
 
     def set_pool(self, now: float, name: str, places: Sequence[tuple[str, int]]) -> Sequence[Decision]:
         """Define a model's queue, or change the gates that serve it: (gate, preference), lower preference first.

@@ -31,8 +31,12 @@ Place = tuple[Gate, int]
 """A gate that serves a pool, and its preference (lower first: a backend that has the model loaded)."""
 
 
-def best_gate(places: Sequence[Place]) -> Gate | None:
-    """The gate for the next request: lowest preference, then most free slots, then as listed; None if all are full."""
+def best_gate(places: Sequence[Place], avoid: tuple[str, ...] = ()) -> Gate | None:
+    """The gate for the next request: lowest preference, then most free slots, then as listed; None if all are full.
+    Those of `avoid` count as full while another has slots, free or not."""
+    if avoid:
+        others = [place for place in places if place[0].name not in avoid]
+        places = others if any(gate.slots > 0 for gate, _ in others) else places
     if len(places) == 1:
         only = places[0][0]
         return only if only.running < only.slots else None

@@ -35,6 +35,9 @@ class Ticket(msgspec.Struct, frozen=True, gc=False):
     """Seconds it may wait. Zero or less: only an immediate grant will do."""
     tag: str = ""
     """Opaque to the scheduler, given back by `waiting`."""
+    avoid: tuple[str, ...] = ()
+    """Gates that failed this request. On its arrival they are full for it while another of its pool has slots; once it
+    waits, the first slot of any gate is as good as another."""
 
 
 class Refusal(enum.Enum):

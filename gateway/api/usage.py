@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 from typing import Final
 
+MOST: Final = 2**31 - 1
+"""An engine may report anything. More than this, or less than nothing, would spoil sums, budgets and rows."""
+
 
 @dataclass(init=False)
 class Usage:
-    """Tokens of one request. `cached_tokens` are part of `prompt_tokens`. Not `reported`: counted here, an estimate."""
+    """Tokens of one request, 0 to MOST each. `cached_tokens` are part of `prompt_tokens`. Not `reported`: counted here,
+    an estimate."""
 
     prompt_tokens: Final[int]
     completion_tokens: Final[int]
@@ -16,7 +20,7 @@ class Usage:
     def __init__(
         self, prompt_tokens: int = 0, completion_tokens: int = 0, cached_tokens: int = 0, reported: bool = True
     ) -> None:
-        self.prompt_tokens = prompt_tokens
-        self.completion_tokens = completion_tokens
-        self.cached_tokens = cached_tokens
+        self.prompt_tokens = min(max(prompt_tokens, 0), MOST)
+        self.completion_tokens = min(max(completion_tokens, 0), MOST)
+        self.cached_tokens = min(max(cached_tokens, 0), self.prompt_tokens)
         self.reported = reported

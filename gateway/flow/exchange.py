@@ -139,6 +139,7 @@ class Exchange:
         "route",
         "runtime",
         "sent_at",
+        "silent_since",
         "started",
         "started_wall",
         "status",
@@ -185,6 +186,7 @@ class Exchange:
         self.relay: Relay | None = None
         self.first_byte_at = 0.0
         self.bytes_seen = 0  # of the answer, when the client's silence began to count
+        self.silent_since = 0.0  # on the connection's clock
         # settle
         self.usage: Usage | None = None
         self.status = 0

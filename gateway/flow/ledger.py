@@ -22,8 +22,8 @@ class Ledger:
         self._waiting: dict[str, dict[Exchange, None]] = {}
 
     def hold_body(self, x: "Exchange", size: int) -> bool:
-        """Count `size` bytes for this request's body, before they arrive. False: no room."""
-        if self.body_bytes + size > self.body_limit:
+        """Count the `size` bytes of this request's body that are here. False: no room for more of it."""
+        if self.body_bytes + size - x.body_held > self.body_limit:
             return False
         self.body_bytes += size - x.body_held
         x.body_held = size

@@ -35,6 +35,12 @@ def client_ip_of(trusted: Sequence[str]) -> Callable[[str, RequestHead], str]:
     return client_ip
 
 
+def vouched_by(trusted: Sequence[str]) -> Callable[[str], bool]:
+    """A function peer -> whether it is one of these proxies, behind which stand many clients."""
+    networks = [ipaddress.ip_network(cidr) for cidr in trusted]
+    return lambda peer: _within(peer, networks)
+
+
 def _address(entry: bytes) -> str | None:
     """`1.2.3.4`, `1.2.3.4:80`, `2001:db8::1` or `[2001:db8::1]:80`, as proxies write them."""
     text = entry.strip().decode("ascii", "replace")

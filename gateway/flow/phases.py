@@ -32,8 +32,9 @@ from gateway.flow.behalf import represent
 from gateway.flow.exchange import Exchange, Known, Outcome, Runtime
 from gateway.flow.quota import GENERATIONS, output_cap
 from gateway.flow.refusals import Collector, engine_refused
-from gateway.flow.relay import CHUNKED, Relay
+from gateway.flow.relay import Relay
 from gateway.flow.settle import opening, settle
+from gateway.flow.silence import comment_while_silent
 from gateway.flow.ticket import ticket
 from gateway.flow.verdicts import AUTH_FAILURES, REFUSALS, failure_of, outcome_of, wire_error
 from gateway.http1.chunks import LAST_CHUNK, encode_chunk
@@ -49,7 +50,6 @@ from scheduler.aio import Lease, Rejected, Waiter
 
 log = logging.getLogger("fairgate.flow")
 
-SSE_COMMENT: Final = b": keep-alive\n\n"
 STREAM_TYPES: Final = (b"text/event-stream", b"application/x-ndjson")
 _REQUEST_ID: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 _ID_PREFIX: Final = os.urandom(6).hex() + "-"
@@ -76,8 +76,7 @@ async def handle(x: Exchange, rt: Runtime) -> None:
             answer = relay(x, rt)
             await answer.done
             if answer.error is not None:
-                rt.backends.failed(x.backend.name, failure_of(answer.error))
-                raise answer.error
+                raise _broken(x, rt, answer.error, told=answer.told)
         elif x.endpoint.local in local.WAITING:
             await local.respond_later(x, rt)
         else:
@@ -186,13 +185,12 @@ async def _tell_failure(x: Exchange, rt: Runtime, failure: GatewayError) -> None
 
 async def read(x: Exchange, rt: Runtime) -> None:
     """Bytes -> ask. Raises TooLarge, Overloaded, BadRequest, RequestTimeout, ClientGone."""
-    announced = x.head.content_length
-    if not rt.ledger.hold_body(x, rt.config.caps.body_bytes if announced is None else announced):
+    reader = x.connection.reader
+    if not rt.ledger.hold_body(x, reader.body_received):
         raise Overloaded("The gateway holds too many request bodies.")
-    x.body = await x.connection.body()
-    x.body_bytes = x.connection.reader.body_received
-    if announced is None:
-        rt.ledger.shrink_body(x, len(x.body))
+    x.body = await x.connection.body(None if reader.complete else partial(rt.ledger.hold_body, x))
+    x.body_bytes = reader.body_received
+    rt.ledger.shrink_body(x, len(x.body))
     x.ask = x.endpoint.dialect.read(x.endpoint, x.body)
 
 
@@ -235,11 +233,11 @@ async def admit(x: Exchange, rt: Runtime) -> None:
 # ---- queue
 
 
-async def queue(x: Exchange, rt: Runtime) -> None:
+async def queue(x: Exchange, rt: Runtime, avoid: tuple[str, ...] = ()) -> None:
     """Ticket -> lease. Raises what REFUSALS says, or ClientGone. An interruption gives the place or the slot back."""
     x.queued_at = rt.now()
     try:
-        got = rt.scheduler.submit(ticket(x, rt))
+        got = rt.scheduler.submit(ticket(x, rt, avoid))
         x.lease = got if isinstance(got, Lease) else await _wait(x, rt, got)
     except Rejected as rejected:
         raise REFUSALS[rejected.refused.reason](rejected.refused) from None
@@ -249,7 +247,7 @@ async def queue(x: Exchange, rt: Runtime) -> None:
 async def _wait(x: Exchange, rt: Runtime, waiter: Waiter) -> Lease:
     x.waiter = waiter
     rt.ledger.queued(x)
-    _comment_while_silent(x, rt)
+    comment_while_silent(x, rt)
     try:
         return await waiter.future
     except BaseException:
@@ -266,6 +264,7 @@ async def forward(x: Exchange, rt: Runtime) -> None:
     """Body and lease -> response head of an engine. Only this phase retries, and only before any byte of an answer:
     once more on a new connection where a kept one had died, else on another backend (R5)."""
     retries, kept = x.route.terms.retries, True
+    dead: tuple[str, ...] = ()
     while True:
         try:
             x.reply = await _attempt(x, rt, kept=kept)
@@ -276,9 +275,9 @@ async def forward(x: Exchange, rt: Runtime) -> None:
         except ConnectFailed:
             if retries <= 0 or len(x.route.candidates) < 2:
                 raise
-            retries, kept = retries - 1, True
+            retries, kept, dead = retries - 1, True, (*dead, x.backend.name)
             _release_slot(x)
-            await queue(x, rt)
+            await queue(x, rt, avoid=dead)
         rt.metrics.retried(x.backend.name)
     if not 200 <= x.reply.status < 300:
         await _refused_by_engine(x, rt)
@@ -309,7 +308,7 @@ async def _attempt(x: Exchange, rt: Runtime, *, kept: bool) -> ResponseHead:
         answer = x.upstream.send(
             head, body, "POST", first_byte=terms.first_byte, between=terms.between, total=terms.total
         )
-        _comment_while_silent(x, rt)
+        comment_while_silent(x, rt)
         reply = await answer
     except UpstreamError as error:
         if not isinstance(error, StaleConnection):
@@ -370,6 +369,13 @@ def relay(x: Exchange, rt: Runtime) -> Relay:
     return answer
 
 
+def _broken(x: Exchange, rt: Runtime, error: UpstreamError, *, told: bool) -> UpstreamError:
+    """The error of an answer that stopped. What the engine `told` ejects it no more than in `_refused_by_engine`."""
+    if not told:
+        rt.backends.failed(x.backend.name, failure_of(error))
+    return error
+
+
 def _media_type(x: Exchange) -> bytes:
     return x.reply.get(b"content-type") or fields.JSON
 
@@ -399,32 +405,6 @@ def _first_byte(x: Exchange) -> bytes:
     overhead = (x.sent_at - x.started) - waited
     own = b"x-fairgate-queue-ms: %d\r\nx-fairgate-overhead-ms: %.2f\r\n" % (waited * 1000, overhead * 1000)
     return fields.answer_fields(_media_type(x), x.id, own + x.extra)
-
-
-# ---- keep-alive comments (A11)
-
-
-def _comment_while_silent(x: Exchange, rt: Runtime) -> None:
-    """From now on, an SSE client that hears nothing for a while gets a comment."""
-    if x.ask.stream and x.endpoint.framing is Framing.SSE and x.head.version >= 11:
-        connection = x.connection
-        x.bytes_seen = connection.bytes_out
-        connection.quiet_call, connection.quiet_of = _comment, x
-        connection.quiet_at = connection.clock() + rt.config.timeouts.comment
-
-
-def _comment(x: Exchange) -> None:
-    connection = x.connection
-    if connection.bytes_out == x.bytes_seen and connection.writable:
-        if x.relay is not None:
-            x.relay.comment(SSE_COMMENT)
-        elif connection.begun:
-            connection.write(encode_chunk(SSE_COMMENT))
-        else:
-            x.status = 200
-            head = fields.answer_fields(b"text/event-stream", x.id, x.extra)
-            connection.begin(200, head, framing=CHUNKED, first=encode_chunk(SSE_COMMENT))
-    _comment_while_silent(x, x.runtime)
 
 
 # ---- the end

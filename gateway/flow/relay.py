@@ -229,6 +229,11 @@ class Relay:
         if sieve.failed and self.error is None:
             self.broke(UpstreamBroke("The engine reported an error in its stream.", cause=sieve.failed))
 
+    @property
+    def told(self) -> bool:
+        """Whether the engine itself reported its failure: then it lives."""
+        return self._filter is not None and bool(self._filter.failed)
+
     def _can_tell(self) -> bool:
         """Whether an error frame would stand between two frames, and between two chunks. Raw buffers end there."""
         return self._filter is not None and self._filter.at_boundary

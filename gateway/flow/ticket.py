@@ -10,7 +10,7 @@ from scheduler.model import Ticket
 from scheduler.settings import Settings
 
 
-def ticket(x: Exchange, rt: Runtime) -> Ticket:
+def ticket(x: Exchange, rt: Runtime, avoid: tuple[str, ...] = ()) -> Ticket:
     """What the scheduler is told: who pays, and about how much (scheduler.md 5.3)."""
     principal, ask, found = x.principal, x.ask, x.route
     cost = rt.estimator.request_cost(
@@ -26,6 +26,7 @@ def ticket(x: Exchange, rt: Runtime) -> Ticket:
         class_offset=CLASS_OFFSETS[principal.priority](rt.estimator.settings),
         timeout=queue_timeout(x, rt),
         tag=x.id,
+        avoid=avoid,
     )
 
 

@@ -35,7 +35,6 @@ SINGLE: Final = frozenset(
         b"origin",
         b"proxy-authorization",
         b"transfer-encoding",
-        b"upgrade",
         b"x-api-key",
     }
 )
@@ -51,6 +50,7 @@ _HEAD: Final = re.compile(_LINE + rb"(?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff
 _BROKEN: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
 _VERSIONS: Final = {b"1.1": 11, b"1.0": 10}
 
+_UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*+(?=\r\n)", re.IGNORECASE)
 _DIGITS: Final = re.compile(rb"[0-9]{1,18}")
 _HOST: Final = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|[0-9A-Za-z._~-]{1,255})(?::([0-9]{0,5}))?")
 _ABSOLUTE: Final = re.compile(rb"(https?)://([^/?]*)(.*)", re.IGNORECASE)
@@ -159,6 +159,12 @@ def _joined(head: bytes) -> dict[bytes, bytes]:
     return found
 
 
+def without_upgrade(head: bytes) -> bytes:
+    """`head`, checked by `match`, as if no upgrade were offered: a server may ignore that (RFC 9110 section 7.8), and
+    some clients offer HTTP/2 with every first request."""
+    return _UPGRADE.sub(b"", head)
+
+
 def host(headers: dict[bytes, bytes], version: int) -> bytes | None:
     """The Host field; required on HTTP/1.1 (section 3.2). Its syntax is checked with the target."""
     value = headers.get(b"host")
@@ -169,8 +175,6 @@ def host(headers: dict[bytes, bytes], version: int) -> bytes | None:
 
 def framing(headers: dict[bytes, bytes], version: int) -> tuple[int | None, bool]:
     """Content-Length, and whether the body is chunked (section 6). Anything open to two readings is refused."""
-    if b"upgrade" in headers:
-        raise WireError(501, "protocol upgrade refused")
     length = headers.get(b"content-length")
     coding = headers.get(b"transfer-encoding")
     if coding is not None:

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, cast
 import msgspec
 
 from gateway.config import Caps, Timeouts
-from gateway.errors import ClientGone, RequestTimeout
+from gateway.errors import ClientGone, Overloaded, RequestTimeout
 from gateway.http1.eager import Call, Signal
 from gateway.http1.facts import ServerStats
 from gateway.http1.listener import Listener
@@ -69,6 +69,7 @@ class Connection:
         "_body",
         "_body_deadline",
         "_error",
+        "_room",
         "_server",
         "begun",
         "bytes_out",
@@ -111,6 +112,7 @@ class Connection:
         self.head: RequestHead | None = None
         self._body: Signal[None] | None = None
         self._body_deadline = NEVER
+        self._room: Callable[[int], bool] | None = None
         self.stream: Stream | None = None
         self.begun = False
         self.keep = True
@@ -259,10 +261,15 @@ class Connection:
         """The time base of `quiet_at`, in seconds."""
         return self._server.now()
 
-    async def body(self) -> bytes:
-        """The whole request body. Raises WireError (413 too), RequestTimeout or ClientGone."""
+    async def body(self, room: Callable[[int], bool] | None = None) -> bytes:
+        """The whole request body. While more of it comes, `room` takes how many bytes are here and says whether they
+        may stay. Raises WireError (413 too), RequestTimeout, Overloaded (no room) or ClientGone.
+        """
         if not self.reader.complete:
+            self._room = room
             await self._receive_body()
+        elif not self.transport.is_reading():
+            self.transport.resume_reading()  # it paused behind a long body that nobody asked for: its end must show
         if self._error is not None and not self.reader.complete:
             raise self._error
         return self.reader.take_body()
@@ -290,7 +297,11 @@ class Connection:
 
     def _body_progress(self) -> None:
         self.deadline = min(self._body_deadline, self._server.now() + self._server.timeouts.body_idle)
-        if self._body is not None and (self.reader.complete or self._error is not None):
+        if self._body is None:
+            return
+        if self._room is not None and not self._room(self.reader.body_received):
+            self._body.fail(Overloaded("The gateway holds too many request bodies."))
+        elif self.reader.complete or self._error is not None:
             self._body.set(None)
 
     def begin(self, status: int, fields: bytes, *, framing: bytes, first: bytes = b"") -> None:
@@ -359,9 +370,11 @@ class Connection:
 class HttpServer:
     """Listeners and their connections: caps, the coarse clock of all timers, drain."""
 
-    def __init__(self, handler: Handler, caps: Caps, timeouts: Timeouts) -> None:
+    def __init__(
+        self, handler: Handler, caps: Caps, timeouts: Timeouts, shared: Callable[[str], bool] = lambda peer: False
+    ) -> None:
         self.handler = handler
-        self.retune(caps, timeouts)
+        self.retune(caps, timeouts, shared)
         self.connections: set[Connection] = set()
         self.draining = False
         self.date_line = b""
@@ -373,10 +386,12 @@ class HttpServer:
         self._empty: asyncio.Event = asyncio.Event()
         self._timer = self._loop.call_soon(self.sweep)
 
-    def retune(self, caps: Caps, timeouts: Timeouts) -> None:
-        """Other caps and timers from now on; the wire limits of open connections stay."""
+    def retune(self, caps: Caps, timeouts: Timeouts, shared: Callable[[str], bool]) -> None:
+        """Other caps and timers from now on; the wire limits of open connections stay. `shared` tells the addresses
+        that stand for many clients (trusted proxies): no cap for one of these holds for them."""
         self.caps = caps
         self.timeouts = timeouts
+        self._shared = shared
         self.limits = WireLimits(
             head_bytes=caps.head_bytes,
             header_count=caps.headers,
@@ -403,7 +418,8 @@ class HttpServer:
         self.connections.add(connection)
         self._per_ip[connection.peer_ip] += 1
         over = len(self.connections) > self.caps.connections
-        if over or self._per_ip[connection.peer_ip] > self.caps.connections_per_ip:
+        many = self._per_ip[connection.peer_ip] > self.caps.connections_per_ip
+        if over or (many and not self._shared(connection.peer_ip)):
             self.refused += 1
             connection.phase = Phase.CLOSED
             body = (
@@ -451,6 +467,7 @@ class HttpServer:
             else:
                 connection.close()
         if self.connections:
+            self._empty.clear()  # it may have been empty before the queue was let in
             try:
                 await asyncio.wait_for(self._empty.wait(), deadline)
             except TimeoutError:

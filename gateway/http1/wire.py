@@ -237,9 +237,10 @@ class RequestReader:
         count = head.count(b"\n") - 2
         if count > limits.header_count:
             raise WireError(431, "too many header fields")
+        read = rules.without_upgrade(head)
         peer = self._peer = borrow()
-        peer.agree(head)
-        fields = rules.fields(head, peer.fields, count)
+        peer.agree(read)
+        fields = rules.fields(read, peer.fields, read.count(b"\n") - 2)
         host = rules.host(fields, version)
         seen = self._target_seen
         if target != seen[0] or host != seen[1]:

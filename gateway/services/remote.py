@@ -11,6 +11,8 @@ import asyncio
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
+
 from gateway import config as cfg
 from gateway.api.model_info import ModelInfo
 from gateway.config import Config
@@ -67,10 +69,8 @@ class RemoteScheduler:
             raise Rejected(Refused(0, Refusal.DRAINING))
         number = next(self._numbers)
         waiter = self._waiters[number] = Waiter(self, Queued(number, 0, 0), self._loop.create_future())
-        t = ticket
-        self._channel.send(
-            Submit(t.pool, t.tenant, t.user, t.share, t.tenant_share, t.cost, t.class_offset, t.timeout, t.tag, number)
-        )
+        fields = msgspec.structs.astuple(ticket)
+        self._channel.send(Submit(*fields, number))  # type: ignore[call-arg]  # they are not counted by types
         return waiter
 
     def _granted(self, grant: Grant) -> None:

@@ -182,3 +182,63 @@ def test_neither_keys_nor_prompts_nor_answers_reach_the_disk() -> None:
         writer.write(json_answer(PLAIN.replace(b"[]", b'["an-answer-nobody-else-gets"]')))
 
     run(answer, test)
+
+
+def test_announced_bodies_take_no_room_before_they_come() -> None:
+    """N-5, H3: connections that announce much and send nothing keep nobody else from being served."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        silent = [await g.connect() for _ in range(3)]
+        for client in silent:
+            await client.send(
+                g.request(CHAT, b"", extra="Content-Length: 4000\r\n").replace(b"Content-Length: 0\r\n", b"")
+            )
+        async with asyncio.timeout(WAIT):
+            while len(g.busy()) < len(silent):
+                await asyncio.sleep(0)
+        assert g.app.ledger.stats().body_bytes == 0
+        assert (await g.ask(CHAT, chat(padding="x" * 3000)))[0] == 200
+        for client in silent:
+            client.close()
+
+    run(plain, test, caps=cfg.Caps(body_bytes=4096, bodies_bytes=7000))
+
+
+def test_a_body_that_outgrows_the_room_is_refused_while_it_comes() -> None:
+    """N-5, H3, H2: what is here of it counts; the rest is not waited for."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        half, whole = await g.connect(), await g.connect()
+        request = g.request(CHAT, chat(padding="x" * 3900))
+        await half.send(request[:-100])
+        async with asyncio.timeout(WAIT):
+            while g.app.ledger.stats().body_bytes < 3000:
+                await asyncio.sleep(0)
+        await whole.send(request[:-3500])
+        async with asyncio.timeout(WAIT):
+            while len(g.busy()) < 2:
+                await asyncio.sleep(0)
+        await whole.send(request[-3500:-100])
+        status, _, body = await whole.answer()
+        assert (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
+        await half.send(request[-100:])
+        assert (await half.answer())[0] == 200
+
+    run(plain, test, caps=cfg.Caps(body_bytes=4096, bodies_bytes=7000))
+
+
+def test_a_trusted_proxy_stands_for_many_clients() -> None:
+    """H3, H9: the cap of one address does not hold for it; it holds for all others."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        trusted = bool(g.app.config.trusted_proxies)
+        kept = [await g.connect() for _ in range(4)]
+        for client in kept:
+            await client.send(g.request("/healthz", key=""))
+        statuses = [(await client.answer())[0] for client in kept]
+        assert statuses == [200, 200, 200, 200 if trusted else 503]
+        for client in kept:
+            client.close()
+
+    for trusted in ([], ["127.0.0.0/8"]):
+        run(plain, test, trusted_proxies=trusted, caps=cfg.Caps(connections_per_ip=3))

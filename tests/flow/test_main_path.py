@@ -437,3 +437,39 @@ def test_authentication_and_gaps_are_counted() -> None:
         assert re.search(r'fairgate_inter_chunk_seconds_count\{model="m"\} [1-9]', text)
 
     run(stream, test)
+
+
+def test_a_comment_comes_when_the_silence_is_as_long_as_said() -> None:
+    """A11: within a quarter of `timeouts.comment`, wherever in its looks the stream fell silent; not before."""
+    comment = 100.0
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE_HEAD + chunk(frame("a")))
+        await writer.drain()
+        await reader.read(1)
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        server, time = g.app.server, 0.0
+        server._timer.cancel()
+        server.now = lambda: time
+        for _ in range(3):
+            client = await g.connect()
+            await client.send(g.request(CHAT, chat(stream=True)))
+            await client.head()
+            (connection,) = g.busy()
+            for spoken in (30.0, 55.0, 80.0):
+                begun = time
+                while time < begun + spoken:
+                    time += 1.0
+                    server._expire([c for c in server.connections if c.quiet_at <= time], time)
+                connection.write(b"")
+                connection.bytes_out += 1  # a frame passed
+                silent, before = time, connection.bytes_out
+                while connection.bytes_out == before:
+                    time += 1.0
+                    server._expire([c for c in server.connections if c.quiet_at <= time], time)
+                assert comment <= time - silent <= comment * 1.25 + 1.0
+            client.close()
+            await g.idle()
+
+    run(answer, test, timeouts=cfg.Timeouts(comment=comment))

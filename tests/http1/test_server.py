@@ -340,6 +340,39 @@ def test_drain_finishes_what_runs_and_closes_what_idles() -> None:
     run(test)
 
 
+def test_drain_waits_for_what_the_queue_let_in_behind_the_last_connection() -> None:
+    """H13: where another process takes over the port, the queue of this one is emptied first."""
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        last = await Client.connect(port)
+        await last.send(b"GET / HTTP/1.1\r\n%b\r\n" % HOST)
+        await last.answer()
+        (listener,) = server._listeners
+        close_after_queue = listener.close_after_queue
+
+        async def empty_meanwhile() -> None:
+            last.close()
+            async with asyncio.timeout(WAIT):
+                while server.connections:
+                    await asyncio.sleep(0)
+            late = await Client.connect(port)
+            await late.send(b"GET /wait HTTP/1.1\r\n%b\r\n" % HOST)
+            await echo.until("waiting")
+            await close_after_queue()
+
+        listener.close_after_queue = empty_meanwhile  # type: ignore[method-assign]
+        drained = asyncio.create_task(server.drain(WAIT))
+        await echo.until("waiting")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not drained.done()
+        assert echo.gate is not None
+        echo.gate.set(None)
+        assert await drained
+
+    run(test)
+
+
 ASK = b"GET /large HTTP/1.1\r\n%b\r\n" % HOST
 
 

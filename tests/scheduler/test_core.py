@@ -337,6 +337,27 @@ def test_a_grant_takes_the_preferred_gate_then_the_freest() -> None:
     assert chosen == ["hot", "warm", "hot", "warm", "hot", "cold"]
 
 
+def test_a_ticket_avoids_the_gates_that_failed_it() -> None:
+    """R5: also where they are preferred and free, and another is busy; not where no other has slots."""
+    made = Core(now=0.0)
+    for gate in ("a", "b", "c"):
+        made.set_gate(0.0, gate, 1)
+    made.set_pool(0.0, "m", [("a", 0), ("b", 0), ("c", 1)])
+    first = submit(made, 0.0, avoid=("a",))
+    second = submit(made, 0.0, avoid=("a", "b"))
+    assert isinstance(first, Granted)
+    assert isinstance(second, Granted)
+    assert (first.gate, second.gate) == ("b", "c")
+    waiting = queued(made, 0.0, "w", avoid=("a",))
+    assert grants(made.release(0.0, second.id, 1.0)) == [waiting]
+    made.set_gate(0.0, "b", 0)
+    stuck = queued(made, 0.0, "x", avoid=("a",))
+    assert grants(made.set_gate(0.0, "c", 0)) == [stuck]
+    last = queued(made, 0.0, "y", avoid=("b",))
+    assert grants(made.release(0.0, stuck, 1.0)) == [last]
+    assert isinstance(submit(made, 0.0, "z", avoid=("a", "b", "c")), Queued)
+
+
 def test_lowering_slots_kills_nothing_and_a_returning_gate_keeps_its_count() -> None:
     made = core(slots=3)
     running = [granted(made, 0.0) for _ in range(3)]
