@@ -51,7 +51,8 @@ _BLOCKED: Final = (
     "/api/experimental/*",
 )
 
-_GUARDED: Final = frozenset({"model", "name", "stream", "options", "messages", "prompt", "input"})
+_KEEP_ALIVE: Final = "keep_alive"
+_GUARDED: Final = frozenset({"model", "name", "stream", "options", "messages", "prompt", "input", _KEEP_ALIVE})
 _GUARDED_OPTIONS: Final = frozenset({"num_predict"})
 _GENERATES: Final = frozenset({b"/api/chat", b"/api/generate"})
 """Engine paths that generate text: they stream unless told not to, and have an output limit."""
@@ -129,7 +130,8 @@ class Ollama:
         )
 
     def edit(self, endpoint: Endpoint, body: bytes, ask: Ask, *, model: str, cap: int, engine: str) -> bytes:
-        """The body for the engine: served model name and output cap (tokens). All other bytes unchanged.
+        """The body for the engine: served model name, output cap (tokens), and no say in how long the model stays
+        loaded: that would unload it for all others. All other bytes unchanged.
 
         `engine` plays no part: only Ollama speaks this dialect.
         """
@@ -139,6 +141,8 @@ class Ollama:
         fits = ask.max_tokens is not None and 0 < ask.max_tokens <= cap
         if not fits and endpoint.upstream in _GENERATES:
             changes["options"] = _capped_options(body, ask, cap)
+        if _KEEP_ALIVE in ask.keys:
+            changes[_KEEP_ALIVE] = b"null"  # as if absent: the engine's own setting holds
         if not changes:
             return body
         if ask.keys.isdisjoint(changes):

@@ -105,6 +105,17 @@ def test_the_output_cap(name: str, options: bytes | None, after: dict[str, int])
     assert json.loads(edit(body, name))["options"] == after
 
 
+@pytest.mark.parametrize("name", ["chat", "generate", "embed"])
+@pytest.mark.parametrize("value", [b"0", b"-1", b'"24h"', b"null"])
+def test_no_client_decides_how_long_a_model_stays_loaded(name: str, value: bytes) -> None:
+    """H10: an order to unload is a change of the engine; what else the body says stays."""
+    body = b'{"model":"m","keep_alive":%b,"input":"a","options":{"num_predict":5,"keep_alive":1}}' % value
+    expected = json.loads(body) | {"keep_alive": None}
+    assert json.loads(edit(body, name)) == expected
+    with pytest.raises(BadRequest, match="keep_alive"):
+        read(b'{"model":"m","KEEP_ALIVE":0}', name)
+
+
 @pytest.mark.parametrize("number", [b"0", b"-1", b"-2"])
 def test_what_ollama_takes_as_no_limit_is_none_to_the_phases(number: bytes) -> None:
     assert read(b'{"model":"m","options":{"num_predict":%b}}' % number).max_tokens == -1
