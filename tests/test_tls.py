@@ -18,7 +18,7 @@ from gateway.http1.facts import Address
 from gateway.plane import tls_context
 from tests.flow.engine import DONE, Engine, stream
 from tests.gateway import Gateway, chat, gateway
-from tests.wire import Client
+from tests.wire import WAIT, Client
 
 CHAT = "/v1/chat/completions"
 
@@ -165,4 +165,41 @@ def test_a_client_that_does_not_shake_hands_is_cut(authority: Authority) -> None
             assert await client.at_end()
             assert not g.app.server.connections
 
+    uvloop.run(main())
+
+
+def test_connections_that_never_shake_hands_are_in_the_caps(authority: Authority) -> None:
+    """H3: from their accept on; those over the cap are closed at once, and the room of all comes back."""
+    cert = authority.issue("gateway")
+
+    async def silent(port: int) -> asyncio.StreamReader:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        kept.append(writer)
+        return reader
+
+    async def main() -> None:
+        caps = cfg.Caps(connections_per_ip=3)
+        async with Engine(stream) as engine, gateway(engine.url, tls=authority.section(cert), caps=caps) as g:
+            door = g.app.server.door
+            for count in (1, 2, 3):
+                await silent(g.port)
+                async with asyncio.timeout(WAIT):
+                    while len(door._greeting) < count:
+                        await asyncio.sleep(0)
+            for _ in range(5):
+                async with asyncio.timeout(WAIT):
+                    assert await (await silent(g.port)).read() == b""
+            assert (door.refused, len(door._greeting)) == (5, 3)
+            for writer in kept:
+                writer.close()
+            async with asyncio.timeout(WAIT):
+                while door._of_address:
+                    await asyncio.sleep(0)
+            client = await tls_client(g.port, authority.ca)
+            await client.send(g.request(CHAT, chat(stream=True)))
+            assert (await client.answer())[0] == 200
+            assert repr(door) == "<Door open=1 greeting=0 addresses=1>"
+            client.close()
+
+    kept: list[asyncio.StreamWriter] = []
     uvloop.run(main())

@@ -14,11 +14,15 @@ import sys
 from collections.abc import Callable
 from typing import Any, cast
 
+from gateway.http1.door import Door
+
 BACKLOG = 4096
 SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF = 51, 68
 """socket(7), since Linux 4.5 and 5.3; Python has no names for them."""
 HANDSHAKES = 0.05
 """Seconds for connections whose handshake had begun before their successor's address got all new ones."""
+ACCEPTS_A_TURN = 100  # TLS connections; the loop has others to serve
+FULL_PAUSE = 1.0  # seconds until accepting is tried again where the process has no descriptor left
 _ALWAYS_THE_SECOND = struct.pack("HBBI", 0x06, 0, 0, 1)  # BPF_RET | BPF_K: the socket that was bound as number 1
 
 
@@ -36,6 +40,7 @@ class Listener:
         factory: Callable[[], Any],
         tls: ssl.SSLContext | None,
         handshake: float,
+        door: Door,
         reuse_port: bool,
         *,
         alone: bool = True,
@@ -43,6 +48,9 @@ class Listener:
         self._factory = cast("Callable[[], asyncio.Protocol]", factory)
         self._tls = tls
         self._handshake = handshake if tls else None
+        self._door = door
+        self._queues: list[socket.socket] = []  # of TLS connections, which are accepted here
+        self._greetings: set[asyncio.Task[None]] = set()
         self._reuse_port = reuse_port
         self._alone = alone and sys.platform == "linux"
         self._loop = asyncio.get_running_loop()
@@ -54,12 +62,17 @@ class Listener:
             self._factory,
             host,
             port,
-            ssl=self._tls,
             backlog=BACKLOG,
             reuse_address=True,
             reuse_port=self._reuse_port or None,
-            ssl_handshake_timeout=self._handshake,
+            start_serving=self._tls is None,
         )
+        if self._tls is not None:
+            self._queues = self._copies()
+            for queue in self._queues:
+                queue.setblocking(False)
+                queue.listen(BACKLOG)
+                self._open_door(queue)
         if self._reuse_port and self._alone:
             with contextlib.suppress(OSError):  # there is a program only where a process handed over before
                 for known in self._server.sockets:
@@ -67,28 +80,87 @@ class Listener:
         return int(self._server.sockets[0].getsockname()[1])
 
     def close(self) -> None:
+        self._stop()
+        for greeting in self._greetings:
+            greeting.cancel()
+
+    def _stop(self) -> None:
+        for queue in self._queues:
+            self._loop.remove_reader(queue)
+            queue.close()
+        self._queues.clear()
         self._server.close()
+
+    def _copies(self) -> list[socket.socket]:
+        return [socket.socket(fileno=os.dup(known.fileno())) for known in self._server.sockets]
+
+    # ---- TLS
+
+    def _open_door(self, queue: socket.socket) -> None:
+        if queue in self._queues:
+            self._loop.add_reader(queue, self._accept, queue)
+
+    def _accept(self, queue: socket.socket) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                accepted, _ = queue.accept()
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                continue  # this one left while it waited
+            except OSError:
+                self._loop.remove_reader(queue)
+                self._loop.call_later(FULL_PAUSE, self._open_door, queue)
+                return
+            greeting = self._loop.create_task(self._greet(accepted))
+            self._greetings.add(greeting)
+            greeting.add_done_callback(self._greetings.discard)
+
+    async def _greet(self, accepted: socket.socket) -> None:
+        """Shake hands, if there is room for one more; who leaves or fails at it is forgotten."""
+        protocol = self._factory()
+        accepted.setblocking(False)
+        try:
+            if self._door.enter(protocol, _address(accepted)):
+                await self._loop.connect_accepted_socket(
+                    lambda: protocol, accepted, ssl=self._tls, ssl_handshake_timeout=self._handshake
+                )
+            else:
+                accepted.close()
+        except OSError:
+            accepted.close()
+        finally:
+            self._door.leave(protocol)
+
+    # ---- handing over
 
     async def close_after_queue(self) -> None:
         """Close; where the address is shared, who stands in the queue is let in first."""
         waiting = []
-        queues = [socket.socket(fileno=os.dup(known.fileno())) for known in self._server.sockets]
+        queues = self._copies()
         if self._reuse_port and self._alone:
             for queue in queues:
                 prefer_successor(queue)
             await asyncio.sleep(HANDSHAKES)
-        self._server.close()
+        self._stop()
         for queue in queues:
             if self._reuse_port:
                 waiting += accept_all(queue)
             queue.close()
         for accepted in waiting:
+            if self._tls is not None:
+                await self._greet(accepted)
+                continue
             try:
-                await self._loop.connect_accepted_socket(
-                    self._factory, accepted, ssl=self._tls, ssl_handshake_timeout=self._handshake
-                )
+                await self._loop.connect_accepted_socket(self._factory, accepted)
             except OSError:
-                accepted.close()  # it left, or failed its handshake
+                accepted.close()  # it left
+
+
+def _address(accepted: socket.socket) -> str:
+    """Of its peer. Raises OSError where it has left."""
+    peer = accepted.getpeername()
+    return str(peer[0]) if isinstance(peer, tuple) else ""
 
 
 def prefer_successor(listening: socket.socket) -> None:

@@ -7,7 +7,6 @@ connection's `begin`, `write`, `end`, or `respond`. The requests of a connection
 import asyncio
 import ssl
 import sys
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from enum import Enum, auto
@@ -17,6 +16,7 @@ import msgspec
 
 from gateway.config import Caps, Timeouts
 from gateway.errors import ClientGone, Overloaded, RequestTimeout
+from gateway.http1.door import Door
 from gateway.http1.eager import Call, Signal
 from gateway.http1.facts import ServerStats
 from gateway.http1.listener import Listener
@@ -374,12 +374,12 @@ class HttpServer:
         self, handler: Handler, caps: Caps, timeouts: Timeouts, shared: Callable[[str], bool] = lambda peer: False
     ) -> None:
         self.handler = handler
+        self.door = Door(caps, shared)
         self.retune(caps, timeouts, shared)
         self.connections: set[Connection] = set()
         self.draining = False
         self.date_line = b""
-        self.accepted = self.refused = self.requests = self.timed_out = 0
-        self._per_ip: Counter[str] = Counter()
+        self.accepted = self.requests = self.timed_out = 0
         self._listeners: list[Listener] = []
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
@@ -387,11 +387,10 @@ class HttpServer:
         self._timer = self._loop.call_soon(self.sweep)
 
     def retune(self, caps: Caps, timeouts: Timeouts, shared: Callable[[str], bool]) -> None:
-        """Other caps and timers from now on; the wire limits of open connections stay. `shared` tells the addresses
-        that stand for many clients (trusted proxies): no cap for one of these holds for them."""
-        self.caps = caps
+        """Other caps and timers from now on; the wire limits of open connections stay. `shared`: see `Door`."""
+        self.caps = self.door.caps = caps
+        self.door.shared = shared
         self.timeouts = timeouts
-        self._shared = shared
         self.limits = WireLimits(
             head_bytes=caps.head_bytes,
             header_count=caps.headers,
@@ -407,7 +406,9 @@ class HttpServer:
 
         With `reuse_port` another process may listen there too, and take over (H13); `alone`: nobody else does.
         """
-        listener = Listener(lambda: Connection(self), tls, self.timeouts.tls_handshake, reuse_port, alone=alone)
+        listener = Listener(
+            lambda: Connection(self), tls, self.timeouts.tls_handshake, self.door, reuse_port, alone=alone
+        )
         actual = await listener.open(host, port)
         self._listeners.append(listener)
         return actual
@@ -416,11 +417,7 @@ class HttpServer:
         """Count a new connection in, or refuse it (H3)."""
         self.accepted += 1
         self.connections.add(connection)
-        self._per_ip[connection.peer_ip] += 1
-        over = len(self.connections) > self.caps.connections
-        many = self._per_ip[connection.peer_ip] > self.caps.connections_per_ip
-        if over or (many and not self._shared(connection.peer_ip)):
-            self.refused += 1
+        if not self.door.opened(connection, connection.peer_ip):
             connection.phase = Phase.CLOSED
             body = (
                 b'{"error":{"message":"Too many connections.","type":"api_error","param":null,"code":"overloaded"}}\n'
@@ -431,9 +428,7 @@ class HttpServer:
 
     def closed(self, connection: Connection) -> None:
         self.connections.discard(connection)
-        self._per_ip[connection.peer_ip] -= 1
-        if not self._per_ip[connection.peer_ip]:
-            del self._per_ip[connection.peer_ip]
+        self.door.closed(connection.peer_ip)
         if self.draining and not self.connections:
             self._empty.set()
 
@@ -488,7 +483,7 @@ class HttpServer:
             open=len(self.connections),
             busy=busy,
             accepted=self.accepted,
-            refused=self.refused,
+            refused=self.door.refused,
             requests=self.requests,
             timed_out=self.timed_out,
             buffered=sum(c.transport.get_write_buffer_size() for c in self.connections),
