@@ -437,8 +437,8 @@ class HttpServer:
         now = self.now()
         self.date_line = b"Date: %b\r\n" % formatdate(usegmt=True).encode()
         due = [c for c in self.connections if c.deadline <= now or c.stall_deadline <= now or c.quiet_at <= now]
+        self._timer = self._loop.call_later(self._interval, self.sweep)  # first: no fault below may end all timers
         self._expire(due, now)
-        self._timer = self._loop.call_later(self._interval, self.sweep)
 
     def _expire(self, due: list[Connection], now: float) -> None:
         """End or call those that are still due; a flood that stalls together must not hold the loop together."""
