@@ -19,7 +19,16 @@ from msgspec import Meta
 
 from gateway.source import ConfigError as ConfigError
 from gateway.source import follow, read
-from gateway.urls import database_fault, field_fault, http_fault, origin_fault, parse_listen, store_fault
+from gateway.urls import (
+    beside,
+    database_fault,
+    field_fault,
+    http_fault,
+    origin_fault,
+    parse_listen,
+    store_beside,
+    store_fault,
+)
 from scheduler.settings import Settings
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
@@ -112,7 +121,7 @@ class Backend(_Section, frozen=True):
     """One engine (R1)."""
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="unique name, used in metrics and audit")]
-    url: Annotated[str, Meta(description="base URL, such as http://10.0.0.5:11434")]
+    url: Annotated[str, Meta(description="base URL, such as http://10.0.0.5:11434; `/v1` at its end is left out")]
     engine: Annotated[EngineKind, Meta(description="what speaks there")]
     slots: (
         Annotated[int, Meta(ge=1, le=1_000_000, description="requests at once; absent: discovered, else 4")] | None
@@ -292,26 +301,45 @@ class Config(_Section, frozen=True):
 
 
 def load(path: Path) -> Config:
-    """Read, resolve and check a configuration file. Raises ConfigError with the path of the faulty setting."""
+    """Read, resolve and check a configuration file. Raises ConfigError with the path of the faulty setting.
+
+    Relative paths in it start in its folder: what it names does not depend on where a command is called.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
         raise ConfigError(f"{path}: {getattr(err, 'strerror', None) or err}") from err
     if path.stat().st_mode & stat.S_IWOTH:
         raise ConfigError(f"{path}: writable by everyone; refuse to trust it (chmod o-w)")
-    return parse(text)
+    return parse(text, path.parent)
 
 
-def parse(text: str) -> Config:
-    """YAML text -> checked Config."""
-    raw = follow(read(text))
+def parse(text: str, folder: Path = Path()) -> Config:
+    """YAML text -> checked Config. Relative paths start in `folder`."""
+    raw = follow(read(text), folder)
     _refuse_unknown(raw, Config, "")
     try:
         config = msgspec.convert(raw, Config)
     except msgspec.ValidationError as err:
         raise ConfigError(_readable(str(err))) from err
     check(config)
-    return config
+    return _placed(config, folder)
+
+
+def _placed(config: Config, folder: Path) -> Config:
+    """Every path it holds as seen from the current folder."""
+    change, tls, audit, tracing = msgspec.structs.replace, config.tls, config.audit, config.tracing
+    if tls is not None:
+        paths = {name: beside(folder, getattr(tls, name)) for name in ("cert", "key", "client_ca")}
+        tls = change(tls, **paths)
+    return change(
+        config,
+        store=store_beside(folder, config.store),
+        tls=tls,
+        audit=change(audit, spool=beside(folder, audit.spool), anchors=beside(folder, audit.anchors)),
+        tracing=change(tracing, ca=beside(folder, tracing.ca)),
+        backends=[change(backend, ca=beside(folder, backend.ca)) for backend in config.backends],
+    )
 
 
 def _readable(message: str) -> str:

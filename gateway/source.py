@@ -49,20 +49,20 @@ def _place(err: Exception) -> str:
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
-def follow(raw: Any, path: str = "", depth: int = 0) -> Any:
-    """Replace `${NAME}`, `env:NAME` and `file:PATH` in string values."""
+def follow(raw: Any, folder: Path, path: str = "", depth: int = 0) -> Any:
+    """Replace `${NAME}`, `env:NAME` and `file:PATH` in string values; a relative PATH starts in `folder`."""
     if depth > 16:
         raise ConfigError(f"{path}: nested too deeply")
     if isinstance(raw, dict):
-        return {k: follow(v, f"{path}.{k}".lstrip("."), depth + 1) for k, v in raw.items()}
+        return {k: follow(v, folder, f"{path}.{k}".lstrip("."), depth + 1) for k, v in raw.items()}
     if isinstance(raw, list):
-        return [follow(v, f"{path}[{i}]", depth + 1) for i, v in enumerate(raw)]
-    return _resolve_text(raw, path) if isinstance(raw, str) else raw
+        return [follow(v, folder, f"{path}[{i}]", depth + 1) for i, v in enumerate(raw)]
+    return _resolve_text(raw, folder, path) if isinstance(raw, str) else raw
 
 
-def _resolve_text(text: str, path: str) -> str:
+def _resolve_text(text: str, folder: Path, path: str) -> str:
     if text.startswith("file:"):
-        return _secret_file(text.removeprefix("file:"), path)
+        return _secret_file(folder / text.removeprefix("file:"), path)
     if text.startswith("env:"):
         return _env(text.removeprefix("env:"), path)
     return _REFERENCE.sub(lambda found: _env(found[1], path), text)
@@ -75,8 +75,8 @@ def _env(name: str, path: str) -> str:
     return value
 
 
-def _secret_file(name: str, path: str) -> str:
+def _secret_file(name: Path, path: str) -> str:
     try:
-        return Path(name).read_text(encoding="utf-8").strip()
+        return name.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as err:
         raise ConfigError(f"{path}: cannot read {name}: {getattr(err, 'strerror', None) or 'not text'}") from err

@@ -2,6 +2,7 @@
 repeats a piece of one, as it may hold a password."""
 
 import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\[\]:]*)(?::\d+)?")
@@ -25,6 +26,19 @@ def store_fault(url: str) -> str:
         return database_fault(url)
     path = url if not sep else rest if scheme == "sqlite" else ""
     return "" if path.strip("/") else "neither a path nor sqlite:// nor postgresql://"
+
+
+def beside(folder: Path, path: str) -> str:
+    """A relative path starts in `folder`; an empty one names nothing and stays empty."""
+    return str(folder / path) if path else ""
+
+
+def store_beside(folder: Path, url: str) -> str:
+    """As `beside`, of a store: of SQLite's URLs, `sqlite:///PATH` and `sqlite:////PATH`, only the first is relative."""
+    scheme, sep, rest = url.partition("://")
+    if not sep:
+        return beside(folder, url)
+    return f"sqlite:///{folder / rest.removeprefix('/')}" if scheme == "sqlite" else url
 
 
 def http_fault(url: str) -> str:

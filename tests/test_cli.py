@@ -271,7 +271,7 @@ def test_check_config_names_the_path_and_suggests(tmp_path: Path) -> None:
 
 def test_the_store_comes_from_the_configuration(tmp_path: Path) -> None:
     file = tmp_path / "fairgate.yaml"
-    file.write_text(f"store: {tmp_path / 'mine.db'}\n")
+    file.write_text("store: mine.db\n")
     line = [sys.executable, "-m", "gateway", "tenants", "create", "acme", "--config", str(file)]
     assert subprocess.run(line, capture_output=True, timeout=60, cwd=ROOT).returncode == 0
     assert (tmp_path / "mine.db").exists()
@@ -340,8 +340,31 @@ def test_prompts_are_switched_shown_and_purged_and_every_act_is_a_row(cli: Cli) 
     assert acts[2:] == [("prompts", "read")] * 2 + [("prompts", "purge")] * 2 + [("key", "keep no prompts")]
 
 
+READING = (
+    "tenants list", "users list --tenant a", "keys list", "keys create --tenant a --user u", "usage", "prompts list",
+    "limits show --tenant a", "audit tail", "audit verify", "audit actions", "audit export --output OUT",
+    "settings get", "reservations list",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("words", READING)
+def test_a_store_that_is_not_there_is_said_and_not_made(words: str, tmp_path: Path) -> None:
+    """A command in the wrong folder must not answer from an empty store, nor take an earlier export away."""
+    cli, out = Cli(str(tmp_path / "none.db")), tmp_path / "out"
+    out.write_text("of yesterday")
+    assert f"there is no store {cli.store}: " in cli.refused(*words.replace("OUT", str(out)).split())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert out.read_text() == "of yesterday"
+
+
+@pytest.mark.parametrize("words", ["tenants create acme", "settings set wait_weight 1"])
+def test_what_may_come_first_makes_the_store(words: str, cli: Cli) -> None:
+    done = cli.run(*words.split())
+    assert (done.returncode, f"{cli.store} is a new store" in done.stderr) == (0, True)
+
+
 def test_a_file_that_cannot_be_written_is_said(cli: Cli, tmp_path: Path) -> None:
-    cli.json("tenants", "list")
+    cli.json("tenants", "create", "acme")
     assert f"{tmp_path}: Is a directory" in cli.refused("audit", "export", "--output", str(tmp_path))
 
 

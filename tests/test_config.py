@@ -1,8 +1,10 @@
 """What a configuration may not say, and the words in which it is refused (O7)."""
 
+from pathlib import Path
+
 import pytest
 
-from gateway.config import ConfigError, parse
+from gateway.config import ConfigError, load, parse
 
 
 def engine(**more: str) -> str:
@@ -55,3 +57,46 @@ def test_what_cannot_work_is_refused_with_its_path(text: str, says: str) -> None
 )
 def test_what_looks_alike_and_works(text: str) -> None:
     assert parse(text)
+
+
+PATHS = """
+store: STORE
+tls: {cert: c.pem, key: /k.pem, client_ca: ca.pem}
+audit: {spool: s, anchors: a}
+tracing: {ca: t.pem}
+backends: [{name: b, url: "http://h", engine: vllm, ca: b.pem, key: "file:key"}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("store", "becomes"),
+    [
+        ("x.db", "DIR/x.db"),
+        ("/y/x.db", "/y/x.db"),
+        ("sqlite:///x.db", "sqlite:///DIR/x.db"),
+        ("sqlite:////y/x.db", "sqlite:////y/x.db"),
+        ("postgresql://u@h/x", "postgresql://u@h/x"),
+    ],
+)
+def test_relative_paths_start_in_the_folder_of_the_file(store: str, becomes: str, tmp_path: Path) -> None:
+    """Wherever the command is called that reads it."""
+    file = tmp_path / "fairgate.yaml"
+    file.write_text(PATHS.replace("STORE", store))
+    (tmp_path / "key").write_text("f7Zq2\n")
+    config = load(file)
+    (backend,) = config.backends
+    assert config.store == becomes.replace("DIR", str(tmp_path))
+    assert config.tls is not None
+    assert [config.tls.cert, config.tls.client_ca, config.audit.spool, config.audit.anchors, config.tracing.ca] == [
+        str(tmp_path / name) for name in ("c.pem", "ca.pem", "s", "a", "t.pem")
+    ]
+    assert (config.tls.key, backend.ca, backend.key) == ("/k.pem", str(tmp_path / "b.pem"), "f7Zq2")
+
+
+def test_without_paths_none_are_made_up(tmp_path: Path) -> None:
+    """But for the store's, which has a default."""
+    file = tmp_path / "fairgate.yaml"
+    file.write_text("hsts: true\n")
+    config = load(file)
+    assert (config.store, config.audit.spool, config.audit.anchors) == (str(tmp_path / "fairgate.db"), "", "")
+    assert parse("hsts: true").store == "fairgate.db"

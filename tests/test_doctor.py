@@ -41,18 +41,24 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_all_is_well(tmp_path: Path) -> None:
-    """Nothing found, and nothing made: a look leaves no database behind."""
+    """Nothing found, of a URL as SDKs want it neither."""
     engine = ollama("llama3:8b")
+    asyncio.run(_made(tmp_path / "x.db"))
 
     async def body() -> list[Check]:
         async with running(engine):
-            backend = f"{{name: b, url: '{engine.url}', engine: ollama}}"
-            text = f"store: {tmp_path / 'x.db'}\ncaps: {{connections: 10}}\nbackends: [{backend}]\n"
+            backend = f"{{name: b, url: '{engine.url}/v1/', engine: ollama}}"
+            text = f"store: x.db\ncaps: {{connections: 10}}\nbackends: [{backend}]\n"
             return await examine(written(tmp_path, text))
 
     checks = asyncio.run(body())
     assert [(check.name, check.level) for check in checks if check.findings] == []
     assert [check.name for check in checks][-1] == "backend b"
+
+
+def test_a_store_that_is_not_there_is_named_and_not_made(tmp_path: Path) -> None:
+    (found,) = look(written(tmp_path, "store: x.db\n"))["store"].findings
+    assert (found.level, f"no store {tmp_path / 'x.db'}" in found.says) == ("warning", True)
     assert not (tmp_path / "x.db").exists()
 
 
@@ -68,7 +74,7 @@ def test_exit_codes_and_words(tmp_path: Path) -> None:
     assert "-> start it" in told.stdout
     found = {check["name"]: check for check in json.loads(run("--config", str(file), "--json").stdout)}
     assert found["backend b"]["findings"][0]["level"] == "problem"
-    assert found["store"] == {"name": "store", "level": "ok", "findings": []}
+    assert found["TLS"] == {"name": "TLS", "level": "ok", "findings": []}
     assert run("--nonsense").returncode == 2
 
 
@@ -105,7 +111,7 @@ def test_files_that_others_read(tmp_path: Path) -> None:
     store = tmp_path / "x.db"
     asyncio.run(_made(store))
     store.chmod(0o644)
-    backend = f"{{name: b, url: 'http://127.0.0.1:{free_port()}', engine: vllm, key: 'file:{secret}'}}"
+    backend = f"{{name: b, url: 'http://127.0.0.1:{free_port()}', engine: vllm, key: 'file:key'}}"
     checks = look(written(tmp_path, f"store: {store}\nbackends: [{backend}]\n"))
     assert str(secret) in checks["file modes"].findings[0].says
     assert checks["store"].level == "problem"

@@ -66,7 +66,8 @@ def test_what_is_no_gateway_is_said_in_a_sentence(tmp_path: Path, capsys: pytest
 
     def said(*words: str) -> str:
         assert main(["top", "--once", "--config", str(file), *words]) == 1
-        (sentence,) = [line for line in capsys.readouterr().err.splitlines() if "new store" not in line]
+        without_names, sentence = capsys.readouterr().err.splitlines()
+        assert f"no store {tmp_path / 'x.db'}: ids are shown" in without_names
         return sentence
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
@@ -79,6 +80,7 @@ def test_what_is_no_gateway_is_said_in_a_sentence(tmp_path: Path, capsys: pytest
         assert "no statistics from" in said("--admin", "http://h\x01")
         server.shutdown()
         thread.join()
+    assert not (tmp_path / "x.db").exists()
 
 
 @pytest.mark.parametrize("colour", [True, False])

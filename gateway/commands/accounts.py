@@ -139,7 +139,7 @@ def create_tenant(args: argparse.Namespace) -> int:
             limits=limits_of(args),
         )
 
-    tenant = with_store(args, work)
+    tenant = with_store(args, work, begins=True)
     _show_tenants([tenant], args.json, one=True)
     if not tenant.models and not tenant.allow_all_models:
         say("It may use no model yet: nothing is allowed by default.")

@@ -171,23 +171,20 @@ def _verdict(chain: trail.Verified) -> str:
 
 
 def write_export(args: argparse.Namespace) -> int:
-    if args.output is None:
-        count = _export_to(sys.stdout, args)
-    else:
+    """An earlier export is overwritten only once the store is open."""
+
+    async def work(store: Store, _: Config) -> int:
+        rows = trail.export(store, args.since, args.until)
+        if args.output is None:
+            return await _write(sys.stdout, rows, as_csv=args.csv)
         try:
             with args.output.open("w", encoding="utf-8", newline="") as file:
-                count = _export_to(file, args)
+                return await _write(file, rows, as_csv=args.csv)
         except OSError as err:
             raise CommandError(f"{args.output}: {err.strerror or err}") from err
-    say(f"{count} rows")
+
+    say(f"{with_store(args, work)} rows")
     return 0
-
-
-def _export_to(file: TextIO, args: argparse.Namespace) -> int:
-    async def work(store: Store, _: Config) -> int:
-        return await _write(file, trail.export(store, args.since, args.until), as_csv=args.csv)
-
-    return with_store(args, work)
 
 
 async def _write(file: TextIO, rows: AsyncIterator[dict[str, object]], *, as_csv: bool) -> int:

@@ -64,14 +64,19 @@ def configuration(args: argparse.Namespace) -> cfg.Config:
     return cfg.load(args.config) if args.config is not None else cfg.Config()
 
 
-def with_store(args: argparse.Namespace, work: Callable[[Store, cfg.Config], Awaitable[T]]) -> T:
-    """Run `work` with the store open."""
+def with_store(
+    args: argparse.Namespace, work: Callable[[Store, cfg.Config], Awaitable[T]], *, begins: bool = False
+) -> T:
+    """Run `work` with the store open. Only what can be the first act on a store (`begins`) makes a missing one: a
+    command called in the wrong folder must not answer from an empty store."""
 
     async def run() -> T:
         config = configuration(args)
         url = args.store or config.store
-        if (path := sqlite_path(url)) is not None and not path.exists():
-            say(f"{path.absolute()} is a new store; if yours is another, name it with --config or FAIRGATE_CONFIG")
+        if (path := missing_store(url)) is not None:
+            if not begins:
+                raise CommandError(f"there is no store {path}: name yours with --config, FAIRGATE_CONFIG or --store")
+            say(f"{path} is a new store; if yours is another, name it with --config or FAIRGATE_CONFIG")
         store = await open_store(url)
         store.actor = actor()
         try:
@@ -80,6 +85,12 @@ def with_store(args: argparse.Namespace, work: Callable[[Store, cfg.Config], Awa
             await store.close()
 
     return asyncio.run(run())
+
+
+def missing_store(url: str) -> Path | None:
+    """The whole path of an embedded store that is not there yet."""
+    path = sqlite_path(url)
+    return path.absolute() if path is not None and not path.exists() else None
 
 
 async def holders(store: Store) -> dict[str, str]:

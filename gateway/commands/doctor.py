@@ -22,11 +22,13 @@ from gateway.commands.common import Commands, config_option, json_option, show_j
 from gateway.plane import tls_context
 from gateway.process import FILES_PER_STREAM, FILES_SPARE
 from gateway.services import checkup, x509
+from gateway.services.catalogue import base_url
 from gateway.services.checkup import Finding
 from gateway.services.discovery import LookFailed, client, look
 from gateway.services.prompts import redaction
 from gateway.store.base import StoreError
 from gateway.store.facts import postgresql_facts, sqlite_facts, sqlite_path
+from gateway.urls import beside
 
 REDIS_SECONDS = 2.0
 
@@ -103,7 +105,8 @@ def _check(name: str, findings: list[Finding]) -> Check:
 def _files(path: Path | None, raw: Any, tls: cfg.Tls | None) -> list[Finding]:
     found = [] if path is None else _mode(str(path), lambda mode: checkup.config_file(str(path), mode, raw))
     keys = [] if tls is None else [tls.key]
-    for name in dict.fromkeys(checkup.secret_files(raw) + keys):
+    named = [] if path is None else [beside(path.parent, name) for name in checkup.secret_files(raw)]
+    for name in dict.fromkeys(named + keys):
         found += _mode(name, lambda mode, name=name: checkup.secret_file(name, mode))  # type: ignore[misc]
     return found
 
@@ -132,7 +135,7 @@ async def _store(url: str) -> list[Finding]:
         path = sqlite_path(url)
         if path is None:
             return checkup.postgresql(await postgresql_facts(url))
-        return checkup.sqlite(str(path), sqlite_facts(path))
+        return checkup.sqlite(str(path.absolute()), sqlite_facts(path))
     except StoreError as err:
         return checkup.unreachable("the store does not answer", str(err))
 
@@ -172,10 +175,10 @@ async def _redis(url: str) -> list[Finding]:
 
 
 async def _backend(backend: cfg.Backend, limit: float) -> list[Finding]:
-    found = checkup.exposure(backend)
+    found, url = checkup.exposure(backend), base_url(backend.url)
     try:
-        async with client(backend.url, key=backend.key, ca=backend.ca, timeout=limit) as http:
+        async with client(url, key=backend.key, ca=backend.ca, timeout=limit) as http:
             sighting = await look(http, backend.engine, frozenset(backend.models), limit)
     except (LookFailed, OSError) as err:
-        return found + checkup.unreachable(f"{backend.url} does not answer as {backend.engine}", str(err))
+        return found + checkup.unreachable(f"{url} does not answer as {backend.engine}", str(err))
     return found + checkup.models(backend, sighting)

@@ -5,6 +5,7 @@ Owns the picture. Reads `/stats` of the admin listener and, for names instead of
 
 import argparse
 import asyncio
+import contextlib
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,16 @@ from typing import Any
 import httpx
 import msgspec
 
-from gateway.commands.common import CommandError, Commands, holders, store_options, with_store
+from gateway.commands.common import (
+    CommandError,
+    Commands,
+    configuration,
+    holders,
+    missing_store,
+    say,
+    store_options,
+    with_store,
+)
 from gateway.config import Config
 from gateway.store.base import Store
 
@@ -35,30 +45,36 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Watch until interrupted."""
+    """Watch until interrupted. Without a store, as on another machine than the gateway's, ids stand for names."""
 
-    async def work(store: Store, config: Config) -> int:
-        if not (args.admin or config.admin.listen):
-            raise CommandError("admin.listen is empty: there is nothing to look at; name a listener with --admin")
-        url = args.admin or f"http://{config.admin.listen}"
-        names = await holders(store)
-        try:
-            client = httpx.AsyncClient(base_url=url, timeout=5.0, trust_env=False)
-        except httpx.InvalidURL as err:
-            raise CommandError(f"no statistics from {url!r}: {err}") from err
-        async with client as http:
-            if args.json:
-                sys.stdout.write(msgspec.json.encode(await _look(http)).decode() + "\n")
-            elif args.once or not sys.stdout.isatty():
-                print("\n".join(picture(await _look(http), names, shutil.get_terminal_size().columns, colour=False)))
-            else:
-                await _watch(http, names, max(0.2, args.interval))
-        return 0
+    async def work(store: Store, config: Config) -> None:
+        await _show(args, config, await holders(store))
 
+    config = configuration(args)
+    with contextlib.suppress(KeyboardInterrupt):
+        if (path := missing_store(args.store or config.store)) is None:
+            with_store(args, work)
+        else:
+            say(f"there is no store {path}: ids are shown instead of names")
+            asyncio.run(_show(args, config, {}))
+    return 0
+
+
+async def _show(args: argparse.Namespace, config: Config, names: Mapping[str, str]) -> None:
+    if not (args.admin or config.admin.listen):
+        raise CommandError("admin.listen is empty: there is nothing to look at; name a listener with --admin")
+    url = args.admin or f"http://{config.admin.listen}"
     try:
-        return with_store(args, work)
-    except KeyboardInterrupt:
-        return 0
+        client = httpx.AsyncClient(base_url=url, timeout=5.0, trust_env=False)
+    except httpx.InvalidURL as err:
+        raise CommandError(f"no statistics from {url!r}: {err}") from err
+    async with client as http:
+        if args.json:
+            sys.stdout.write(msgspec.json.encode(await _look(http)).decode() + "\n")
+        elif args.once or not sys.stdout.isatty():
+            print("\n".join(picture(await _look(http), names, shutil.get_terminal_size().columns, colour=False)))
+        else:
+            await _watch(http, names, max(0.2, args.interval))
 
 
 async def _look(http: httpx.AsyncClient) -> dict[str, Any]:

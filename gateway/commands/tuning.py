@@ -128,7 +128,7 @@ def _set(args: argparse.Namespace) -> int:
             raise CommandError(str(err)) from err
         await store.operate("setting", args.name, args.value, _now(), store.actor)
 
-    with_store(args, work)
+    with_store(args, work, begins=True)
     say(f"{args.name} is {args.value} from now on")
     return 0
 

@@ -180,12 +180,16 @@ def certificate(path: str, not_after: float, now: float) -> list[Finding]:
 
 
 def sqlite(path: str, facts: SqliteFacts) -> list[Finding]:
-    """An older or missing file is no finding: the gateway makes it or brings it up to date at start (O6)."""
+    """An older file is no finding: the gateway brings it up to date at start (O6). It makes a missing one too, which is
+    only right before the first start."""
+    if not facts.exists:
+        says = f"there is no store {path} yet"
+        return [_warning(says, "`fairgate serve` makes it; if yours is elsewhere, correct store")]
     found = []
     if facts.schema > facts.known:
         says = f"{path} was written by a newer program (schema {facts.schema}, known {facts.known})"
         found.append(_problem(says, "run that program's version, or restore a backup"))
-    if facts.exists and facts.mode & 0o077:
+    if facts.mode & 0o077:
         says = f"{path} is open to other users (mode {facts.mode:04o}): it holds hashes and who asked what"
         found.append(_problem(says, f"chmod 0600 {path}"))
     return found

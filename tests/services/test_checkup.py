@@ -120,7 +120,8 @@ def test_a_certificate_ends() -> None:
 
 
 def test_sqlite_file() -> None:
-    assert checkup.sqlite("f", SqliteFacts(False, 0, 0, 4)) == []
+    (missing,) = checkup.sqlite("/d/f", SqliteFacts(False, 0, 0, 4))
+    assert (missing.level, "no store /d/f" in missing.says) == ("warning", True)
     assert checkup.sqlite("f", SqliteFacts(True, 0o600, 3, 4)) == []
     assert levels(checkup.sqlite("f", SqliteFacts(True, 0o640, 5, 4))) == ["problem", "problem"]
 
