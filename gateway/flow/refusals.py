@@ -67,6 +67,8 @@ def engine_refused(status: int, body: bytes) -> GatewayError:
     """The error to raise for an engine's answer that is not a 2xx."""
     cause = f"status {status}: {body[:2048]!r}"
     text = body.lower()
+    if status == 404 and b"model" not in text:
+        return UpstreamRejected("The engine of this model has no route for this kind of request.", 404, cause=cause)
     if status == 404:  # the model went away since discovery saw it: the same answer as for one never there (K8)
         return ModelUnavailable("The model does not exist or this key may not use it.", param="model", cause=cause)
     if status == 503 and b"loading" in text:

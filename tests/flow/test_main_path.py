@@ -274,6 +274,8 @@ REFUSALS = [
     ("400 Bad Request", b'{"error":{"message":"The maximum context length is 2048"}}', 400, "upstream_rejected"),
     ("401 Unauthorized", b'{"error":"Unauthorized"}', 502, "upstream_broke"),
     ("404 Not Found", b'{"error":"model \\"m\\" not found"}', 403, "model_not_available"),
+    ("404 Not Found", b'{"detail":"Not Found"}', 404, "upstream_rejected"),
+    ("404 Not Found", b"404 page /srv/secret not found", 404, "upstream_rejected"),
     ("500 Internal Server Error", b"Traceback at 10.0.0.5:/srv/secret.py", 502, "upstream_broke"),
     ("503 Service Unavailable", b'{"error":{"message":"Loading model"}}', 503, "model_loading"),
     ("503 Service Unavailable", b'{"error":"server busy"}', 503, "engine_busy"),
