@@ -80,7 +80,10 @@ def test_from_nothing_to_a_key_that_works_and_is_revoked(cli: Cli) -> None:
     assert listed["last_used_at"]
     assert key["token"] not in json.dumps(listed)
     assert cli.json("keys", "revoke", key["id"]) == {"id": key["id"], "status": "revoked"}
-    assert "revoked" in cli.run("keys", "list").stdout
+    header, row = (line.split() for line in cli.run("keys", "list").stdout.splitlines())
+    assert header[:3] == ["KEY", "TENANT", "USER"]
+    assert row[:3] == [key["id"], "acme", "ann@example.com"]
+    assert "revoked" in row
 
 
 def test_a_key_is_shown_once_alone_on_standard_output(cli: Cli) -> None:
@@ -105,7 +108,7 @@ def test_a_rotated_key_is_shown_once_and_names_what_it_replaces(cli: Cli) -> Non
     assert second["replaces"]["id"] == first["id"]
     assert second["name"] == "laptop"
     assert "hash" not in second
-    assert sorted(row.split()[3] for row in cli.run("keys", "list").stdout.splitlines()[1:]) == [
+    assert sorted(row.split()[4] for row in cli.run("keys", "list").stdout.splitlines()[1:]) == [
         "active", "active", "expired",
     ]  # fmt: skip
     assert "no key" in cli.refused("keys", "rotate", "nothing")

@@ -37,7 +37,7 @@ def test_the_picture_shows_backends_queues_and_users() -> None:
             lines = shown.stdout.splitlines()
             assert "1 running" in lines[0]
             assert "2 queued" in lines[0]
-            assert any(line.split()[:3] == ["engine", "closed", "1/1"] for line in lines)
+            assert any(line.split()[:3] == ["engine", "up", "1/1"] for line in lines)
             assert any(line.split()[:4] == ["m", "2", "1", "1"] for line in lines)
             assert any(line.startswith("t/u ") and "100%" in line for line in lines)
             raw = await run(subprocess.run, [*command, "--json"], capture_output=True, text=True, check=True)

@@ -5,6 +5,7 @@ only for short turns. Must not know the data plane's sockets.
 """
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -138,16 +139,24 @@ class AdminServer:
         await self._task
 
 
+def _bound(listen: str) -> socket.socket:
+    host, port = parse_listen(listen)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        bound = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as err:
+        why = os.strerror(err.errno) if isinstance(err.errno, int) and err.errno > 0 else err.strerror
+        raise OSError(err.errno, f"admin.listen {listen}: {why}") from err
+    bound.setblocking(False)
+    return bound
+
+
 async def serve_admin(listen: str, app: Any) -> AdminServer:
     """Serve the ASGI application `app` on `HOST:PORT` in this loop until closed.
 
-    Raises OSError when the address cannot be had and ValueError when it is none.
+    Raises OSError, naming the setting, when the address cannot be had and ValueError when it is none.
     """
-    host, port = parse_listen(listen)
-    bound = socket.create_server(
-        (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
-    )
-    bound.setblocking(False)
+    bound = _bound(listen)
     config = uvicorn.Config(
         app,
         http="h11",  # bounds what it buffers of a head

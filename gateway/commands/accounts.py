@@ -288,18 +288,19 @@ def list_keys(args: argparse.Namespace) -> int:
     if args.user and not args.tenant:
         raise CommandError("--user needs --tenant")
 
-    async def work(store: Store, _: Config) -> tuple[dict[str, User], list[Key]]:
+    async def work(store: Store, _: Config) -> tuple[dict[str, tuple[str, str]], list[Key]]:
         tenant = await accounts.find_tenant(store, args.tenant) if args.tenant else None
         user = await accounts.find_user(store, tenant, args.user) if tenant and args.user else None
-        users = {u.id: u for u in await store.users(tenant.id if tenant else None)}
-        return users, await store.keys(user.id if user else None, tenant.id if tenant else None)
+        tenants = {t.id: t.name for t in await store.tenants()}
+        owners = {u.id: (tenants[u.tenant], u.name) for u in await store.users(tenant.id if tenant else None)}
+        return owners, await store.keys(user.id if user else None, tenant.id if tenant else None)
 
-    users, keys = with_store(args, work)
+    owners, keys = with_store(args, work)
     if args.json:
         show_json([_public(key) for key in keys])
     else:
-        rows = [(k.id, users[k.user].name, k.name, _state(k), when(k.expires_at), when(k.last_used_at)) for k in keys]
-        print(table(("KEY", "USER", "NAME", "STATE", "EXPIRES", "LAST USED"), rows))
+        rows = [(k.id, *owners[k.user], k.name, _state(k), when(k.expires_at), when(k.last_used_at)) for k in keys]
+        print(table(("KEY", "TENANT", "USER", "NAME", "STATE", "EXPIRES", "LAST USED"), rows))
     return 0
 
 

@@ -31,7 +31,9 @@ HOME, CLEAR_BELOW, CLEAR_LINE = "\x1b[H", "\x1b[J", "\x1b[K"
 SHOW_ALTERNATE, SHOW_MAIN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 BOLD, DIM, RED, GREEN, YELLOW, CYAN, PLAIN = (f"\x1b[{n}m" for n in (1, 2, 31, 32, 33, 36, 0))
 EIGHTHS = " ▏▎▍▌▋▊▉█"
-STATES = {"closed": GREEN, "half_open": YELLOW, "open": RED}
+STATES = {"closed": ("up", GREEN), "half_open": ("trial", YELLOW), "open": ("down", RED)}
+"""What a breaker's state says of its engine."""
+UNSEEN = ("unseen", RED)
 
 
 def add(commands: Commands) -> None:
@@ -143,9 +145,8 @@ def _backends(backends: Iterable[Mapping[str, Any]], gates: Iterable[Mapping[str
     for each in backends:
         gate = slots.get(each["name"], {"slots": 0, "running": 0})
         share = gate["running"] / gate["slots"] if gate["slots"] else 0.0
-        state = each["state"] if each["up"] else "unseen"
+        state, tint = STATES.get(each["state"], UNSEEN) if each["up"] else UNSEEN
         used = f"{gate['running']}/{gate['slots']}"
-        tint = STATES.get(state, RED)
         lines.append(f"{each['name'][:20]:<20} {tint}{state:<10}{PLAIN} {used:>9}  {bar(share, max(8, width - 46))}")
     return lines
 

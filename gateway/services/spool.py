@@ -34,6 +34,10 @@ _END: Final = 2
 _LONGEST_FRAME: Final = 1 << 20
 """More is damage: a record has a few hundred bytes."""
 _READ_BYTES: Final = 1 << 18
+_USED: Final = (
+    "another process uses it: another fairgate with this configuration seems to run; end that one, or give this one an "
+    "audit.spool of its own"
+)
 
 
 class SpoolError(Exception):
@@ -310,7 +314,7 @@ class Spool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as err:
             os.close(lock)
-            raise SpoolError(f"audit spool {self.directory}: another process uses it") from err
+            raise SpoolError(f"audit spool {self.directory}: {_USED}") from err
         return lock
 
     def _writer(self) -> str:

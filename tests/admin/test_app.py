@@ -1,6 +1,7 @@
 """The control plane over real sockets, in the loop it shares with the rest."""
 
 import asyncio
+import errno
 import signal
 import socket
 import time
@@ -290,8 +291,11 @@ def test_an_address_in_use_is_told() -> None:
     """H10: at start, not in a log line later."""
 
     async def body() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
-            await serve_admin(f"127.0.0.1:{taken.getsockname()[1]}", admin_app(World()))
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            listen = f"127.0.0.1:{taken.getsockname()[1]}"
+            with pytest.raises(OSError, match=f"admin.listen {listen}: Address already in use$") as refused:
+                await serve_admin(listen, admin_app(World()))
+            assert refused.value.errno == errno.EADDRINUSE
         with pytest.raises(ValueError, match="not HOST:PORT"):
             await serve_admin("nonsense", admin_app(World()))
 

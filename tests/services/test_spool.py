@@ -167,7 +167,7 @@ def test_a_changed_byte_is_found_and_kept_aside(tmp_path: Path) -> None:
 
 def test_a_directory_belongs_to_one_process(tmp_path: Path) -> None:
     spool = opened(tmp_path)
-    with pytest.raises(SpoolError, match="another process"):
+    with pytest.raises(SpoolError, match="another fairgate with this configuration seems to run"):
         opened(tmp_path)
     spool.close()
     opened(tmp_path).close()
