@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from gateway.config import Caps
 from tests.flow.engine import SSE_HEAD, Engine, chunk, frame, hang
 from tests.gateway import chat, gateway
 from tests.servers import free_port, until
@@ -21,9 +22,15 @@ events {{}}
 http {{
     access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+    {upstream}
     server {{ listen 127.0.0.1:{port}; {location} }}
 }}
 """
+
+
+def _page() -> str:
+    """Without comments."""
+    return re.sub(r"(?m)^ *#.*\n", "", PAGE.read_text(encoding="utf-8"))
 
 
 def test_each_frame_passes_at_once_and_the_clients_address_is_the_proxys_word(tmp_path: Path) -> None:
@@ -31,8 +38,9 @@ def test_each_frame_passes_at_once_and_the_clients_address_is_the_proxys_word(tm
     program = shutil.which("nginx")
     if program is None:
         pytest.skip("nginx is not on this machine (Debian package nginx-light)")
-    location = re.search(r"```nginx\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert location is not None
+    found = re.search(r"```nginx\n(upstream .*?\n)\n(location .*?)```", _page(), re.DOTALL)
+    assert found is not None
+    assert f"client_max_body_size {Caps().body_bytes >> 20}m;" in found[2]
 
     async def steps(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(SSE_HEAD + chunk(frame("0")))
@@ -45,8 +53,9 @@ def test_each_frame_passes_at_once_and_the_clients_address_is_the_proxys_word(tm
     async def main() -> None:
         async with engine, gateway(engine.url, trusted_proxies=["127.0.0.1/32"]) as g:
             port, conf = free_port(), tmp_path / "nginx.conf"
-            block = location[1].replace("http://127.0.0.1:8080", g.url)
-            conf.write_text(AROUND.format(folder=tmp_path, port=port, location=block), encoding="utf-8")
+            upstream = found[1].replace("127.0.0.1:8080", g.url.removeprefix("http://"))
+            text = AROUND.format(folder=tmp_path, port=port, upstream=upstream, location=found[2])
+            conf.write_text(text, encoding="utf-8")
             process = await asyncio.create_subprocess_exec(program, "-c", str(conf), "-p", str(tmp_path))
             try:
                 await asyncio.to_thread(until, lambda: (tmp_path / "pid").exists(), WAIT, lambda: "nginx did not start")
