@@ -35,8 +35,8 @@ _LONGEST_FRAME: Final = 1 << 20
 """More is damage: a record has a few hundred bytes."""
 _READ_BYTES: Final = 1 << 18
 _USED: Final = (
-    "another process uses it: another fairgate with this configuration seems to run; end that one, or give this one an "
-    "audit.spool of its own"
+    "another fairgate with this configuration seems to run: it holds the audit spool {}; end that one, or give this "
+    "one an audit.spool and an admin.listen of its own"
 )
 
 
@@ -314,7 +314,7 @@ class Spool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as err:
             os.close(lock)
-            raise SpoolError(f"audit spool {self.directory}: {_USED}") from err
+            raise SpoolError(_USED.format(self.directory)) from err
         return lock
 
     def _writer(self) -> str:
