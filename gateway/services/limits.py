@@ -267,7 +267,7 @@ class LimitService:
 
     async def _ask_store(self, budgets: Sequence[Budget]) -> list[bool]:
         sent, lease = self._clock(), self._config.lease
-        claims = [budget.claim() for budget in budgets]
+        claims = [budget.claim(sent) for budget in budgets]
         standings = await self._store.claim(claims, int(self._wall() * 1e6), int(lease * 1e6))
         until, now = sent + lease, self._clock()
         return [budget.apply(standing, until, now) for budget, standing in zip(budgets, standings, strict=True)]

@@ -9,6 +9,7 @@ Amounts are whole: requests, tokens, milliseconds of GPU slot time, open request
 clock.
 """
 
+import itertools
 import math
 from typing import Any, Final
 
@@ -27,8 +28,16 @@ EPSILON: Final = 1e-6
 """Rounding of rates must not refuse the last whole token."""
 FRESH: Final = 0.25
 """Seconds that "there is no more" stays true without asking again: refused callers must not flood the lender."""
+REUSED: Final = 600.0
+"""Seconds that an ended lease may rest and be taken up again: one for each spell of use would make the ledger's rows
+long. The ledger keeps each name for an hour; clocks may differ by the rest of it."""
 HELD_RETRY: Final = 1.0
 """Seconds to wait for what running requests hold: most settle for less than they reserved."""
+
+
+_leases: Final = itertools.count()
+"""Numbers of leases, in this process each given once: a meter that was forgotten and made again must not take up the
+name of its first lease, whose claims the ledger would take for old ones."""
 
 
 def who(scope: str) -> str:
@@ -181,17 +190,18 @@ class Leased:
 class Budget(Leased):
     """Tokens or GPU time of one window, leased from the ledger of the store. `ends` is when the window does."""
 
-    __slots__ = ("_count", "_number", "_reported", "_seen", "ends", "holder", "spent")
+    __slots__ = ("_lease", "_number", "_reported", "_rests", "_seen", "ends", "holder", "spent")
 
     def __init__(self, scope: str, name: str, unit: int, most: int, ends: float, holder: str) -> None:
         super().__init__(scope, name, unit, most)
         self.ends = ends
         self.holder = holder
-        self.spent = 0  # by this holder, ever
+        self.spent = 0  # under this lease
         self._reported = 0
         self._seen = Standing(0, 0, 0)
+        self._lease = next(_leases)
         self._number = 0
-        self._count = 0
+        self._rests = math.inf  # since when the lease is ended
 
     def settle(self, taken: int, used: int) -> None:
         """What was used beyond what was taken comes out of what is free, and shows as spent in the next round."""
@@ -199,13 +209,16 @@ class Budget(Leased):
         self.spent += used
         self.free += taken - used
 
-    def claim(self) -> Claim:
+    def claim(self, now: float) -> Claim:
         """Figures for the ledger. A debt (`free` below nothing) is in `spent` already."""
+        if now - self._rests > REUSED:
+            self._begin_lease()
+        self._rests = math.inf  # also when the answer is lost: then the ledger may know more than this
         need, want = self._wanted()
         self.free = max(self.free, 0)
         self._reported = self.spent
         self._number += 1
-        name = f"{self.holder}.{self._count}"
+        name = f"{self.holder}.{self._lease}"
         kept = self.held + self.free
         return Claim(self.scope, self.name, name, self._number, self.most, self.spent, kept, need, want)
 
@@ -215,8 +228,14 @@ class Budget(Leased):
         self._granted(standing.granted, until, now)
         if self.held or self.free > 0 or self.waiting or self.spent != self._reported:
             return False
-        self._count, self._number, self.spent, self._reported = self._count + 1, 0, 0, 0  # the next lease is a new one
+        self._rests = now
         return True
+
+    def _begin_lease(self) -> None:
+        """The one before was answered to its last claim: what it reported is in the ledger, and only the rest is told
+        by this one."""
+        self._lease, self._number = next(_leases), 0
+        self.spent, self._reported = self.spent - self._reported, 0
 
     def left(self) -> int:
         """What nobody has spent, reserved or on lease, as far as is known here."""

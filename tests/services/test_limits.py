@@ -1,21 +1,24 @@
 """Rates, open requests and budgets (L1-L3, K1): the same bodies on SQLite + in-process and on PostgreSQL + Redis."""
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.errors import BudgetSpent, LimitsUnavailable, RateLimited
-from gateway.services.limits import LimitService, Reservation
-from gateway.services.meters import Budget, duration
+from gateway.services.limits import FORGET_SECONDS, LimitService, Reservation
+from gateway.services.meters import REUSED, TOKENS, Budget, duration
 from gateway.store import open_store
 from gateway.store.limits import Budget as Row
 from gateway.store.limits import Claim, Limits, decide, window
 from tests.databases import statement
-from tests.services.limited import Form, asker, command, outcome, spent
+from tests.services.limited import Asker, Form, asker, command, outcome, spent
 
 DAY = 86_400.0
 
@@ -302,6 +305,62 @@ def test_who_asks_no_more_is_forgotten(form: Form) -> None:
     run(form, body)
 
 
+async def rested(form: Form, service: LimitService) -> None:
+    """Time goes on, and nobody asks for anything, until every lease is ended."""
+    async with asyncio.timeout(20):
+        while service._ledger.stats().meters:
+            form.clock.now += form.config.lease
+            service._ledger.nudge()
+            await asyncio.sleep(0.005)
+
+
+async def use(service: LimitService, who: Asker, amount: int) -> None:
+    service.settle(await service.acquire(who, amount, 0.0), amount, 0.0)
+
+
+def test_a_budget_that_was_forgotten_goes_on_where_it_was(form: Form) -> None:
+    """L2: claims of the meter that is made again are no old ones for the ledger, however many were made before: no
+    refusal that is false, and nothing is given back."""
+    who = asker(Limits(tokens_total=1000))
+
+    async def body(service: LimitService) -> None:
+        for _ in range(4):
+            await use(service, who, 200)
+            await rested(form, service)
+        form.clock.now += FORGET_SECONDS + 1
+        service.sweep(form.clock.now)
+        assert service.stats().meters == 0
+        await use(service, who, 150)
+        await use(service, who, 50)
+        assert isinstance(await outcome(service, who, 1), BudgetSpent)
+        await rested(form, service)
+        assert await spent(service._store, "key:k", "tokens/total") == (1000, 0)
+
+    run(form, body)
+
+
+def test_spells_of_use_share_a_lease(form: Form) -> None:
+    """The ledger's row stays short; a lease that rested for long is not taken up again."""
+    who = asker(Limits(tokens_total=1000))
+
+    async def leases(service: LimitService) -> int:
+        (row,) = await service._store.budgets("key:k")
+        return len(row.leases)
+
+    async def body(service: LimitService) -> None:
+        for _ in range(5):
+            await use(service, who, 10)
+            await rested(form, service)
+        assert await leases(service) == 1
+        form.clock.now += REUSED + 1
+        await use(service, who, 10)
+        await rested(form, service)
+        assert await leases(service) == 2
+        assert await spent(service._store, "key:k", "tokens/total") == (60, 0)
+
+    run(form, body)
+
+
 # ---- races
 
 
@@ -497,6 +556,69 @@ def test_a_burned_lease_counts_until_its_holder_returns() -> None:
         decide(row, claim("j", now), now, 10)
     assert row.spent == 75
     assert set(row.leases) == {"j"}
+
+
+class Holders:
+    """Two gateways' meters of one budget against its row of the ledger; what a test draws is lost or comes late."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self.now = 0.0
+        self.row = Row("s", "b")
+        self.used = 0
+        self.sent: list[Claim] = []
+        self.meters = [self.made("a"), self.made("b")]
+
+    def made(self, holder: str) -> Budget:
+        return Budget("s", "b", TOKENS, 1000, math.inf, holder)
+
+    def ask(self, meter: Budget, amount: int, lost: float) -> bool:
+        """One round; whether the lease ended. A claim may be lost, and so may its answer."""
+        meter.waiting += amount
+        self.sent.append(meter.claim(self.now))
+        if self.draw.random() < lost:
+            meter.waiting = 0
+            return False
+        standing = decide(self.row, self.sent[-1], int(self.now * 1e6), 10_000_000)
+        if self.draw.random() < lost:
+            meter.waiting = 0
+            return False
+        return meter.apply(standing, self.now + 10, self.now)
+
+    def spend(self, meter: Budget) -> None:
+        amount = self.draw.randrange(1, 60)
+        if meter.room(self.now) < amount:
+            self.ask(meter, amount, 0.3)
+        if meter.room(self.now) >= amount:
+            used = self.draw.randrange(amount + 1)
+            meter.take(amount)
+            meter.settle(amount, used)
+            self.used += used
+
+    def rest(self, place: int) -> None:
+        """Renewed until it ends, as the lender does; it may be forgotten then."""
+        while not self.ask(self.meters[place], 0, 0.2):
+            pass
+        if self.draw.random() < 0.3:
+            self.meters[place] = self.made(self.meters[place].holder)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_no_history_of_leases_overspends_or_forgets(seed: int) -> None:
+    """L2: leases that end, rest, are taken up again or replaced, while claims and answers are lost and old claims
+    arrive again: the budget is never passed, and in the end the ledger knows what was used, to the token."""
+    world = Holders(seed)
+    for _ in range(world.draw.randrange(60)):
+        place = world.draw.randrange(2)
+        for _ in range(world.draw.randrange(4)):
+            world.spend(world.meters[place])
+            assert world.used <= 1000
+        if world.sent and world.draw.random() < 0.3:
+            decide(world.row, world.draw.choice(world.sent[-20:]), int(world.now * 1e6), 10_000_000)
+        world.rest(place)
+        world.now += world.draw.choice((0.1, 4.0, 200.0, REUSED + 1))
+    assert (world.row.spent, world.row.held) == (world.used, 0)
 
 
 def test_headroom_leaves_something_for_others() -> None:
