@@ -12,7 +12,7 @@ import anyio
 from msgspec.json import decode, encode
 
 from gateway.store.base import Store, StoreError
-from gateway.store.operations import Reservation, SavedUsage
+from gateway.store.operations import Operation, Reservation, SavedUsage
 from scheduler.aio import Scheduler
 from scheduler.estimate import Estimator
 from scheduler.model import Saved
@@ -85,7 +85,7 @@ class Operations:
         if version == self._version and self._clock() - self._applied_at < REFRESH_EVERY:
             return
         settings = {row.id: row.body or "null" for row in await self._store.operations("setting")}
-        windows = [decode(row.body or "", type=Reservation) for row in await self._store.operations("reservation")]
+        windows = [each for row in await self._store.operations("reservation") if (each := _read(row)) is not None]
         self._apply(settings, windows)
         self._version, self._applied_at = version, self._clock()
 
@@ -120,6 +120,18 @@ class Operations:
             await self.save()
         except StoreError as err:
             log.warning("fair use was not saved: %s", err)
+
+
+def _read(row: Operation) -> Reservation | None:
+    """None, and it is logged, where this version does not understand the row or no window can be made of it: the
+    others still act."""
+    try:
+        reservation = decode(row.body or "", type=Reservation)
+        _window(reservation, 0.0)
+    except (ValueError, OverflowError) as err:
+        log.error("reservation %s is not applied: %s", row.id, err)
+        return None
+    return reservation
 
 
 def _window(row: Reservation, ahead: float) -> Window:

@@ -122,6 +122,39 @@ def test_an_approved_exclusive_window_keeps_others_out_until_it_is_cancelled(tmp
     uvloop.run(main())
 
 
+UNREADABLE = [
+    {"field_of_a_later_version": 1},
+    {"mode": "mode of a later version"},
+    {"state": 7},
+    {"ends_at": 0},
+    {"ends_at": 10**400},
+]
+
+
+@pytest.mark.parametrize("more", UNREADABLE)
+def test_a_reservation_that_cannot_be_read_keeps_nobody_else_from_being_served(
+    tmp_path: Path, more: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """S: after a step back to an older version, say. It is logged, and the other windows act."""
+
+    async def main() -> None:
+        store = await open_store(str(tmp_path / "s.db"))
+        world = World(store)
+        hour = Reservation(
+            id="good", tenant="holder", starts_at=1_000_000_000_000, ends_at=1_003_600_000_000, mode="exclusive"
+        )
+        good = {**_plain(hour), "state": "approved"}
+        await store.operate("reservation", "bad", json.dumps({**good, "id": "bad", "tenant": "t", **more}), 1, "me")
+        await store.operate("reservation", "good", json.dumps(good), 1, "me")
+        await world.operations.start()
+        with pytest.raises(Rejected):
+            world.scheduler.submit(Ticket(pool="m", tenant="t", user="other", cost=1.0, timeout=60.0))
+        await store.close()
+
+    uvloop.run(main())
+    assert [record.levelname for record in caplog.records if "reservation bad" in record.message] == ["ERROR"]
+
+
 def _plain(row: Reservation) -> dict[str, object]:
     return {"id": row.id, "tenant": row.tenant, "starts_at": row.starts_at, "ends_at": row.ends_at, "mode": row.mode}
 
