@@ -13,6 +13,7 @@ survives the machine. One process owns a directory, by a lock.
 """
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import os
@@ -108,6 +109,16 @@ def _take_entries(data: bytes, count: int, found: list[Entry]) -> int:
     return at
 
 
+def _write(file: int, data: bytes, offset: int) -> None:
+    """All of it. A disk that fills up takes a part and refuses the next one. Raises OSError."""
+    written = 0
+    while written < len(data):
+        took = os.pwrite(file, data[written:], offset + written)
+        if not took:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written += took
+
+
 class Spool:
     """Opens (and recovers) the directory. `read` and `sync` may run in another thread than the rest, one at a time.
 
@@ -177,17 +188,15 @@ class Spool:
             return
         current = max(self._sizes)
         size, data = self._sizes[current], b"".join(self._buffer)
-        written = 0
         try:
-            while written < len(data):
-                written += os.pwrite(self._file, data[written:], size + written)
+            _write(self._file, data, size)
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, size)  # no torn frame before the next try
             raise
         self._buffer.clear()
-        self._sizes[current] = size + written
-        if size + written >= self._segment_bytes:
+        self._sizes[current] = size + len(data)
+        if size + len(data) >= self._segment_bytes:
             self._next_segment()
 
     def sync(self) -> None:
@@ -216,7 +225,7 @@ class Spool:
         first = MAGIC + _pack(_BASE, 0, self.seq, self._at, b"") + b"".join(self._open.values())
         file = os.open(self._path(number), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
-            os.pwrite(file, first, 0)
+            _write(file, first, 0)
         except OSError:
             os.close(file)
             self._path(number).unlink()

@@ -241,6 +241,41 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     spool.close()
 
 
+@pytest.mark.parametrize("room", [0, 30])
+def test_a_segment_whose_head_finds_no_room_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """U3: a full disk takes a part of a write, then refuses. The rows go on in the segment before, and all are there
+    after the next start, as is what runs."""
+    spool = opened(tmp_path, segment_bytes=300)
+    running = [spool.begin(b"runs") for _ in range(3)]
+    spool.flush()
+    real = os.pwrite
+
+    def full(file: int, data: bytes, offset: int) -> int:
+        if file == spool._file:
+            return real(file, data, offset)
+        if offset:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(file, data[:room], offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    for text in (b"a" * 300, b"b" * 300):
+        spool.end(0, text)
+        with pytest.raises(OSError, match="No space"):
+            spool.flush()
+    assert len(list(tmp_path.glob("*.log"))) == 1
+    monkeypatch.undo()
+    spool.end(0, b"c" * 300)
+    spool.flush()
+    assert len(list(tmp_path.glob("*.log"))) == 2
+    abandon(spool)
+    again = opened(tmp_path)
+    assert (again.damaged, again.interrupted) == ([], [(number, b"runs") for number in running])
+    assert [entry.payload[:1] for entry in entries(again)] == [b"a", b"b", b"c"]
+    again.close()
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_any_history_of_kills_leaves_one_entry_for_each_request(
