@@ -1,5 +1,6 @@
 """Dictionaries that forget their oldest entry: what strangers can fill has a bound. Knows nothing of what they hold."""
 
+import itertools
 from typing import TypeVar
 
 K = TypeVar("K")
@@ -7,8 +8,11 @@ V = TypeVar("V")
 
 
 def put(cache: dict[K, V], key: K, value: V, most: int) -> None:
-    """Put at the young end; the oldest goes when there are more than `most`."""
+    """Put at the young end; when there are more than `most`, the oldest go: one, and a 64th of all.
+
+    Together, since the way to the first entry leads over all that went before it, until the table is made anew."""
     cache.pop(key, None)
     cache[key] = value
     if len(cache) > most:
-        del cache[next(iter(cache))]
+        for oldest in list(itertools.islice(cache, 1 + most // 64)):
+            del cache[oldest]
