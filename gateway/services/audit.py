@@ -67,6 +67,7 @@ class AuditService:
         self._head: Head | None = None  # None: only the store knows
         self._delivered = 0
         self._broken = False
+        self._again = 0.0  # when a disk that refused is tried again
         self._closed = False
         self._flush_planned = False
         self._drained_at = clock()
@@ -99,7 +100,7 @@ class AuditService:
         if self._spool.size >= self._config.spool_bytes:
             return 0
         number = self._spool.begin(_encode(opening))
-        self._flush()
+        self._flush_now()
         return number
 
     def put(self, record: AuditRecord, begun: int = 0) -> None:
@@ -112,7 +113,7 @@ class AuditService:
         if begun:
             self._flush_soon()
         else:
-            self._flush()
+            self._flush_now()
         if seq - self._delivered == self._config.batch_rows:
             self._batch_ready.set()
 
@@ -128,7 +129,13 @@ class AuditService:
 
     def _flush_planned_now(self) -> None:
         self._flush_planned = False
-        self._flush()
+        self._flush_now()
+
+    def _flush_now(self) -> None:
+        """Once every `batch_seconds` while the disk refuses: each try joins all that waits, and every request that is
+        refused adds to that."""
+        if not self._broken or self._clock() >= self._again:
+            self._flush()
 
     def _flush(self) -> None:
         try:
@@ -137,6 +144,7 @@ class AuditService:
             if not self._broken:
                 _log.error("the audit spool cannot be written: %s", err.strerror)
             self._broken = True
+            self._again = self._clock() + self._config.batch_seconds
         else:
             self._broken = False
 
@@ -175,6 +183,8 @@ class AuditService:
                 try:
                     head = self._head or await self._stored_head()
                     self._head = None  # until the batch is acknowledged
+                    # What a disk refuses is not read, however old it gets.
+                    read_at = self._drained_at if self._broken else self._clock()
                     rows, after, position, full = await loop.run_in_executor(self._shipper, self._prepare, head)
                     moved = not rows or await asyncio.shield(self._store.add_audit(head, after, rows))
                 except StoreError:
@@ -184,6 +194,7 @@ class AuditService:
                     continue  # an earlier batch was added after all
                 self._acknowledge(after, position, len(rows))
                 if not full:  # what came meanwhile waits for the next batch: every one has its sync and its transaction
+                    self._drained_at = max(self._drained_at, read_at)
                     return
 
     async def _stored_head(self) -> Head:

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -21,7 +21,7 @@ from gateway.services.record import AuditRecord, Opening
 from gateway.services.spool import Spool
 from gateway.store import Store, StoreError
 from gateway.store.base import AUDIT_COLUMNS, AuditRow, Head
-from tests.services.keyring import connection
+from tests.services.keyring import Clock, connection
 
 FULL = AuditRecord(
     id="r-1", started_at=1_800_000_000_000_000, tenant="t", user="u", key="k", ip="2001:db8::1", dialect="openai",
@@ -32,13 +32,16 @@ FULL = AuditRecord(
 
 
 class Faulty:
-    """The real store, whose audit writes fail before or after they happened, as the test says."""
+    """The real store, whose audit writes fail before or after they happened, as the test says. `meanwhile` happens
+    during each."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.before = self.after = False
+        self.meanwhile: Callable[[], object] = lambda: None
 
     async def add_audit(self, before: Head, after: Head, rows: list[AuditRow]) -> bool:
+        self.meanwhile()
         if self.before:
             raise StoreError("down on purpose")
         moved = await self._store.add_audit(before, after, rows)
@@ -330,6 +333,95 @@ def test_a_disk_that_refuses_denies_and_recovers(tmp_path: Path, monkeypatch: py
                 assert service.full
                 monkeypatch.undo()
                 await until(lambda: not service.full)
+            assert await stored(store) == [FULL]
+
+    asyncio.run(body())
+
+
+def test_refusals_while_the_disk_refuses_are_cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """U3: each try joins all that waits, so it is not one for every request; and when the disk takes rows again, the
+    next request finds out, whatever `run` waits for."""
+    tries = 0
+
+    def refuse(*_: object) -> int:
+        nonlocal tries
+        tries += 1
+        raise OSError(28, "No space left on device")
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            clock = Clock()
+            settings = config(tmp_path)
+            service = AuditService(store, settings, clock=clock)
+            begun = [service.begin(opening(FULL)) for _ in range(100)]
+            monkeypatch.setattr(os, "pwrite", refuse)
+            for number in begun:
+                service.put(FULL, number)
+                service.put(FULL)
+                service.begin(opening(FULL))
+                await asyncio.sleep(0)
+            assert (tries, service.full) == (1, True)
+            clock.now += settings.batch_seconds
+            service.put(FULL)
+            service.put(FULL)
+            assert (tries, service.full) == (2, True)
+            monkeypatch.undo()
+            clock.now += settings.batch_seconds
+            service.put(FULL)
+            assert not service.full
+            await service.close()
+            assert len(await stored(store)) == 203
+
+    asyncio.run(body())
+
+
+def test_the_age_of_the_oldest_row_does_not_grow_under_steady_load(tmp_path: Path) -> None:
+    """O1: rows come during every delivery, so there is never a moment without any that waits."""
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            clock, faulty = Clock(), Faulty(store)
+            service = AuditService(faulty, config(tmp_path), clock=clock)
+
+            def meanwhile() -> None:
+                clock.now += 1.0
+                service.put(FULL)
+
+            faulty.meanwhile = meanwhile
+            service.put(FULL)
+            for _ in range(10):
+                await service._ship_all()
+            assert service.stats().pending == 1
+            assert service.stats().oldest_seconds <= 1.0
+            faulty.before = True
+            for _ in range(5):
+                with pytest.raises(StoreError):
+                    await service._ship_all()
+            assert service.stats().oldest_seconds >= 5.0
+            faulty.before = False
+            faulty.meanwhile = lambda: None
+            await service.close()
+
+    asyncio.run(body())
+
+
+def test_rows_that_the_disk_refuses_get_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O1: nothing of them can be read, which is no sign that nothing waits."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            clock = Clock()
+            service = AuditService(store, config(tmp_path), clock=clock)
+            monkeypatch.setattr(os, "pwrite", refuse)
+            service.put(FULL)
+            clock.now += 60.0
+            await service._ship_all()
+            assert service.stats().oldest_seconds >= 60.0
+            monkeypatch.undo()
+            await service.close()
             assert await stored(store) == [FULL]
 
     asyncio.run(body())
