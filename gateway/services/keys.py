@@ -50,6 +50,9 @@ FAILURE_QUANTUM = 0.1
 """Seconds; several times one Argon2id verification at the default cost (17 ms), see the rules above."""
 CHANGE_POLL = 0.5
 """Seconds between two looks at the store's changes: a revocation elsewhere acts within 1 s (K3)."""
+CHANGE_GAP = 0.25
+"""Seconds, part of those, for which what was changed is left alone. A verification under way reads the store again
+after each change that is applied: of hundreds a second each would find another, and be denied in the end."""
 _GUESSES = 2
 """Verifications of one key under way at once by secrets that are not proven: more wait for nobody's sake."""
 _REREADS = 3
@@ -328,7 +331,8 @@ class KeyService:
         self._verified.clear()
         self._negative.clear()
 
-    def _apply(self, changes: Changes) -> None:
+    def _apply(self, changes: Changes) -> bool:
+        """Whether there was any."""
         self._seen = changes.version
         if not changes.complete:
             self.invalidate()
@@ -337,6 +341,7 @@ class KeyService:
             self._negative.clear()  # what failed may have been enabled
             stale = {change.id for change in changes.items}
             self._drop(lambda p: p.key in stale or p.user in stale or p.tenant in stale)
+        return bool(changes.items) or not changes.complete
 
     def _drop(self, stale: Callable[[Principal], bool]) -> None:
         """A scan: 5 ms at the default bound of 100 000 keys, and changes are rare."""
@@ -351,10 +356,12 @@ class KeyService:
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
     async def _watch(self) -> None:
+        gap = 0.0
         while True:
             try:
-                await self._store.wait_change(CHANGE_POLL)
-                self._apply(await self._store.changes(self._seen))
+                await asyncio.sleep(gap)
+                await self._store.wait_change(CHANGE_POLL - gap)
+                gap = CHANGE_GAP if self._apply(await self._store.changes(self._seen)) else 0.0
                 await self._write_used()
             except Exception as err:  # whatever it was: without this task no revocation made elsewhere would act
                 expected = isinstance(err, StoreError)

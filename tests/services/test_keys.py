@@ -1,6 +1,7 @@
 """From a key to a principal: verification, caches, revocation, failures (K)."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import threading
@@ -18,7 +19,7 @@ from gateway.services import proofs
 from gateway.services.keyfmt import checksum, mint
 from gateway.services.keys import FAILURE_QUANTUM, SCOPES, KeyService, principal_of
 from gateway.services.principal import Principal
-from gateway.store.base import Chain, Changes, Key, Tenant, User
+from gateway.store.base import Chain, Changes, Key, Store, Tenant, User
 from tests.services.keyring import CHEAP, IP, Clock, Gate, connection, ring, service
 
 
@@ -168,6 +169,49 @@ def test_a_store_that_changes_all_the_time_denies(url: str) -> None:
                 with pytest.raises(AuthUnavailable):
                     await keys.verify(it.token, IP)
                 assert keys.stats().cached == 0
+
+    asyncio.run(body())
+
+
+class Busy(Gate):
+    """Another key changes all the time, and the database tells so at once. A read takes until the next change was
+    looked at, or 0.1 s."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.looked = asyncio.Event()
+        self.days = itertools.cycle([1, 2])
+        self.other = ""
+
+    async def wait_change(self, seconds: float) -> None:
+        await self._store.set_prompt_days(self.other, next(self.days))
+
+    async def changes(self, since: int) -> Changes:
+        found: Changes = await self._store.changes(since)
+        self.looked.set()
+        return found
+
+    async def chains(self, key_ids: Sequence[str]) -> dict[str, Chain]:
+        found = await super().chains(key_ids)
+        self.looked.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await self.looked.wait()
+        return found
+
+
+def test_changes_of_other_keys_deny_nobody(url: str) -> None:
+    """K3, K5: a verification reads again when anything changed meanwhile; it finds an end though something always
+    does."""
+
+    async def body() -> None:
+        async with ring(url) as it:
+            busy = Busy(it.store)
+            busy.other = (await it.another())[0].id
+            async with service(busy) as keys:
+                for _ in range(3):
+                    assert (await keys.verify(it.token, IP)).key == it.key.id
+                    keys.invalidate()
 
     asyncio.run(body())
 
