@@ -62,7 +62,7 @@ def _h11_agrees(ours: corpus.Seen, wire: bytes) -> bytes:
     head = peer.next_event()
     assert isinstance(head, h11.Request), head
     assert (head.method.decode(), head.target) == (ours.method, ours.target)
-    assert {name for name, _ in head.headers} - {b"content-length"} == set(ours.fields)
+    assert {name for name, _ in head.headers} - {b"content-length", b"upgrade"} == set(ours.fields)
     body = b""
     event = peer.next_event()
     while isinstance(event, h11.Data):
