@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import itertools
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +29,9 @@ DAY = 86_400_000_000
 """Microseconds."""
 SWEEP_SECONDS = 60.0
 BATCH = 50
+GATHER_SECONDS = 0.2
+"""From a prompt that comes to its transaction, which is synced and takes along what else came; less where the room for
+what waits is half full."""
 _RETRY = 1.0
 _CLOSE_SECONDS = 5.0
 
@@ -59,16 +63,25 @@ def redaction(name: str) -> Redact | None:
 
 
 class PromptService:
-    """Belongs to one event loop. `wall` gives Unix seconds. Making one raises ConfigError."""
+    """Belongs to one event loop. `clock` is monotonic seconds, `wall` Unix seconds. Making one raises ConfigError."""
 
-    def __init__(self, store: Store, config: Prompts, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store: Store,
+        config: Prompts,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._store = store
         self._config = config
+        self._clock = clock
         self._wall = wall
         self._redact = redaction(config.redact)
         self._pending: deque[Prompt] = deque()
         self._held = 0
-        self._ready = asyncio.Event()
+        self._ready = asyncio.Event()  # something waits
+        self._crowded = asyncio.Event()  # too much to wait for more
         self._writing = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "fairgate-prompts")
         self._stored = self._dropped = self._failed = 0
@@ -94,35 +107,41 @@ class PromptService:
         self._pending.append(prompt)
         self._held += len(body)
         self._ready.set()
+        if 2 * self._held > self._config.pending_bytes:
+            self._crowded.set()
 
     async def run(self) -> None:
         """Write what is pending, then delete what has expired, until cancelled: a store that cannot delete still
         takes what waits."""
-        swept = 0.0
+        swept = -math.inf
         while True:
             try:
                 await self._write()
-                if self._wall() - swept >= SWEEP_SECONDS:
+                if self._clock() - swept >= SWEEP_SECONDS:
                     await self._store.expire_prompts(int(self._wall() * 1e6))
-                    swept = self._wall()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(SWEEP_SECONDS):
-                        await self._ready.wait()
+                    swept = self._clock()
+                await _wait(self._ready, SWEEP_SECONDS)
+                await _wait(self._crowded, GATHER_SECONDS)
             except StoreError as err:
                 _log.warning("prompts wait: %d, %s", len(self._pending), err)
                 await asyncio.sleep(_RETRY)
 
     async def _write(self) -> None:
-        """Batches until none is pending. Being cancelled or failing leaves a batch pending."""
+        """Batches until one is not full: what came meanwhile gathers. Being cancelled or failing leaves a batch
+        pending."""
         async with self._writing:
-            while batch := list(itertools.islice(self._pending, BATCH)):
+            full = True
+            while full and (batch := list(itertools.islice(self._pending, BATCH))):
+                full = len(batch) == BATCH
                 rows = await asyncio.get_running_loop().run_in_executor(self._thread, self._redacted, batch)
                 await self._store.add_prompts(rows)
                 self._stored += len(rows)
                 self._failed += len(batch) - len(rows)
                 for _ in batch:
                     self._held -= len(self._pending.popleft().body)
-            self._ready.clear()
+            self._crowded.clear()
+            if not self._pending:
+                self._ready.clear()
 
     def _redacted(self, batch: list[Prompt]) -> list[Prompt]:
         """In the thread: what of each may be stored, without those that failed."""
@@ -140,7 +159,8 @@ class PromptService:
         """Write what is pending; what the store does not take in time is dropped and counted."""
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
-                await self._write()
+                while self._pending:
+                    await self._write()
         except (StoreError, TimeoutError) as err:
             self._dropped += len(self._pending)
             _log.warning("prompts dropped: %d, %s", len(self._pending), err or "timeout")
@@ -149,6 +169,13 @@ class PromptService:
     def stats(self) -> PromptStats:
         """A snapshot for metrics."""
         return PromptStats(self._stored, self._dropped, self._failed, self._held)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    """Until it is set, or for so long."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 def _as_bytes(kept: object) -> bytes:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import uvloop
 from gateway import config as cfg
 from gateway.config import ConfigError, Prompts
 from gateway.services.principal import Principal
-from gateway.services.prompts import DAY, PromptService
+from gateway.services.prompts import BATCH, DAY, SWEEP_SECONDS, PromptService
 from gateway.store.base import Store, StoreError
 from tests.flow.engine import Engine, plain
 from tests.gateway import chat, gateway
@@ -217,6 +217,109 @@ def test_a_deleted_prompt_is_no_longer_in_the_file(tmp_path: Path) -> None:
 
     asyncio.run(body())
     assert all(SECRET.encode() not in file.read_bytes() for file in tmp_path.iterdir() if file.is_file())
+
+
+class Counting:
+    """The real store; how many prompts each transaction wrote, and how often it was asked to delete. `meanwhile`
+    happens during each transaction."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.written: list[int] = []
+        self.swept = 0
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    async def add_prompts(self, prompts: Any) -> None:
+        self.meanwhile()
+        await self._store.add_prompts(prompts)
+        self.written.append(len(prompts))
+
+    async def expire_prompts(self, now: int) -> int:
+        self.swept += 1
+        return await self._store.expire_prompts(now)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def test_prompts_that_come_one_by_one_are_written_together(tmp_path: Path) -> None:
+    """A transaction has its sync. What comes during one waits for the next; a stop writes all of it."""
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            counting = Counting(store)
+            async with running(counting) as service:
+
+                async def writes(count: int) -> None:
+                    async with asyncio.timeout(WAIT):
+                        while len(counting.written) < count:
+                            await asyncio.sleep(0.005)
+
+                async with asyncio.timeout(WAIT):
+                    while not counting.swept:
+                        await asyncio.sleep(0.005)
+                for n in range(10):
+                    service.keep(f"r{n}", WHO, "/x", "m", b"body")
+                    for _ in range(10):
+                        await asyncio.sleep(0)
+                await idle(service)
+                counting.meanwhile = lambda: service.keep("during", WHO, "/x", "m", b"body")
+                service.keep("before", WHO, "/x", "m", b"body")
+                await writes(2)
+                counting.meanwhile = lambda: None
+                for n in range(5):
+                    service.keep(f"after{n}", WHO, "/x", "m", b"body")
+                await writes(3)
+                assert counting.written == [10, 1, 6]
+                for n in range(2 * BATCH + 1):
+                    service.keep(f"last{n}", WHO, "/x", "m", b"body")
+            assert counting.written[3:] == [BATCH, BATCH, 1]
+            assert len(await store.prompts("", 1000, 0)) == sum(counting.written)
+
+    asyncio.run(body())
+
+
+def test_a_crowd_of_prompts_is_not_waited_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """U5: what would find no room soon is written at once."""
+    monkeypatch.setattr("gateway.services.prompts.GATHER_SECONDS", 2 * WAIT)
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store, running(store, pending_bytes=2048) as service:
+            for n in range(4):
+                service.keep(f"r{n}", WHO, "/x", "m", b"x" * 1000)
+                service.keep(f"s{n}", WHO, "/x", "m", b"x" * 1000)
+                await idle(service)
+            assert service.stats().dropped == 0
+
+    asyncio.run(body())
+
+
+def test_expired_prompts_are_deleted_whatever_the_wall_clock_does(tmp_path: Path) -> None:
+    """U5: once a minute, also after it was set back by an hour, and not at every prompt after it was set forward."""
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            counting, clock, wall = Counting(store), Clock(), Clock()
+            service = PromptService(counting, Prompts(), clock=clock, wall=wall)
+            task = asyncio.create_task(service.run())
+
+            async def another(name: str) -> int:
+                service.keep(name, WHO, "/x", "m", b"body")
+                await idle(service)
+                return counting.swept
+
+            assert await another("r1") == 1
+            wall.now -= 3600
+            clock.now += SWEEP_SECONDS
+            await another("r2")
+            assert await another("r3") == 2
+            wall.now += 7200
+            await another("r4")
+            assert await another("r5") == 2
+            await service.close()
+            task.cancel()
+
+    asyncio.run(body())
 
 
 class Broken:
