@@ -1,6 +1,7 @@
 """Trace context, sampling, the bounded queue, and the spans as the SDK's own in-memory exporter sees them (O4)."""
 
 import asyncio
+import itertools
 import sys
 import threading
 import time
@@ -188,6 +189,37 @@ def test_a_hanging_exporter_holds_nobody_up_and_losses_are_counted() -> None:
         assert service.stats().waiting == 0
 
     run(main())
+
+
+def test_a_few_traces_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """O4: those that end during an export are no batch of their own; a full one does not wait, and neither does a
+    stop."""
+    every = 0.2
+    monkeypatch.setattr("gateway.services.tracing.EVERY", every)
+    begun: list[float] = []
+    sizes: list[int] = []
+
+    def act(batch: list[Ended]) -> bool:
+        begun.append(time.monotonic())
+        sizes.append(len(batch))
+        if len(begun) < 4:
+            service.ended(a_request())
+        return True
+
+    async def main() -> None:
+        service.start()
+        service.ended(a_request())
+        await until(lambda: len(begun) == 4)
+        for _ in range(BATCH + 1):
+            service.ended(a_request())
+        await service.close()
+
+    service = TracingService(ON, Sink(act))
+    run(main())
+    gaps = [after - before for before, after in itertools.pairwise(begun[:4])]
+    assert min(gaps) >= every
+    assert sizes[:4] == [1, 1, 1, 1]
+    assert sum(sizes) == 4 + BATCH + 1
 
 
 @pytest.mark.parametrize("raises", [True, False])
