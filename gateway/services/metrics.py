@@ -335,25 +335,38 @@ class Metrics:
     def exposition(self, accept: str = "") -> tuple[str, Iterator[bytes]]:
         """(content type, parts): the text or OpenMetrics format as `accept` prefers.
 
-        The parts are made one by one, a metric each, so that a caller can let the loop turn between them.
+        The parts are made one by one, a metric each, and of histograms a model each, so that a caller can let the loop
+        turn between them.
         """
         encoder, content_type = choose_encoder(accept)
         return content_type, self._parts(encoder, content_type.startswith("application/openmetrics-text"))
 
     def _parts(self, encoder: Callable[[Any], bytes], openmetrics: bool) -> Iterator[bytes]:
-        end = b"# EOF\n"
-        for family in self.collect():
+        end, before = b"# EOF\n", ""
+        for family in self._families(apart=True):
             part = encoder(_One(family))
-            yield part.removesuffix(end) if openmetrics else part
+            if openmetrics:
+                part = part.removesuffix(end)
+            yield _without_head(part) if family.name == before else part
+            before = family.name
         if openmetrics:
             yield end
 
     def collect(self) -> Iterator[Metric]:
         """The families, in the order of the table, then the process's own: prometheus-client's Collector protocol."""
+        return self._families(apart=False)
+
+    def _families(self, *, apart: bool) -> Iterator[Metric]:
+        """`apart`: histograms as one family for each of their label values, in a row."""
         self._turn_window()
         values = self._gather()
         for described in METRICS:
-            yield _family(described, values.get(described.name, {}))
+            cells = values.get(described.name, {})
+            if apart and cells and described.kind == "histogram":
+                for labels, cell in cells.items():
+                    yield _family(described, {labels: cell})
+            else:
+                yield _family(described, cells)
         yield from processes.collect(self.pids())
 
     def _gather(self) -> dict[str, dict[Labels, float | Histogram]]:
@@ -441,6 +454,13 @@ class _One:
 
     def collect(self) -> Iterable[Metric]:
         return (self._family,)
+
+
+def _without_head(part: bytes) -> bytes:
+    """A family's samples without its help and type, which stand before the first of them only."""
+    while part.startswith(b"# "):
+        part = part.partition(b"\n")[2]
+    return part
 
 
 def _check(sample: Sample) -> bool:

@@ -1,13 +1,16 @@
 """What is counted comes out of a scrape, in both formats, within the table and its bounds."""
 
 import random
+import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgspec
 import pytest
-from prometheus_client import Metric
+from prometheus_client import Metric, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -188,6 +191,20 @@ def test_what_is_known_beforehand_stands_at_zero() -> None:
     for result in LABELS["result"]:
         assert value(quiet, "fairgate_auth_total", result=result) == 0
     assert value(quiet, "fairgate_retries_total", backend="a") == 0
+
+
+@pytest.mark.parametrize(("accept", "whole"), [("", generate_latest), (OPENMETRICS, generate_openmetrics)])
+def test_a_scrape_is_made_in_small_parts(accept: str, whole: Callable[[Any], bytes]) -> None:
+    """No part has the histograms of two models: the loop turns between parts. Together they are the whole page."""
+    made = busy()
+    made.know(models=[f"model-{n}" for n in range(20)])
+    parts = list(made.exposition(accept)[1])
+    for part in parts:
+        assert len(set(re.findall(rb'_bucket\{.*model="([^"]*)"', part))) <= 1
+    page = b"".join(parts)
+    ours = page[: page.index(b"# HELP process_")]
+    assert ours == whole(made)[: len(ours)]
+    assert len(set(heads := re.findall(rb"# (?:HELP|TYPE) \S+", page))) == len(heads)
 
 
 @pytest.mark.parametrize("accept", ["", "text/plain;version=0.0.4", OPENMETRICS])
