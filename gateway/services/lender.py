@@ -71,6 +71,13 @@ class Lender(Generic[M]):
         self._bell.set()
         return waiter
 
+    def tell(self, meter: M) -> None:
+        """It has something to say, though nobody waits for it."""
+        if meter.due == math.inf:
+            meter.due = self._clock()
+            self._due = {meter: None, **self._due}
+            self._bell.set()
+
     def _unavailable(self) -> LimitsUnavailable:
         return LimitsUnavailable("Limits cannot be checked at the moment.", retry_after=1.0)
 

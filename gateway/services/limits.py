@@ -299,7 +299,11 @@ class LimitService:
                 del self._plans[who]
         used = {id(meter) for plan in self._plans.values() for meter in plan.meters}
         for name, meter in list(self._meters.items()):
-            if id(meter) not in used and meter.idle(now):
+            if id(meter) in used or not meter.idle(now):
+                continue
+            if isinstance(meter, Budget) and meter.untold:
+                self._ledger.tell(meter)  # and is forgotten after that
+            else:
                 del self._meters[name]
 
     async def close(self) -> None:
@@ -307,6 +311,9 @@ class LimitService:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
+        for meter in self._meters.values():
+            if isinstance(meter, Budget) and meter.untold:
+                self._ledger.tell(meter)
         await self._ledger.close()
         if self._shared is not None:
             await self._shared.close()

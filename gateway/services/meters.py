@@ -237,6 +237,11 @@ class Budget(Leased):
         self._lease, self._number = next(_leases), 0
         self.spent, self._reported = self.spent - self._reported, 0
 
+    @property
+    def untold(self) -> bool:
+        """Whether the lease ended and something was spent after all: by who took nothing and used something."""
+        return self._rests < math.inf and self.spent != self._reported
+
     def left(self) -> int:
         """What nobody has spent, reserved or on lease, as far as is known here."""
         used = self._seen.spent + self.spent - self._reported

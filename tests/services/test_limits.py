@@ -339,6 +339,28 @@ def test_a_budget_that_was_forgotten_goes_on_where_it_was(form: Form) -> None:
     run(form, body)
 
 
+@pytest.mark.parametrize("end", ["sweep", "close"])
+def test_what_was_used_without_an_estimate_is_told(form: Form, end: str) -> None:
+    """L2: a request that took nothing of a budget runs without a lease; nobody may ask after it."""
+    who = asker(Limits(gpu_seconds_total=100))
+
+    async def body() -> None:
+        async with form.replica() as service:
+            service.settle(await service.acquire(who, 10, 0.0), 10, 7.0)
+            if end == "sweep":
+                form.clock.now += FORGET_SECONDS + 1
+                service.sweep(form.clock.now)
+                await rested(form, service)
+                assert await spent(service._store, "key:k", "gpu/total") == (7000, 0)
+                service.sweep(form.clock.now)
+                assert service.stats().meters == 0
+        store = await open_store(form.store)
+        assert await spent(store, "key:k", "gpu/total") == (7000, 0)
+        await store.close()
+
+    asyncio.run(body())
+
+
 def test_spells_of_use_share_a_lease(form: Form) -> None:
     """The ledger's row stays short; a lease that rested for long is not taken up again."""
     who = asker(Limits(tokens_total=1000))
