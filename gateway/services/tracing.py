@@ -201,7 +201,7 @@ class TracingService:
             stopping = self._stopping
             while batch := self._take():
                 self._export(batch)
-                if len(batch) < BATCH and not stopping:
+                if len(self._queue) < BATCH and not stopping:
                     break  # what came meanwhile gathers until the next interval, or until it fills a batch
 
     def _take(self) -> list[Ended]:

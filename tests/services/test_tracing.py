@@ -212,14 +212,16 @@ def test_a_few_traces_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
         await until(lambda: len(begun) == 4)
         for _ in range(BATCH + 1):
             service.ended(a_request())
+        await until(lambda: sum(sizes) == 4 + BATCH + 1)
+        service.ended(a_request())
         await service.close()
 
     service = TracingService(ON, Sink(act))
     run(main())
-    gaps = [after - before for before, after in itertools.pairwise(begun[:4])]
-    assert min(gaps) >= every
+    gaps = [after - before for before, after in itertools.pairwise(begun)]
     assert sizes[:4] == [1, 1, 1, 1]
-    assert sum(sizes) == 4 + BATCH + 1
+    assert all(gap >= every for gap, size in zip(gaps[:-1], sizes[1:-1], strict=True) if size < BATCH)
+    assert sum(sizes) == 4 + BATCH + 2
 
 
 @pytest.mark.parametrize("raises", [True, False])
