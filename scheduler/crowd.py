@@ -6,16 +6,21 @@ Owns a lazy heap over parties by load = waiting requests / share. Must not know 
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush, heapreplace
+from typing import Final
 
 from scheduler.party import User
 
 _Entry = tuple[float, int, User]
 
+_LEAST: Final = 100_000
+"""Entries before superseded ones are thrown out; from then on it is done when half of them may be superseded, so its
+price per request does not grow with the crowd."""
+
 
 class Crowd:
     """Exact maximum: growth is told at once (`grew`), shrinking is found at the top."""
 
-    __slots__ = ("_heap", "_serial")
+    __slots__ = ("_heap", "_most", "_serial")
 
     def __init__(self, nodes: list[User]) -> None:
         self._serial = 0
@@ -26,12 +31,13 @@ class Crowd:
         self._heap = [(-load(node), serial, node) for serial, node in enumerate(nodes)]
         self._serial = len(nodes)
         heapify(self._heap)
+        self._most = max(_LEAST, 2 * len(nodes))
 
     def grew(self, node: User) -> None:
         """The party's queue became longer."""
         self._serial += 1
         heappush(self._heap, (-load(node), self._serial, node))
-        if len(self._heap) > 100_000:
+        if len(self._heap) > self._most:
             self._collect(list({id(entry[2]): entry[2] for entry in self._heap if entry[2].n}.values()))
 
     def longest(self) -> User | None:

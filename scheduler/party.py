@@ -123,14 +123,17 @@ class User(Node):
         self.dead = 0
         """Cancelled requests still standing in the queues."""
         self.gap = 0.0
-        """Mean seconds between its dispatches while it had a queue; 0: unknown."""
+        """Mean seconds between dispatches out of the queue it has now; 0: unknown. An older queue says nothing of this
+        one, and a figure that is too bad to wait with could never be learnt anew."""
         self.last = -inf
+        """When the last of them was."""
 
     def append(self, request: Request) -> bool:
         """The request waits behind the others of its class. True if the head may have changed."""
         offset = request.ticket.class_offset
         self.n += 1
         if self.n == 1:
+            self.gap, self.last = 0.0, -inf
             self.klass = offset
             self.fifo.append(request)
             return True
@@ -184,11 +187,13 @@ class User(Node):
         return self.fifo[0]
 
     def newest(self) -> Request:
-        """The newest waiting request."""
-        return max(
-            (r for q in (self.fifo, *(self.extra or {}).values()) for r in reversed(q) if r.state == QUEUED),
-            key=lambda request: request.id,
-        )
+        """The newest waiting request. Drops the dead ones behind it, so that a long queue is not searched each time."""
+        queues = (self.fifo, *(self.extra or {}).values())
+        for queue in queues:
+            while queue and queue[-1].state != QUEUED:
+                queue.pop()
+                self.dead -= 1
+        return max((queue[-1] for queue in queues if queue), key=lambda request: request.id)
 
     def heads(self) -> list[Request]:
         """The oldest waiting request of each class."""

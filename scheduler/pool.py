@@ -68,7 +68,7 @@ class Pool:
         self.averages = Averages()
         self.nodes: dict[tuple[str, str], User] = {}
         self.tenants: dict[str, Tenant] = {}
-        self.parked: list[User] = []
+        self.parked: dict[User, None] = {}
         """Parties that wait but may not run until a window ends."""
         self.windows: list[Window] = []
         """Reservation windows that bind now."""
@@ -241,7 +241,7 @@ class Pool:
         elif node.inside:
             self._leave(node)
         else:
-            self.parked.remove(node)
+            del self.parked[node]
 
     def _head(self, now: float, node: User) -> None:
         """Take over what ranks the party from its head."""
@@ -260,7 +260,7 @@ class Pool:
             self._move_class(node, old)
             node.ranking.renew(node)
         else:
-            self.parked.remove(node)
+            del self.parked[node]
             self._enter(node)
 
     def _enter(self, node: User) -> None:
@@ -330,7 +330,7 @@ class Pool:
             if not self.windows or self.eligible(now, node.fifo[0]):
                 return node
             self._leave(node)
-            self.parked.append(node)
+            self.parked[node] = None
 
     def _advance(self, tenant: Tenant) -> None:
         """Spend one slice on each ranking that is on its way to another epoch."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from math import inf, isfinite, nan
 
 import msgspec
@@ -223,6 +225,46 @@ def test_a_ticket_that_its_own_backlog_dooms_is_refused_at_once() -> None:
     queued(made, now, "other", timeout=20.0)
 
 
+def drain(made: Core, now: float, running: int, seconds: float, count: int) -> float:
+    """One after the other, `count` times; the time after."""
+    for _ in range(count):
+        now += seconds
+        (running, *_) = [*grants(made.release(now, running, 100.0)), -1]
+    return now
+
+
+def test_a_backlog_that_is_over_dooms_no_later_one() -> None:
+    """The crowd in which its turns came every 100 s has gone; so has the rest of the party's own queue."""
+    made = core()
+    running = granted(made, 0.0, timeout=1e6)
+    waiting = [queued(made, 0.0, timeout=1e6) for _ in range(6)]
+    now = drain(made, 0.0, running, 100.0, 5)
+    assert isinstance(submit(made, now, timeout=60.0), Refused)
+    made.cancel(now, waiting[-1])
+    made.release(now + 1.0, waiting[4], 100.0)
+    for _ in range(3):
+        now += 100.0
+        running = granted(made, now)
+        for _ in range(4):
+            queued(made, now, timeout=60.0)
+        now = drain(made, now, running, 1.0, 5)
+    assert made.queued == made.running == 0
+
+
+def test_the_time_between_two_backlogs_is_no_gap_between_turns() -> None:
+    """The last that waited left without a turn; the next queue forms five minutes later."""
+    made = core()
+    first, second, left = granted(made, 0.0), queued(made, 0.0), queued(made, 0.0)
+    assert grants(made.release(1.0, first, 100.0)) == [second]
+    made.cancel(1.0, left)
+    made.release(2.0, second, 100.0)
+    running = granted(made, 300.0)
+    for _ in range(2):
+        queued(made, 300.0)
+    drain(made, 300.0, running, 1.0, 1)
+    queued(made, 301.0, timeout=60.0)
+
+
 def test_when_all_queues_are_full_the_longest_pays() -> None:
     made = core(user_cap=100, global_cap=10)
     granted(made, 0.0)
@@ -272,6 +314,54 @@ def test_nobody_below_its_cap_is_refused_for_somebody_elses_backlog(seed: int) -
         elif isinstance(answer, Refused):
             assert waits[user] in (6, max(waits.values()))
         assert sum(waits.values()) == made.queued <= 15
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32))
+def test_the_newest_of_the_longest_queue_goes(seed: int) -> None:
+    """Whatever its class, and whoever left before it."""
+    rng = random.Random(seed)
+    made = core(user_cap=100, global_cap=40)
+    granted(made, 0.0)
+    heavy: list[int] = []
+    while made.queued < 40:
+        heavy.append(queued(made, 0.0, "heavy", timeout=inf, class_offset=rng.choice([0.0, 20.0, -20.0])))
+        if rng.random() < 0.4:
+            made.cancel(0.0, heavy.pop(rng.choice([-1, rng.randrange(len(heavy))])))
+    for number in range(15):
+        _, others = made.submit(0.0, ticket(f"u{number}", timeout=inf))
+        assert refusals(others) == {heavy.pop(): Refusal.EVICTED}
+        if rng.random() < 0.4:
+            made.cancel(0.0, heavy.pop(rng.randrange(len(heavy))))
+            heavy.append(queued(made, 0.0, "heavy", timeout=inf, class_offset=rng.choice([0.0, 20.0])))
+    assert [place.id for place in made.waiting(0.0, "t", "heavy")] == heavy
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """CPU time of this process: what else the machine does is not in it."""
+    gc.collect()
+    began = time.process_time()
+    call()
+    return time.process_time() - began
+
+
+def evictions(waiting: int) -> float:
+    """What 200 newcomers cost at the cap, with that many waiting in one queue."""
+    made = core(user_cap=waiting, global_cap=waiting)
+    granted(made, 0.0)
+    for _ in range(waiting):
+        queued(made, 0.0, "heavy", timeout=inf)
+    made.submit(0.0, ticket("first", timeout=inf))
+
+    def come() -> None:
+        for number in range(200):
+            queued(made, 0.0, f"u{number}", timeout=inf)
+
+    return seconds(come)
+
+
+def test_an_eviction_costs_the_same_however_long_the_queue() -> None:
+    assert evictions(32_000) < 8 * min(evictions(1_000) for _ in range(3))
 
 
 def test_retry_after_grows_with_the_own_backlog() -> None:
@@ -547,6 +637,24 @@ def test_before_and_after_a_window_the_order_is_that_without_it(seed: int, mode:
         orders.append(order)
     assert orders[0] == orders[1]
     assert len(orders[0]) == 30
+
+
+def parting(parties: int) -> float:
+    """What the end of an exclusive window costs that held up so many parties, each."""
+    made = core(global_cap=10**6)
+    used = [SavedParty("t", f"u{n}", float(parties - n)) for n in range(parties)]  # the last to come go first
+    made.import_usage(0.0, Saved(tuple(used), (), ()))
+    first = granted(made, 0.0)
+    for n in range(parties):
+        queued(made, 0.0, f"u{n}", timeout=inf)
+    made.set_reservations(0.0, [window(start=1.0)])
+    made.tick(1.0)
+    assert not made.release(2.0, first, 100.0)
+    return seconds(lambda: made.tick(200.0)) / parties
+
+
+def test_a_window_that_held_up_a_crowd_ends_as_fast_as_another() -> None:
+    assert parting(24_000) < 6 * min(parting(1_000) for _ in range(3))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import ast
 import io
 import json
 import random
+import time
 from math import inf, nan
 from pathlib import Path
 
@@ -15,9 +16,13 @@ import scheduler
 from scheduler.__main__ import main
 from scheduler.aimd import Aimd
 from scheduler.averages import Averages
+from scheduler.crowd import Crowd
 from scheduler.estimate import Estimator, cost
 from scheduler.explain import EXAMPLE, Case, Party, rank
+from scheduler.model import Ticket
+from scheduler.pool import Pool
 from scheduler.settings import Settings
+from scheduler.usage import Ledger
 
 
 def test_cost_weighs_input_cache_and_output() -> None:
@@ -76,6 +81,30 @@ def test_the_late_end_of_the_service_time_is_about_the_95th_percentile() -> None
         averages.learn(rng.expovariate(0.2), 100.0)
     assert averages.service == pytest.approx(5.0, rel=0.3)
     assert 10.0 < averages.late < 20.0
+
+
+def test_a_crowd_above_its_bound_is_not_counted_anew_for_each_that_comes() -> None:
+    """Its heap holds all that wait, and not many more of what is superseded."""
+    ledger = Ledger(0.0, 300.0)
+    pool = Pool("m", ledger, Settings(), 0.0)
+    nodes = [pool.node(Ticket("m", "t", f"u{n}")) for n in range(100_001)]
+    for node in nodes:
+        node.n = 1
+    crowd = Crowd(nodes)
+    began = time.process_time()
+    once = Crowd(nodes)
+    once_cost = time.process_time() - began
+    began = time.process_time()
+    for node in nodes[:300]:
+        node.n = 2
+        crowd.grew(node)
+    assert time.process_time() - began < 10 * once_cost
+    assert once.longest() in nodes[:300]
+    nodes[7].n = 9
+    for _ in range(150_000):
+        crowd.grew(nodes[7])
+    assert crowd.longest() is nodes[7]
+    assert len(crowd._heap) < 2 * len(nodes)
 
 
 def test_the_explanation_adds_up_and_follows_the_order() -> None:
