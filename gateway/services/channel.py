@@ -2,7 +2,8 @@
 
 Owns framing, batching, questions with their answers, and the bound on what the other end does not take. Must not know
 what a message means. A frame is its length in 4 bytes and a msgpack array of messages; they arrive in the order of
-`send`. What cannot be read or served ends the channel: both ends then give up what they shared.
+`send`. What cannot be written, read or served ends the channel: both ends then give up what they shared. What is sent
+before there is a connection goes with it.
 """
 
 import asyncio
@@ -61,7 +62,7 @@ class Channel(asyncio.Protocol):
         self._tasks: set[asyncio.Task[None]] = set()
         self._batch: list[object] = []
         self._buffer = bytearray()
-        self._transport = cast(asyncio.Transport, None)
+        self._transport: asyncio.Transport | None = None
         self.closed = False
 
     async def connect(self, end: socket.socket) -> None:
@@ -86,10 +87,17 @@ class Channel(asyncio.Protocol):
         self._batch.append(message)
 
     def _flush(self) -> None:
+        if self._transport is None:
+            return  # `connection_made` flushes
         batch, self._batch = self._batch, []
         if self.closed or not batch:
             return
-        payload = _encode(batch)
+        try:
+            payload = _encode(batch)
+        except Exception:  # the other end would wait for ever for what is lost here
+            _log.exception("a channel ends: a message could not be written")
+            self._transport.abort()
+            return
         self._transport.write(len(payload).to_bytes(HEAD, "little") + payload)
         if self._transport.get_write_buffer_size() > MOST_UNSENT:
             _log.error("a channel's other end does not read: closing it")
@@ -111,13 +119,14 @@ class Channel(asyncio.Protocol):
     def close(self) -> None:
         """Send what is pending, then end."""
         self._flush()
-        if not self.closed:
+        if self._transport is not None and not self.closed:
             self._transport.close()
 
     # -- receiving
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._flush()
 
     def data_received(self, data: bytes) -> None:
         buffer = self._buffer
@@ -137,7 +146,8 @@ class Channel(asyncio.Protocol):
             del buffer[:at]
         except Exception:
             _log.exception("a channel ends: a message could not be served")
-            self._transport.abort()
+            if self._transport is not None:
+                self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
@@ -157,12 +167,12 @@ class Channel(asyncio.Protocol):
     async def _reply(self, ask: Ask) -> None:
         try:
             question = self._question(ask.body)
-            answer = await self._answers[type(question)](question)
+            answer = _encode(await self._answers[type(question)](question))
         except Exception as err:
             _log.exception("a question on a channel could not be answered")
             self.send(Answer(ask.number, msgspec.Raw(_encode(None)), f"{type(err).__name__}: {err}"))
         else:
-            self.send(Answer(ask.number, msgspec.Raw(_encode(answer))))
+            self.send(Answer(ask.number, msgspec.Raw(answer)))
 
     def _answered(self, answer: Answer) -> None:
         if answer.fault:

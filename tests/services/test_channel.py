@@ -126,6 +126,49 @@ def test_what_cannot_be_read_ends_the_channel(wire: bytes) -> None:
     uvloop.run(main())
 
 
+def test_what_cannot_be_written_ends_the_channel(caplog: pytest.LogCaptureFixture) -> None:
+    """What went before it arrives; nobody waits for what was lost with it."""
+
+    async def main() -> None:
+        async with ends() as (here, there):
+            here.channel.send(Number(1))
+            await there.until(1)
+            asked = here.channel.ask(Double(1), int, 60.0)
+            here.channel.send(Number(2))
+            here.channel.send(Number(1 << 64))
+            async with asyncio.timeout(5):
+                with pytest.raises(ChannelLost):
+                    await asked
+                await there.lost.wait()
+            assert there.got == [Number(1)]
+            here.channel.send(Number(3))
+
+    uvloop.run(main())
+    assert "a message could not be written" in caplog.text
+
+
+def test_what_is_sent_before_there_is_a_connection_goes_with_it() -> None:
+    """A worker may be told to end while its process is being started."""
+
+    async def main() -> None:
+        here, there = End(), End()
+        here.channel.send(Number(1))
+        for number in (2, 3):
+            await asyncio.sleep(0)
+            here.channel.send(Number(number))
+        pair = socket.socketpair()
+        await there.channel.connect(pair[1])
+        await here.channel.connect(pair[0])
+        here.channel.send(Number(4))
+        assert await there.until(4) == [Number(n) for n in (1, 2, 3, 4)]
+        here.channel.close()
+        async with asyncio.timeout(5):
+            await there.lost.wait()
+        End().channel.close()
+
+    uvloop.run(main())
+
+
 def test_questions_find_their_answers() -> None:
     async def main() -> None:
         async with ends() as (here, there):
@@ -134,6 +177,8 @@ def test_questions_find_their_answers() -> None:
             async def double(question: Double) -> int:
                 if question.value == 7:
                     raise ValueError("not seven")
+                if question.value == 8:
+                    return 1 << 64
                 if question.value % 2:
                     await gate.wait()
                 return 2 * question.value
@@ -146,6 +191,8 @@ def test_questions_find_their_answers() -> None:
             assert [await one for one in asked] == [0, 2, 4, 6, 8, 10]
             with pytest.raises(ChannelLost, match="not seven"):
                 await here.channel.ask(Double(7), int, 5.0)
+            with pytest.raises(ChannelLost, match="OverflowError"):
+                await here.channel.ask(Double(8), int, 5.0)
 
     uvloop.run(main())
 
