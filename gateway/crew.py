@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from gateway.admin.state import WorkerStats
 from gateway.services.channel import Channel, ChannelLost
 from gateway.services.desk import Desk
-from gateway.services.messages import QuestionsToParent, Ready, ToParent, Unfit, Welcome
+from gateway.services.messages import Alive, QuestionsToParent, Ready, ToParent, Unfit, Welcome
 
 log = logging.getLogger("fairgate.workers")
 
@@ -20,6 +20,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 """Seconds before a worker that ended is started again; doubled each time."""
 STEADY_SECONDS = 30.0
 """A worker that ran this long starts again after FIRST_PAUSE."""
+HUNG_SECONDS = 10.0
+"""Between questions whether it is alive, and for an answer. Two in a row without one are needed to kill it: after a
+pause of the whole machine the first is late for a worker that is well."""
 END_SECONDS = 20.0
 """What a worker gets to write its last audit rows, once its channel is closed, before it is killed."""
 
@@ -90,7 +93,10 @@ class Worker:
         try:
             while not self._owner.draining:
                 began = time.monotonic()
-                await self._live()
+                try:
+                    await self._live()
+                except OSError as err:  # no memory, processes or files for it just now
+                    self.fault = str(err)
                 if self._owner.draining or not self.settled.is_set():
                     return
                 if time.monotonic() - began > STEADY_SECONDS:
@@ -117,12 +123,12 @@ class Worker:
         channel = self._channel = Channel(ToParent, QuestionsToParent, self._lost)
         channel.on({Ready: self._ready, Unfit: self._unfit})
         self.desk = self._owner.desk(self, channel)
-        with theirs:
-            process = self._process = await asyncio.create_subprocess_exec(
-                *(*interpreter(), "-m", "gateway.worker", str(theirs.fileno())),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-            )
+        try:
+            process = await self._spawn(theirs)
+        except BaseException:
+            ours.close()
+            raise
+        watch = asyncio.create_task(self._watch(channel, process))
         try:
             await channel.connect(ours)
             channel.send(self._owner.welcome(self))
@@ -131,8 +137,39 @@ class Worker:
                 async with asyncio.timeout(END_SECONDS):
                     await process.wait()
         finally:
+            watch.cancel()
             if process.returncode is None:
                 process.kill()
+
+    async def _spawn(self, end: socket.socket) -> asyncio.subprocess.Process:
+        """Its process, which gets that end of the channel. Raises OSError."""
+        self._process = None
+        with end:
+            self._process = await asyncio.create_subprocess_exec(
+                *(*interpreter(), "-m", "gateway.worker", str(end.fileno())),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(end.fileno(),),
+            )
+        return self._process
+
+    async def _watch(self, channel: Channel, process: asyncio.subprocess.Process) -> None:
+        """Kill one that lives but does not turn its loop: it would keep slots and connections, and the parent from
+        ending. One that starts may take its time, until it is to end; one that closed its channel is about to."""
+        silent = 0
+        while silent < 2:
+            if silent == 0:
+                await asyncio.sleep(HUNG_SECONDS)
+                if not (self.listening or self._finished.is_set()):
+                    continue
+            try:
+                await channel.ask(Alive(), bool, HUNG_SECONDS)
+                silent = 0
+            except ChannelLost:
+                if channel.closed:
+                    return
+                silent += 1
+        log.error("a worker does not answer; it is killed", extra={"worker": self.number, "pid": process.pid})
+        process.kill()
 
     def _ready(self, _: Ready) -> None:
         self.listening, self.fault = True, ""

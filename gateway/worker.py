@@ -24,6 +24,7 @@ from gateway.plane import Plane
 from gateway.process import raise_file_limit, settle_garbage
 from gateway.services.channel import Channel, ChannelLost
 from gateway.services.messages import (
+    Alive,
     Asked,
     Commit,
     Drain,
@@ -62,6 +63,10 @@ class Line:
                 Stop: lambda _: self._stop(),
             }
         )
+        self.channel.answers({Alive: self._alive})
+
+    async def _alive(self, _: Alive) -> bool:
+        return True
 
     def _stop(self) -> None:
         self.drain.set()

@@ -203,6 +203,10 @@ class TakeStock(msgspec.Struct, frozen=True, tag="stock"):
     """Statistics and counters, as `admin.state.Stock`."""
 
 
+class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    """Does the loop turn? The answer is true."""
+
+
 class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
     """Build the generation of this configuration. The answer is empty, or says why it cannot be."""
 
@@ -214,4 +218,4 @@ ToParent = (
 )
 ToWorker = Welcome | Grant | Refuse | Held | Denied | Picture | Doubt | Retuned | Stranger | Commit | Drain | Stop
 QuestionsToParent = Who
-QuestionsToWorker = Who | TakeStock | Prepare
+QuestionsToWorker = Who | TakeStock | Alive | Prepare
