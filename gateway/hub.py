@@ -56,7 +56,7 @@ class LocalHub:
         self._watching = anyio.CancelScope()
         self._services: TaskGroup
         self._queues: set[str] = set()
-        self._gates: set[str] = set()
+        self._gates: dict[str, int] = {}  # with the slots that were told
 
     def _make_backends(self, config: Config, previous: BackendService | None) -> BackendService:
         return BackendService(
@@ -75,17 +75,21 @@ class LocalHub:
         self._rewire(self.backends.current())
 
     def _rewire(self, topology: Topology) -> None:
-        """Discovery or a breaker changed something: tell the scheduler, in one turn of the loop."""
+        """Discovery or a breaker changed something: tell the scheduler, in one turn of the loop. Slots become more only
+        when all pools are right: those of an engine that comes back with another model are not for who waits for the
+        one it had."""
         scheduler = self.scheduler
         for gate, slots in topology.gates.items():
-            scheduler.set_gate(gate, slots)
+            scheduler.set_gate(gate, min(slots, self._gates.get(gate, 0)))
         for pool, gates in topology.pools.items():
             scheduler.set_pool(pool, gates)
         for pool in self._queues - topology.pools.keys():
             scheduler.remove_pool(pool)
-        for gate in self._gates - topology.gates.keys():
+        for gate, slots in topology.gates.items():
+            scheduler.set_gate(gate, slots)
+        for gate in self._gates.keys() - topology.gates.keys():
             scheduler.remove_gate(gate)
-        self._queues, self._gates = set(topology.pools), set(topology.gates)
+        self._queues, self._gates = set(topology.pools), dict(topology.gates)
         self._on_change(topology)
 
     def prepare(self, config: Config) -> tuple[BackendService, Callable[[], None]]:

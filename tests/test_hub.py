@@ -1,0 +1,56 @@
+"""In which order the scheduler hears what changed."""
+
+import asyncio
+from pathlib import Path
+
+import anyio
+import uvloop
+
+from gateway import config as cfg
+from gateway.hub import LocalHub
+from gateway.store import open_store
+from scheduler.aio import Lease, Waiter
+from scheduler.model import Ticket
+from tests.flow.engine import Engine, plain
+
+BOTH = ("x", "y")
+
+
+def backend(name: str, engine: Engine, model: str, slots: int) -> cfg.Backend:
+    return cfg.Backend(name=name, url=engine.url, engine="openai", models=[model], slots=slots)
+
+
+def test_an_engine_with_another_model_is_not_for_who_waits_for_the_one_it_had(tmp_path: Path) -> None:
+    """It has more slots from the same moment on. Who waits for its new model, or for what it leaves, gets them."""
+
+    async def main() -> None:
+        async with Engine(plain, BOTH) as one, Engine(plain, BOTH) as two, anyio.create_task_group() as group:
+            store = await open_store(str(tmp_path / "fairgate.db"))
+            before = cfg.Config(backends=[backend("a", one, "x", 1), backend("b", two, "x", 1)])
+            after = cfg.Config(backends=[backend("a", one, "y", 4), backend("b", two, "x", 2)])
+            hub = LocalHub(before, store, lambda topology: None)
+            await hub.start()
+            hub.run(group)
+            await hub.backends.looked()
+            _, adopt = hub.prepare(before)
+            adopt()
+            held = [hub.scheduler.submit(Ticket("x", "t", "u")) for _ in range(2)]
+            assert sorted(lease.gate for lease in held if isinstance(lease, Lease)) == ["a", "b"]
+            waiting = [hub.scheduler.submit(Ticket("x", "t", f"u{n}")) for n in range(3)]
+            _, adopt = hub.prepare(after)
+            adopt()
+            granted = [w.future.result().gate for w in waiting if isinstance(w, Waiter) and w.future.done()]
+            assert granted == ["b"]
+            await hub.backends.looked()
+            new = hub.scheduler.submit(Ticket("y", "t", "u"))
+            assert isinstance(new, Lease)
+            assert new.gate == "a"
+            group.cancel_scope.cancel()
+            await hub.close()
+            await store.close()
+
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await main()
+
+    uvloop.run(bounded())
