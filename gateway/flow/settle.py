@@ -186,6 +186,8 @@ def _count(x: Exchange, rt: Runtime, ended: float, cost_units: float) -> None:
         return
     usage = x.usage or NO_USAGE
     waited = x.granted_at - x.queued_at if x.granted_at else None
+    # Only what had to wait tells whether turns were fair: the scheduler's own figure, 0 for a slot that was free.
+    contended = x.lease is not None and x.lease.waited > 0.0
     metrics.settle(
         x.route.model,
         duration=ended - x.started,
@@ -199,5 +201,5 @@ def _count(x: Exchange, rt: Runtime, ended: float, cost_units: float) -> None:
         bytes_out=x.connection.bytes_out,
         overhead=x.sent_at - x.started - (waited or 0.0) if x.sent_at else None,
         party=x.principal.user,
-        cost=cost_units / x.principal.share,
+        cost=cost_units / x.principal.share if contended else 0.0,
     )

@@ -1,0 +1,32 @@
+"""What the index of fairness is of: requests that had to wait for a slot."""
+
+import asyncio
+
+import uvloop
+
+from tests.flow.engine import Engine, plain
+from tests.gateway import Gateway, chat, gateway
+
+CHAT = "/v1/chat/completions"
+
+
+def index(g: Gateway) -> bool:
+    return any(b"fairgate_jain_index{" in part for part in g.app.metrics.exposition()[1])
+
+
+def test_users_of_free_slots_are_not_compared() -> None:
+    """One asks often and one seldom: nobody waited, so nothing is unfair."""
+
+    async def main() -> None:
+        async with Engine(plain) as engine, gateway(engine.url, slots=1) as g:
+            other = await g.add_key(user="other")
+            for key in (g.key, g.key, g.key, other):
+                assert (await g.ask(CHAT, chat(), key=key))[0] == 200
+            await g.idle()
+            assert not index(g)
+            answers = await asyncio.gather(*(g.ask(CHAT, chat(), key=key) for key in (g.key, other, g.key, other)))
+            assert {status for status, _, _ in answers} == {200}
+            await g.idle()
+            assert index(g)
+
+    uvloop.run(main())
