@@ -32,7 +32,16 @@ ROW: list[tuple[str, tuple[str, ...]]] = [
         ),
     ),
     ("api", ("gateway.api",)),
-    ("connections", ("gateway.http1.eager", "gateway.http1.server", "gateway.http1.client")),
+    (
+        "connections",
+        (
+            "gateway.http1.eager",
+            "gateway.http1.door",
+            "gateway.http1.listener",
+            "gateway.http1.server",
+            "gateway.http1.client",
+        ),
+    ),
     ("store", ("gateway.store",)),
     ("services", ("gateway.services",)),
     ("flow", ("gateway.flow",)),
