@@ -1,7 +1,10 @@
 """TLS of the listener and towards engines, with certificates made for each test (H12)."""
 
 import asyncio
+import os
+import resource
 import shutil
+import socket
 import ssl
 import subprocess
 import warnings
@@ -13,6 +16,7 @@ import uvloop
 
 from gateway import config as cfg
 from gateway.errors import ConnectFailed
+from gateway.http1 import listener
 from gateway.http1.client import Pool
 from gateway.http1.facts import Address
 from gateway.plane import tls_context
@@ -202,4 +206,33 @@ def test_connections_that_never_shake_hands_are_in_the_caps(authority: Authority
             client.close()
 
     kept: list[asyncio.StreamWriter] = []
+    uvloop.run(main())
+
+
+def test_connections_wait_where_no_file_is_left_and_are_let_in_later(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """H3: accepting pauses instead of spinning, it is said, and nobody is lost."""
+    cert = authority.issue("gateway")
+    monkeypatch.setattr(listener, "FULL_PAUSE", 0.01)
+
+    async def main() -> None:
+        async with Engine(stream) as engine, gateway(engine.url, tls=authority.section(cert)) as g:
+            waiting = socket.create_connection(("127.0.0.1", g.port))
+            free = os.dup(0)
+            os.close(free)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+            try:
+                async with asyncio.timeout(WAIT):
+                    while "connections wait" not in caplog.text:
+                        await asyncio.sleep(0.01)
+                assert repr(g.app.server.door) == "<Door open=0 greeting=0 addresses=0>"
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            async with asyncio.timeout(WAIT):
+                while "greeting=1" not in repr(g.app.server.door):
+                    await asyncio.sleep(0.01)
+            waiting.close()
+
     uvloop.run(main())

@@ -6,6 +6,7 @@ Owns the queue of connections that nobody has accepted yet. Must not know reques
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 import socket
 import ssl
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from gateway.http1.door import Door
+
+log = logging.getLogger("fairgate.http1")
 
 BACKLOG = 4096
 SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF = 51, 68
@@ -108,7 +111,8 @@ class Listener:
                 return
             except ConnectionError:
                 continue  # this one left while it waited
-            except OSError:
+            except OSError as err:
+                log.error("connections wait: %s", err.strerror)
                 self._loop.remove_reader(queue)
                 self._loop.call_later(FULL_PAUSE, self._open_door, queue)
                 return
