@@ -1,28 +1,11 @@
-"""What an HTTP/1.1 message head is, once parsed, and how one of ours is written.
+"""What an HTTP/1.1 message head is, once parsed.
 
-Owns `RequestHead`, `ResponseHead`, the hop-by-hop set, the reason phrases, the error of a broken response and the
-writing of heads. Framing is decided before one of these exists (`wire`, `reply`). Must not know sockets, models, keys.
+Owns `RequestHead`, `ResponseHead`, the reason phrases and the error of a broken response. Framing is decided before one
+of these exists (`wire`, `reply`). Must not know sockets, models, keys.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
-
-HOP_BY_HOP: Final = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"http2-settings",
-    }
-)
-"""Fields that concern one connection and never cross the gateway (RFC 9110 section 7.6.1)."""
 
 REASONS: Final[dict[int, bytes]] = {
     100: b"Continue",
@@ -136,11 +119,6 @@ class RequestHead:
         self.keep_alive = keep_alive
         self.expect_continue = expect_continue
 
-    @property
-    def has_body(self) -> bool:
-        """Whether body bytes follow the head (RFC 9112 section 6)."""
-        return self.chunked or bool(self.content_length)
-
 
 @dataclass(frozen=True)
 class WireLimits:
@@ -192,18 +170,3 @@ class ResponseHead:
             if field == name:
                 return value
         return None
-
-
-def render_head(status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """An HTTP/1.1 response head: status line, `fields` in order, blank line.
-
-    Raises ValueError if a name or value holds CR, LF or NUL: such a field would split the response.
-    """
-    parts = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-    parts += [b"%b: %b\r\n" % field for field in fields]
-    lines = len(parts) + 1
-    parts.append(b"\r\n")
-    head = b"".join(parts)
-    if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
-        raise ValueError("a response field holds CR, LF or NUL")
-    return head

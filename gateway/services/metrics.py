@@ -226,26 +226,8 @@ class Metrics:
         """Takes the seconds between two reads of a stream of `model`; fetch it once a stream."""
         return (self._models.get(model) or self._models[OTHER]).observe_gap
 
-    def observe_queue(self, model: str, seconds: float) -> None:
-        (self._models.get(model) or self._models[OTHER]).queue.observe(seconds)
-
-    def observe_ttft(self, model: str, seconds: float) -> None:
-        (self._models.get(model) or self._models[OTHER]).ttft.observe(seconds)
-
-    def observe_duration(self, model: str, seconds: float) -> None:
-        (self._models.get(model) or self._models[OTHER]).duration.observe(seconds)
-
-    def observe_overhead(self, seconds: float) -> None:
-        self._overhead.observe(seconds)
-
     def observe_loop_lag(self, seconds: float) -> None:
         self._lag.observe(seconds)
-
-    def tokens(self, model: str, prompt: int, completion: int, cached: int = 0) -> None:
-        mine = self._models.get(model) or self._models[OTHER]
-        mine.prompt += prompt
-        mine.completion += completion
-        mine.cached += cached
 
     def auth(self, result: str) -> None:
         """One authentication; see AUTH_RESULTS."""

@@ -37,7 +37,6 @@ def test_head_says_all_there_is() -> None:
     assert head.version == 11
     assert list(head.headers) == [b"host", b"x-b", b"content-type"]
     assert (head.content_length, head.chunked, head.keep_alive, head.expect_continue) == (2, False, True, False)
-    assert head.has_body
 
 
 def test_body_of_one_read_is_that_read() -> None:

@@ -19,7 +19,7 @@ from gateway.services.backend_facts import BackendStats
 from gateway.services.counts import Counts
 from gateway.services.limit_facts import LenderStats, LimitStats
 from gateway.services.metrics import BACKENDS_MAX, MODELS_MAX, OTHER, WINDOW, Histogram, Metrics, jain
-from gateway.services.metrics_table import DURATION, LABELS, METRICS, QUEUE, TTFT, reference
+from gateway.services.metrics_table import DURATION, LABELS, METRICS, OVERHEAD, QUEUE, TTFT, reference
 from gateway.services.prompts import PromptStats
 from gateway.services.record import AuditStats
 from gateway.services.samples import of_audit, of_backends, of_limits, of_prompts, of_scheduler, of_tracing
@@ -228,7 +228,7 @@ def test_processes_add_up() -> None:
     """O2: what several processes counted, as one page; a label a process does not know yet is not lost."""
     one, other = busy(), busy()
     other.know(models=["late"])
-    other.observe_queue("late", 1.0)
+    other.settle("late", duration=1.0, queue=0.5)
     counts = [msgspec.msgpack.decode(msgspec.msgpack.encode(each.counts()), type=Counts) for each in (one, other)]
     total = metrics()
     for _ in range(2):  # each time in place of what was shown before
@@ -340,20 +340,26 @@ def test_buckets_hold_what_is_at_or_below_their_bound(seed: int) -> None:
     assert histogram.sum == pytest.approx(sum(seen))
 
 
-def test_settle_and_the_single_observers_agree() -> None:
+def test_settle_counts_as_histograms_do() -> None:
     """O2: `settle` writes the histograms out; it must use the buckets they were made with."""
-    one, other = metrics(), metrics()
+    made = metrics()
+    expected = {
+        "fairgate_request_duration_seconds": Histogram(DURATION),
+        "fairgate_queue_seconds": Histogram(QUEUE),
+        "fairgate_time_to_first_token_seconds": Histogram(TTFT),
+        "fairgate_overhead_seconds": Histogram(OVERHEAD),
+    }
     draw = random.Random(3)
     for _ in range(300):
-        queue, first, duration, over = (draw.choice([*QUEUE, *TTFT, *DURATION, draw.expovariate(1)]) for _ in range(4))
-        one.settle("m", duration=duration, queue=queue, first_byte=first, overhead=over, prompt=2, completion=3)
-        other.observe_duration("m", duration)
-        other.observe_queue("m", queue)
-        other.observe_ttft("m", first)
-        other.observe_overhead(over)
-        other.tokens("m", 2, 3)
-    mine = {key: number for key, number in values(one).items() if key[0].startswith("fairgate_")}
-    assert mine == {key: number for key, number in values(other).items() if key[0].startswith("fairgate_")}
+        each = [draw.choice([*QUEUE, *TTFT, *DURATION, *OVERHEAD, draw.expovariate(1)]) for _ in expected]
+        made.settle("m", **dict(zip(("duration", "queue", "first_byte", "overhead"), each, strict=True)))
+        for histogram, seconds in zip(expected.values(), each, strict=True):
+            histogram.observe(seconds)
+    for name, histogram in expected.items():
+        model = {} if histogram is expected["fairgate_overhead_seconds"] else {"model": "m"}
+        for bound, count in histogram.cumulated():
+            assert value(made, f"{name}_bucket", le=bound, **model) == count, (name, bound)
+        assert value(made, f"{name}_sum", **model) == pytest.approx(histogram.sum)
 
 
 def test_a_failing_source_does_not_hide_the_others(caplog: pytest.LogCaptureFixture) -> None:
