@@ -1,0 +1,76 @@
+"""Meters without a lender: what they say of themselves, and the pace that GPU time is estimated by."""
+
+import math
+
+import pytest
+
+from gateway.services.meters import REQUESTS, TOKENS, Bucket, Budget, Gauge
+from gateway.services.pace import FIRST, PROMPT_WEIGHT, Pace
+from gateway.store.limits import Standing
+
+
+def test_a_bucket_says_when_it_is_full_again() -> None:
+    """A10: `x-ratelimit-reset-*` is the time until nothing of the limit is used."""
+    bucket = Bucket("key:k", REQUESTS, per_minute=30, most=10, now=100.0)
+    assert (bucket.remaining(100.0), bucket.reset(100.0), bucket.idle(100.0)) == (10, 0.0, True)
+    bucket.take(4)
+    assert (bucket.remaining(100.0), bucket.idle(100.0)) == (6, False)
+    assert bucket.reset(100.0) == pytest.approx(8.0, abs=1e-4)
+    assert bucket.reset(105.0) == pytest.approx(3.0, abs=1e-4)
+    assert (bucket.remaining(105.0), bucket.remaining(108.0), bucket.idle(108.0)) == (8, 10, True)
+    bucket.settle(0, 30)  # the truth was more than all there is
+    assert (bucket.remaining(108.0), bucket.idle(108.0)) == (0, False)
+    assert bucket.reset(108.0) == pytest.approx(60.0, abs=1e-4)
+
+
+def test_a_bucket_that_shrinks_keeps_what_was_used() -> None:
+    """L5"""
+    bucket = Bucket("key:k", TOKENS, per_minute=6000, most=6000, now=0.0)
+    bucket.take(1000)
+    bucket.retune(600, 600)
+    assert (bucket.remaining(0.0), bucket.rate) == (600, 10)
+    bucket.take(600)
+    bucket.retune(6000, 6000)
+    assert bucket.remaining(0.0) == 0
+    assert bucket.reset(0.0) == pytest.approx(60.0, abs=1e-4)
+
+
+def test_open_requests_come_back_whatever_they_used() -> None:
+    """L1"""
+    gauge = Gauge("key:k", 2)
+    gauge.take(1)
+    gauge.take(1)
+    assert (gauge.room(0.0), gauge.idle(0.0)) == (0, False)
+    gauge.settle(1, 0)
+    gauge.settle(1, 1)
+    assert (gauge.room(0.0), gauge.idle(0.0)) == (2, True)
+
+
+def test_a_budget_tells_its_debt_once_and_asks_for_nothing_on_its_account() -> None:
+    """L3: what exceeded the estimate is in `spent`; it is not held as well, and nobody else's part covers it."""
+    budget = Budget("key:k", "tokens/total", TOKENS, 1000, math.inf, "h")
+    budget.claim(0.0)
+    budget.apply(Standing(granted=100, spent=0, others=0), until=10.0, now=0.0)
+    budget.take(80)
+    budget.settle(80, 150)
+    assert budget.room(1.0) == -50
+    claim = budget.claim(1.0)
+    assert (claim.spent, claim.kept, claim.need) == (150, 0, 0)
+    assert budget.room(1.0) == 0
+    assert budget.room(10.0) < 0  # the lease is over
+
+
+def test_pace_is_learned_from_what_slots_were_busy_for() -> None:
+    """L2: the estimate of GPU time; the first answer counts whole, later ones move it by a tenth."""
+    pace = Pace()
+    assert pace.seconds("m", 100, 50) == pytest.approx(FIRST * (50 + 100 * PROMPT_WEIGHT))
+    pace.observe("m", 100, 40, 5.0)
+    assert pace.seconds("m", 0, 1) == pytest.approx(0.1)
+    pace.observe("m", 0, 10, 2.0)
+    assert pace.seconds("m", 0, 1) == pytest.approx(0.11)
+    for _ in range(200):
+        pace.observe("m", 0, 10, 0.5)
+    assert pace.seconds("m", 200, 80) == pytest.approx(0.05 * 100, rel=1e-3)
+    pace.observe("m", 0, 0, 9.0)  # of no tokens nothing is learned
+    assert pace.seconds("m", 200, 80) == pytest.approx(0.05 * 100, rel=1e-3)
+    assert pace.seconds("n", 0, 1) == FIRST
