@@ -25,6 +25,7 @@ from gateway.errors import (
     NoBackend,
     Overloaded,
     RateLimited,
+    UpstreamBroke,
     UpstreamError,
 )
 from gateway.flow import fields, local, quota
@@ -348,6 +349,8 @@ def relay(x: Exchange, rt: Runtime) -> Relay:
     """Engine's bytes -> client, until `done`. Never retries; a broken stream is told in the stream."""
     streaming = _media_type(x).lower().startswith(STREAM_TYPES) and not x.reply.no_body
     endpoint = x.endpoint
+    if x.connection.begun and not streaming:  # the client was told to expect a stream
+        raise UpstreamBroke("The engine answered without a stream.")
     assert x.upstream is not None  # noqa: S101  # forward ran
     # Here and below a plain function and `x`: a closure or a partial would be as large as the exchange.
     answer = x.relay = Relay(

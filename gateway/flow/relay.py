@@ -77,7 +77,7 @@ class Relay:
         self.request_id = request_id
         self.done: Signal[None] = Signal()
         self.error: UpstreamError | None = None
-        self.begun = connection.begun
+        self.begun = False  # a byte of the answer itself has gone out; comments may have gone before it
         self.tap: Tap | None = Tap(endpoint.framing) if streaming else None
         self.on_tokens: Callable[[Any], int] | None = None
         self.owner = owner
@@ -99,7 +99,7 @@ class Relay:
         head = self.connection.head
         new_enough = head is not None and head.version >= 11
         known = self.reply.content_length is not None or self.reply.no_body
-        fixed = known and self._filter is None and not self.begun
+        fixed = known and self._filter is None
         return new_enough and not fixed
 
     def _choose_path(self) -> "Callable[[Relay, bytes], None]":
@@ -239,24 +239,32 @@ class Relay:
         return self._filter is not None and self._filter.at_boundary
 
     def _begin(self, first: bytes) -> None:
-        """The head goes out with the first bytes, so that a failure before them is still a proper status."""
+        """The head goes out with the first bytes, so that a failure before them is still a proper status. Where a
+        comment sent a head before, they only count as the first."""
         self.begun = True
+        fields = self._start(self.owner)
+        if not self.connection.begun:
+            self._open(fields, first)
+        elif first:
+            self.connection.write(first)
+
+    def _open(self, fields: bytes, first: bytes) -> None:
         if self._chunked_out:
             framing = CHUNKED
         elif self.reply.content_length is not None and not self.reply.no_body and self._filter is None:
             framing = b"Content-Length: %d\r\n" % self.reply.content_length
         else:
             framing = b""
-        self.connection.begin(self.reply.status, self._start(self.owner), framing=framing, first=first)
+        self.connection.begin(self.reply.status, fields, framing=framing, first=first)
 
     def comment(self, text: bytes) -> bool:
         """Send an SSE comment if the stream stands between two frames (A11). False: not now."""
         if self.endpoint.framing is not Framing.SSE or not self._chunked_out or not self._can_tell():
             return False
-        if self.begun:
+        if self.connection.begun:
             self.connection.write(encode_chunk(text))
         else:
-            self._begin(encode_chunk(text))
+            self._open(self._start(self.owner), encode_chunk(text))
         return True
 
     # ---- what was used
