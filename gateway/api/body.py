@@ -31,6 +31,8 @@ _STRING_VALUE: Final = re.compile(_STRING, re.DOTALL)
 _SCALAR: Final = re.compile(rb"[^,}\] \t\r\n]++")
 _BRACKET: Final = re.compile(rb"%b|[][{}]" % _STRING, re.DOTALL)
 _AFTER_SCALAR: Final = frozenset(b",} \t\r\n")
+_PROMPTS: Final = re.compile(rb'\[[ \t\r\n]*+["[{]')
+"""An array of prompts: one that begins with a number is a single prompt, as tokens (llama.cpp: mixed with texts)."""
 
 _BLOB: Final = re.compile(rb';base64,[A-Za-z0-9+/=_-]*+|"images"[ \t\r\n]*+:[ \t\r\n]*+\[[^]]*+')
 _BLOB_FROM: Final = 64 * 1024
@@ -288,15 +290,12 @@ def require(members: Members, key: str, opening: bytes, what: str, *, needed: bo
 
 
 def prompts_in(members: Members, key: str) -> int:
-    """How many prompts the member holds: the items of an array of texts or token lists, one for anything else."""
+    """How many prompts the member holds: the items of an array of texts, token lists or objects, else one."""
     raw = members.get(key)
     if raw is None or memoryview(raw)[0] != 0x5B:
         return 1
     text = bytes(raw)
-    inner = text[1:65].lstrip()
-    if inner[:1] not in (b'"', b"["):
-        return 1
-    return len(_LIST.decode(text))
+    return len(_LIST.decode(text)) if _PROMPTS.match(text) else 1
 
 
 def prompt_bytes(body: bytes, members: Members, keys: tuple[str, ...]) -> int:

@@ -35,8 +35,11 @@ _CAPS: Final = frozenset({"max_tokens", "max_completion_tokens", "max_output_tok
 _MULTIPLIERS: Final = frozenset({"n", "best_of", "n_cmpl"})
 """Keys that make one request generate several answers; `n_cmpl` is llama.cpp's."""
 
+_BATCHES: Final = frozenset({"prompt", "prompt_embeds"})
+"""Keys that hold several prompts if they are arrays, each answered apart; vLLM takes both at once."""
+
 _GUARDED: Final = frozenset(
-    {"model", "stream", "stream_options", "messages", "prompt", "input", "user"} | _CAPS | _MULTIPLIERS
+    {"model", "stream", "stream_options", "messages", "input", "user"} | _BATCHES | _CAPS | _MULTIPLIERS
 )
 _GUARDED_OPTIONS: Final = frozenset({"include_usage"})
 
@@ -235,7 +238,9 @@ def _limit(standard: tuple[str, ...], members: Members, keys: frozenset[str]) ->
 
 def _choices(shape: _Shape, members: Members, keys: frozenset[str]) -> int:
     """Answers the engine may generate: several for each prompt, and a completion may bring several prompts."""
-    prompts = prompts_in(members, "prompt") if "prompt" in keys and shape.limits else 1
+    prompts = 1
+    if shape.limits and not keys.isdisjoint(_BATCHES):
+        prompts = sum(prompts_in(members, key) for key in keys & _BATCHES)
     if keys.isdisjoint(_MULTIPLIERS):
         return prompts
     most = 1

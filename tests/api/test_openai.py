@@ -133,6 +133,11 @@ def test_wrong_bodies_get_a_sentence_that_names_the_field(name: str, body: bytes
         ("completions", b'{"model":"m","prompt":["x","y","z"],"n":2}', 6),
         ("completions", b'{"model":"m","prompt":[ [1,2],[3] ]}', 2),
         ("completions", b'{"model":"m","prompt":[1,2,3]}', 1),
+        ("completions", b'{"model":"m","prompt":[%b"x","y","z"]}' % (b" " * 100), 3),
+        ("completions", b'{"model":"m","prompt":[{"prompt_string":"x"},{"prompt_string":"y"}]}', 2),
+        ("completions", b'{"model":"m","prompt_embeds":["AAAA","AAAA"],"n":2}', 4),
+        ("completions", b'{"model":"m","prompt":"x","prompt_embeds":["AAAA","AAAA"]}', 3),
+        ("completions", b'{"model":"m","prompt":[]}', 1),
     ],
 )
 def test_every_answer_the_engine_may_generate_is_counted(name: str, body: bytes, choices: int) -> None:
