@@ -34,11 +34,15 @@ _AFTER_SCALAR: Final = frozenset(b",} \t\r\n")
 _PROMPTS: Final = re.compile(rb'\[[ \t\r\n]*+["[{]')
 """An array of prompts: one that begins with a number is a single prompt, as tokens (llama.cpp: mixed with texts)."""
 
-_BLOB: Final = re.compile(rb';base64,[A-Za-z0-9+/=_-]*+|"images"[ \t\r\n]*+:[ \t\r\n]*+\[[^]]*+')
+_COLON: Final = rb"[ \t\r\n]*+:[ \t\r\n]*+"
+_BLOB: Final = re.compile(
+    rb';base64,[A-Za-z0-9+/=_\\-]*+|"images"%b\[[^]]*+|"input_audio"%b\{[^}]*+' % (_COLON, _COLON)
+)
+"""Images and audio in base64. Some JSON writers (PHP's) escape its slashes."""
 _BLOB_FROM: Final = 64 * 1024
 """A body up to this size counts as text whatever it holds: searching it would cost as much as decoding it."""
 _BLOB_AS_BYTES: Final = 4096
-"""What one image counts for in place of its base64: about a thousand tokens."""
+"""What one image or sound counts for in place of its base64: about a thousand tokens."""
 
 
 Member = tuple[str, bool, int, int]
@@ -301,7 +305,7 @@ def prompts_in(members: Members, key: str) -> int:
 def prompt_bytes(body: bytes, members: Members, keys: tuple[str, ...]) -> int:
     """Size of the prompt in bytes, for an estimate: of a small body all of it, of a large one the members `keys`.
 
-    In large ones an image counts as a flat amount, not as text.
+    In large ones an image or a sound counts as a flat amount, not as text.
     """
     if len(body) <= _BLOB_FROM:
         return len(body)

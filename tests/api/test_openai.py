@@ -144,9 +144,16 @@ def test_every_answer_the_engine_may_generate_is_counted(name: str, body: bytes,
     assert read(body, name).choices == choices
 
 
-def test_images_do_not_count_as_text() -> None:
-    image = b'{"type":"image_url","image_url":{"url":"data:image/png;base64,%b"}}' % (b"A" * 300_000)
-    ask = read(b'{"model":"m","messages":[{"role":"user","content":[%b]}]}' % image)
+@pytest.mark.parametrize(
+    "part",
+    [
+        b'{"type":"image_url","image_url":{"url":"data:image/png;base64,%b"}}' % (b"iVB/" * 75_000),
+        b'{"type":"image_url","image_url":{"url":"data:image\\/png;base64,%b"}}' % (b"iVB\\/" * 75_000),
+        b'{"type":"input_audio","input_audio":{"data":"%b","format":"wav"}}' % (b"UklG" * 75_000),
+    ],
+)
+def test_images_and_sounds_do_not_count_as_text(part: bytes) -> None:
+    ask = read(b'{"model":"m","messages":[{"role":"user","content":[%b]}]}' % part)
     assert ask.input_bytes < 5_000
 
 
