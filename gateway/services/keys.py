@@ -25,7 +25,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from hashlib import sha256
 from typing import TypeVar
@@ -123,9 +123,15 @@ def _models(chain: Chain) -> tuple[bool, frozenset[str]]:
     tenant, key = chain.tenant, chain.key
     inherits = key.allow_all_models or (key.allow_all_models is None and not key.models)
     if inherits:
-        return tenant.allow_all_models, frozenset() if tenant.allow_all_models else frozenset(tenant.models)
-    named = frozenset(key.models)
-    return False, named if tenant.allow_all_models else named & frozenset(tenant.models)
+        return tenant.allow_all_models, frozenset() if tenant.allow_all_models else _spelled(tenant.models)
+    named = _spelled(key.models)
+    return False, named if tenant.allow_all_models else named & _spelled(tenant.models)
+
+
+def _spelled(names: Iterable[str]) -> frozenset[str]:
+    """The names, and Ollama's `name:latest` for `name`: what was named without a tag is seen at the engine with it."""
+    tagged = (f"{name}:latest" for name in names if ":" not in name.rpartition("/")[2])
+    return frozenset((*names, *tagged))
 
 
 class KeyService:

@@ -603,6 +603,29 @@ def test_models_of_a_key_never_pass_its_tenant(
         assert principal.may_use(model) == (expected[0] == "all" or model in expected[1])
 
 
+@pytest.mark.parametrize(
+    ("tenant", "models", "usable"),
+    [
+        (("embed", "lib/chat", "small:8b"), (), {"embed", "embed:latest", "lib/chat", "lib/chat:latest", "small:8b"}),
+        (("embed",), ("embed:latest",), {"embed:latest"}),
+        (("embed:latest",), ("embed",), {"embed:latest"}),
+        (("embed:latest",), (), {"embed:latest"}),
+    ],
+)
+def test_a_model_named_without_a_tag_is_the_latest(
+    tenant: tuple[str, ...], models: tuple[str, ...], usable: set[str]
+) -> None:
+    """K8: the names that operators type are those that clients say, and Ollama lists them with their tag."""
+    chain = Chain(
+        Tenant(id="t", name="t", created_at=0, models=tenant),
+        User(id="u", tenant="t", name="u", created_at=0),
+        Key(id="k", user="u", name="", hash="", created_at=0, models=models),
+    )
+    principal = principal_of(chain)
+    asked = {f"{name}{tag}" for name in ("embed", "lib/chat", "small", "small:8b") for tag in ("", ":latest", ":1b")}
+    assert {model for model in asked if principal.may_use(model)} == usable
+
+
 def test_a_burst_of_changes_and_verifications_never_serves_a_revoked_key(url: str) -> None:
     """K3: many keys, revoked at every possible moment of their verification."""
 
