@@ -9,10 +9,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import pytest
 import uvloop
 
+from gateway import config
+from gateway.api.model_info import ModelInfo
 from gateway.cli import main
+from gateway.services import catalogue
 from gateway.services.accounts import create_tenant
 from gateway.services.operations import Operations
 from gateway.store import open_store
@@ -116,6 +120,43 @@ def test_an_approved_exclusive_window_keeps_others_out_until_it_is_cancelled(tmp
         assert isinstance(got, Lease)
         got.release(1.0)
         await put("cancelled")
+        world.use("other", 1.0)
+        await store.close()
+
+    uvloop.run(main())
+
+
+def test_an_exclusive_window_for_a_model_holds_in_all_its_queues(tmp_path: Path) -> None:
+    """S 5.5, A1: Ollama's own routes on a mixed fleet are a queue apart, and names need not have their tag."""
+    native, plain = ModelInfo("embed:latest"), ModelInfo("embed")
+    fleet = [
+        (config.Backend(name="a", url="http://a", engine="ollama"), [native, ModelInfo("chat:1")]),
+        (config.Backend(name="b", url="http://b", engine="vllm"), [native, plain, ModelInfo("chat:1")]),
+    ]
+    pools = catalogue.build(fleet, config.Upstream(), {}).pools
+    assert set(pools) > {"embed:latest", "embed:latest\tollama", "chat:1", "chat:1\tollama"}
+
+    async def main() -> None:
+        store = await open_store(str(tmp_path / "s.db"))
+        world = World(store)
+        await world.operations.start()
+        start = int(1_000_000e6)
+        for name in pools:
+            world.scheduler.set_pool(name, [("g", 0)])
+        asked = Reservation(
+            id="r",
+            tenant="holder",
+            models=("embed", "chat:1"),
+            starts_at=start,
+            ends_at=start + 3_600_000_000,
+            mode="exclusive",
+            state="approved",
+        )
+        await store.operate("reservation", "r", msgspec.json.encode(asked).decode(), 1, "me")
+        await world.operations.look()
+        for name in pools:
+            with pytest.raises(Rejected):
+                world.scheduler.submit(Ticket(pool=name, tenant="t", user="other", cost=1.0, timeout=60.0))
         world.use("other", 1.0)
         await store.close()
 
