@@ -36,6 +36,7 @@ _SHORT_TRAILERS: Final = 1024  # bytes from the last chunk to the end of the bod
 _MOST_LINES: Final = 4096  # size lines that may turn out to be none before guessing has to do
 _SIZE_LINE: Final = re.compile(_CHUNK_SIZE.pattern + rb"\r\n")
 _USAGE_AT_END: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+_TIMINGS_AT_END: Final = re.compile(rb'"timings"\s*:\s*(\{[^{}]*\})')
 _COUNT_AT_END: Final = re.compile(rb'"(prompt_eval_count|eval_count|total_duration)"\s*:\s*(\d{1,18})')
 
 
@@ -279,15 +280,26 @@ def _last_member(body: bytes) -> Usage | None:
         return None
 
 
-def _events_tail(body: bytes) -> Usage | None:
+def usage_within(endpoint: Endpoint, text: bytes) -> Usage | None:
+    """The usage in a part of a long answer, for engines that write more behind it (vLLM: `prompt_logprobs`)."""
+    if endpoint.framing is Framing.NDJSON:
+        return _lines_tail(text, len(text))
+    return _events_tail(text, len(text)) if text.find(b'_tokens"') >= 0 else None
+
+
+def _events_tail(body: bytes, reach: int = 4096) -> Usage | None:
     """The last `usage` object near the end. A raw quote cannot stand inside a JSON string, so the key is a key."""
-    found = _USAGE_AT_END.findall(body, max(0, len(body) - 4096))
-    frame = _decode(b'{"usage":%b}' % found[-1]) if found else None
+    start = max(0, len(body) - reach)
+    found = _USAGE_AT_END.findall(body, start)
+    if not found:
+        return None
+    timings = _TIMINGS_AT_END.findall(body, start) or [b"null"]
+    frame = _decode(b'{"usage":%b,"timings":%b}' % (found[-1], timings[-1]))
     return _usage_of(frame) if frame is not None else None
 
 
-def _lines_tail(body: bytes) -> Usage | None:
-    counts = {key: int(number) for key, number in _COUNT_AT_END.findall(body, max(0, len(body) - 512))}
+def _lines_tail(body: bytes, reach: int = 512) -> Usage | None:
+    counts = {key: int(number) for key, number in _COUNT_AT_END.findall(body, max(0, len(body) - reach))}
     if b"total_duration" not in counts and b"prompt_eval_count" not in counts:
         return None
     return Usage(counts.get(b"prompt_eval_count", 0), counts.get(b"eval_count", 0))

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from gateway.api.dialect import Endpoint, Framing
 from gateway.api.frames import FrameFilter
-from gateway.api.stream import Tap, payload_end, usage_of_body
+from gateway.api.stream import LONGEST_USAGE, Tap, payload_end, usage_of_body, usage_within
 from gateway.api.usage import Usage
 from gateway.errors import UpstreamBroke, UpstreamError
 from gateway.http1.chunks import LAST_CHUNK, ChunkDecoder, ChunkWalker, encode_chunk
@@ -21,7 +21,7 @@ from gateway.http1.message import ResponseHead
 from gateway.http1.server import Connection
 
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
-KEEP_FOR_USAGE: Final = 256 * 1024  # of a plain JSON answer; longer ones (embeddings) are read from their tail
+KEEP_FOR_USAGE: Final = 256 * 1024  # of a plain JSON answer; of longer ones what goes before is searched as it goes
 NEVER: Final = 1 << 62  # frames
 _NOTHING: Final[list[bytes]] = []  # what every stream keeps of a plain answer: shared, and never added to
 
@@ -39,6 +39,7 @@ class Relay:
         "_filter",
         "_kept",
         "_kept_bytes",
+        "_let_go",
         "_path",
         "_start",
         "_tail_seen",
@@ -85,6 +86,7 @@ class Relay:
         self._start = start
         self._kept: list[bytes] = _NOTHING if streaming else []
         self._kept_bytes = 0
+        self._let_go: Usage | None = None  # found in what is no longer kept
         self._tail_seen = False
         self._decoder: ChunkDecoder | None = None
         self._filter = FrameFilter(endpoint.framing, hide_usage=hide_usage) if streaming else None
@@ -274,7 +276,9 @@ class Relay:
         self._kept.append(data)
         self._kept_bytes += len(data)
         while self._kept_bytes - len(self._kept[0]) > KEEP_FOR_USAGE:
-            self._kept_bytes -= len(self._kept.pop(0))
+            gone = self._kept.pop(0)
+            self._kept_bytes -= len(gone)
+            self._let_go = usage_within(self.endpoint, gone + self._kept[0][:LONGEST_USAGE]) or self._let_go
 
     def usage(self) -> Usage | None:
         """Tokens of this answer: as reported, or counted from what was relayed (A7)."""
@@ -283,7 +287,7 @@ class Relay:
         body = b"".join(self._kept)
         if self.reply.chunked and self.error is None and self.done.is_set:
             body = ChunkDecoder().decode(body) if self._kept_bytes <= KEEP_FOR_USAGE else payload_end(body)
-        return usage_of_body(self.endpoint, body)
+        return usage_of_body(self.endpoint, body) or self._let_go
 
     def __repr__(self) -> str:
         return f"<Relay begun={self.begun} done={self.done.is_set} error={self.error!r}>"

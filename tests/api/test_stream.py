@@ -90,6 +90,10 @@ def test_usage_of_large_answers_is_read_from_their_end() -> None:
     assert usage_of_body(CHAT, openai) == Usage(8, 0)
     assert usage_of_body(CHAT, openai[-3000:]) == Usage(8, 0)
     assert usage_of_body(NATIVE, native) == Usage(5, 0)
+    timed = (
+        b'{"data":%b,"usage":{"prompt_tokens":8,"completion_tokens":2},"timings":{"cache_n":3,"prompt_n":5}}' % vectors
+    )
+    assert usage_of_body(CHAT, timed) == Usage(8, 2, 3)
     first = b'{"usage":{"prompt_tokens":8},"data":%b}' % vectors
     assert usage_of_body(CHAT, first) == Usage(8, 0)
     assert usage_of_body(NATIVE, b'{"embedding":%b}' % vectors) is None

@@ -6,11 +6,12 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvloop
 
 from gateway import config as cfg
 from gateway.store.limits import Limits
-from tests.flow.engine import Answer, Engine, hang, plain, start_and_hang, stream
+from tests.flow.engine import Answer, Engine, hang, json_answer, plain, start_and_hang, stream
 from tests.gateway import Gateway, chat, gateway
 from tests.servers import Redis
 from tests.services.limited import command
@@ -84,6 +85,39 @@ def test_a_budget_is_settled_with_the_truth() -> None:
         assert await budget(g, f"key:{row['key']}") == {"tokens": (30, 0)}
 
     run(plain, test)
+
+
+BEHIND = json.dumps({"prompt_logprobs": [{"12": {"logprob": -1.0, "rank": 1, "decoded_token": "a"}}] * 20_000}).encode()
+LONG = {
+    "vllm": (
+        CHAT,
+        b'{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3,"total_tokens":10},%b' % BEHIND[1:],
+    ),
+    "ollama": (
+        "/api/generate",
+        b'{"done":true,"total_duration":9,"prompt_eval_count":7,"eval_count":3,%b' % BEHIND[1:],
+    ),
+}
+
+
+@pytest.mark.parametrize("read", [5_000, 65_536, 10**7])
+@pytest.mark.parametrize("kind", LONG)
+def test_what_an_engine_writes_behind_its_counts_makes_no_answer_free(kind: str, read: int) -> None:
+    """A7, L2: a caller may ask for more than is kept of an answer (vLLM's `prompt_logprobs`, Ollama's `logprobs`)."""
+    path, answer = LONG[kind]
+
+    async def slowly(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        whole = json_answer(answer)
+        for at in range(0, len(whole), read):
+            writer.write(whole[at : at + read])
+            await writer.drain()
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        assert await g.ask(path, chat(prompt="x", stream=False)) != b""
+        (row,) = await g.records(1)
+        assert (row["prompt_tokens"], row["completion_tokens"], row["usage_estimated"]) == (7, 3, 0)
+
+    run(slowly, test, engine="ollama" if kind == "ollama" else "vllm")
 
 
 def test_what_never_ran_costs_nothing_and_what_a_client_left_costs_what_it_got() -> None:
