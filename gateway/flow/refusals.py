@@ -21,12 +21,17 @@ from gateway.http1.eager import Signal
 MOST = 64 * 1024
 LOADING_RETRY = 5.0  # seconds; engines load a small model in about that time
 
+_UNABLE = re.compile(
+    rb"does not support (tools|thinking|images?|vision|chat|generate|embeddings?|rerank|insert)|no multimodal"
+    rb"|(image|audio|video) input is not supported"
+)
+"""What a model or an engine cannot do. Some engines say so with a 500 (Ollama of embeddings, llama.cpp of images)."""
+
 # What engines say (lower case) -> what the caller may know. First match wins.
 SENTENCES: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"context (length|window|size)|maximum context|exceeds? the (available )?context|too many tokens"),
      "The prompt and the asked output are longer than the model's context."),
-    (re.compile(rb"does not support (tools|thinking|images?|vision|chat|generate|embeddings?|insert)|no multimodal"),
-     "The model does not support what this request asks for."),
+    (_UNABLE, "The model does not support what this request asks for."),
     (re.compile(rb"tool[ _](choice|call|parser)|function call"), "The engine refused the tools of this request."),
     (re.compile(rb"image|base64|audio"), "The engine could not read an image or audio part of this request."),
     (re.compile(rb"grammar|json_schema|response_format|guided"), "The engine refused the output format asked for."),
@@ -75,7 +80,7 @@ def engine_refused(status: int, body: bytes) -> GatewayError:
         return ModelLoading("The engine is loading the model.", retry_after=LOADING_RETRY, cause=cause)
     if status in (429, 503):
         return EngineBusy("The engine is too busy.", cause=cause)
-    if status in (400, 413, 422):
+    if status in (400, 413, 422, 501) or (status == 500 and _UNABLE.search(text)):
         sentence = next((sentence for pattern, sentence in SENTENCES if pattern.search(text)), None)
         return UpstreamRejected(sentence or "The engine refused this request as invalid.", 400, cause=cause)
     return UpstreamBroke("The engine failed to answer this request.", cause=cause)

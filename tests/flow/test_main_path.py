@@ -277,6 +277,9 @@ REFUSALS = [
     ("404 Not Found", b'{"detail":"Not Found"}', 404, "upstream_rejected"),
     ("404 Not Found", b"404 page /srv/secret not found", 404, "upstream_rejected"),
     ("500 Internal Server Error", b"Traceback at 10.0.0.5:/srv/secret.py", 502, "upstream_broke"),
+    ("500 Internal Server Error", b'{"error":"this model does not support embeddings"}', 400, "upstream_rejected"),
+    ("500 Internal Server Error", b'{"error":{"message":"image input is not supported"}}', 400, "upstream_rejected"),
+    ("501 Not Implemented", b'{"error":"This server does not support reranking"}', 400, "upstream_rejected"),
     ("503 Service Unavailable", b'{"error":{"message":"Loading model"}}', 503, "model_loading"),
     ("503 Service Unavailable", b'{"error":"server busy"}', 503, "engine_busy"),
 ]
