@@ -84,7 +84,11 @@ def _let_go(x: Exchange) -> None:
 def _usage(x: Exchange) -> Usage:
     if x.relay is None:
         return NO_USAGE
-    return x.relay.usage() or NO_USAGE
+    usage, tap = x.relay.usage() or NO_USAGE, x.relay.tap
+    # The running usage in a frame is that of the frame's own answer (vLLM): of several, the frames tell more.
+    if x.ask.choices > 1 and tap is not None and not tap.terminated and usage.completion_tokens < tap.frames:
+        return Usage(usage.prompt_tokens, tap.frames, usage.cached_tokens, reported=False)
+    return usage
 
 
 def _cost(x: Exchange, rt: Runtime) -> float:

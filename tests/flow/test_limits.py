@@ -11,7 +11,7 @@ import uvloop
 
 from gateway import config as cfg
 from gateway.store.limits import Limits
-from tests.flow.engine import Answer, Engine, hang, json_answer, plain, start_and_hang, stream
+from tests.flow.engine import SSE_HEAD, Answer, Engine, chunk, hang, json_answer, plain, start_and_hang, stream
 from tests.gateway import Gateway, chat, gateway
 from tests.servers import Redis
 from tests.services.limited import command
@@ -118,6 +118,36 @@ def test_what_an_engine_writes_behind_its_counts_makes_no_answer_free(kind: str,
         assert (row["prompt_tokens"], row["completion_tokens"], row["usage_estimated"]) == (7, 3, 0)
 
     run(slowly, test, engine="ollama" if kind == "ollama" else "vllm")
+
+
+def test_the_running_usage_of_one_answer_is_not_that_of_all() -> None:
+    """A7, L2: with `n` answers a frame's usage (vLLM's `continuous_usage_stats`) counts the tokens of its own."""
+    count = 3
+
+    async def running(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE_HEAD)
+        for tokens in range(1, 5):
+            for index in range(count):
+                usage = {"prompt_tokens": 7, "completion_tokens": tokens, "total_tokens": 7 + tokens}
+                answer = {"choices": [{"index": index, "delta": {"content": "a"}}], "usage": usage}
+                writer.write(chunk(b"data: %b\n\n" % json.dumps(answer).encode()))
+        await hang(head, body, reader, writer)
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        client = await g.connect()
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        await client.send(g.request(CHAT, chat(n=count, stream=True, stream_options=options)))
+        await client.head()
+        chunks = client.chunks()
+        read = b""
+        while read.count(b"\n\n") < 4 * count:
+            read += await anext(chunks)
+        client.close()
+        (row,) = await g.records(1)
+        assert (row["outcome"], row["completion_tokens"]) == ("client_gone", 4 * count)
+        assert (row["prompt_tokens"], row["usage_estimated"]) == (7, 1)
+
+    run(running, test)
 
 
 def test_what_never_ran_costs_nothing_and_what_a_client_left_costs_what_it_got() -> None:
