@@ -39,7 +39,7 @@ _BATCHES: Final = frozenset({"prompt", "prompt_embeds"})
 """Keys that hold several prompts if they are arrays, each answered apart; vLLM takes both at once."""
 
 _GUARDED: Final = frozenset(
-    {"model", "stream", "stream_options", "messages", "input", "user"} | _BATCHES | _CAPS | _MULTIPLIERS
+    {"model", "stream", "stream_options", "messages", "input", "user", "background"} | _BATCHES | _CAPS | _MULTIPLIERS
 )
 _GUARDED_OPTIONS: Final = frozenset({"include_usage"})
 
@@ -179,6 +179,9 @@ def _check_embedding(members: Members) -> None:
 
 def _check_response(members: Members) -> None:
     require(members, "input", b'"[', "a string or an array", needed="prompt" not in members)
+    # The engine would answer at once and generate behind our back: without a slot, its tokens uncounted.
+    if "background" in members and read_flag(members, "background", absent=False):
+        raise BadRequest("`background` is not available: an answer ends with its request", param="background")
 
 
 def _check_rerank(members: Members) -> None:

@@ -114,6 +114,18 @@ def test_wrong_chats_get_a_sentence_that_names_the_field(body: bytes, param: str
         ("embeddings", b'{"model":"m"}', "input", "`input` is required: a string or an array"),
         ("embeddings", b'{"model":"m","input":{}}', "input", "`input` must be a string or an array"),
         ("responses", b'{"model":"m"}', "input", "`input` is required: a string or an array"),
+        (
+            "responses",
+            b'{"model":"m","input":"x","background":true}',
+            "background",
+            "`background` is not available: an answer ends with its request",
+        ),
+        (
+            "responses",
+            b'{"model":"m","input":"x","background":true,"background":false}',
+            "background",
+            "`background` appears more than once",
+        ),
         ("rerank", b'{"model":"m","documents":[]}', "query", "`query` is required: a string"),
         ("rerank", b'{"model":"m","query":"q"}', "documents", "`documents` is required: an array of documents"),
     ],
