@@ -26,7 +26,7 @@ SERVED_BY: Final[Mapping[tuple[str, str], frozenset[str]]] = {
     ("openai", "completion"): _ALL,
     ("openai", "embedding"): _ALL,
     ("openai", "responses"): _ALL,
-    ("openai", "rerank"): frozenset({"vllm", "llamacpp"}),
+    ("openai", "rerank"): frozenset({"vllm", "llamacpp", "openai"}),
     ("ollama", "chat"): _OLLAMA,
     ("ollama", "completion"): _OLLAMA,
     ("ollama", "embedding"): _OLLAMA,

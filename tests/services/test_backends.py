@@ -12,9 +12,11 @@ import pytest
 
 from gateway import config, simulated
 from gateway.admin.app import serve_admin
+from gateway.api.routes import Routes
 from gateway.services import discovery
 from gateway.services.backend_facts import Topology
 from gateway.services.backends import BackendService
+from gateway.services.catalogue import SERVED_BY
 from tests.services.engines import HANG, Engine, answer, listed, llamacpp, ollama, openai, running, tag, vllm
 
 MINUTE = 60.0
@@ -364,6 +366,14 @@ def test_only_engines_that_serve_a_route_are_candidates() -> None:
             assert set(world.service.topology.pools) == {"m:1", "m:1\tollama", "m:1\tvllm", "only:1", "v"}
 
     run(body)
+
+
+def test_the_catalogue_and_the_routes_name_the_same_engines() -> None:
+    """A1, R1: what a route declares is served, by other compatible engines too (SGLang, Infinity: `/v1/rerank`)."""
+    for row in Routes().rows:
+        if row.metered:
+            served = SERVED_BY[row.dialect.name, row.kind]
+            assert served == (row.engines or SERVED_BY["openai", "chat"]), row.path
 
 
 # -- the watch, the breaker, forgetting -----------------------------------------------------------------------------
