@@ -283,7 +283,8 @@ class Relay:
     def usage(self) -> Usage | None:
         """Tokens of this answer: as reported, or counted from what was relayed (A7)."""
         if self.tap is not None:
-            return self.tap.finish() or (self.tap.estimate() if self.tap.frames else None)
+            # Of what never went out, nothing counts: an error as the first frame is no token.
+            return self.tap.finish() or (self.tap.estimate() if self.tap.frames and self.begun else None)
         body = b"".join(self._kept)
         if self.reply.chunked and self.error is None and self.done.is_set:
             body = ChunkDecoder().decode(body) if self._kept_bytes <= KEEP_FOR_USAGE else payload_end(body)

@@ -150,6 +150,23 @@ def test_the_running_usage_of_one_answer_is_not_that_of_all() -> None:
     run(running, test)
 
 
+def test_a_stream_that_begins_with_an_error_costs_nothing() -> None:
+    """L2: it failed before any token."""
+
+    async def failed(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE_HEAD + chunk(b'data: {"error":{"message":"out of memory"}}\n\n') + b"0\r\n\r\n")
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        key = await g.add_key(limits=Limits(tokens_per_day=10_000))
+        assert (await g.ask(CHAT, chat(stream=True), key=key))[0] == 502
+        (row,) = await g.records(1)
+        assert (row["outcome"], row["completion_tokens"]) == ("upstream_failed", 0)
+        await g.app.limits.close()
+        assert await budget(g, f"key:{row['key']}") == {"tokens": (0, 0)}
+
+    run(failed, test)
+
+
 def test_what_never_ran_costs_nothing_and_what_a_client_left_costs_what_it_got() -> None:
     """L2, H6"""
 
