@@ -288,7 +288,7 @@ class Relay:
         body = b"".join(self._kept)
         if self.reply.chunked and self.error is None and self.done.is_set:
             body = ChunkDecoder().decode(body) if self._kept_bytes <= KEEP_FOR_USAGE else payload_end(body)
-        return usage_of_body(self.endpoint, body) or self._let_go
+        return usage_of_body(self.endpoint, body) or usage_within(self.endpoint, body) or self._let_go
 
     def __repr__(self) -> str:
         return f"<Relay begun={self.begun} done={self.done.is_set} error={self.error!r}>"

@@ -120,6 +120,27 @@ def test_what_an_engine_writes_behind_its_counts_makes_no_answer_free(kind: str,
     run(slowly, test, engine="ollama" if kind == "ollama" else "vllm")
 
 
+@pytest.mark.parametrize("kind", LONG)
+def test_an_answer_left_behind_its_counts_is_not_free(kind: str) -> None:
+    """A7, L2: whoever has read the counts has read all that was generated."""
+    path, answer = LONG[kind]
+
+    async def half(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(json_answer(answer)[:20_000])
+        await hang(head, body, reader, writer)
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        client = await g.connect()
+        await client.send(g.request(path, chat(prompt="x", stream=False)))
+        await client.head()
+        await client.reader.readexactly(19_000)
+        client.close()
+        (row,) = await g.records(1)
+        assert (row["outcome"], row["prompt_tokens"], row["completion_tokens"]) == ("client_gone", 7, 3)
+
+    run(half, test, engine="ollama" if kind == "ollama" else "vllm")
+
+
 def test_the_running_usage_of_one_answer_is_not_that_of_all() -> None:
     """A7, L2: with `n` answers a frame's usage (vLLM's `continuous_usage_stats`) counts the tokens of its own."""
     count = 3
