@@ -13,6 +13,10 @@ from scheduler.settings import Settings
 
 FIRST_RATIO: Final = 4.0
 """Bytes per input token before anything was learned: the usual figure of English text in JSON."""
+LEAST_RATIO: Final = 1.0
+MOST_RATIO: Final = 16.0
+"""A token of text is between one byte and a long word. What lies outside was no text (white space around a prompt, an
+image, an address of one) and must not teach what the text of others will cost: budgets reserve by it."""
 _RATIO_WEIGHT: Final = 0.05
 _OUTPUT_WEIGHT: Final = 0.1
 
@@ -56,7 +60,8 @@ class Estimator:
         """Learn from the backend's own usage figures of a finished request; estimated figures teach nothing."""
         if size > 0 and tokens_in > 0:
             old = self._ratios.get(model, FIRST_RATIO)
-            self._ratios[model] = old + _RATIO_WEIGHT * (size / tokens_in - old)
+            seen = min(max(size / tokens_in, LEAST_RATIO), MOST_RATIO)
+            self._ratios[model] = old + _RATIO_WEIGHT * (seen - old)
         if tokens_out <= 0:
             return
         key = (tenant, user, model)

@@ -43,6 +43,17 @@ def test_estimates_learn_bytes_per_token_and_each_users_output() -> None:
     made.observe("m", "t", "u", 0, 0, 0)
 
 
+@pytest.mark.parametrize(("size", "tokens"), [(10_000_000, 10), (60_000, 300), (200, 100_000)])
+def test_what_is_no_text_does_not_teach_what_text_costs(size: int, tokens: int) -> None:
+    """L2: white space or an image would let the next prompts of all pass for nothing, or for far too much."""
+    made = Estimator(Settings())
+    made.observe("m", "t", "u", size, tokens, 1)
+    assert 800 < made.input_tokens("m", 4_000) < 1_100
+    for _ in range(1000):
+        made.observe("m", "t", "u", size, tokens, 1)
+    assert 250 <= made.input_tokens("m", 4_000) <= 4_000
+
+
 def test_the_memory_of_estimates_is_bounded() -> None:
     made = Estimator(Settings(), limit=10)
     for n in range(100):
