@@ -239,8 +239,10 @@ def _of_block(block: Block, timings: Timings | None = None) -> Usage:
     cached = details.cached_tokens if details is not None else None
     if cached is None:
         cached = timings.cache_n if timings is not None else 0
-    prompt = block.prompt_tokens or block.input_tokens or 0
-    return Usage(prompt, block.completion_tokens or block.output_tokens or 0, cached)
+    completion = block.completion_tokens or block.output_tokens or 0
+    # Rerankers may tell nothing but the total (Jina's API, older vLLM).
+    prompt = block.prompt_tokens or block.input_tokens or (block.total_tokens or 0) - completion
+    return Usage(prompt, completion, cached)
 
 
 def _counts(frame: Frame) -> Usage:

@@ -11,7 +11,7 @@ class Details(msgspec.Struct, gc=False):
 
 
 class Block(msgspec.Struct, gc=False):
-    """OpenAI's `usage`, of chat (`prompt_tokens`) and of responses (`input_tokens`)."""
+    """OpenAI's `usage`, of chat (`prompt_tokens`), of responses (`input_tokens`) and of rerank (some: the total)."""
 
     prompt_tokens: int | None = 0
     completion_tokens: int | None = 0
@@ -19,6 +19,7 @@ class Block(msgspec.Struct, gc=False):
     input_tokens: int | None = 0
     output_tokens: int | None = 0
     input_tokens_details: Details | None = None
+    total_tokens: int | None = 0
 
 
 class Timings(msgspec.Struct, gc=False):
