@@ -6,6 +6,7 @@ know other dialects, services or transport.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Final
 
 import msgspec
@@ -204,18 +205,23 @@ def _named(model: ModelInfo) -> dict[str, object]:
     return {"name": model.name, "model": model.name}
 
 
+def _digest(model: ModelInfo) -> str:
+    """The engine's; where none gave one, that of the name: Ollama's command line cuts twelve characters out of it."""
+    return model.digest or sha256(model.name.encode()).hexdigest()
+
+
 def _tag(model: ModelInfo) -> dict[str, object]:
     own = {
         "modified_at": datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z"),
         "size": model.size,
-        "digest": model.digest,
+        "digest": _digest(model),
         "details": {},
     }
     return _named(model) | own | _pass(model.detail, _TAG_FIELDS)
 
 
 def _running(model: ModelInfo) -> dict[str, object]:
-    own = {"size": model.size, "digest": model.digest, "details": {}}
+    own = {"size": model.size, "digest": _digest(model), "details": {}}
     return _named(model) | own | _pass(model.detail, ("digest", "details")) | _pass(model.running, _RUNNING_FIELDS)
 
 

@@ -198,6 +198,15 @@ def test_tags_of_a_model_that_no_ollama_serves() -> None:
     }  # fmt: skip
 
 
+def test_every_entry_has_a_digest_to_cut() -> None:
+    """A2, A8: Ollama's own `list` and `ps` print its first twelve characters, and fail where there are fewer."""
+    models = [ModelInfo(name="of-a-vllm", loaded=True), ModelInfo(name="alias")]
+    for entries in (Ollama().models(models), Ollama().running(models)):
+        digests = [entry["digest"] for entry in json.loads(entries)["models"]]
+        assert len(set(digests)) == len(models)
+        assert {len(digest) for digest in digests} == {64}
+
+
 def test_running_models() -> None:
     running: dict[str, object] = {
         "size_vram": 9,
