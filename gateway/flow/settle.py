@@ -158,7 +158,7 @@ def record(x: Exchange, ended: float) -> AuditRecord:
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,
-        usage_estimated=x.relay is not None and not usage.reported,
+        usage_estimated=_estimated(x, usage),
         queue_us=_us(x.granted_at or ended, x.queued_at),
         first_byte_us=_us(x.first_byte_at, x.started) if x.first_byte_at else 0,
         total_us=_us(ended, x.started),
@@ -169,6 +169,11 @@ def record(x: Exchange, ended: float) -> AuditRecord:
         usage_before=float(lease.usage) if lease is not None else 0.0,  # the chain's hash tells 0 from 0.0
         slot_us=_us(ended, x.granted_at) if lease is not None else 0,
     )
+
+
+def _estimated(x: Exchange, usage: Usage) -> bool:
+    """Whether the engine worked and did not come to say how much, be it that the client left before its first byte."""
+    return not usage.reported and (x.relay is not None or (x.outcome is Outcome.CLIENT_GONE and x.sent_at > 0.0))
 
 
 def _said(outcome: Outcome) -> str:
@@ -200,7 +205,7 @@ def _count(x: Exchange, rt: Runtime, ended: float, cost_units: float) -> None:
         prompt=usage.prompt_tokens,
         completion=usage.completion_tokens,
         cached=usage.cached_tokens,
-        estimated=x.relay is not None and not usage.reported,
+        estimated=_estimated(x, usage),
         bytes_in=x.body_bytes,
         bytes_out=x.connection.bytes_out,
         overhead=x.sent_at - x.started - (waited or 0.0) if x.sent_at else None,
