@@ -97,7 +97,6 @@ class Plane:
         self.pools: dict[str, Pool] = {}
         self._used_pools: set[Pool] = set()  # older generations' too, while requests of theirs run
         self.draining = False
-        self.tls: ssl.SSLContext | None = None
         self.pools = self._pools_for(config)
         self.runtime = self._generation(config, hub.backends, self.pools)
         self.phases = Phases(self.runtime)
@@ -154,14 +153,12 @@ class Plane:
     def prepare(self, config: Config) -> Callable[[], None]:
         """What puts a new configuration in force, in one turn of the loop. Raises, and changes nothing: all that can
         fail is built here."""
-        certificate = tls_context(config.tls)  # a certificate that does not load must not take the old one's place
+        tls = tls_context(config.tls)  # a certificate that does not load must not take the old one's place
         backends, adopt = self.hub.prepare(config)
         pools = self._pools_for(config)
         runtime = self._generation(config, backends, pools)
 
         def commit() -> None:
-            if self.tls is not None and certificate is not None and config.tls is not None:
-                self.tls.load_cert_chain(config.tls.cert, config.tls.key)
             for name, old in self.pools.items():
                 if pools[name] is not old:
                     old.retire()
@@ -169,6 +166,7 @@ class Plane:
             self.runtime = self.phases.runtime = runtime
             self.ledger.body_limit = config.caps.bodies_bytes
             self.server.retune(config.caps, config.timeouts, vouched_by(config.trusted_proxies))
+            self.server.secure(tls)
             forget_request_heads()
             adopt()
 
@@ -198,9 +196,9 @@ class Plane:
 
     async def _listen(self) -> None:
         host, port = parse_listen(self.config.listen)
-        self.tls = tls_context(self.config.tls)
+        tls = tls_context(self.config.tls)
         shared, alone = self.config.reuse_port, self.config.workers == 1
-        self.port = await self.server.listen(host, port, self.tls, reuse_port=shared, alone=alone)
+        self.port = await self.server.listen(host, port, tls, reuse_port=shared, alone=alone)
 
     async def _stop(self) -> None:
         self.server.close()

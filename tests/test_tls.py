@@ -25,6 +25,8 @@ from tests.gateway import Gateway, chat, gateway
 from tests.wire import WAIT, Client
 
 CHAT = "/v1/chat/completions"
+REFUSED = (ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)
+"""What a client sees whose certificate is not wanted."""
 
 
 @pytest.fixture
@@ -109,8 +111,35 @@ def test_only_a_certificate_of_the_authority_is_let_in(authority: Authority) -> 
         async with Engine(stream) as engine, gateway(engine.url, tls=section) as g:
             assert await ask_by_tls(g, authority.ca, member) == 200
             for cert in ("", stranger):
-                with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
+                with pytest.raises(REFUSED):
                     await ask_by_tls(g, authority.ca, cert)
+
+    uvloop.run(main())
+
+
+def test_a_reload_brings_another_authority_of_clients_into_force(authority: Authority) -> None:
+    """H12, O7: for the next handshakes, with their timer; nobody is let in who only the one before knew."""
+    server, member = authority.issue("server"), authority.issue("member")
+    other = authority.issue("other", issuer="")
+
+    async def main() -> None:
+        async with Engine(stream) as engine, gateway(engine.url, tls=authority.section(server)) as g:
+
+            def reload(**more: str) -> None:
+                tls, timeouts = authority.section(server, **more), cfg.Timeouts(tls_handshake=0.2)
+                assert g.app.reload(msgspec.structs.replace(g.app.config, tls=tls, timeouts=timeouts)) == []
+
+            assert await ask_by_tls(g, authority.ca, "") == 200
+            reload(client_ca=authority.ca)
+            assert await ask_by_tls(g, authority.ca, member) == 200
+            with pytest.raises(REFUSED):
+                await ask_by_tls(g, authority.ca, "")
+            reload(client_ca=other)
+            assert await ask_by_tls(g, authority.ca, other) == 200
+            with pytest.raises(REFUSED):
+                await ask_by_tls(g, authority.ca, member)
+            silent = await g.connect()
+            assert await silent.at_end()
 
     uvloop.run(main())
 

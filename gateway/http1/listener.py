@@ -82,6 +82,11 @@ class Listener:
                     known.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
         return int(self._server.sockets[0].getsockname()[1])
 
+    def secure(self, tls: ssl.SSLContext | None, handshake: float) -> None:
+        """Handshakes that begin from now on; whether there are any stays."""
+        if self._tls is not None and tls is not None:
+            self._tls, self._handshake = tls, handshake
+
     def close(self) -> None:
         self._stop()
         for greeting in self._greetings:

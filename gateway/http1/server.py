@@ -399,6 +399,11 @@ class HttpServer:
         )
         self._interval = max(0.01, min(1.0, min(msgspec.structs.astuple(timeouts)) / 4))
 
+    def secure(self, tls: ssl.SSLContext | None) -> None:
+        """TLS of the connections that come from now on, and its timer; those that are open go on."""
+        for listener in self._listeners:
+            listener.secure(tls, self.timeouts.tls_handshake)
+
     async def listen(
         self, host: str, port: int, tls: ssl.SSLContext | None = None, *, reuse_port: bool = False, alone: bool = True
     ) -> int:
