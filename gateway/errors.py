@@ -195,6 +195,13 @@ class ConnectFailed(UpstreamError):
     code = "upstream_unreachable"
 
 
+class ConnectTimeout(ConnectFailed):
+    """No connection in time (R4). As for every failed one, nothing was sent: another backend may be asked."""
+
+    status = 504
+    code = "upstream_timeout"
+
+
 class UpstreamBroke(UpstreamError):
     code = "upstream_broke"
 

@@ -12,6 +12,7 @@ from gateway.errors import (
     Bug,
     Busy,
     ConnectFailed,
+    ConnectTimeout,
     Draining,
     ExpectationFailed,
     Forbidden,
@@ -78,7 +79,7 @@ def outcome_of(error: GatewayError) -> Outcome:
     """How a request that was answered with `error` ended."""
     if isinstance(error, Bug):
         return Outcome.BUG
-    if isinstance(error, (UpstreamTimeout, QueueTimeout, RequestTimeout)):
+    if isinstance(error, (UpstreamTimeout, ConnectTimeout, QueueTimeout, RequestTimeout)):
         return Outcome.TIMED_OUT
     if isinstance(error, UpstreamError):
         return Outcome.UPSTREAM_FAILED

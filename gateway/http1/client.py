@@ -14,7 +14,7 @@ from fcntl import ioctl
 from termios import FIONREAD
 from typing import Any, Final, Protocol, cast
 
-from gateway.errors import ConnectFailed, Overloaded, UpstreamBroke, UpstreamError, UpstreamTimeout
+from gateway.errors import ConnectFailed, ConnectTimeout, Overloaded, UpstreamBroke, UpstreamError, UpstreamTimeout
 from gateway.http1.chunks import ChunkWalker
 from gateway.http1.eager import Signal
 from gateway.http1.facts import Address, PoolStats
@@ -379,9 +379,10 @@ class Pool:
                 full = Overloaded("The gateway has no open file left.")
                 full.cause = repr(err)  # for the log
                 raise full from err
-            raise ConnectFailed(
-                "The engine cannot be reached.", cause=f"{address.host}:{address.port}: {err!r}"
-            ) from err
+            cause = f"{address.host}:{address.port}: {err!r}"
+            if isinstance(err, TimeoutError):
+                raise ConnectTimeout("The engine took no connection in time.", cause=cause) from err
+            raise ConnectFailed("The engine cannot be reached.", cause=cause) from err
         # Not in connection_made: of a connection whose opening is cancelled behind that, uvloop tells no end.
         if connection.state is not State.CLOSED:
             self.connections.add(connection)

@@ -3,13 +3,14 @@
 import asyncio
 import json
 
+import msgspec
 import pytest
 import uvloop
 
 from gateway import config as cfg
 from gateway.api.usage import MOST
 from gateway.store.limits import Limits
-from tests.flow.engine import SSE_HEAD, Answer, Engine, chunk, frame, json_answer, plain
+from tests.flow.engine import SSE_HEAD, Answer, Engine, chunk, deaf_port, frame, json_answer, plain
 from tests.gateway import Gateway, chat, gateway
 from tests.wire import WAIT
 
@@ -43,6 +44,28 @@ def test_absurd_counts_neither_stop_the_trail_nor_give_budgets_back(reported: in
             assert int(fields["x-ratelimit-remaining-tokens"]) <= (1 << 40) - 7 - kept
             rows = await g.records(2)
             assert [row["completion_tokens"] for row in rows] == [kept, 3]
+
+    uvloop.run(main())
+
+
+def test_an_engine_that_takes_no_connection_in_time_is_late() -> None:
+    """R4, R5: 504 in dialect, unless another backend takes the request."""
+
+    async def main() -> None:
+        async with Engine(plain) as engine:
+            backends = [cfg.Backend(name=name, url=engine.url, engine="openai", slots=4) for name in ("late", "good")]
+            settings = {"upstream": cfg.Upstream(connect=0.05), "discovery": FAR_OFF, "backends": backends}
+            async with gateway("", **settings) as g:
+                for name, expected in (("late", (200, "done", "")), ("good", (504, "timed_out", "upstream_timeout"))):
+                    pool = g.app.pools[name]
+                    pool.close()
+                    pool.address = msgspec.structs.replace(pool.address, port=deaf_port())
+                    status, _, body = await g.ask(CHAT, chat())
+                    assert json.loads(body).get("error", {}).get("code", "") == expected[2]
+                    row = (await g.records(2 if name == "good" else 1))[-1]
+                    assert (row["status"], row["outcome"], row["error"]) == (status, *expected[1:])
+                    assert status == expected[0]
+                assert [stats.failures["connect"] for stats in g.app.backends.stats()] == [3, 1]
 
     uvloop.run(main())
 
