@@ -112,6 +112,14 @@ class Phases:
         refuse(x, rt, wire_error(error))
         settle(x, rt)
 
+    def crowded(self, connection: Connection) -> None:
+        """No request, so no record; an answer like all others (H7, H11, A10)."""
+        rt, error = self.runtime, Overloaded("Too many connections.")
+        given = request_id(connection)
+        rt.metrics.refused(error.code)
+        head = fields.error_fields(error, given, rt.cors.fields(None))
+        connection.respond(error.status, head, rt.routes.default.error(error, given))
+
 
 def request_id(connection: Connection) -> str:
     """The client's own id if it is harmless (H7: no key, for one), else a new one."""

@@ -32,7 +32,7 @@ CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Handler(Protocol):
-    """What answers requests. Both get the connection; the head is `connection.head`, which `malformed` may lack."""
+    """What answers requests. All get the connection; its `head` is there for `request`, and may be for `malformed`."""
 
     def request(self, connection: "Connection") -> Coroutine[Any, Any, None]:
         """Answer one request. Must not raise."""
@@ -40,6 +40,10 @@ class Handler(Protocol):
 
     def malformed(self, connection: "Connection", error: WireError) -> None:
         """Record and answer a request that cannot be read; the connection closes afterwards."""
+        ...
+
+    def crowded(self, connection: "Connection") -> None:
+        """Answer a connection that is one too many: nothing of it is read, and it closes afterwards."""
         ...
 
 
@@ -424,11 +428,7 @@ class HttpServer:
         self.connections.add(connection)
         if not self.door.opened(connection, connection.peer_ip):
             connection.phase = Phase.CLOSED
-            body = (
-                b'{"error":{"message":"Too many connections.","type":"api_error","param":null,"code":"overloaded"}}\n'
-            )
-            connection.keep = False
-            connection.respond(503, b"Content-Type: application/json\r\nRetry-After: 1\r\n", body)
+            self.handler.crowded(connection)
             connection.transport.close()
 
     def closed(self, connection: Connection) -> None:

@@ -242,3 +242,21 @@ def test_a_trusted_proxy_stands_for_many_clients() -> None:
 
     for trusted in ([], ["127.0.0.0/8"]):
         run(plain, test, trusted_proxies=trusted, caps=cfg.Caps(connections_per_ip=3))
+
+
+def test_a_connection_too_many_is_told_so_like_everything_else() -> None:
+    """H3, H7, H11, A10, A11: with a request id, the security fields and when to come again."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        first, second = await g.connect(), await g.connect()
+        status, fields, body = await second.answer()
+        error = json.loads(body)["error"]
+        assert (status, error["code"], error["request_id"]) == (503, "overloaded", fields["x-request-id"])
+        assert fields["x-content-type-options"] == "nosniff"
+        assert "strict-transport-security" in fields
+        assert (fields["connection"], fields["x-fairgate-error"]) == ("close", "gateway")
+        assert 1000 <= int(fields["retry-after-ms"]) <= 1200
+        assert await second.at_end()
+        first.close()
+
+    run(plain, test, hsts=True, caps=cfg.Caps(connections=1))

@@ -34,6 +34,9 @@ class Recorder:
         connection.keep = False
         connection.respond(error.status, b"", error.reason.encode())
 
+    def crowded(self, connection: Connection) -> None:
+        connection.respond(503, b"", b"crowded")
+
 
 async def _talk(port: int, case: corpus.Case) -> list[int]:
     """Send the case, read the answers that are due; checks the close where one is due."""

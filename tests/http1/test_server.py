@@ -63,6 +63,9 @@ class Echo:
         connection.keep = False
         connection.respond(error.status, b"", error.reason.encode())
 
+    def crowded(self, connection: Connection) -> None:
+        connection.respond(503, b"", b"crowded")
+
 
 class Clock:
     def __init__(self) -> None:
