@@ -82,11 +82,12 @@ def error_fields(error: GatewayError, request_id: str, extra: bytes = b"") -> by
 
 
 def retry_fields(error: GatewayError) -> bytes:
-    """`Retry-After` in whole seconds and `retry-after-ms`; jittered so that clients do not come back together."""
-    seconds = error.retry_after
-    if seconds is None:
-        seconds = 1.0 * random.uniform(1.0, 1.2)  # noqa: S311  # spread, not secrecy
-    elif not isinstance(error, Busy):
-        seconds *= random.uniform(1.0, 1.2)  # noqa: S311  # the scheduler has jittered its own
-    seconds = min(max(seconds, 1.0), RETRY_AFTER_MAX)
+    """`Retry-After` in whole seconds and `retry-after-ms`; jittered so that clients do not come back together, who wait
+    for longer than may be said least of all."""
+    seconds = max(error.retry_after or 0.0, 1.0)
+    spread = random.uniform(1.0, 1.2)  # noqa: S311  # no secrecy
+    if seconds > RETRY_AFTER_MAX:
+        seconds = RETRY_AFTER_MAX / spread
+    elif error.retry_after is None or not isinstance(error, Busy):  # the scheduler has jittered its own
+        seconds = min(seconds * spread, RETRY_AFTER_MAX)
     return b"Retry-After: %d\r\nretry-after-ms: %d\r\n" % (-int(-seconds // 1), int(seconds * 1000))
