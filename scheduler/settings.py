@@ -48,7 +48,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         float, Doc(ge=1, le=30 * 86400, description="Seconds after which a past cost counts half.")
     ] = 300.0
     queue_timeout: Annotated[
-        float, Doc(ge=0.1, le=86400, description="Seconds a request may wait unless its class or header says less.")
+        float, Doc(ge=0.1, le=86400, description="Seconds a request may wait unless its key or header says less.")
     ] = 60.0
     rounds: Annotated[
         float,
