@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 
 from gateway.admin.app import AdminServer, admin_app, serve_admin
-from gateway.admin.state import WorkerStats
+from gateway.admin.state import AWAY, WorkerStats
 from gateway.config import Config
 from gateway.hub import LocalHub
 from gateway.plane import Plane, tls_context
@@ -64,6 +64,9 @@ class App(Plane):
 
     def _know(self, topology: Topology) -> None:
         self.metrics.know(models=topology.pools, backends=topology.gates)
+
+    def ready(self) -> bool:
+        return super().ready() and self.limits.silence < AWAY
 
     def workers(self) -> list[WorkerStats]:
         return [WorkerStats(worker=0, pid=os.getpid(), up=True, restarts=0)]

@@ -20,7 +20,7 @@ from anyio.abc import TaskGroup
 
 from gateway import config as cfg
 from gateway import logs
-from gateway.admin.state import PlaneStats
+from gateway.admin.state import AWAY, PlaneStats
 from gateway.api.routes import Routes
 from gateway.config import Config
 from gateway.flow.cors import Cors
@@ -144,7 +144,8 @@ class Plane:
 
     def ready(self) -> bool:
         """Whether a request sent now has a chance (O1)."""
-        return not self.draining and not self.audit.full and bool(self.hub.backends.models())
+        heard = self.keys.silence < AWAY
+        return heard and not self.draining and not self.audit.full and bool(self.hub.backends.models())
 
     async def waiting(self, key: str) -> Sequence[Waiting]:
         """Who of `key` waits for a slot, oldest first."""

@@ -20,7 +20,7 @@ from anyio.abc import TaskGroup
 
 from gateway import logs
 from gateway.admin.app import AdminServer, admin_app, serve_admin
-from gateway.admin.state import NO_STATS, PlaneStats, Stock, WorkerStats, added
+from gateway.admin.state import AWAY, NO_STATS, PlaneStats, Stock, WorkerStats, added
 from gateway.api.routes import Routes
 from gateway.config import Config, ConfigError
 from gateway.crew import Worker
@@ -102,7 +102,7 @@ class Parent:
         return self.hub.limits
 
     def ready(self) -> bool:
-        return not self.draining and self.stats().ready
+        return not self.draining and self.stats().ready and self.limits.silence < AWAY
 
     def stats(self) -> PlaneStats:
         """The sum of the workers; what those that are gone counted stays in it."""

@@ -76,13 +76,7 @@ class GatewayProcess:
 
     def fetch(self, target: str) -> tuple[int, bytes]:
         """One GET of the admin listener."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=60)  # full loops answer late
-        try:
-            connection.request("GET", target)
-            got = connection.getresponse()
-            return got.status, got.read()
-        finally:
-            connection.close()
+        return fetch(self.admin_port, target)
 
     def figures(self) -> dict[str, Any]:
         """What `/stats` says."""
@@ -113,6 +107,17 @@ class GatewayProcess:
             except subprocess.TimeoutExpired:
                 self.process.kill()
         return self.process.wait()
+
+
+def fetch(port: int, target: str) -> tuple[int, bytes]:
+    """One GET without a key."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)  # full loops answer late
+    try:
+        connection.request("GET", target)
+        got = connection.getresponse()
+        return got.status, got.read()
+    finally:
+        connection.close()
 
 
 async def provision(store: str, limits: Limits = NO_LIMITS, keys: int = 1, **terms: Any) -> list[str]:

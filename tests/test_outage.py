@@ -2,6 +2,7 @@
 cannot be checked is allowed, nobody waits long, and all comes back without a restart (K5, L3, U3)."""
 
 import asyncio
+import json
 import random
 import resource
 import time
@@ -16,12 +17,12 @@ import pytest
 
 from tests.databases import DATABASE, EMPTY, statement
 from tests.load import Engine, Load, engine_section
-from tests.process import GatewayProcess
+from tests.process import GatewayProcess, fetch
 from tests.proxy import Slow
 from tests.servers import PostgreSQL, Redis
 from tests.services.keyring import connection
 from tests.services.limited import command
-from tests.site import KINDS, LEASE, SETTINGS, Site, delivered
+from tests.site import KINDS, LEASE, RECOVERY, SETTINGS, Site, delivered
 
 pytestmark = pytest.mark.xdist_group("outage")
 
@@ -112,13 +113,28 @@ DOWN = {
 """What is answered once the leases of before are over."""
 
 
+PART = {"postgresql": "store", "redis": "shared"}
+"""What readiness calls it."""
+
+
+async def readiness(world: World, status: int) -> dict[str, Any]:
+    """What the admin listener says once its verdict is `status`; the API's own route agrees."""
+    async with asyncio.timeout(RECOVERY):
+        while (said := await asyncio.to_thread(world.gateway.fetch, "/readyz"))[0] != status:
+            await asyncio.sleep(0.1)
+    public = await asyncio.to_thread(fetch, world.gateway.port, "/readyz")
+    assert public[0] == status
+    return dict(json.loads(said[1]))
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("fault", ["stop", "kill", "pause", "slow"])
 @pytest.mark.parametrize("name", DOWN)
 def test_what_is_down_denies_what_it_checks_and_nothing_else(
     world: World, servers: dict[str, PostgreSQL | Redis], name: str, fault: str
 ) -> None:
-    """K5, L3, U3: never allowed unchecked, never 401, never late; the audit trail loses nothing and doubles nothing."""
+    """K5, L3, U3: never allowed unchecked, never 401, never late; the audit trail loses nothing and doubles nothing.
+    O1: while it lasts, requests are better sent to a gateway that has both."""
     server, wanted = servers[name], DOWN[name]
 
     async def body() -> None:
@@ -136,8 +152,11 @@ def test_what_is_down_denies_what_it_checks_and_nothing_else(
                     assert said in ("200", wanted[kind]), f"{kind}: only what is on lease may be spent yet"
                     assert kind != "fresh" or said == wanted["fresh"]
             await world.remains(wanted, LEASE)
+            said = await readiness(world, 503)
+            assert said[PART[name]].startswith("no answer for "), said
             await mend(world, server, name, fault)
             await world.until(dict.fromkeys(KINDS, "200"))
+            assert (await readiness(world, 200))[PART[name]] == "ok"
         assert load.statuses().keys() == {200}, "a cached key without limits notices nothing"
         await delivered(world, load)
 

@@ -26,6 +26,11 @@ from scheduler.model import Stats
 _Record = TypeVar("_Record", covariant=True)
 
 
+AWAY = 3.0
+"""Seconds without an answer of the store, or of Redis, after which requests are better sent elsewhere (O1). Both are
+asked more often than that, and one late answer is no outage."""
+
+
 class PlaneStats(msgspec.Struct, frozen=True):
     """What serves requests: one process, or the sum of several. `upstream`: connections to engines."""
 
@@ -67,11 +72,11 @@ NO_STATS = PlaneStats(
     log_lines_dropped=0,
     ready=False,
 )
-LARGEST = frozenset({"oldest_seconds"})
+LARGEST = frozenset({"oldest_seconds", "silence"})
 """Figures that are not added up."""
 PASSING = frozenset(
     {"open", "busy", "buffered", "pending", "oldest_seconds", "spool_bytes", "spool_limit", "cached", "negative"}
-    | {"flights", "body_bytes", "waiting", "upstream", "pending_bytes"}
+    | {"flights", "body_bytes", "waiting", "upstream", "pending_bytes", "silence"}
 )
 """What ends with its process; all other figures only ever grow, and stay when it is gone."""
 
@@ -156,13 +161,20 @@ def stats(gateway: Gateway) -> dict[str, object]:
 def readiness(gateway: Gateway) -> dict[str, object]:
     """The verdict of `ready()` and what it rests on (O1)."""
     backends = gateway.backends.stats()
-    audit = gateway.stats().audit
+    plane, shared = gateway.stats(), gateway.limits.stats().shared
+    audit = plane.audit
     return {
         "ready": gateway.ready(),
         "draining": gateway.draining,
+        "store": _answers(plane.keys.silence),
+        "shared": "not used" if shared is None else _answers(shared.silence),
         "backends": {each.name: _verdict(each) for each in backends},
         "audit": {"pending": audit.pending, "oldest_seconds": audit.oldest_seconds, "failures": audit.failures},
     }
+
+
+def _answers(silence: float) -> str:
+    return "ok" if silence < AWAY else f"no answer for {silence:.0f} s"
 
 
 def _verdict(backend: BackendStats) -> str:

@@ -15,3 +15,5 @@ class KeyStats(msgspec.Struct, frozen=True):
     cached: int
     negative: int
     flights: int
+    silence: float = 0.0
+    """Seconds since the store last answered the look at its changes."""

@@ -161,6 +161,7 @@ class KeyService:
         self._prover = Prover(config, clock)
         self._epoch = 0  # moves whenever anything derived from the store may be stale
         self._seen = 0  # version of the store's changes that was applied
+        self._looked_at = clock()
         self._used: dict[str, int] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._refused = self._unavailable = 0
@@ -340,6 +341,7 @@ class KeyService:
     def _apply(self, changes: Changes) -> bool:
         """Whether there was any."""
         self._seen = changes.version
+        self._looked_at = self._clock()
         if not changes.complete:
             self.invalidate()
         elif changes.items:
@@ -359,6 +361,7 @@ class KeyService:
     async def start(self) -> None:
         """Begin to watch for changes made elsewhere. Raises StoreError."""
         self._seen = await self._store.version()
+        self._looked_at = self._clock()
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
     async def _watch(self) -> None:
@@ -396,6 +399,11 @@ class KeyService:
             _log.warning("the last uses of %d keys were not written: %s", len(self._used), err)
         self._prover.close()
 
+    @property
+    def silence(self) -> float:
+        """Seconds since the store last answered the look at its changes, which is due every CHANGE_POLL."""
+        return self._clock() - self._looked_at
+
     def stats(self) -> KeyStats:
         """A snapshot for metrics."""
         return KeyStats(
@@ -405,6 +413,7 @@ class KeyService:
             cached=len(self._verified),
             negative=len(self._negative),
             flights=len(self._flights),
+            silence=self.silence,
         )
 
 

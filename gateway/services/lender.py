@@ -56,6 +56,7 @@ class Lender(Generic[M]):
         self._bell = asyncio.Event()
         self._pause = 0.0
         self._closed_until = 0.0
+        self._failed_at = 0.0  # the first of the rounds that failed in a row
         self._task: asyncio.Task[None] | None = None
         self._rounds = self._failed = 0
 
@@ -147,6 +148,7 @@ class Lender(Generic[M]):
         """Everyone in this round is told; those who come during the pause are told at once."""
         self._failed += 1
         if not self._pause:
+            self._failed_at = self._clock()
             _log.warning("%s does not answer for limits: %s", self.name, str(err) or type(err).__name__)
         self._pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))
         self._closed_until = self._clock() + self._pause
@@ -188,8 +190,13 @@ class Lender(Generic[M]):
         """Look again at what is due: for clocks that jump."""
         self._bell.set()
 
+    @property
+    def silence(self) -> float:
+        """Seconds for which every round has failed."""
+        return self._clock() - self._failed_at if self._pause else 0.0
+
     def stats(self) -> LenderStats:
-        return LenderStats(self._rounds, self._failed, len(self._due), self._pause > 0)
+        return LenderStats(self._rounds, self._failed, len(self._due), self._pause > 0, self.silence)
 
 
 def _wake(waiters: "list[asyncio.Future[None]]", error: LimitsUnavailable | None) -> None:

@@ -7,12 +7,13 @@ import msgspec
 
 
 class LenderStats(msgspec.Struct, frozen=True):
-    """Counters since start; `meters` take part in rounds now."""
+    """Counters since start; `meters` take part in rounds now; `silence`: seconds for which every round has failed."""
 
     rounds: int
     failures: int
     meters: int
     failing: bool
+    silence: float = 0.0
 
 
 class LimitStats(msgspec.Struct, frozen=True):

@@ -318,6 +318,11 @@ class LimitService:
         if self._shared is not None:
             await self._shared.close()
 
+    @property
+    def silence(self) -> float:
+        """Seconds for which Redis has not answered; 0 without it."""
+        return self._shared.silence if self._shared is not None else 0.0
+
     def stats(self) -> LimitStats:
         """A snapshot for metrics."""
         return LimitStats(

@@ -177,6 +177,7 @@ def test_health_and_readiness_with_reasons() -> None:
             after = await get(admin, "/readyz")
             assert after.status_code == 200
             assert after.json()["ready"] is True
+            assert (after.json()["store"], after.json()["shared"]) == ("ok", "not used")
             assert after.json()["backends"]["a"] == "ok"
             assert after.json()["backends"]["b"].startswith("ejected: ConnectError")
             world.draining = True
