@@ -230,6 +230,18 @@ def test_every_command_can_speak_json() -> None:
     assert silent == {"fairgate serve"}
 
 
+def test_what_changes_something_shows_it_as_json(cli: Cli) -> None:
+    """O5: as the command does that reads it."""
+    assert cli.json("settings", "set", "wait_weight", "0.7") == {"wait_weight": {"value": 0.7, "from": "runtime"}}
+    cleared = cli.json("settings", "clear", "wait_weight")
+    assert cleared == {"wait_weight": {"value": 0.4, "from": "configuration"}}
+    assert cli.json("settings", "get", "wait_weight") == cleared
+    cli.run("tenants", "create", "lab")
+    asked = cli.json("reservations", "create", "--tenant", "lab", "--start", "now", "--minutes", "5")
+    assert cli.json("reservations", "approve", asked["id"]) == asked | {"state": "approved"}
+    assert cli.json("reservations", "cancel", asked["id"]) == asked | {"state": "cancelled"}
+
+
 def test_the_configuration_may_come_from_the_environment_and_a_new_store_is_said(tmp_path: Path) -> None:
     """Whoever administers the wrong store notices."""
     file = tmp_path / "fairgate.yaml"

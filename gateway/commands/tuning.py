@@ -5,7 +5,7 @@ Every change is a row with its author, never an overwrite (U7); running gateways
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -103,7 +103,7 @@ def _get(args: argparse.Namespace) -> int:
         _check_setting(args.name)
         rows = [row for row in rows if row[0] == args.name]
     if args.json:
-        show_json({name: {"value": value, "from": source} for name, value, source, _ in rows})
+        _show_settings(row[:3] for row in rows)
     else:
         print(table(("SETTING", "VALUE", "FROM", "MEANING"), rows))
     return 0
@@ -130,18 +130,29 @@ def _set(args: argparse.Namespace) -> int:
         await store.operate("setting", args.name, args.value, _now(), store.actor)
 
     with_store(args, work, begins=True)
-    say(f"{args.name} is {args.value} from now on")
+    if args.json:
+        _show_settings([(args.name, msgspec.json.decode(args.value), "runtime")])
+    else:
+        say(f"{args.name} is {args.value} from now on")
     return 0
 
 
 def _clear(args: argparse.Namespace) -> int:
-    async def work(store: Store, config: Config) -> None:
+    async def work(store: Store, config: Config) -> object:
         _check_setting(args.name)
         await store.operate("setting", args.name, None, _now(), store.actor)
+        return getattr(config.scheduling, args.name)
 
-    with_store(args, work)
-    say(f"{args.name} is as configured again")
+    value = with_store(args, work)
+    if args.json:
+        _show_settings([(args.name, value, "configuration")])
+    else:
+        say(f"{args.name} is as configured again")
     return 0
+
+
+def _show_settings(rows: Iterable[tuple[str, object, str]]) -> None:
+    show_json({name: {"value": value, "from": source} for name, value, source in rows})
 
 
 def _history(args: argparse.Namespace, kind: Kind) -> int:
@@ -209,7 +220,9 @@ async def _reservations(store: Store) -> list[Reservation]:
 
 
 def _decide(args: argparse.Namespace) -> int:
-    async def work(store: Store, config: Config) -> None:
+    state = "approved" if args.verb == "approve" else "cancelled"
+
+    async def work(store: Store, config: Config) -> Reservation:
         found = [row for row in await _reservations(store) if row.id == args.id]
         if not found:
             raise CommandError(f"there is no reservation {args.id!r}")
@@ -217,11 +230,15 @@ def _decide(args: argparse.Namespace) -> int:
             raise CommandError("it is cancelled already")
         if args.verb == "approve" and found[0].ends_at <= _now():
             raise CommandError("it is over already")
-        state = "approved" if args.verb == "approve" else "cancelled"
-        await _store_reservation(store, msgspec.structs.replace(found[0], state=state))
+        row = msgspec.structs.replace(found[0], state=state)
+        await _store_reservation(store, row)
+        return row
 
-    with_store(args, work)
-    say(f"{args.id} is {'approved' if args.verb == 'approve' else 'cancelled'}")
+    row = with_store(args, work)
+    if args.json:
+        show_json(row)
+    else:
+        say(f"{args.id} is {state}")
     return 0
 
 
