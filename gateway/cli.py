@@ -20,6 +20,7 @@ from gateway.commands import (
     doctor,
     limits,
     migrate,
+    models,
     prompts,
     serving,
     top,
@@ -33,7 +34,7 @@ from gateway.services.accounts import AccountError
 from gateway.services.spool import SpoolError
 from gateway.store import StoreError
 
-FAMILIES = (serving, accounts, limits, tuning, configuration, doctor, migrate, audit, prompts, usage, top)
+FAMILIES = (serving, accounts, limits, tuning, configuration, doctor, models, migrate, audit, prompts, usage, top)
 
 FIRST_STEPS = """\
 first steps:

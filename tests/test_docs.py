@@ -109,7 +109,7 @@ def test_yaml_examples_are_valid_configurations() -> None:
 
 COMMANDS = (
     "serve", "demo", "tenants", "users", "keys", "audit", "check-config", "doctor", "schema", "limits", "settings",
-    "reservations", "migrate", "top", "usage", "prompts",
+    "reservations", "models", "migrate", "top", "usage", "prompts",
 )  # fmt: skip
 
 

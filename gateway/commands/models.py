@@ -1,0 +1,98 @@
+"""`fairgate models`: what the configured engines have now, and under which other names it may be asked for (O5).
+
+Looks at each engine once, as discovery does; needs no gateway and no store. Must not know keys: what one of them may
+use is `GET /v1/models` with it. Exit code 1: an engine did not answer, so the list may lack models.
+"""
+
+import argparse
+import asyncio
+
+import msgspec
+
+from gateway import config as cfg
+from gateway.commands.common import (
+    CommandError,
+    Commands,
+    config_option,
+    configuration,
+    json_option,
+    say,
+    show_json,
+    table,
+)
+from gateway.services.catalogue import base_url
+from gateway.services.discovery import LookFailed, Sighting, client, look, untagged
+
+
+class Found(msgspec.Struct):
+    """One model: the backends that have it, those of them that hold it in memory, and its aliases and categories."""
+
+    model: str
+    backends: list[str]
+    loaded: list[str]
+    names: list[str]
+
+
+def add(commands: Commands) -> None:
+    """Declare it."""
+    summary = "list the models that the configured engines have now"
+    parser = commands.add_parser("models", help=summary, description=f"{summary}. Exit code 1: one does not answer.")
+    config_option(parser, "the YAML file that names the engines")
+    json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """A line for each model; engines that do not answer are said."""
+    config = configuration(args)
+    if not config.backends:
+        raise CommandError("no backends are configured: name a file with --config or FAIRGATE_CONFIG")
+    seen = asyncio.run(_look_at_all(config))
+    silent = {name: sighting for name, sighting in seen.items() if isinstance(sighting, str)}
+    found = gathered(config, {name: sighting for name, sighting in seen.items() if isinstance(sighting, Sighting)})
+    if args.json:
+        show_json(found)
+    else:
+        rows = [tuple(", ".join(part) for part in (row.backends, row.loaded, row.names)) for row in found]
+        print(
+            table(
+                ("MODEL", "BACKENDS", "LOADED", "OTHER NAMES"),
+                [(f.model, *r) for f, r in zip(found, rows, strict=True)],
+            )
+        )
+    for name, why in silent.items():
+        say(f"{name} does not answer: {why}")
+    return 1 if silent else 0
+
+
+async def _look_at_all(config: cfg.Config) -> dict[str, Sighting | str]:
+    """Backend -> what it has, or why that is not known."""
+    sightings = await asyncio.gather(*(_look_at(backend, config.discovery.timeout) for backend in config.backends))
+    return {backend.name: sighting for backend, sighting in zip(config.backends, sightings, strict=True)}
+
+
+async def _look_at(backend: cfg.Backend, limit: float) -> Sighting | str:
+    try:
+        async with client(base_url(backend.url), key=backend.key, ca=backend.ca, timeout=limit) as http:
+            return await look(http, backend.engine, frozenset(backend.models), limit)
+    except (LookFailed, OSError) as err:
+        return str(err)
+
+
+def gathered(config: cfg.Config, seen: dict[str, Sighting]) -> list[Found]:
+    """By model, in order of name."""
+    found: dict[str, Found] = {}
+    for backend, sighting in seen.items():
+        for model in sighting.models:
+            row = found.setdefault(model.name, Found(model.name, [], [], _names(config, model.name)))
+            row.backends.append(backend)
+            if model.loaded:
+                row.loaded.append(backend)
+    return [found[name] for name in sorted(found)]
+
+
+def _names(config: cfg.Config, model: str) -> list[str]:
+    """Categories that the model is in, and aliases of both (A9)."""
+    own = {model, untagged(model)}
+    groups = [name for name, group in config.categories.items() if own.intersection(group.models)]
+    return groups + [alias for alias, target in config.aliases.items() if target in own.union(groups)]
