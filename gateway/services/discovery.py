@@ -7,7 +7,7 @@ Ollama's api.md; `/health`, `/props`, `/v1/models` of llama.cpp's server README;
 """
 
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
@@ -146,6 +146,12 @@ async def look(http: httpx.AsyncClient, engine: str, listed: frozenset[str], lim
 def untagged(name: str) -> str:
     """Ollama's rule: `name` means `name:latest`."""
     return name.removesuffix(":latest")
+
+
+def meant(names: Iterable[str]) -> frozenset[str]:
+    """The models that a list of names may mean by that rule."""
+    given = frozenset(names)
+    return given.union(f"{name}:latest" for name in given if ":" not in name.rpartition("/")[2])
 
 
 async def _look_ollama(http: httpx.AsyncClient, listed: frozenset[str]) -> Sighting:

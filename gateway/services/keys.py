@@ -25,7 +25,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
 from typing import TypeVar
@@ -33,6 +33,7 @@ from typing import TypeVar
 from gateway.config import Identity
 from gateway.errors import AuthUnavailable, Forbidden, GatewayError, Unauthenticated
 from gateway.services import bounded
+from gateway.services.discovery import meant
 from gateway.services.key_facts import KeyStats
 from gateway.services.keyfmt import parse
 from gateway.services.principal import Grant, Network, Principal
@@ -123,15 +124,9 @@ def _models(chain: Chain) -> tuple[bool, frozenset[str]]:
     tenant, key = chain.tenant, chain.key
     inherits = key.allow_all_models or (key.allow_all_models is None and not key.models)
     if inherits:
-        return tenant.allow_all_models, frozenset() if tenant.allow_all_models else _spelled(tenant.models)
-    named = _spelled(key.models)
-    return False, named if tenant.allow_all_models else named & _spelled(tenant.models)
-
-
-def _spelled(names: Iterable[str]) -> frozenset[str]:
-    """The names, and Ollama's `name:latest` for `name`: what was named without a tag is seen at the engine with it."""
-    tagged = (f"{name}:latest" for name in names if ":" not in name.rpartition("/")[2])
-    return frozenset((*names, *tagged))
+        return tenant.allow_all_models, frozenset() if tenant.allow_all_models else meant(tenant.models)
+    named = meant(key.models)
+    return False, named if tenant.allow_all_models else named & meant(tenant.models)
 
 
 class KeyService:

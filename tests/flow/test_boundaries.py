@@ -63,6 +63,23 @@ def test_forbidden_and_unknown_models_get_one_answer_and_lists_show_neither() ->
     run(plain, test, ("m", "rare"), **backends)
 
 
+def test_a_list_of_models_goes_by_ollamas_names() -> None:
+    """K8: `name` stands for `name:latest` in the lists of tenant and key, and for no other tag."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        await create_tenant(g.store, "lab", models=("m", "x/n:latest"))
+        for models, seen in (((), {"m:latest", "x/n:latest"}), (("m:latest", "x/n"), {"m:latest", "x/n:latest"}),
+                             (("m",), {"m:latest"}), (("m:7b", "n"), set())):  # fmt: skip
+            key = await g.add_key(tenant="lab", user="lea", models=models)
+            listed = json.loads((await g.ask("/v1/models", key=key))[2])["data"]
+            assert {model["id"] for model in listed} == seen
+            for name in ("m", "m:latest"):
+                assert (await g.ask(CHAT, chat(name), key=key))[0] == (200 if "m:latest" in seen else 403)
+            assert (await g.ask(CHAT, chat("m:7b"), key=key))[0] == 403
+
+    run(plain, test, ("m:latest", "m:7b", "x/n:latest"), engine="ollama")
+
+
 def test_a_tenant_sees_nothing_of_another() -> None:
     """P-E1, C-T4: neither its waiting requests nor its usage, whatever the request says about who is asking."""
 
