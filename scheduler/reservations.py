@@ -31,7 +31,7 @@ class Window(msgspec.Struct, frozen=True):
     user: str | None = None
     """None: every user of the tenant."""
     pools: frozenset[str] | None = None
-    """None: all models."""
+    """None: all models. Each stands for the pools too that have a tab and something more behind its name."""
     mode: Literal["exclusive", "preferred"] = "preferred"
     usage_factor: float = 0.0
     """What part of the holder's cost inside the window counts as usage."""
@@ -44,7 +44,7 @@ class Window(msgspec.Struct, frozen=True):
 
     def covers(self, pool: str) -> bool:
         """Whether the window concerns this model."""
-        return self.pools is None or pool in self.pools
+        return self.pools is None or pool.partition("\t")[0] in self.pools
 
     def holds(self, key: tuple[str, str]) -> bool:
         """Whether (tenant, user) is its holder."""

@@ -24,7 +24,7 @@ from gateway.commands.common import (
 )
 from gateway.config import Config, nearest
 from gateway.services.accounts import find_tenant, find_user
-from gateway.services.discovery import untagged
+from gateway.services.discovery import meant
 from gateway.services.keyfmt import random_text
 from gateway.services.operations import effective
 from gateway.store.base import Store
@@ -209,7 +209,7 @@ def _shut_out(row: Reservation, other: Reservation) -> bool:
     if other.state != "approved" or other.mode != "exclusive" or other.id == row.id:
         return False
     apart = row.ends_at <= other.starts_at or other.ends_at <= row.starts_at
-    if apart or (row.models and other.models and not {*map(untagged, row.models)} & {*map(untagged, other.models)}):
+    if apart or (row.models and other.models and not meant(row.models) & meant(other.models)):
         return False
     return row.tenant != other.tenant or bool(row.user and other.user and row.user != other.user)
 

@@ -4,8 +4,7 @@ Pure: from the configured sections and what was seen of each backend to tables t
 breakers, watching, principals or time.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -112,18 +111,7 @@ def _best(infos: Sequence[ModelInfo]) -> ModelInfo:
 
 
 def _part(name: str, able: Sequence[Held]) -> str:
-    return _part_of(name, sorted({section.engine for section, _ in able}))
-
-
-def _part_of(name: str, engines: Iterable[str]) -> str:
-    return name + "\t" + "+".join(engines)
-
-
-def queues_of(model: str) -> frozenset[str]:
-    """Every pool that requests for `model` may wait in, whichever engines have it; `name` is `name:latest` too."""
-    sets = [some for count in range(1, len(_ALL)) for some in combinations(sorted(_ALL), count)]
-    names = {model, f"{untagged(model)}:latest"} if ":" not in untagged(model).rpartition("/")[2] else {model}
-    return frozenset(names | {_part_of(name, engines) for name in names for engines in sets})
+    return name + "\t" + "+".join(sorted({section.engine for section, _ in able}))
 
 
 def base_url(url: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import anyio
 from msgspec.json import decode, encode
 
-from gateway.services.catalogue import queues_of
+from gateway.services.discovery import meant
 from gateway.store.base import Store, StoreError
 from gateway.store.operations import Operation, Reservation, SavedUsage
 from scheduler.aio import Scheduler
@@ -141,7 +141,7 @@ def _window(row: Reservation, ahead: float) -> Window:
         id=row.id,
         tenant=row.tenant,
         user=row.user,
-        pools=frozenset[str]().union(*map(queues_of, row.models)) or None,
+        pools=meant(row.models) or None,
         start=row.starts_at / 1e6 + ahead,
         end=row.ends_at / 1e6 + ahead,
         mode=row.mode,

@@ -9,14 +9,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import pytest
 import uvloop
 
-from gateway import config
-from gateway.api.model_info import ModelInfo
 from gateway.cli import main
-from gateway.services import catalogue
 from gateway.services.accounts import create_tenant
 from gateway.services.operations import Operations
 from gateway.store import open_store
@@ -126,38 +122,27 @@ def test_an_approved_exclusive_window_keeps_others_out_until_it_is_cancelled(tmp
     uvloop.run(main())
 
 
-def test_an_exclusive_window_for_a_model_holds_in_all_its_queues(tmp_path: Path) -> None:
-    """S 5.5, A1: Ollama's own routes on a mixed fleet are a queue apart, and names need not have their tag."""
-    native, plain = ModelInfo("embed:latest"), ModelInfo("embed")
-    fleet = [
-        (config.Backend(name="a", url="http://a", engine="ollama"), [native, ModelInfo("chat:1")]),
-        (config.Backend(name="b", url="http://b", engine="vllm"), [native, plain, ModelInfo("chat:1")]),
-    ]
-    pools = catalogue.build(fleet, config.Upstream(), {}).pools
-    assert set(pools) > {"embed:latest", "embed:latest\tollama", "chat:1", "chat:1\tollama"}
+def test_a_window_of_a_model_holds_for_all_of_its_queues(tmp_path: Path) -> None:
+    """S 5.5, S-Z2: also where only some of its backends serve the request, and by the name without `:latest`."""
 
     async def main() -> None:
         store = await open_store(str(tmp_path / "s.db"))
         world = World(store)
-        await world.operations.start()
+        covered, free = ("m", "m\tollama", "m:latest", "n:latest\tvllm"), ("m:7b", "other\tollama")
+        for pool in (*covered, *free):
+            world.scheduler.set_pool(pool, [("g", 0)])
         start = int(1_000_000e6)
-        for name in pools:
-            world.scheduler.set_pool(name, [("g", 0)])
-        asked = Reservation(
-            id="r",
-            tenant="holder",
-            models=("embed", "chat:1"),
-            starts_at=start,
-            ends_at=start + 3_600_000_000,
-            mode="exclusive",
-            state="approved",
-        )
-        await store.operate("reservation", "r", msgspec.json.encode(asked).decode(), 1, "me")
-        await world.operations.look()
-        for name in pools:
+        row = Reservation(id="r", tenant="holder", starts_at=start, ends_at=start + 3_600_000_000, mode="exclusive")
+        body = {**_plain(row), "models": ["m", "n"], "state": "approved"}
+        await store.operate("reservation", "r", json.dumps(body), 1, "me")
+        await world.operations.start()
+        for pool in covered:
             with pytest.raises(Rejected):
-                world.scheduler.submit(Ticket(pool=name, tenant="t", user="other", cost=1.0, timeout=60.0))
-        world.use("other", 1.0)
+                world.scheduler.submit(Ticket(pool=pool, tenant="t", user="other", cost=1.0, timeout=60.0))
+        for pool in free:
+            got = world.scheduler.submit(Ticket(pool=pool, tenant="t", user="other", cost=1.0))
+            assert isinstance(got, Lease)
+            got.release(1.0)
         await store.close()
 
     uvloop.run(main())
@@ -269,7 +254,7 @@ def test_exclusive_windows_of_two_holders_do_not_cross(tmp_path: Path) -> None:
         return fairgate(store, "reservations", "create", *window, *(() if "--start" in words else ("--start", "now")))
 
     first = create("lab", "--exclusive", "--approve", "--models", "a,b").stdout.strip()
-    for words in (("--models", "b,c"), ()):
+    for words in (("--models", "b,c"), ("--models", "a:latest"), ()):
         crossing = create("shop", "--exclusive", "--approve", *words)
         assert (crossing.returncode, f"{first} is exclusive too" in crossing.stderr) == (1, True), crossing.stderr
     asked = create("shop", "--exclusive").stdout.strip()
