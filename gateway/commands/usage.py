@@ -12,6 +12,7 @@ from gateway.commands.audit import inert
 from gateway.commands.common import Commands, moment, show_json, store_options, table, with_store
 from gateway.config import Config
 from gateway.services import accounts
+from gateway.services.usage import price_table
 from gateway.store.base import Store
 from gateway.store.usage import BY, HOUR_US, UsageQuery, UsageRow
 
@@ -61,9 +62,8 @@ def run(args: argparse.Namespace) -> int:
 
 async def _read(args: argparse.Namespace, store: Store, config: Config) -> tuple[list[UsageRow], dict[str, str]]:
     tenant = (await accounts.find_tenant(store, args.tenant)).id if args.tenant else ""
-    prices = {model: (price.input, price.output) for model, price in config.prices.items()}
     times = {name: at for name in ("since", "until") if (at := getattr(args, name)) is not None}
-    query = UsageQuery(by=args.by, tenant=tenant, prices=prices, **times)
+    query = UsageQuery(by=args.by, tenant=tenant, prices=price_table(config.prices), **times)
     return await store.usage(query), await _names(args.by, store)
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from gateway.config import Price
 from gateway.services import bounded
+from gateway.services.discovery import meant
 from gateway.store.base import Store, StoreError
 from gateway.store.usage import DAY_US, UsageQuery, UsageRow
 
@@ -51,7 +52,7 @@ class UsageService:
         return flight
 
     async def _flight(self, key: str, now: float, prices: Mapping[str, Price]) -> bytes | None:
-        table = {model: (price.input, price.output) for model, price in prices.items()}
+        table = price_table(prices)
         since = (int(now * 1e6) // DAY_US - DAYS + 1) * DAY_US
         try:
             async with self._running:
@@ -83,6 +84,12 @@ async def keep_rolled_up(store: Store) -> None:
             await store.roll_up()
         except StoreError as err:
             _log.warning("usage was not rolled up: %s", err)
+
+
+def price_table(prices: Mapping[str, Price]) -> dict[str, tuple[float, float]]:
+    """Model -> the price of its tokens, in and out. `name` stands for `name:latest` too, unless that has its own."""
+    stated = {model: (price.input, price.output) for model, price in prices.items()}
+    return {name: price for model, price in stated.items() for name in meant([model])} | stated
 
 
 def _date(micros: int) -> str:

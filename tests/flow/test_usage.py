@@ -18,12 +18,13 @@ from tests.wire import WAIT
 CHAT, USAGE = "/v1/chat/completions", "/api/usage"
 
 
-def test_a_key_sees_its_own_usage_and_no_other() -> None:
-    """U6"""
+@pytest.mark.parametrize(("kind", "served"), [("openai", "m"), ("ollama", "m:latest")])
+def test_a_key_sees_its_own_usage_and_no_other(kind: cfg.EngineKind, served: str) -> None:
+    """U6: with the price of the model, whose name may lack Ollama's `:latest`."""
 
     async def main() -> None:
         prices = {"m": cfg.Price(input=1000.0, output=2000.0)}
-        async with Engine(plain) as engine, gateway(engine.url, prices=prices) as g:
+        async with Engine(plain, (served,)) as engine, gateway(engine.url, kind, prices=prices) as g:
             other = await g.add_key(user="other")
             for key in (g.key, g.key, other):
                 assert (await g.ask(CHAT, chat(), key=key))[0] == 200
@@ -33,7 +34,7 @@ def test_a_key_sees_its_own_usage_and_no_other() -> None:
             report = json.loads(body)
             (model,) = report["models"]
             (day,) = report["days"]
-            assert (model["model"], model["requests"], model["errors"]) == ("m", 2, 0)
+            assert (model["model"], model["requests"], model["errors"]) == (served, 2, 0)
             assert (day["prompt_tokens"], day["completion_tokens"]) == (14, 6)
             assert model["cost"] == pytest.approx((14 * 1000 + 6 * 2000) / 1e6)
             assert model["total_p95_ms"] >= model["total_p50_ms"] >= 0
