@@ -107,11 +107,12 @@ class Plane:
     # ---- building a generation
 
     def _pools_for(self, config: Config) -> dict[str, Pool]:
-        """Connections to an address that did not change are kept, the others end with their exchange."""
+        """Connections to an address that did not change are kept, the others end with their exchange. A `ca` is read
+        anew: its file may name another authority now."""
         pools = dict(self.pools)
         for section in config.backends:
             known = self.pools.get(section.name)
-            if known is None or known.address != address_of(section):
+            if known is None or known.address != address_of(section) or section.ca:
                 expiry = IDLE_EXPIRY.get(section.engine, IDLE_EXPIRY_DEFAULT)
                 pools[section.name] = Pool(address_of(section), expiry, used=self._used_pools)
         return pools

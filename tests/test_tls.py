@@ -187,6 +187,25 @@ def test_an_engine_is_believed_only_with_a_certificate_of_its_authority(authorit
     uvloop.run(main())
 
 
+def test_a_reload_reads_the_authority_of_an_engine_anew(authority: Authority) -> None:
+    """O7, R1: the engine has a certificate of another authority now, and so has the file that names it."""
+    other = authority.issue("other", issuer="")
+    first, second = authority.issue("first"), authority.issue("second", issuer="other")
+    trusted = shutil.copy(authority.ca, authority.folder / "engine-ca.pem")
+
+    async def main() -> None:
+        async with Engine(stream) as engine, gateway(engine.url, tls=authority.section(first)) as inner:
+            url = f"https://localhost:{inner.port}"
+            backend = cfg.Backend(name="e", url=url, engine="openai", key=inner.key, ca=str(trusted), models=["m"])
+            async with gateway("", backends=[backend]) as outer:
+                inner.app.reload(msgspec.structs.replace(inner.app.config, tls=authority.section(second)))
+                shutil.copy(other, trusted)
+                outer.app.reload(outer.app.config)
+                assert (await outer.ask(CHAT, chat(stream=True)))[0] == 200
+
+    uvloop.run(main())
+
+
 def test_a_client_that_does_not_shake_hands_is_cut(authority: Authority) -> None:
     """H4: the handshake has its own timer."""
     server = authority.issue("server")
