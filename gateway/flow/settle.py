@@ -139,6 +139,7 @@ def opening(x: Exchange) -> Opening:
 def record(x: Exchange, ended: float) -> AuditRecord:
     """The request so far as one flat row (U1). Durations are whole microseconds."""
     endpoint, who, usage, lease = x.endpoint, x.principal, x.usage or NO_USAGE, x.lease
+    waiter = x.waiter if lease is None else None  # who got no slot had a place all the same
     return AuditRecord(
         id=x.id,
         started_at=int(x.started_wall * 1e6),
@@ -164,8 +165,8 @@ def record(x: Exchange, ended: float) -> AuditRecord:
         total_us=_us(ended, x.started),
         bytes_in=x.body_bytes,
         bytes_out=x.connection.bytes_out,
-        rank=lease.rank if lease is not None else 0,
-        queue_len=lease.queue_len if lease is not None else 0,
+        rank=lease.rank if lease is not None else waiter.rank if waiter is not None else 0,
+        queue_len=lease.queue_len if lease is not None else waiter.queue_len if waiter is not None else 0,
         usage_before=float(lease.usage) if lease is not None else 0.0,  # the chain's hash tells 0 from 0.0
         slot_us=_us(ended, x.granted_at) if lease is not None else 0,
     )

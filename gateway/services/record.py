@@ -10,8 +10,9 @@ from gateway.store.base import AUDIT_COLUMNS, AuditRow
 
 class AuditRecord(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One request (U1). `started_at` is Unix microseconds, `_us` fields are durations in microseconds; 0 = the request
-    did not get that far. `rank` is the place in the queue at entry, `usage_before` the fair-use cost units at entry,
-    `slot_us` the time a backend's slot was held. `error` is a code of gateway.errors. Never a prompt, key or header.
+    did not get that far. `rank` is the place in the queue at entry (with several workers, only where it got a slot),
+    `usage_before` the fair-use cost units at entry, `slot_us` the time a backend's slot was held. `error` is a code of
+    gateway.errors. Never a prompt, key or header.
     New fields go to the end: spools of older versions are read."""
 
     id: str

@@ -29,7 +29,7 @@ from tests.flow.engine import (
     stream,
 )
 from tests.gateway import Gateway, chat, gateway
-from tests.wire import WAIT
+from tests.wire import WAIT, Client
 
 CHAT = "/v1/chat/completions"
 Test = Callable[[Gateway, Engine], Coroutine[Any, Any, None]]
@@ -358,6 +358,25 @@ def test_a_queue_timeout_is_a_429_with_retry_after() -> None:
         blocker.close()
         outcomes = {record["outcome"] for record in await g.records(2)}
         assert outcomes == {"timed_out", "client_gone"}
+
+    run(hang, test, slots=1)
+
+
+def test_the_place_at_entry_is_recorded_of_those_too_who_got_no_slot() -> None:
+    """U1"""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        blocker = await g.connect()
+        await blocker.send(g.request(CHAT, chat()))
+        await engine.chats.get()
+        for waiting in (1, 2, 3):
+            client = await g.connect()
+            await client.send(g.request(CHAT, chat()))
+            while g.app.scheduler.stats().queued < waiting:
+                await asyncio.sleep(0)
+        await Client.close_all()
+        rows = [record for record in await g.records(4) if not record["slot_us"]]
+        assert sorted((row["rank"], row["queue_len"]) for row in rows) == [(0, 0), (1, 1), (2, 2)]
 
     run(hang, test, slots=1)
 
