@@ -14,6 +14,7 @@ from gateway.config import Config
 from gateway.hub import LocalHub
 from gateway.plane import Plane, tls_context
 from gateway.process import (
+    early_hangup,
     in_force,
     on_signals,
     raise_file_limit,
@@ -110,6 +111,7 @@ async def serve(
     if config.workers > 1:
         await serve_workers(config, load)
         return
+    early = early_hangup() if load is not None else None
     raise_file_limit(config.caps.connections)
     store = await open_store(config.store)
     try:
@@ -118,8 +120,8 @@ async def serve(
         async with app.running():
             settle_garbage()
             stop = on_signals()
-            if load is not None:
-                reload_on_hangup(app.reload, load)
+            if load is not None and early is not None:
+                reload_on_hangup(app.reload, load, early)
             log.info("listening", extra={"port": app.port})
             if ready is not None:
                 await app.backends.looked()

@@ -99,8 +99,17 @@ def in_force(old: Config, new: Config) -> tuple[Config, list[str]]:
     return msgspec.structs.replace(new, **kept), names
 
 
-def reload_on_hangup(reload: Callable[[Config], list[str] | Awaitable[list[str]]], load: Callable[[], Config]) -> None:
-    """On SIGHUP take a new configuration, or keep the old one and say why (O7)."""
+def early_hangup() -> asyncio.Event:
+    """Set by a SIGHUP that comes while the gateway starts: it would end a process that has no handler yet."""
+    early = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, early.set)
+    return early
+
+
+def reload_on_hangup(
+    reload: Callable[[Config], list[str] | Awaitable[list[str]]], load: Callable[[], Config], early: asyncio.Event
+) -> None:
+    """On SIGHUP, and for an `early` one, take a new configuration, or keep the old one and say why (O7)."""
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -120,3 +129,5 @@ def reload_on_hangup(reload: Callable[[Config], list[str] | Awaitable[list[str]]
         task.add_done_callback(tasks.discard)
 
     loop.add_signal_handler(signal.SIGHUP, hangup)
+    if early.is_set():
+        hangup()

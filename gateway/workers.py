@@ -27,7 +27,7 @@ from gateway.crew import Worker
 from gateway.flow.held import Waiting
 from gateway.hub import LocalHub
 from gateway.plane import metrics_of, tls_context
-from gateway.process import in_force, on_signals, reload_on_hangup, settle_garbage, unless_second_signal
+from gateway.process import early_hangup, in_force, on_signals, reload_on_hangup, settle_garbage, unless_second_signal
 from gateway.services.backend_facts import Topology
 from gateway.services.backends import BackendService
 from gateway.services.channel import Channel
@@ -302,6 +302,7 @@ def hold_address(config: Config) -> Iterator[int]:
 
 async def serve_workers(config: Config, load: Callable[[], Config] | None = None) -> None:
     """As `app.serve`, with `config.workers` processes that serve."""
+    early = early_hangup() if load is not None else None
     store = await open_store(config.store)
     try:
         await deliver_left_over(config, store)
@@ -309,8 +310,8 @@ async def serve_workers(config: Config, load: Callable[[], Config] | None = None
         stop = on_signals()
         async with parent.running():
             settle_garbage()
-            if load is not None:
-                reload_on_hangup(parent.reload, load)
+            if load is not None and early is not None:
+                reload_on_hangup(parent.reload, load, early)
             log.info("listening", extra={"port": parent.port, "workers": config.workers})
             await stop.wait()
             await unless_second_signal(parent.drain)

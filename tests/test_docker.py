@@ -282,6 +282,7 @@ def test_the_unit_says_the_essentials() -> None:
         "LimitCORE=0",
         "CapabilityBoundingSet=",
         "User=fairgate",
+        "RestartForceExitStatus=SIGHUP",
     ):
         assert f"\n{line}\n" in unit, line
 

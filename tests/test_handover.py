@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvloop
 
 from gateway.services.accounts import KeyTerms, create_key, create_tenant, create_user
@@ -182,6 +183,31 @@ def test_sighup_reloads_the_file_or_keeps_the_old_one(tmp_path: Path) -> None:
                     assert (await client.answer())[0] == 200
                     client.close()
                 assert "Traceback" not in gate.log.read_text()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_sighup_during_the_start_reloads_after_it(workers: int, tmp_path: Path) -> None:
+    """O7: a service manager that is told to restart and to reload sends it while engines are looked at."""
+    looked = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        looked.set()
+        await reader.read()
+        writer.close()
+
+    async def main() -> None:
+        await make_key(tmp_path)
+        engine = await asyncio.start_server(silent, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{engine.sockets[0].getsockname()[1]}"
+        gate = Gate(tmp_path, "a", free_port(), url, workers=workers, discovery={"timeout": 1.0})
+        async with engine, ended(gate), asyncio.timeout(START):
+            await looked.wait()
+            gate.process.send_signal(signal.SIGHUP)
+            while "configuration reloaded" not in gate.log.read_text():
+                assert gate.process.poll() is None
+                await asyncio.sleep(0.02)
 
     uvloop.run(main())
 
