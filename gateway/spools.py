@@ -24,12 +24,17 @@ def spool_of(config: Config, store: Store, worker: int) -> str:
     return f"{base}-{worker}" if worker else base
 
 
+def spools(config: Config, store: Store) -> list[Path]:
+    """The directories of all workers that there are or were."""
+    base = Path(spool_of(config, store, 0))
+    others = (path for path in base.parent.glob(f"{base.name}-*") if path.name.removeprefix(f"{base.name}-").isdigit())
+    return [base, *sorted(others)]
+
+
 async def deliver_left_over(config: Config, store: Store) -> None:
     """Write to the store what workers left that there are no more of. What a failing store does not take stays."""
-    base = Path(spool_of(config, store, 0))
-    for path in sorted(base.parent.glob(f"{base.name}-*")):
-        number = path.name.removeprefix(f"{base.name}-")
-        if not number.isdigit() or int(number) < config.workers or not (path / "writer").exists():
+    for path in spools(config, store)[1:]:
+        if int(path.name.rpartition("-")[2]) < config.workers or not (path / "writer").exists():
             continue
         try:
             audit = AuditService(store, msgspec.structs.replace(config.audit, spool=str(path)))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.cli import parser
@@ -320,6 +321,25 @@ def test_audit_tail_verify_and_export(cli: Cli, tmp_path: Path) -> None:
     broken = cli.run("audit", "verify")
     assert broken.returncode == 1
     assert "BROKEN at 1 (request r-1)" in broken.stdout
+
+
+@pytest.mark.parametrize("spool", ["spool", "spool-1"])
+def test_verify_knows_the_anchors_of_every_worker(cli: Cli, tmp_path: Path, spool: str) -> None:
+    """U4: each has its own in its spool; a whole chain that is gone is missed, whichever worker wrote it."""
+
+    async def fill() -> None:
+        async with connection(cli.store) as store:
+            trail = AuditService(store, msgspec.structs.replace(config(tmp_path), spool=str(tmp_path / spool)))
+            trail.put(FULL)
+            await trail.close()
+
+    asyncio.run(fill())
+    file = tmp_path / "fairgate.yaml"
+    file.write_text("audit: {spool: spool}\n")
+    assert cli.run("audit", "verify", "--config", str(file)).returncode == 0
+    tamper(cli.store, "DELETE FROM audit; DELETE FROM audit_heads")
+    broken = cli.run("audit", "verify", "--config", str(file))
+    assert (broken.returncode, "rows at the end are missing" in broken.stdout) == (1, True)
 
 
 def test_prompts_are_switched_shown_and_purged_and_every_act_is_a_row(cli: Cli) -> None:

@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,6 +29,7 @@ from gateway.commands.common import (
 from gateway.config import Config
 from gateway.services import trail
 from gateway.services.record import AuditRecord
+from gateway.spools import spools
 from gateway.store.base import STORED_COLUMNS, Store
 
 
@@ -150,12 +151,16 @@ def show_verified(args: argparse.Namespace) -> int:
 
 
 def _anchors(named: Path | None, store: Store, config: Config) -> trail.Anchors:
-    """The file that was named must be there; the configured one may not have been written yet."""
+    """The file that was named must be there; the configured ones may not have been written yet. Without a name each
+    worker has its own, in its spool."""
     if named is not None:
         return trail.read_anchors(named)
-    spool = Path(config.audit.spool or f"{store.home}.spool")
-    path = Path(config.audit.anchors) if config.audit.anchors else spool / "anchors.jsonl"
-    return trail.read_anchors(path) if path.exists() else {}
+    one = [Path(config.audit.anchors)] if config.audit.anchors else []
+    files = one or [spool / "anchors.jsonl" for spool in spools(config, store)]
+    found: dict[str, Mapping[int, bytes]] = {}
+    for path in filter(Path.exists, files):
+        found.update(trail.read_anchors(path))
+    return found
 
 
 def _verdict(chain: trail.Verified) -> str:
