@@ -34,6 +34,7 @@ from gateway.flow.phases import Phases
 from gateway.http1.client import Pool
 from gateway.http1.facts import Address
 from gateway.http1.server import HttpServer
+from gateway.process import raise_file_limit
 from gateway.services.acting import EndUsers
 from gateway.services.audit import AuditService
 from gateway.services.backends import Backends
@@ -164,6 +165,7 @@ class Plane:
             for name, old in self.pools.items():
                 if pools[name] is not old:
                     old.retire()
+            raise_file_limit(config.caps.connections)
             self.config, self.pools = config, pools
             self.runtime = self.phases.runtime = runtime
             self.ledger.body_limit = config.caps.bodies_bytes

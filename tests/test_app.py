@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,22 @@ def test_a_reload_that_fails_changes_nothing() -> None:
                 g.app.reload(replaced(g.app, tls=cfg.Tls(cert="/nowhere.pem", key="/nowhere.pem")))
             assert g.app.runtime is runtime
             assert (await g.ask(CHAT, chat()))[0] == 200
+
+    uvloop.run(main())
+
+
+def test_a_reload_to_more_connections_allows_their_files() -> None:
+    """O7, H3: as the start does; else the larger cap is refused its descriptors."""
+
+    async def main() -> None:
+        async with Engine(plain) as engine, gateway(engine.url) as g:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (1000, hard))
+            try:
+                g.app.reload(replaced(g.app, caps=cfg.Caps(connections=1000)))
+                assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 2000
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     uvloop.run(main())
 
