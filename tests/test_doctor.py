@@ -153,6 +153,10 @@ def test_the_role_of_a_gateway(postgresql: PostgreSQL, tmp_path: Path) -> None:
         assert "may UPDATE, DELETE, TRUNCATE" in owner.findings[0].says
         role = postgresql.url(DATABASE, "looked_at")
         assert look(written(tmp_path, f"store: {role}\n"))["store"].findings == []
+        for lost in ("prompts", "schema_migrations"):
+            asyncio.run(statement(url, f"REVOKE ALL ON {lost} FROM looked_at"))
+            (found,) = look(written(tmp_path, f"store: {role}\n"))["store"].findings
+            assert (f"SELECT on {lost}" in found.says, "migrate --app-role looked_at" in found.do) == (True, True)
         empty = postgresql.url("postgres")
         assert "fairgate migrate" in look(written(tmp_path, f"store: {empty}\n"))["store"].findings[0].do
     finally:

@@ -20,6 +20,8 @@ from gateway.urls import parse_listen
 DAY = 86_400.0
 SOON_DAYS = 14
 """ACME clients renew 30 days before the end: with 14 left, renewal has failed for a while."""
+SHOWN = 4
+"""Privileges that are named; a role that was never granted any lacks them all."""
 ARGON2_KIB = 19 * 1024
 ARGON2_PASSES = 2
 """OWASP Password Storage Cheat Sheet: the least for Argon2id."""
@@ -204,6 +206,10 @@ def postgresql(facts: PostgreSQLFacts) -> list[Finding]:
     if facts.schema > facts.known:
         says = f"the schema is {facts.schema}, newer than this program knows ({facts.known})"
         found.append(_problem(says, "upgrade this program"))
+    if facts.lacks:
+        more = f" and {len(facts.lacks) - SHOWN} more" if len(facts.lacks) > SHOWN else ""
+        says = f"the role {facts.role} may not {', '.join(facts.lacks[:SHOWN])}{more}"
+        found.append(_problem(says, f"run `fairgate migrate --app-role {facts.role}` as the owner of the database"))
     if facts.may:
         says = f"the role {facts.role} may {', '.join(facts.may)} on the audit table: history can be rewritten"
         found.append(_problem(says, "connect as a role of its own, made by `fairgate migrate --app-role ROLE`"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.store.base import StoreError
-from gateway.store.schema import migrations
+from gateway.store.schema import NEEDED, migrations
 from gateway.urls import database_fault
 
 TIMEOUT = 5.0
@@ -28,12 +28,14 @@ class SqliteFacts(msgspec.Struct, frozen=True):
 
 
 class PostgreSQLFacts(msgspec.Struct, frozen=True):
-    """`schema`, `known` as above; `may` are the privileges on the audit table that rewrite it."""
+    """`schema`, `known` as above; `may` are the privileges on the audit table that rewrite it; `lacks` what a gateway
+    needs and the role has not, such as `SELECT on prompts`. A schema that it may not even read counts as known."""
 
     role: str
     schema: int
     known: int
     may: tuple[str, ...]
+    lacks: tuple[str, ...] = ()
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -73,16 +75,31 @@ async def postgresql_facts(url: str) -> PostgreSQLFacts:
             role = await connection.fetchval("SELECT current_user")
             if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
                 return PostgreSQLFacts(role, 0, known, ())
+            lacks = tuple(row["name"] for row in await connection.fetch(_LACKS, *_needed()))
+            if "SELECT on schema_migrations" in lacks:
+                return PostgreSQLFacts(role, known, known, (), lacks)
             schema = await connection.fetchval("SELECT coalesce(max(number), 0) FROM schema_migrations")
             rows = await connection.fetch(_MAY)
         finally:
             await connection.close(timeout=TIMEOUT)
     except Exception as err:  # the driver raises more than it documents; texts hold no password
         raise StoreError(f"{type(err).__name__}: {err}") from err
-    return PostgreSQLFacts(role, int(schema), known, tuple(row["name"] for row in rows))
+    return PostgreSQLFacts(role, int(schema), known, tuple(row["name"] for row in rows), lacks)
+
+
+def _needed() -> tuple[list[str], list[str]]:
+    """Tables and, beside each, a privilege on it."""
+    pairs = [
+        (table, may) for tables, mays in NEEDED.items() for table in tables.split(", ") for may in mays.split(", ")
+    ]
+    return [table for table, _ in pairs], [may for _, may in pairs]
 
 
 _MAY = """
     SELECT name FROM unnest(ARRAY['UPDATE', 'DELETE', 'TRUNCATE']) AS name
     WHERE to_regclass('audit') IS NOT NULL AND has_table_privilege(current_user, to_regclass('audit'), name)
+"""
+_LACKS = """
+    SELECT may || ' on ' || tab AS name FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS needed (tab, may, place)
+    WHERE to_regclass(tab) IS NOT NULL AND NOT has_table_privilege(current_user, to_regclass(tab), may) ORDER BY place
 """

@@ -21,7 +21,7 @@ from gateway.store.base import STORED_COLUMNS, AuditRow, Conflict, Head, StoreEr
 from gateway.store.ledger import BUDGETS, NEW_BUDGET, SAVE_BUDGET, budget_of, budget_values
 from gateway.store.limits import Claim, Standing, decide
 from gateway.store.operations import OPERATE
-from gateway.store.schema import migrations
+from gateway.store.schema import NEEDED, migrations
 from gateway.store.sql import MOVE_HEAD, NEW_HEAD, SqlStore, Value
 from gateway.store.usage import REPORT_SECONDS
 from gateway.urls import database_fault
@@ -279,20 +279,11 @@ def _month_after(partition: str) -> int:
 
 
 def grants(role: str) -> list[str]:
-    """What a gateway's role may do: identity freely, the audit trail by appending only (U4)."""
+    """What gives a gateway's role what it needs, and no more of the audit trail."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", role):
         raise StoreError(f"{role!r} is no plain role name")
-    return [
-        f"GRANT SELECT, INSERT, UPDATE, DELETE ON tenants, users, keys, key_use, budgets TO {role}",
-        f"GRANT SELECT ON changes, schema_migrations TO {role}",
-        f"REVOKE ALL ON audit, audit_heads FROM {role}",
-        f"GRANT SELECT, INSERT ON audit TO {role}",
-        f"GRANT SELECT, INSERT, UPDATE ON audit_heads TO {role}",
-        f"GRANT SELECT, INSERT, UPDATE, DELETE ON budgets, saved_usage TO {role}",
-        f"GRANT SELECT, INSERT ON operations TO {role}",
-        f"GRANT SELECT ON usage_cells, usage_hours, usage_rolled TO {role}",
-        f"GRANT SELECT, INSERT, DELETE ON prompts TO {role}",
-    ]
+    history = f"REVOKE ALL ON audit, audit_heads FROM {role}"
+    return [history, *(f"GRANT {may} ON {tables} TO {role}" for tables, may in NEEDED.items())]
 
 
 async def _apply_missing(connection: "asyncpg.Connection[asyncpg.Record]") -> list[str]:

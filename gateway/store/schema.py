@@ -13,6 +13,15 @@ import msgspec
 
 Database = Literal["sqlite", "postgresql"]
 
+NEEDED = {
+    "tenants, users, keys, key_use, budgets, saved_usage": "SELECT, INSERT, UPDATE, DELETE",
+    "changes, schema_migrations, usage_cells, usage_hours, usage_rolled": "SELECT",
+    "audit, operations": "SELECT, INSERT",
+    "audit_heads": "SELECT, INSERT, UPDATE",
+    "prompts": "SELECT, INSERT, DELETE",
+}
+"""What a gateway's role may do on PostgreSQL: identity freely, the audit trail by appending only (U4)."""
+
 
 class Migration(msgspec.Struct, frozen=True):
     """One file: its number, name and whole text."""

@@ -131,6 +131,8 @@ def test_postgresql_schema_and_role() -> None:
     assert checkup.postgresql(PostgreSQLFacts("app", 4, 4, ())) == []
     assert levels(checkup.postgresql(PostgreSQLFacts("app", 3, 4, ()))) == ["problem"]
     assert levels(checkup.postgresql(PostgreSQLFacts("app", 5, 4, ()))) == ["problem"]
+    (found,) = checkup.postgresql(PostgreSQLFacts("app", 4, 4, (), tuple("abcdef")))
+    assert found.says.endswith("a, b, c, d and 2 more")
     (found,) = checkup.postgresql(PostgreSQLFacts("owner", 4, 4, ("UPDATE", "DELETE")))
     assert "owner may UPDATE, DELETE" in found.says
 
