@@ -61,11 +61,17 @@ def follow(raw: Any, folder: Path, path: str = "", depth: int = 0) -> Any:
 
 
 def _resolve_text(text: str, folder: Path, path: str) -> str:
+    """A reference to nothing is no way to leave a setting out: without `shared` or `tls.client_ca`, for one, less is
+    checked."""
     if text.startswith("file:"):
-        return _secret_file(folder / text.removeprefix("file:"), path)
-    if text.startswith("env:"):
-        return _env(text.removeprefix("env:"), path)
-    return _REFERENCE.sub(lambda found: _env(found[1], path), text)
+        value = _secret_file(folder / text.removeprefix("file:"), path)
+    elif text.startswith("env:"):
+        value = _env(text.removeprefix("env:"), path)
+    else:
+        value = _REFERENCE.sub(lambda found: _env(found[1], path), text)
+    if text and not value:
+        raise ConfigError(f"{path}: {text} is empty; to do without the setting, leave it out")
+    return value
 
 
 def _env(name: str, path: str) -> str:

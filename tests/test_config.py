@@ -100,3 +100,16 @@ def test_without_paths_none_are_made_up(tmp_path: Path) -> None:
     config = load(file)
     assert (config.store, config.audit.spool, config.audit.anchors) == (str(tmp_path / "fairgate.db"), "", "")
     assert parse("hsts: true").store == "fairgate.db"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["shared: env:FAIRGATE_EMPTY", "shared: ${FAIRGATE_EMPTY}", "tls: {cert: c, key: k, client_ca: file:empty}"],
+)
+def test_a_reference_to_nothing_is_refused(setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail closed: else a secret that was not provisioned counts limits by itself, or lets in every client."""
+    monkeypatch.setenv("FAIRGATE_EMPTY", "")
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "fairgate.yaml").write_text(setting)
+    with pytest.raises(ConfigError, match="is empty"):
+        load(tmp_path / "fairgate.yaml")
