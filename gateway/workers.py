@@ -192,7 +192,7 @@ class Parent:
         """Swap to a new configuration in every process, or in none; the names of changed settings that need a restart.
 
         Raises ConfigError, OSError. Everybody builds it first; then it is put in force here and there. A worker that
-        does not answer is left to itself: it starts again with what is in force.
+        does not answer gets it when it does, or when it is started again.
         """
         async with self._reloading:
             tls_context(config.tls)  # also one that only a restart brings into force
@@ -206,6 +206,8 @@ class Parent:
             for worker, fault in zip(self._crew, answers, strict=True):
                 if fault == "":
                     self._commit(worker)
+                else:
+                    self._services.start_soon(self._renew, worker)
             adopt()
             return differs
 
@@ -217,13 +219,18 @@ class Parent:
         self._configs[worker.number] = self.config
 
     async def _renew(self, worker: Worker) -> None:
-        """One that started while the configuration changed gets the new one."""
-        async with self._reloading:
-            fault = await self._prepare(worker, self.config)
-            if fault == "":
-                self._commit(worker)
-            elif fault:
-                log.error("a worker cannot take the configuration: %s", fault, extra={"worker": worker.number})
+        """One that started, or did not answer, while the configuration changed gets the new one."""
+        while worker.listening:
+            async with self._reloading:
+                if self._configs[worker.number] is self.config:
+                    return
+                fault = await self._prepare(worker, self.config)
+                if fault == "":
+                    self._commit(worker)
+                elif fault:
+                    log.error("a worker cannot take the configuration: %s", fault, extra={"worker": worker.number})
+                    return
+            await asyncio.sleep(TICK_SECONDS)
 
     # -- the whole
 

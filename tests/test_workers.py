@@ -384,6 +384,32 @@ def test_a_reload_reaches_all_workers_or_none(tmp_path: Path) -> None:
     uvloop.run(main())
 
 
+def test_a_worker_that_is_late_for_a_reload_gets_it_after_all(tmp_path: Path) -> None:
+    """O7: it was stopped for longer than the reload waits, and shorter than what is taken for dead."""
+
+    async def main() -> None:
+        async with Engine(plain) as engine:
+            (key,) = await keys(tmp_path, "u")
+            async with crew(tmp_path, engine) as gate:
+                file = tmp_path / "crew.yaml"
+                clients = [mine[0] for mine in await gate.by_worker(1)]
+                file.write_text(json.dumps({**json.loads(file.read_text()), "aliases": {"other": "m"}}))
+                late = gate.pids(await gate.stats())[0]
+                os.kill(late, signal.SIGSTOP)
+                gate.process.send_signal(signal.SIGHUP)
+                async with asyncio.timeout(START):
+                    while "configuration reloaded" not in gate.log.read_text():
+                        await asyncio.sleep(0.01)
+                os.kill(late, signal.SIGCONT)
+                async with asyncio.timeout(START):
+                    for client in clients:
+                        while await ask(client, key, model="other") != 200:
+                            await asyncio.sleep(0.1)
+                assert late in gate.pids(await gate.stats())
+
+    uvloop.run(main())
+
+
 def test_a_revoked_key_is_soon_refused_by_all_workers(tmp_path: Path) -> None:
     """K3: each follows the store's changes. A second is enough; a busy machine gets more, far below the minute that
     a verified key would live."""
