@@ -90,8 +90,7 @@ class PostgreSQLStore(SqlStore):
         known = len(migrations("postgresql"))
         if done < known:
             raise StoreError(f"{_shown(self._url)}: schema {done} is older than {known}; run `fairgate migrate`")
-        if done > known:
-            raise StoreError(f"{_shown(self._url)}: schema {done} is newer than this program knows ({known})")
+        _refuse_newer(self._url, done)
 
     async def make_partitions(self) -> None:
         """The audit trail's months to come. Without them rows go to the partition of the rest: said, not fatal."""
@@ -217,6 +216,7 @@ async def migrate(url: str, app_role: str = "") -> list[str]:
         try:
             async with connection.transaction():
                 await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
+                _refuse_newer(url, await _applied(connection))
                 done = await _apply_missing(connection)
                 for grant in grants(app_role) if app_role else []:
                     await connection.execute(grant)
@@ -302,6 +302,12 @@ async def _apply_missing(connection: "asyncpg.Connection[asyncpg.Record]") -> li
     return applied
 
 
+def _refuse_newer(url: str, done: int) -> None:
+    known = len(migrations("postgresql"))
+    if done > known:
+        raise StoreError(f"{_shown(url)}: schema {done} is newer than this program knows ({known})")
+
+
 async def _applied(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
     """The number of the last migration of this database; 0 = none yet."""
     if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
@@ -316,6 +322,8 @@ def _translated() -> Any:
         yield
     except asyncpg.IntegrityConstraintViolationError as err:
         raise Conflict(f"{type(err).__name__}: {err.args[0]}") from err
+    except StoreError:
+        raise
     except Exception as err:  # the driver raises more than it documents when a server goes away in mid-statement
         raise StoreError(f"{type(err).__name__}: {err}") from err
 

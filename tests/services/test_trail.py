@@ -314,6 +314,8 @@ def test_a_schema_that_is_behind_is_refused(postgresql: PostgreSQL) -> None:
         with pytest.raises(StoreError, match="newer"):
             async with connection(url):
                 pass
+        with pytest.raises(StoreError, match=r"^postgresql://.*newer"):
+            await migrate(url)
 
     asyncio.run(body())
 
