@@ -109,6 +109,36 @@ def test_a_waiting_request_may_get_a_backend_that_its_runtime_does_not_know() ->
     uvloop.run(main())
 
 
+def test_a_backend_that_moves_keeps_its_models_and_its_queue_until_it_was_looked_at() -> None:
+    """O7: nobody is told that a model is unknown, or that none serves it, while the new address is looked at."""
+
+    async def held(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await gate.wait()
+        await plain(head, body, reader, writer)
+
+    gate = asyncio.Event()
+
+    async def main() -> None:
+        async with Engine(held, ("m", "n")) as old, Engine(plain, ("m",)) as new, gateway(old.url, slots=1) as g:
+            clients = [await g.connect() for _ in range(3)]
+            for client in clients[:2]:
+                await client.send(g.request(CHAT, chat()))
+            async with asyncio.timeout(WAIT):
+                while g.app.scheduler.stats().queued < 1:
+                    await asyncio.sleep(0.01)
+            new.list_after = 0.5
+            g.app.reload(replaced(g.app, backends=[msgspec.structs.replace(g.app.config.backends[0], url=new.url)]))
+            await clients[2].send(g.request(CHAT, chat()))
+            gate.set()
+            assert [(await client.answer())[0] for client in clients] == [200, 200, 200]
+            assert (old.chats.qsize(), new.chats.qsize()) == (2, 1)
+            async with asyncio.timeout(WAIT):
+                while g.app.backends.route("n", "openai", "chat") is not None:
+                    await asyncio.sleep(0.01)
+
+    uvloop.run(main())
+
+
 def test_a_failure_on_a_backend_of_before_does_not_bring_its_generation_back() -> None:
     """O7, R5: the request that a reload left on a dying engine ejects it; only the new backends are the scheduler's."""
 

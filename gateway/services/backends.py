@@ -85,6 +85,13 @@ class _Watched:
             self.aimd = before.aimd
         self.take(before.sighting)
 
+    def expect(self, before: "_Watched") -> None:
+        """It has another address, key, authority or list: until it was looked at there, what was seen before stands.
+        Who waits for its models goes on waiting, and nobody is told that they are unknown."""
+        if self.section.engine == before.section.engine:
+            self.seen_at = before.seen_at
+            self.take(discovery.narrowed(before.sighting, frozenset(self.section.models)))
+
     def same_engine(self, other: "_Watched") -> bool:
         """Slots and weight may differ; what is seen there may not."""
         mine, its = self.section, other.section
@@ -126,8 +133,9 @@ class BackendService:
             section.name: _Watched(section, Breaker(settings.eject_after, settings.eject_for)) for section in backends
         }
         for name, before in previous._watched.items() if previous is not None else ():
-            if name in self._watched and self._watched[name].same_engine(before):
-                self._watched[name].inherit(before)
+            watched = self._watched.get(name)
+            if watched is not None:
+                watched.inherit(before) if watched.same_engine(before) else watched.expect(before)
         self._moved = anyio.Event()
         self._first_round = anyio.Event()
         self._catalogue = Catalogue()

@@ -137,6 +137,11 @@ async def look(http: httpx.AsyncClient, engine: str, listed: frozenset[str], lim
         raise LookFailed(f"no complete answer within {limit:g} s") from err
     except httpx.HTTPError as err:
         raise LookFailed(f"{type(err).__name__}: {err}") from err
+    return narrowed(sighting, listed)
+
+
+def narrowed(sighting: Sighting, listed: frozenset[str]) -> Sighting:
+    """Without the models that are not in a configured list (empty: all are)."""
     if not listed:
         return sighting
     kept = tuple(model for model in sighting.models if model.name in listed or untagged(model.name) in listed)
