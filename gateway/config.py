@@ -178,7 +178,13 @@ class Audit(_Section, frozen=True):
 
     batch_rows: Annotated[int, Meta(ge=1, le=500, description="rows written at once")] = 500
     batch_seconds: Annotated[float, Meta(gt=0, le=60, description="longest wait of a row")] = 0.2
-    spool: Annotated[str, Meta(description="directory of the write-ahead spool; empty: beside the store")] = ""
+    spool: Annotated[
+        str,
+        Meta(
+            description="directory of the write-ahead spool; empty: beside the store, with PostgreSQL `fairgate.spool` "
+            "in the folder in which the gateway is started"
+        ),
+    ] = ""
     spool_bytes: Annotated[
         int, Meta(ge=1 << 20, le=1 << 40, description="rows held on disk while the store is down")
     ] = 1 << 30

@@ -336,7 +336,9 @@ def test_verify_knows_the_anchors_of_every_worker(cli: Cli, tmp_path: Path, spoo
     asyncio.run(fill())
     file = tmp_path / "fairgate.yaml"
     file.write_text("audit: {spool: spool}\n")
-    assert cli.run("audit", "verify", "--config", str(file)).returncode == 0
+    done = cli.run("audit", "verify", "--config", str(file))
+    assert (done.returncode, "no anchors" in done.stderr) == (0, False)
+    assert "no anchors" in cli.run("audit", "verify").stderr, "looked for beside the store: it says so"
     tamper(cli.store, "DELETE FROM audit; DELETE FROM audit_heads")
     broken = cli.run("audit", "verify", "--config", str(file))
     assert (broken.returncode, "rows at the end are missing" in broken.stdout) == (1, True)

@@ -160,6 +160,8 @@ def _anchors(named: Path | None, store: Store, config: Config) -> trail.Anchors:
     found: dict[str, Mapping[int, bytes]] = {}
     for path in filter(Path.exists, files):
         found.update(trail.read_anchors(path))
+    if not found:
+        say(f"no anchors in {files[0].absolute()}: a chain that was computed anew would not be noticed")
     return found
 
 
