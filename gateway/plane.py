@@ -209,7 +209,7 @@ class Plane:
         self.hub.scheduler.close()
         for pool in list(self._used_pools):
             pool.close()
-        await asyncio.sleep(0)  # connections closed above settle their requests in this turn
+        await self.server.ended()  # requests settle with their connections, and what follows takes their records
         await self.audit.close()
         await self.prompts.close()
         await self.usage.close()

@@ -20,8 +20,10 @@ from gateway.http1 import listener
 from gateway.http1.client import Pool
 from gateway.http1.facts import Address
 from gateway.plane import tls_context
-from tests.flow.engine import DONE, Engine, stream
+from gateway.store.base import STORED_COLUMNS
+from tests.flow.engine import DONE, Engine, start_and_hang, stream
 from tests.gateway import Gateway, chat, gateway
+from tests.services.keyring import connection
 from tests.wire import WAIT, Client
 
 CHAT = "/v1/chat/completions"
@@ -99,6 +101,36 @@ async def ask_by_tls(g: Gateway, ca: str, cert: str) -> int:
     client = await tls_client(g.port, ca, cert)
     await client.send(g.request("/v1/models"))
     return (await client.answer())[0]
+
+
+def test_streams_that_are_cut_at_the_end_leave_their_rows(authority: Authority, tmp_path: Path) -> None:
+    """H13, U1: a connection with TLS takes more than one turn of the loop to end; the trail waits for it."""
+    store = str(tmp_path / "fairgate.db")
+
+    async def main() -> None:
+        section = authority.section(authority.issue("server"))
+        async with Engine(start_and_hang) as engine:
+            async with gateway(engine.url, tls=section, store=store) as g:
+                for _ in range(4):
+                    client = await tls_client(g.port, authority.ca)
+                    await client.send(g.request(CHAT, chat(stream=True)))
+                    assert (await client.head())[0] == 200
+                held, close = [g.app.ledger.stats().open], g.app.audit.close
+
+                async def closing() -> None:
+                    held.append(g.app.ledger.stats().open)
+                    await close()
+
+                g.app.audit.close = closing  # type: ignore[method-assign]
+                kept, Client.opened[:] = Client.opened[:], []  # they stay to the end
+            Client.opened += kept
+            await Client.close_all()
+        assert held == [4, 0]
+        async with connection(store) as opened:
+            rows = [dict(zip(STORED_COLUMNS, row, strict=True)) for row in await opened.audit_tail(10)]
+        assert [row["outcome"] for row in rows] == ["client_gone"] * 4
+
+    uvloop.run(main())
 
 
 def test_only_a_certificate_of_the_authority_is_let_in(authority: Authority) -> None:

@@ -26,6 +26,7 @@ from gateway.http1.wire import RequestReader, WireError, WireLimits
 NEVER: Final = float("inf")
 LINGER: Final = 2.0  # seconds to read on after an early refusal: its answer must not be lost to a reset (RFC 9112 9.6)
 FRESH_AT_DRAIN: Final = 1.0  # seconds a connection keeps whose first request is still on its way when the server drains
+CUT: Final = 1.0  # seconds within which connections that were cut have ended: a few turns of a loop that is held up
 EXPIRED_A_TURN: Final = 20  # connections whose timers end in one turn of the loop: an answer and a record take 0.1 ms
 PIPELINE_BYTES: Final = 64 * 1024  # held of what nobody asked for yet, bodies and later requests, before reading pauses
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -466,16 +467,25 @@ class HttpServer:
                 connection.deadline = min(connection.deadline, soon)
             else:
                 connection.close()
+        return await self._emptied(deadline)
+
+    async def _emptied(self, seconds: float) -> bool:
+        """Wait until no connection is left. False: that took longer."""
         if self.connections:
             self._empty.clear()  # it may have been empty before the queue was let in
             try:
-                await asyncio.wait_for(self._empty.wait(), deadline)
+                await asyncio.wait_for(self._empty.wait(), seconds)
             except TimeoutError:
                 return False
         return True
 
+    async def ended(self) -> None:
+        """After `close`: connections have ended and their requests with them; with TLS that takes turns of the loop."""
+        self.draining = True
+        await self._emptied(CUT)
+
     def close(self) -> None:
-        """End at once what is still open."""
+        """End at once what is still open; `ended` says when."""
         for listener in self._listeners:
             listener.close()
         for connection in list(self.connections):
