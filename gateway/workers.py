@@ -81,7 +81,7 @@ class Parent:
         self._configs: dict[int, Config] = {}  # what each worker was given
         self._crew = [Worker(number, self) for number in range(config.workers)]
         self._reloading = asyncio.Lock()
-        self._services: TaskGroup
+        self._renewals: set[asyncio.Task[None]] = set()
 
     # -- what the control plane reads
 
@@ -171,7 +171,10 @@ class Parent:
         worker.tell(Picture(self.backends.picture()))
         worker.tell(Retuned(self.hub.estimator.settings))
         if self._configs[worker.number] is not self.config:
-            self._services.start_soon(self._renew, worker)
+            # Called by the channel, where no Task runs: a task group would refuse.
+            task = asyncio.get_running_loop().create_task(self._renew(worker))
+            self._renewals.add(task)
+            task.add_done_callback(self._renewals.discard)
 
     def lost(self, worker: Worker) -> None:
         stock = self._stock.pop(worker.number, None)
@@ -240,7 +243,6 @@ class Parent:
         with hold_address(self.config) as self.port:
             await self.hub.start()
             async with anyio.create_task_group() as group:
-                self._services = group
                 self.hub.run(group)
                 group.start_soon(self._tick)
                 try:

@@ -410,6 +410,37 @@ def test_a_worker_that_is_late_for_a_reload_gets_it_after_all(tmp_path: Path) ->
     uvloop.run(main())
 
 
+def test_a_worker_that_starts_during_a_reload_gets_it(tmp_path: Path) -> None:
+    """O7: it was welcomed with the configuration of before, and is told the new one once it listens."""
+
+    async def main() -> None:
+        async with Engine(plain) as old, Engine(plain, ("new-model",)) as new:
+            (key,) = await keys(tmp_path, "u")
+            async with crew(tmp_path, old) as gate:
+                victim, _ = before = gate.pids(await gate.stats())
+                os.kill(victim, signal.SIGKILL)
+                stats = await gate.until(lambda stats: set(gate.pids(stats)) - {0, *before})
+                (fresh,) = set(gate.pids(stats)) - set(before)
+                os.kill(fresh, signal.SIGSTOP)  # it is slow
+                file = tmp_path / "crew.yaml"
+                backend = {"name": "other", "url": new.url, "engine": "openai", "slots": 3}
+                file.write_text(json.dumps({**json.loads(file.read_text()), "backends": [backend]}))
+                gate.process.send_signal(signal.SIGHUP)
+                await gate.until(lambda stats: [each["gate"] for each in stats["scheduler"]["gates"]] == ["other"])
+                os.kill(fresh, signal.SIGCONT)
+                stats = await gate.until(lambda stats: [w["up"] for w in stats["workers"]] == [True, True])
+                for mine in await gate.by_worker(1):
+                    async with asyncio.timeout(START):
+                        while await ask(mine[0], key, model="new-model") == 403:
+                            await asyncio.sleep(0.01)
+                stats = await gate.stats()
+                assert fresh in gate.pids(stats)
+                assert sum(worker["restarts"] for worker in stats["workers"]) == 1
+                assert "Traceback" not in gate.log.read_text()
+
+    uvloop.run(main())
+
+
 def test_a_revoked_key_is_soon_refused_by_all_workers(tmp_path: Path) -> None:
     """K3: each follows the store's changes. A second is enough; a busy machine gets more, far below the minute that
     a verified key would live."""
