@@ -30,7 +30,8 @@ _ALWAYS_THE_SECOND = struct.pack("HBBI", 0x06, 0, 0, 1)  # BPF_RET | BPF_K: the 
 
 
 class Listener:
-    """One address. Connections go to protocols of `factory`: objects with the methods of `asyncio.Protocol`.
+    """One address. Connections go to protocols of `factory`: objects with the methods of `asyncio.Protocol`, and with
+    their `transport` once they have one.
 
     With `reuse_port` another process may listen there too (SO_REUSEPORT, socket(7)); Linux gives each its share of the
     new connections, and resets those in the queue of a socket that closes. `close_after_queue` lets them in instead.
@@ -131,15 +132,24 @@ class Listener:
         accepted.setblocking(False)
         try:
             if self._door.enter(protocol, _address(accepted)):
-                await self._loop.connect_accepted_socket(
-                    lambda: protocol, accepted, ssl=self._tls, ssl_handshake_timeout=self._handshake
-                )
+                await self._let_in(accepted, protocol)
             else:
                 accepted.close()
         except OSError:
             accepted.close()
         finally:
             self._door.leave(protocol)
+
+    async def _let_in(self, accepted: socket.socket, protocol: Any) -> None:
+        """Raises OSError where it left. An interruption ends the connection; uvloop only closes its transport."""
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: protocol, accepted, ssl=self._tls, ssl_handshake_timeout=self._handshake
+            )
+        except asyncio.CancelledError:
+            if protocol.transport is not None:
+                protocol.connection_lost(None)
+            raise
 
     # ---- handing over
 
@@ -156,14 +166,21 @@ class Listener:
             if self._reuse_port:
                 waiting += accept_all(queue)
             queue.close()
-        for accepted in waiting:
-            if self._tls is not None:
-                await self._greet(accepted)
-                continue
-            try:
-                await self._loop.connect_accepted_socket(self._factory, accepted)
-            except OSError:
-                accepted.close()  # it left
+        try:
+            while waiting:
+                await self._welcome(waiting.pop(0))
+        finally:
+            for accepted in waiting:
+                accepted.close()
+
+    async def _welcome(self, accepted: socket.socket) -> None:
+        if self._tls is not None:
+            await self._greet(accepted)
+            return
+        try:
+            await self._let_in(accepted, self._factory())
+        except OSError:
+            accepted.close()  # it left
 
 
 def _address(accepted: socket.socket) -> str:

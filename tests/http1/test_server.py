@@ -1,6 +1,7 @@
 """The client side over real sockets: keep-alive, pipelining, caps, timers (on a clock the test owns) and drain."""
 
 import asyncio
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -536,3 +537,35 @@ def test_a_client_that_leaves_or_stops_sending_is_gone(case: str, how: str) -> N
             assert await client.rest() == b""
 
     run(test)
+
+
+def test_an_opening_that_is_interrupted_by_a_cut_ends() -> None:
+    """H13: of who stood in the queue at the drain, the first is being let in and others wait when it is cut short."""
+
+    async def main() -> None:
+        drains: list[asyncio.Task[bool]] = []
+
+        def cut(peer: str) -> bool:
+            """Called as a connection is made: uvloop then closes it and does not say so."""
+            return drains[0].cancel()
+
+        server = HttpServer(Echo(), Caps(connections_per_ip=0), Timeouts(), cut)
+        port = await server.listen("127.0.0.1", 0, reuse_port=True, alone=False)
+
+        async def drain() -> bool:
+            clients.extend(socket.create_connection(("127.0.0.1", port)) for _ in range(2))  # nobody accepts them yet
+            return await server.drain(WAIT)
+
+        clients: list[socket.socket] = []
+        drains.append(asyncio.create_task(drain()))
+        with pytest.raises(asyncio.CancelledError):
+            await drains[0]
+        assert server.accepted == 1
+        assert not server.connections
+        for client in clients:
+            client.settimeout(WAIT)
+            assert await asyncio.to_thread(client.recv, 1) == b""
+            client.close()
+        server.close()
+
+    uvloop.run(main())
