@@ -80,13 +80,13 @@ class LocalHub:
         one it had."""
         scheduler = self.scheduler
         for gate, slots in topology.gates.items():
-            scheduler.set_gate(gate, min(slots, self._gates.get(gate, 0)))
+            scheduler.set_gate(gate, min(slots, self._gates.get(gate, 0)), trial=gate in topology.trials)
         for pool, gates in topology.pools.items():
             scheduler.set_pool(pool, gates)
         for pool in self._queues - topology.pools.keys():
             scheduler.remove_pool(pool)
         for gate, slots in topology.gates.items():
-            scheduler.set_gate(gate, slots)
+            scheduler.set_gate(gate, slots, trial=gate in topology.trials)
         for gate in self._gates.keys() - topology.gates.keys():
             scheduler.remove_gate(gate)
         self._queues, self._gates = set(topology.pools), dict(topology.gates)

@@ -171,10 +171,7 @@ class Parent:
         worker.tell(Picture(self.backends.picture()))
         worker.tell(Retuned(self.hub.estimator.settings))
         if self._configs[worker.number] is not self.config:
-            # Called by the channel, where no Task runs: a task group would refuse.
-            task = asyncio.get_running_loop().create_task(self._renew(worker))
-            self._renewals.add(task)
-            task.add_done_callback(self._renewals.discard)
+            self._renew_soon(worker)
 
     def lost(self, worker: Worker) -> None:
         stock = self._stock.pop(worker.number, None)
@@ -210,7 +207,7 @@ class Parent:
                 if fault == "":
                     self._commit(worker)
                 else:
-                    self._services.start_soon(self._renew, worker)
+                    self._renew_soon(worker)
             adopt()
             return differs
 
@@ -220,6 +217,12 @@ class Parent:
     def _commit(self, worker: Worker) -> None:
         worker.tell(Commit())
         self._configs[worker.number] = self.config
+
+    def _renew_soon(self, worker: Worker) -> None:
+        """Also called by the channel, where no task runs: a task group would refuse."""
+        task = asyncio.get_running_loop().create_task(self._renew(worker))
+        self._renewals.add(task)
+        task.add_done_callback(self._renewals.discard)
 
     async def _renew(self, worker: Worker) -> None:
         """One that started, or did not answer, while the configuration changed gets the new one."""

@@ -237,9 +237,9 @@ class Scheduler:
 
     # -- definition and views ----------------------------------------------------------------------------------
 
-    def set_gate(self, gate: str, slots: int) -> None:
+    def set_gate(self, gate: str, slots: int, *, trial: bool = False) -> None:
         """See `Core.set_gate`."""
-        self._apply(self.core.set_gate(self._clock(), gate, slots))
+        self._apply(self.core.set_gate(self._clock(), gate, slots, trial=trial))
 
     def remove_gate(self, gate: str) -> None:
         """See `Core.remove_gate`."""

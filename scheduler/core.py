@@ -271,6 +271,9 @@ class Core:
         if gate is None:
             raise RuntimeError(f"request {request.id} runs on no gate")
         gate.running -= 1
+        if gate.past and request.id in gate.past:
+            gate.past.remove(request.id)
+            gate.slots -= 1
         self.running -= 1
         request.pool.finish(now, request, cost)
         if not self.queued or gate.running >= gate.slots:
@@ -370,12 +373,16 @@ class Core:
 
     # -- capacity, settings, reservations, memory ----------------------------------------------------------------
 
-    def set_gate(self, now: float, name: str, slots: int) -> Sequence[Decision]:
+    def set_gate(self, now: float, name: str, slots: int, *, trial: bool = False) -> Sequence[Decision]:
         """Define a gate or change its slots. 0 closes it; below 0: `ValueError`. Lowering ends nothing that runs; a
-        gate that was removed while requests ran comes back with their count."""
+        gate that was removed while requests ran comes back with their count. On `trial`, what ran before takes none."""
         now, others = self._begin(now)
         decided = list(others)
         gate = self.fleet.set_gate(now, name, slots)
+        if trial:
+            gate.put_on_trial([request.id for request in self._requests.values() if request.gate is gate])
+        else:
+            gate.past = None
         self._fill(now, gate, decided)
         if not gate.slots:
             self._fill_pools(now, gate.pools, decided)

@@ -62,7 +62,7 @@ class Fleet:
             pool.places = [place for place in pool.places if place[0] is not gate]
         self._count_slots(now, gate.pools)
         gate.pools = []
-        gate.slots = 0
+        gate.slots, gate.past = 0, None
         self._retired = {g.name: g for g in (*self._retired.values(), gate) if g.running}
 
     def set_pool(self, now: float, name: str, places: Sequence[tuple[str, int]]) -> Pool:

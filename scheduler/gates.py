@@ -15,13 +15,21 @@ if TYPE_CHECKING:
 class Gate:
     """One backend's slots. Lowering `slots` never ends what runs: it grants nothing until enough has ended."""
 
-    __slots__ = ("name", "pools", "running", "slots")
+    __slots__ = ("name", "past", "pools", "running", "slots")
 
     def __init__(self, name: str, slots: int) -> None:
         self.name = name
         self.slots = slots
         self.running = 0
+        self.past: set[int] | None = None
+        """While the gate is on trial: what ran before and still does. It has a slot each beside those of the trial."""
         self.pools: list[Pool] = []
+
+    def put_on_trial(self, running: list[int]) -> None:
+        """`slots` are for new requests from now on; told again, nothing begins anew."""
+        if self.past is None:
+            self.past = set(running)
+        self.slots += len(self.past)
 
     def __repr__(self) -> str:
         return f"<Gate {self.name} {self.running}/{self.slots}>"

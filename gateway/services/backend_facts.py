@@ -15,7 +15,8 @@ FAILURES: Final[tuple[Failure, ...]] = ("connect", "timeout", "broken")
 
 
 class Topology(msgspec.Struct, frozen=True):
-    """What may be granted. `gates`: backend -> slots, 0 while ejected, 1 while its probe is awaited.
+    """What may be granted. `gates`: backend -> slots, 0 while ejected, 1 while its probe is awaited: that one goes
+    beside what ran there before, and the backend is in `trials`.
 
     `pools`: queue -> its (backend, preference), 0 = model loaded, 1 = not; equals stand in order of weight.
     A pool that is missing is gone.
@@ -23,6 +24,7 @@ class Topology(msgspec.Struct, frozen=True):
 
     gates: dict[str, int]
     pools: Pools
+    trials: frozenset[str] = frozenset()
 
 
 class BackendStats(msgspec.Struct, frozen=True):

@@ -321,7 +321,8 @@ class BackendService:
 
     def _compose(self) -> Topology:
         gates = {name: watched.gate for name, watched in self._watched.items()}
-        return Topology(gates=gates, pools=self._catalogue.pools)
+        trials = frozenset(name for name, each in self._watched.items() if each.breaker.state is State.HALF_OPEN)
+        return Topology(gates=gates, pools=self._catalogue.pools, trials=trials)
 
     def _publish(self) -> None:
         topology = self._compose()

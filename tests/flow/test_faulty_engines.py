@@ -10,7 +10,7 @@ import uvloop
 from gateway import config as cfg
 from gateway.api.usage import MOST
 from gateway.store.limits import Limits
-from tests.flow.engine import SSE_HEAD, Answer, Engine, chunk, deaf_port, frame, json_answer, plain
+from tests.flow.engine import SSE_HEAD, Answer, Engine, chunk, deaf_port, frame, json_answer, plain, start_and_hang
 from tests.gateway import Gateway, chat, gateway
 from tests.wire import WAIT
 
@@ -112,6 +112,31 @@ def test_failures_that_an_engine_tells_in_its_streams_do_not_eject_it() -> None:
             rows = await g.records(len(clients))
             assert {row["outcome"] for row in rows} == {"upstream_failed"}
             assert [stats.state for stats in g.app.backends.stats()] == ["closed"]
+
+    engine = Engine(answer)
+    uvloop.run(main())
+
+
+def test_a_stream_that_goes_on_keeps_no_probe_from_an_ejected_engine() -> None:
+    """R2: the engine failed some, and was well again while it streamed to somebody for long."""
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if json.loads(body).get("stream"):
+            await start_and_hang(head, body, reader, writer)
+        elif not engine.go.is_set():
+            raise ConnectionError
+        await plain(head, body, reader, writer)
+
+    async def main() -> None:
+        trial = cfg.Discovery(interval=0.1, eject_after=1, eject_for=0.1)
+        async with engine, gateway(engine.url, slots=2, discovery=trial) as g:
+            client = await g.connect()
+            await client.send(g.request(CHAT, chat(stream=True)))
+            await client.head()
+            assert (await g.ask(CHAT, chat()))[0] == 502
+            engine.go.set()
+            assert (await g.ask(CHAT, chat()))[0] == 200
+            assert len(g.busy()) == 1, "the stream goes on"
 
     engine = Engine(answer)
     uvloop.run(main())

@@ -448,6 +448,21 @@ def test_a_ticket_avoids_the_gates_that_failed_it() -> None:
     assert isinstance(submit(made, 0.0, "z", avoid=("a", "b", "c")), Queued)
 
 
+def test_a_gate_on_trial_takes_one_request_beside_those_of_before() -> None:
+    """R2: a stream of before, however long it runs, keeps no probe away; what it holds counts again after the trial."""
+    made = core(slots=3)
+    first, second = (granted(made, 0.0) for _ in range(2))
+    made.set_gate(0.0, "g", 0)
+    waiting = [queued(made, 0.0) for _ in range(5)]
+    assert grants(made.set_gate(1.0, "g", 1, trial=True)) == waiting[:1]
+    assert not grants(made.set_gate(1.0, "g", 1, trial=True))
+    assert not grants(made.release(1.0, first, 1.0))
+    assert grants(made.release(1.0, waiting[0], 1.0)) == waiting[1:2]
+    assert not grants(made.set_gate(1.0, "g", 1))
+    assert grants(made.set_gate(1.0, "g", 3)) == waiting[2:3]
+    assert grants(made.release(1.0, second, 1.0)) == waiting[3:4]
+
+
 def test_lowering_slots_kills_nothing_and_a_returning_gate_keeps_its_count() -> None:
     made = core(slots=3)
     running = [granted(made, 0.0) for _ in range(3)]
