@@ -9,6 +9,7 @@ Ollama's api.md; `/health`, `/props`, `/v1/models` of llama.cpp's server README;
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -118,6 +119,7 @@ def client(url: str, *, key: str, ca: str, timeout: float) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         base_url=url,
         headers=headers,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
         verify=context,
         timeout=timeout,
         trust_env=False,

@@ -263,6 +263,24 @@ def test_a_broken_answer_is_a_failure_with_a_line(broken: str, caplog: pytest.Lo
     run(body)
 
 
+def test_an_engines_cookies_are_not_kept() -> None:
+    """R2: nor sent back, which ends the watch where their text is none that a request may hold."""
+
+    async def body() -> None:
+        engine = ollama("m:1")
+        for path, raw in engine.answers.items():
+            engine.answers[path] = raw.replace(b"\r\n", b"\r\nSet-Cookie: a=\xff; Path=/\r\n", 1)
+        async with running(engine):
+            http = discovery.client(engine.url, key="", ca="", timeout=2.0)
+            async with http:
+                for _ in range(2):
+                    sighting = await discovery.look(http, "ollama", frozenset(), 2.0)
+                    assert [model.name for model in sighting.models] == ["m:1"]
+            assert not http.cookies
+
+    run(body)
+
+
 def test_a_slow_answer_is_cut() -> None:
     """R2: the limit is for the whole look, not between two bytes."""
 
