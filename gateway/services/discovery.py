@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import anyio
 import httpx
@@ -24,6 +24,10 @@ MAX_ANSWER: Final = 8 * 1024 * 1024  # bytes; 2 000 models with long details sta
 MAX_MODELS: Final = 10_000
 MAX_NAME: Final = 256  # characters; Ollama's longest part is 80, a llama.cpp id may be a path
 MAX_SLOTS: Final = 1_000_000
+
+
+Whole = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+"""Larger ones exist in JSON only: what is seen goes to other processes as MessagePack."""
 
 
 class LookFailed(Exception):
@@ -45,15 +49,15 @@ class _Details(msgspec.Struct, frozen=True):
     families: list[str] | UnsetType | None = UNSET
     parameter_size: str | UnsetType = UNSET
     quantization_level: str | UnsetType = UNSET
-    context_length: int | UnsetType = UNSET
-    embedding_length: int | UnsetType = UNSET
+    context_length: Whole | UnsetType = UNSET
+    embedding_length: Whole | UnsetType = UNSET
 
 
 class _Tag(msgspec.Struct, frozen=True):
     name: str
     model: str | UnsetType = UNSET
     modified_at: str | UnsetType = UNSET
-    size: int | UnsetType = UNSET
+    size: Whole | UnsetType = UNSET
     digest: str | UnsetType = UNSET
     details: _Details | UnsetType = UNSET
     capabilities: list[str] | UnsetType | None = UNSET
@@ -66,12 +70,12 @@ class _Tags(msgspec.Struct, frozen=True):
 class _Running(msgspec.Struct, frozen=True):
     name: str
     model: str | UnsetType = UNSET
-    size: int | UnsetType = UNSET
+    size: Whole | UnsetType = UNSET
     digest: str | UnsetType = UNSET
     details: _Details | UnsetType = UNSET
     expires_at: str | UnsetType = UNSET
-    size_vram: int | UnsetType = UNSET
-    context_length: int | UnsetType = UNSET
+    size_vram: Whole | UnsetType = UNSET
+    context_length: Whole | UnsetType = UNSET
 
 
 class _Ps(msgspec.Struct, frozen=True):

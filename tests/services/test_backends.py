@@ -225,6 +225,7 @@ BROKEN: dict[str, Callable[[], bytes]] = {
     "a control character": lambda: answer(b'{"models": [{"name": "a\\nb"}]}'),
     "a long name": lambda: answer(json.dumps({"models": [{"name": "x" * 300}]}).encode()),
     "not utf-8": lambda: answer(b'{"models": [{"name": "\xff"}]}'),
+    "a size that no disk has": lambda: answer(b'{"models": [{"name": "m", "size": 18446744073709551616}]}'),
     "half a surrogate": lambda: answer(b'{"models": [{"name": "\\ud800"}]}'),
     "deep": lambda: answer(DEEP),
     "too many": lambda: answer(json.dumps({"models": [{"name": f"m{n}"} for n in range(10_001)]}).encode()),
