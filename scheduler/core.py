@@ -73,8 +73,8 @@ class Core:
     # -- tickets -----------------------------------------------------------------------------------------------
 
     def submit(self, now: float, ticket: Ticket) -> tuple[Granted | Queued | Refused, Sequence[Decision]]:
-        """Take a ticket. Returns what became of it, and decisions about other tickets that this brought about
-        (an eviction, timeouts that were due). `ValueError` for NaN, an infinite cost or share."""
+        """Take a ticket. Returns what became of it, and decisions that this brought about (an eviction, timeouts that
+        were due, its own grant behind one that avoided a gate). `ValueError` for NaN, an infinite cost or share."""
         others: Sequence[Decision] = NOTHING
         if self.now < now < self._due:
             self.now = now
@@ -193,6 +193,9 @@ class Core:
         if self.queued * 2 >= self.fleet.settings.global_cap:
             self._watch(node)
         request.rank = place(pool, now, node, node.n - 1)[0]
+        if node.n > 1 and not ticket.avoid and best_gate(pool.places) is not None:  # its party's head avoids that one
+            others = [*others]
+            self._fill_pool(now, pool, others)
         return Queued(request.id, request.rank, request.queue_len), others
 
     def _bar(self, now: float, pool: Pool, request: Request) -> Refusal | None:
@@ -379,10 +382,7 @@ class Core:
         now, others = self._begin(now)
         decided = list(others)
         gate = self.fleet.set_gate(now, name, slots)
-        if trial:
-            gate.put_on_trial([request.id for request in self._requests.values() if request.gate is gate])
-        else:
-            gate.past = None
+        gate.try_beside([each.id for each in self._requests.values() if each.gate is gate] if trial else None)
         self._fill(now, gate, decided)
         if not gate.slots:
             self._fill_pools(now, gate.pools, decided)

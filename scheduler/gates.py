@@ -25,8 +25,12 @@ class Gate:
         """While the gate is on trial: what ran before and still does. It has a slot each beside those of the trial."""
         self.pools: list[Pool] = []
 
-    def put_on_trial(self, running: list[int]) -> None:
-        """`slots` are for new requests from now on; told again, nothing begins anew."""
+    def try_beside(self, running: list[int] | None) -> None:
+        """On trial `slots` are for new requests, beside those that run; told again, nothing begins anew. None: no trial
+        (any more)."""
+        if running is None:
+            self.past = None
+            return
         if self.past is None:
             self.past = set(running)
         self.slots += len(self.past)

@@ -448,6 +448,20 @@ def test_a_ticket_avoids_the_gates_that_failed_it() -> None:
     assert isinstance(submit(made, 0.0, "z", avoid=("a", "b", "c")), Queued)
 
 
+def test_who_avoids_a_gate_keeps_it_from_nobody_behind_it() -> None:
+    """R5: it waits though a gate is free; its party's next request, which may go there, brings both on their way."""
+    made = Core(now=0.0)
+    for gate, slots in (("a", 2), ("b", 1)):
+        made.set_gate(0.0, gate, slots)
+    made.set_pool(0.0, "m", [("b", 0), ("a", 1)])
+    granted(made, 0.0, "x")
+    first = queued(made, 0.0, "u", avoid=("a",))
+    answer, others = made.submit(0.0, ticket("u"))
+    assert isinstance(answer, Queued)
+    assert grants(others) == [first, answer.id]
+    assert (made.queued, made.running) == (0, 3)
+
+
 def test_a_gate_on_trial_takes_one_request_beside_those_of_before() -> None:
     """R2: a stream of before, however long it runs, keeps no probe away; what it holds counts again after the trial."""
     made = core(slots=3)
