@@ -1,11 +1,10 @@
-"""Meters without a lender: what they say of themselves, and the pace that GPU time is estimated by."""
+"""Meters without a lender: what they say of themselves."""
 
 import math
 
 import pytest
 
 from gateway.services.meters import REQUESTS, TOKENS, Bucket, Budget, Gauge
-from gateway.services.pace import FIRST, PROMPT_WEIGHT, Pace
 from gateway.store.limits import Standing
 
 
@@ -58,19 +57,3 @@ def test_a_budget_tells_its_debt_once_and_asks_for_nothing_on_its_account() -> N
     assert (claim.spent, claim.kept, claim.need) == (150, 0, 0)
     assert budget.room(1.0) == 0
     assert budget.room(10.0) < 0  # the lease is over
-
-
-def test_pace_is_learned_from_what_slots_were_busy_for() -> None:
-    """L2: the estimate of GPU time; the first answer counts whole, later ones move it by a tenth."""
-    pace = Pace()
-    assert pace.seconds("m", 100, 50) == pytest.approx(FIRST * (50 + 100 * PROMPT_WEIGHT))
-    pace.observe("m", 100, 40, 5.0)
-    assert pace.seconds("m", 0, 1) == pytest.approx(0.1)
-    pace.observe("m", 0, 10, 2.0)
-    assert pace.seconds("m", 0, 1) == pytest.approx(0.11)
-    for _ in range(200):
-        pace.observe("m", 0, 10, 0.5)
-    assert pace.seconds("m", 200, 80) == pytest.approx(0.05 * 100, rel=1e-3)
-    pace.observe("m", 0, 0, 9.0)  # of no tokens nothing is learned
-    assert pace.seconds("m", 200, 80) == pytest.approx(0.05 * 100, rel=1e-3)
-    assert pace.seconds("n", 0, 1) == FIRST
