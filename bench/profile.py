@@ -61,7 +61,7 @@ PHASES: tuple[tuple[str, float | None, str], ...] = (
         r"gateway/flow/(fields|cors|names|peer)|gateway/api/routes|phases\.py (classify|request_id)",
     ),
     ("relay: frames, usage, passing on", None, r"gateway/flow/relay|gateway/api/stream|gateway/http1/chunks"),
-    (KERNEL, 10.8, r"gateway/http1/(server|client|eager|listener)|uvloop|asyncio|runners\.py"),
+    (KERNEL, 10.8, r"gateway/http1/(connection|server|client|eager|listener)|uvloop|asyncio|runners\.py"),
     ("phases themselves", None, r"gateway/flow/"),
 )
 _COMPILED = [(phase, re.compile(pattern)) for phase, _, pattern in PHASES]

@@ -12,7 +12,7 @@ import msgspec
 
 from gateway import config as cfg
 from gateway.app import App
-from gateway.http1.server import Connection
+from gateway.http1.connection import Connection
 from gateway.services.accounts import KeyTerms, create_key, create_tenant, create_user
 from gateway.store import open_store
 from gateway.store.base import STORED_COLUMNS, Store

@@ -74,7 +74,7 @@ def test_from_nothing_to_a_key_that_works_and_is_revoked(cli: Cli) -> None:
         async with connection(cli.store) as store, service(store) as keys:
             principal = await keys.verify(key["token"].encode(), IP)
             assert (principal.tenant, principal.user, principal.key) == (tenant["id"], user["id"], key["id"])
-            assert (principal.models, principal.priority, principal.queue_timeout) == ({"a"}, "batch", 2.5)
+            assert (principal.models, principal.priority, principal.queue_timeout) == ({"a", "a:latest"}, "batch", 2.5)
 
     asyncio.run(use())
     (listed,) = cli.json("keys", "list", "--tenant", "acme", "--user", user["id"])

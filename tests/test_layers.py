@@ -38,6 +38,7 @@ ROW: list[tuple[str, tuple[str, ...]]] = [
             "gateway.http1.eager",
             "gateway.http1.door",
             "gateway.http1.listener",
+            "gateway.http1.connection",
             "gateway.http1.server",
             "gateway.http1.client",
         ),

@@ -21,7 +21,7 @@ from pathlib import Path
 from bench.tools import HERE
 
 WARM_UP, EXCHANGES = 200, 300
-ENTRIES = ("client___UpstreamConnection___data_received", "server___Connection___data_received")
+ENTRIES = ("client___UpstreamConnection___data_received", "connection___Connection___data_received")
 LEAST = 1_000  # instructions of a row
 ROWS = 45
 _NAME = re.compile(r"\((\d+)\)(?: (.*))?$")

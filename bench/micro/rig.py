@@ -16,7 +16,7 @@ import msgspec
 
 from gateway import config as cfg
 from gateway.http1.client import UpstreamConnection
-from gateway.http1.server import Connection
+from gateway.http1.connection import Connection
 from gateway.store.limits import Limits
 from tests.flow.engine import Engine, chunk, plain
 from tests.gateway import FAST_HASH, Gateway, chat, gateway

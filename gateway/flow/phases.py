@@ -40,8 +40,8 @@ from gateway.flow.ticket import ticket
 from gateway.flow.verdicts import AUTH_FAILURES, REFUSALS, failure_of, outcome_of, wire_error
 from gateway.http1.chunks import LAST_CHUNK, encode_chunk
 from gateway.http1.client import StaleConnection
+from gateway.http1.connection import Connection
 from gateway.http1.message import ResponseHead
-from gateway.http1.server import Connection
 from gateway.http1.wire import WireError
 from gateway.services.keyfmt import PREFIX as KEY_PREFIX
 from gateway.services.keyfmt import credential

@@ -16,9 +16,9 @@ from gateway.api.usage import Usage
 from gateway.errors import UpstreamBroke, UpstreamError
 from gateway.http1.chunks import LAST_CHUNK, ChunkDecoder, ChunkWalker, encode_chunk
 from gateway.http1.client import UpstreamConnection
+from gateway.http1.connection import Connection
 from gateway.http1.eager import Signal
 from gateway.http1.message import ResponseHead
-from gateway.http1.server import Connection
 
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 KEEP_FOR_USAGE: Final = 256 * 1024  # of a plain JSON answer; of longer ones what goes before is searched as it goes

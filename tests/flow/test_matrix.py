@@ -16,7 +16,7 @@ import uvloop
 
 from gateway import config as cfg
 from gateway.http1.client import State
-from gateway.http1.server import Phase
+from gateway.http1.connection import Phase
 from gateway.store.limits import Limits
 from tests.flow.engine import DONE, PLAIN, SSE_HEAD, Engine, chunk, deaf_port, frame
 from tests.gateway import Gateway, chat, gateway

@@ -4,7 +4,8 @@ import pytest
 import uvloop
 
 from gateway.config import Caps, Timeouts
-from gateway.http1.server import Connection, HttpServer
+from gateway.http1.connection import Connection
+from gateway.http1.server import HttpServer
 from gateway.http1.wire import WireError
 from tests.http1 import corpus
 from tests.wire import Client

@@ -10,8 +10,9 @@ import uvloop
 
 from gateway.config import Caps, Timeouts
 from gateway.errors import ClientGone, RequestTimeout
+from gateway.http1.connection import Connection, Phase
 from gateway.http1.eager import Signal
-from gateway.http1.server import Connection, HttpServer, Phase
+from gateway.http1.server import HttpServer
 from gateway.http1.wire import WireError
 from tests.wire import WAIT, Client
 

@@ -1,0 +1,364 @@
+"""One client connection: keep-alive, pipelining, timers, flow control.
+
+Knows sockets and messages; must not know keys, models or dialects. A `Handler` answers each request through the
+connection's `begin`, `write`, `end`, or `respond`. The requests of a connection are answered one at a time, in order.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from gateway.errors import ClientGone, Overloaded, RequestTimeout
+from gateway.http1.eager import Call, Signal
+from gateway.http1.message import STATUS_LINES, RequestHead
+from gateway.http1.wire import RequestReader, WireError
+
+if TYPE_CHECKING:  # the server makes connections
+    from gateway.http1.server import HttpServer
+
+NEVER: Final = float("inf")
+LINGER: Final = 2.0  # seconds to read on after an early refusal: its answer must not be lost to a reset (RFC 9112 9.6)
+PIPELINE_BYTES: Final = 64 * 1024  # held of what nobody asked for yet, bodies and later requests, before reading pauses
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Handler(Protocol):
+    """What answers requests. All get the connection; its `head` is there for `request`, and may be for `malformed`."""
+
+    def request(self, connection: "Connection") -> Coroutine[Any, Any, None]:
+        """Answer one request. Must not raise."""
+        ...
+
+    def malformed(self, connection: "Connection", error: WireError) -> None:
+        """Record and answer a request that cannot be read; the connection closes afterwards."""
+        ...
+
+    def crowded(self, connection: "Connection") -> None:
+        """Answer a connection that is one too many: nothing of it is read, and it closes afterwards."""
+        ...
+
+
+class Stream(Protocol):
+    """Who fills a connection's answer; told when the client's window closes and opens again."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+class Phase(Enum):
+    """Where a connection stands; each has its timer (H4)."""
+
+    IDLE = auto()  # between requests: keep-alive
+    HEAD = auto()  # first byte of a head seen
+    BODY = auto()  # a handler runs and waits for the body
+    ANSWER = auto()  # a handler runs and has what it needs
+    LINGER = auto()  # answered, closing, reading to the end
+    CLOSED = auto()
+
+
+class Connection:
+    """One client connection, an `asyncio.Protocol` by its methods. Attributes by lifetime: connection, then request."""
+
+    __slots__ = (
+        "_body",
+        "_body_deadline",
+        "_error",
+        "_room",
+        "_server",
+        "begun",
+        "bytes_out",
+        "call",
+        "deadline",
+        "fresh",
+        "head",
+        "keep",
+        "known",
+        "peer_ip",
+        "phase",
+        "quiet_at",
+        "quiet_call",
+        "quiet_of",
+        "reader",
+        "stall_deadline",
+        "stream",
+        "tls",
+        "transport",
+        "writable",
+    )
+
+    def __init__(self, server: "HttpServer") -> None:
+        self._server = server
+        self.reader = RequestReader(server.limits)
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.peer_ip = ""
+        self.tls = False
+        self.phase = Phase.IDLE
+        self.deadline = NEVER
+        self.writable = True
+        self.stall_deadline = NEVER  # of a client that does not take what is written, beside the phase's own
+        self.fresh = True  # no request yet
+        self.known: Any = None  # what the handler remembers for the next request
+        self._error: WireError | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.call: Call | None = None
+        self.head: RequestHead | None = None
+        self._body: Signal[None] | None = None
+        self._body_deadline = NEVER
+        self._room: Callable[[int], bool] | None = None
+        self.stream: Stream | None = None
+        self.begun = False
+        self.keep = True
+        self.bytes_out = 0
+        self.quiet_at = NEVER
+        self.quiet_call: Callable[[Any], None] | None = None  # given `quiet_of`
+        self.quiet_of: Any = None
+
+    # ---- transport callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        self.peer_ip = sys.intern(peer[0]) if isinstance(peer, tuple) else "local"  # a client has many
+        self.tls = transport.get_extra_info("ssl_object") is not None
+        self.transport.set_write_buffer_limits(high=self._server.caps.buffer_bytes)
+        self.deadline = self._server.now() + self._server.timeouts.head
+        self._server.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self.phase is Phase.LINGER or self.phase is Phase.CLOSED:
+            return
+        try:
+            self.reader.feed(data)
+        except WireError as error:
+            self._error = error
+        if self.call is None and self.writable:
+            self._pump()
+        elif self._body is not None:
+            self._body_progress()
+        elif self.reader.buffered > PIPELINE_BYTES:
+            self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """A half-close counts as gone: it cannot be told from a client that left (docs/architecture.md)."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.phase = Phase.CLOSED
+        self.deadline = self.stall_deadline = NEVER
+        self._server.closed(self)
+        if self.call is not None:
+            self.call.throw(ClientGone("the client closed the connection"))
+
+    def pause_writing(self) -> None:
+        self.writable = False
+        self.stall_deadline = self._server.now() + self._server.timeouts.slow_reader
+        if self.stream is not None:
+            self.stream.pause()
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        self.stall_deadline = NEVER
+        if self.stream is not None:
+            self.stream.resume()
+        elif self.call is None and self.phase is not Phase.LINGER:
+            self.transport.resume_reading()
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    # ---- requests, one after the other
+
+    def _pump(self) -> None:
+        """Start every request that is ready; handlers that end at once are answered in this loop, not recursively.
+
+        While the client does not take its answers no other is begun: what waits to be written stays bounded.
+        """
+        while self.call is None and self.writable and self.phase is not Phase.LINGER and self.phase is not Phase.CLOSED:
+            if self.reader.head is not None:
+                self._start(self.reader.head)
+            elif self._error is not None:
+                self._server.handler.malformed(self, self._error)
+                self._close_gently()
+            else:
+                self._await_head()
+                return
+
+    def _await_head(self) -> None:
+        timeouts = self._server.timeouts
+        if self._server.draining and self.reader.idle and not self.fresh:
+            self.close()
+        elif self.reader.idle:
+            self.phase = Phase.IDLE
+            self.deadline = self._server.now() + timeouts.keep_alive
+        elif self.phase is Phase.IDLE:
+            self.phase = Phase.HEAD
+            self.deadline = self._server.now() + timeouts.head
+
+    def _start(self, head: RequestHead) -> None:
+        server = self._server
+        server.requests += 1
+        self.fresh = False
+        self.head = head
+        self.keep = head.keep_alive and not server.draining
+        self.phase = Phase.ANSWER
+        self.deadline = NEVER
+        call = self.call = Call(server.handler.request(self), self._ended)
+        call.resume()
+
+    def _ended(self) -> None:
+        """The handler's last line ran: the answer is written, or the connection is lost."""
+        keep = self.keep and self.begun and self.reader.complete and self._error is None
+        self._reset()
+        if self.phase is Phase.CLOSED:
+            return
+        if not keep:
+            self._close_gently()
+            return
+        self.phase = Phase.IDLE
+        try:
+            self.reader.advance()
+        except WireError as error:
+            self._error = error
+        if not self.transport.is_reading():
+            self.transport.resume_reading()
+        if not self.reader.idle or self._server.draining:
+            # Later bytes are here already; a new turn keeps a pipelined burst from growing the stack.
+            asyncio.get_running_loop().call_soon(self._pump)
+        else:
+            self.deadline = self._server.now() + self._server.timeouts.keep_alive
+
+    def _close_gently(self) -> None:
+        """Close after what is written; a peer still sending gets the answer before the reset (RFC 9112 section 9.6)."""
+        if self.phase is Phase.CLOSED:
+            return
+        if (self._error is None and self.reader.complete) or not self.transport.can_write_eof():
+            self.close()
+            return
+        self._linger()
+        if not self.transport.is_reading():
+            self.transport.resume_reading()
+        self.transport.write_eof()
+
+    def close(self) -> None:
+        """Close after what is written; a client that does not take it is cut in the end."""
+        self._linger()
+        self.transport.close()
+
+    def _linger(self) -> None:
+        self.phase = Phase.LINGER
+        unsent = self.transport.get_write_buffer_size()
+        self.deadline = self._server.now() + (self._server.timeouts.slow_reader if unsent else LINGER)
+
+    # ---- what a handler uses
+
+    def clock(self) -> float:
+        """The time base of `quiet_at`, in seconds."""
+        return self._server.now()
+
+    async def body(self, room: Callable[[int], bool] | None = None) -> bytes:
+        """The whole request body. While more of it comes, `room` takes how many bytes are here and says whether they
+        may stay. Raises WireError (413 too), RequestTimeout, Overloaded (no room) or ClientGone.
+        """
+        if not self.reader.complete:
+            self._room = room
+            await self._receive_body()
+        elif not self.transport.is_reading():
+            self.transport.resume_reading()  # it paused behind a long body that nobody asked for: its end must show
+        if self._error is not None and not self.reader.complete:
+            raise self._error
+        return self.reader.take_body()
+
+    async def _receive_body(self) -> None:
+        if self._error is not None:
+            return
+        assert self.head is not None  # noqa: S101  # a handler runs only for a head
+        if self.head.expect_continue and self.reader.body_received == 0 and self.head.version >= 11:
+            self.transport.write(CONTINUE)
+        if not self.transport.is_reading():
+            self.transport.resume_reading()
+        now = self._server.now()
+        self.phase = Phase.BODY
+        self._body_deadline = now + self._server.timeouts.body
+        self.deadline = min(self._body_deadline, now + self._server.timeouts.body_idle)
+        self._body = Signal()
+        try:
+            await self._body
+        finally:
+            self._body = None
+            self.deadline = NEVER
+            if self.phase is Phase.BODY:
+                self.phase = Phase.ANSWER
+
+    def _body_progress(self) -> None:
+        self.deadline = min(self._body_deadline, self._server.now() + self._server.timeouts.body_idle)
+        if self._body is None:
+            return
+        if self._room is not None and not self._room(self.reader.body_received):
+            self._body.fail(Overloaded("The gateway holds too many request bodies."))
+        elif self.reader.complete or self._error is not None:
+            self._body.set(None)
+
+    def begin(self, status: int, fields: bytes, *, framing: bytes, first: bytes = b"") -> None:
+        """Write the head and what is there of the body in one go.
+
+        `fields` and `framing` are complete field lines. Without framing the body ends with the connection, except of a
+        204, which has none (RFC 9110 section 15.3.5).
+        """
+        server = self._server
+        if not framing and status != 204:
+            self.keep = False
+        if server.draining or not self.reader.complete:
+            self.keep = False
+        self.begun = True
+        connection = b"\r\n" if self.keep and self._is_11() else self._connection_line()
+        line = STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+        self.write(b"".join((line, server.date_line, fields, framing, connection, first)))
+
+    def _is_11(self) -> bool:
+        return self.head is not None and self.head.version >= 11
+
+    def _connection_line(self) -> bytes:
+        return b"Connection: keep-alive\r\n\r\n" if self.keep else b"Connection: close\r\n\r\n"
+
+    def write(self, data: bytes) -> None:
+        self.bytes_out += len(data)
+        self.transport.write(data)
+
+    def respond(self, status: int, fields: bytes, body: bytes) -> None:
+        """A whole answer. A HEAD request gets the length and no body (RFC 9110 section 9.3.2)."""
+        head_only = self.head is not None and self.head.method == "HEAD"
+        self.begin(status, fields, framing=b"Content-Length: %d\r\n" % len(body), first=b"" if head_only else body)
+
+    def abort(self) -> None:
+        """Cut the connection: what was promised cannot be completed."""
+        self.keep = False
+        self.transport.abort()
+
+    # ---- timers, driven by the server's sweep
+
+    def expired(self, now: float) -> None:
+        """The deadline of the current phase has passed, or that of a client that does not read."""
+        self._server.timed_out += 1
+        if self.stall_deadline <= now or self.phase is Phase.LINGER:
+            self.transport.abort()  # connection_lost ends the call
+            return
+        self.deadline = NEVER
+        if self._body is not None:
+            self._body.fail(RequestTimeout("The request body did not arrive in time."))
+        elif self.phase is Phase.HEAD:
+            self._server.handler.malformed(self, WireError(408, "the request head did not arrive in time"))
+            self._close_gently()
+        else:
+            self.close()
+
+    def quiet(self) -> None:
+        """The handler asked to be called when `quiet_at` passes."""
+        self.quiet_at = NEVER
+        if self.quiet_call is not None:
+            self.quiet_call(self.quiet_of)
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.peer_ip} {self.phase.name.lower()} {self.reader!r}>"
