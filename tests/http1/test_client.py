@@ -563,6 +563,30 @@ def test_a_connection_rests_before_it_is_used_again() -> None:
     run(answers(OK, OK), test, rest=5.0)
 
 
+def test_bytes_behind_an_answer_end_the_connection() -> None:
+    """R6: read while it idles, whatever they are: the rest of them could come as the next request's answer."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(OK)
+        await more.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-")
+        await reader.read()
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        connection = await pool.dial(1.0)
+        assert await exchange(connection) == (200, b"ok", None)
+        assert (connection.state, pool.stats().idle) == (State.IDLE, 1)
+        more.set()
+        async with asyncio.timeout(WAIT):
+            await backend.closed.get()
+        assert connection.state is State.CLOSED
+        assert (pool.take(), pool.stats().open) == (None, 0)
+
+    more = asyncio.Event()
+    run(script, test)
+
+
 def test_bytes_that_a_busy_loop_has_not_read_yet_are_nobodys_answer() -> None:
     """R6: they came behind an answer while the loop did something else for longer than connections rest."""
 
