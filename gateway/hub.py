@@ -7,6 +7,7 @@ process has its hub beside its data plane; with several workers the hub lives in
 """
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
 
@@ -49,6 +50,7 @@ class LocalHub:
             self.scheduler,
             self.estimator,
             config.scheduling,
+            writer=f"{socket.gethostname()} {config.listen}",  # stays with a restart
             clock=asyncio.get_running_loop().time,
             on_settings=on_settings,
         )

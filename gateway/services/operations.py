@@ -42,7 +42,7 @@ class Operations:
         estimator: Estimator,
         base: Settings,
         *,
-        writer: str = "gateway",
+        writer: str,
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
         on_settings: Callable[[Settings], None] = lambda settings: None,
@@ -64,10 +64,17 @@ class Operations:
         """Take back the accounts of the run before, then apply what is in force. Raises StoreError."""
         saved = await self._store.saved_usage(self._writer)
         if saved is not None:
-            age = max(0.0, self._wall() - saved.at / 1e6)
+            self._take_back(saved)
+        await self.look()
+
+    def _take_back(self, saved: SavedUsage) -> None:
+        """Accounts that this version does not understand are logged and given up: the queue is more than its past."""
+        age = max(0.0, self._wall() - saved.at / 1e6)
+        try:
             if age < LONGEST_ABSENCE:
                 self._scheduler.import_usage(decode(saved.body, type=Saved), age)
-        await self.look()
+        except ValueError as err:
+            log.error("the fair use that %s saved is not taken over: %s", saved.writer, err)
 
     async def run(self) -> None:
         """Look and save until cancelled; a store that fails delays both and loses neither."""
@@ -112,7 +119,8 @@ class Operations:
     async def save(self) -> None:
         """Write the fair-use accounts. Raises StoreError."""
         body = encode(self._scheduler.export_usage()).decode()
-        await self._store.save_usage(SavedUsage(self._writer, body, int(self._wall() * 1e6)))
+        at = int(self._wall() * 1e6)
+        await self._store.save_usage(SavedUsage(self._writer, body, at), at - int(LONGEST_ABSENCE * 1e6))
         self._saved_at = self._clock()
 
     async def close(self) -> None:

@@ -275,11 +275,13 @@ class Store(Protocol):
         """Rises with every operation."""
         ...
 
-    async def save_usage(self, saved: SavedUsage) -> None:
-        """Keep a scheduler's fair-use accounts; the earlier ones of that writer go."""
+    async def save_usage(self, saved: SavedUsage, oldest: int) -> None:
+        """Keep a scheduler's fair-use accounts; the earlier ones of that writer go, and all from before `oldest`."""
         ...
 
-    async def saved_usage(self, writer: str) -> SavedUsage | None: ...
+    async def saved_usage(self, writer: str) -> SavedUsage | None:
+        """What this writer saved; if nothing, the latest of any: a new gateway knows who was heavy on another."""
+        ...
 
     async def touch_keys(self, used: Mapping[str, int]) -> None:
         """Record key id -> time of last use; never moves one backwards. Not a change."""

@@ -59,6 +59,8 @@ _SAVE = (
     "ON CONFLICT (writer) DO UPDATE SET body = excluded.body, at = excluded.at"
 )
 
+_SAVED = "SELECT writer, body, at FROM saved_usage ORDER BY CASE WHEN writer = $1 THEN 0 ELSE 1 END, at DESC LIMIT 1"
+
 
 class OperationsSql:
     """The part of `SqlStore` that keeps operations and saved usage."""
@@ -87,11 +89,14 @@ class OperationsSql:
         rows = await self._fetch("SELECT coalesce(max(seq), 0) AS version FROM operations")
         return int(rows[0]["version"])
 
-    async def save_usage(self, saved: SavedUsage) -> None:
+    async def save_usage(self, saved: SavedUsage, oldest: int) -> None:
+        """See `Store`."""
         await self._execute(_SAVE, [(saved.writer, saved.body, saved.at)])
+        await self._execute("DELETE FROM saved_usage WHERE at < $1", [(oldest,)])
 
     async def saved_usage(self, writer: str) -> SavedUsage | None:
-        rows = await self._fetch("SELECT writer, body, at FROM saved_usage WHERE writer = $1", writer)
+        """See `Store`."""
+        rows = await self._fetch(_SAVED, writer)
         return SavedUsage(rows[0]["writer"], rows[0]["body"], int(rows[0]["at"])) if rows else None
 
 

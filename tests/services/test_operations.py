@@ -17,7 +17,7 @@ from gateway.services.accounts import create_tenant
 from gateway.services.operations import Operations
 from gateway.store import open_store
 from gateway.store.base import Store
-from gateway.store.operations import Reservation
+from gateway.store.operations import Reservation, SavedUsage
 from scheduler.aio import Lease, Rejected, Scheduler
 from scheduler.estimate import Estimator
 from scheduler.model import Refusal, Ticket
@@ -27,7 +27,7 @@ from scheduler.settings import Settings
 class World:
     """One gateway's scheduler over a store, on a clock that stands still until moved."""
 
-    def __init__(self, store: Store, seconds: float = 0.0) -> None:
+    def __init__(self, store: Store, seconds: float = 0.0, name: str = "a") -> None:
         self.seconds = seconds
         self.scheduler = Scheduler(Settings(), clock=lambda: self.seconds)
         self.scheduler.set_gate("g", 1)
@@ -38,6 +38,7 @@ class World:
             self.scheduler,
             self.estimator,
             Settings(),
+            writer=name,
             clock=lambda: self.seconds,
             wall=lambda: 1_000_000.0 + self.seconds,
         )
@@ -66,6 +67,42 @@ def test_usage_survives_a_restart_decayed_by_the_absence(tmp_path: Path) -> None
         await store.close()
 
     uvloop.run(main())
+
+
+def test_each_of_several_gateways_goes_on_with_its_own_fair_use(tmp_path: Path) -> None:
+    """S: who was heavy on the one that saved first gets no amnesty there."""
+
+    async def main() -> None:
+        store = await open_store(str(tmp_path / "s.db"))
+        for name, user in (("a", "heavy"), ("b", "other")):
+            before = World(store, name=name)
+            await before.operations.start()
+            before.use(user, 1000.0)
+            await before.operations.close()
+        after = World(store, name="a")
+        await after.operations.start()
+        assert (after.usage("heavy"), after.usage("other")) == (pytest.approx(1000.0), 0.0)
+        await store.close()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("body", ['"text"', '{"users": 1}', '{"users": [{"field_of_a_later_version": 1}]}'])
+def test_fair_use_that_cannot_be_read_stops_nothing(
+    tmp_path: Path, body: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """S: as other gateways, or a later version, may have saved it."""
+
+    async def main() -> None:
+        store = await open_store(str(tmp_path / "s.db"))
+        await store.save_usage(SavedUsage("a", body, 1_000_000_000_000), oldest=0)
+        world = World(store)
+        await world.operations.start()
+        world.use("u", 1.0)
+        await store.close()
+
+    uvloop.run(main())
+    assert "the fair use that a saved is not taken over" in caplog.text
 
 
 def test_settings_apply_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.store import StoreError, open_store
 from gateway.store.base import Change, Changes, Conflict, Key, Store, Tenant, User
+from gateway.store.operations import SavedUsage
 from tests.services.keyring import connection
 
 TENANT = Tenant(id="t1", name="acme", created_at=1, share=2.5, models=("llama3:8b", "ünï/x"), cidrs=("10.0.0.0/8",))
@@ -195,6 +196,23 @@ def test_a_change_wakes_the_watchers_of_another_connection(store_url: str) -> No
             while not (await elsewhere.changes(0)).items:
                 await elsewhere.wait_change(0.5)
             assert time.monotonic() - began < 1.0
+
+    asyncio.run(body())
+
+
+def test_saved_usage_is_each_gateways_own_or_the_latest(store_url: str) -> None:
+    """S: of several gateways none takes another's accounts for its own; a new one begins with what is known."""
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            assert await store.saved_usage("a") is None
+            for saved in (SavedUsage("a", "{}", 5), SavedUsage("b", "{}", 7), SavedUsage("a", '{"n": 1}', 6)):
+                await store.save_usage(saved, oldest=0)
+            assert await store.saved_usage("a") == SavedUsage("a", '{"n": 1}', 6)
+            assert await store.saved_usage("new") == SavedUsage("b", "{}", 7)
+            await store.save_usage(SavedUsage("c", "{}", 9), oldest=7)
+            assert await store.saved_usage("a") == SavedUsage("c", "{}", 9)
+            assert await store.saved_usage("b") == SavedUsage("b", "{}", 7)
 
     asyncio.run(body())
 
