@@ -63,6 +63,7 @@ class Connection:
     """One client connection, an `asyncio.Protocol` by its methods. Attributes by lifetime: connection, then request."""
 
     __slots__ = (
+        "_answer",
         "_body",
         "_body_deadline",
         "_error",
@@ -111,6 +112,7 @@ class Connection:
         self._body_deadline = NEVER
         self._room: Callable[[int], bool] | None = None
         self.stream: Stream | None = None
+        self._answer = b""  # made, and sent when the handler has ended
         self.begun = False
         self.keep = True
         self.bytes_out = 0
@@ -209,7 +211,8 @@ class Connection:
         call.resume()
 
     def _ended(self) -> None:
-        """The handler's last line ran: the answer is written, or the connection is lost."""
+        """The handler's last line ran: the answer is written now at the latest, or the connection is lost."""
+        self.send()
         keep = self.keep and self.begun and self.reader.complete and self._error is None
         self._reset()
         if self.phase is Phase.CLOSED:
@@ -232,6 +235,7 @@ class Connection:
 
     def _close_gently(self) -> None:
         """Close after what is written; a peer still sending gets the answer before the reset (RFC 9112 section 9.6)."""
+        self.send()
         if self.phase is Phase.CLOSED:
             return
         if (self._error is None and self.reader.complete) or not self.transport.can_write_eof():
@@ -307,6 +311,9 @@ class Connection:
         `fields` and `framing` are complete field lines. Without framing the body ends with the connection, except of a
         204, which has none (RFC 9110 section 15.3.5).
         """
+        self.write(self._made(status, fields, framing, first))
+
+    def _made(self, status: int, fields: bytes, framing: bytes, first: bytes) -> bytes:
         server = self._server
         if not framing and status != 204:
             self.keep = False
@@ -315,7 +322,7 @@ class Connection:
         self.begun = True
         connection = b"\r\n" if self.keep and self._is_11() else self._connection_line()
         line = STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-        self.write(b"".join((line, server.date_line, fields, framing, connection, first)))
+        return b"".join((line, server.date_line, fields, framing, connection, first))
 
     def _is_11(self) -> bool:
         return self.head is not None and self.head.version >= 11
@@ -328,9 +335,18 @@ class Connection:
         self.transport.write(data)
 
     def respond(self, status: int, fields: bytes, body: bytes) -> None:
-        """A whole answer. A HEAD request gets the length and no body (RFC 9110 section 9.3.2)."""
+        """A whole answer, sent when the handler has ended: what it writes down of the request is there before a client
+        sees anything. A HEAD request gets the length and no body (RFC 9110 section 9.3.2)."""
         head_only = self.head is not None and self.head.method == "HEAD"
-        self.begin(status, fields, framing=b"Content-Length: %d\r\n" % len(body), first=b"" if head_only else body)
+        answer = self._made(status, fields, b"Content-Length: %d\r\n" % len(body), b"" if head_only else body)
+        self.bytes_out += len(answer)
+        self._answer = answer
+
+    def send(self) -> None:
+        """What `respond` made goes out."""
+        if self._answer:
+            answer, self._answer = self._answer, b""
+            self.transport.write(answer)
 
     def abort(self) -> None:
         """Cut the connection: what was promised cannot be completed."""

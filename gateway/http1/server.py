@@ -81,6 +81,7 @@ class HttpServer:
         if not self.door.opened(connection, connection.peer_ip):
             connection.phase = Phase.CLOSED
             self.handler.crowded(connection)
+            connection.send()
             connection.transport.close()
 
     def closed(self, connection: Connection) -> None:

@@ -1,6 +1,7 @@
 """The client side over real sockets: keep-alive, pipelining, caps, timers (on a clock the test owns) and drain."""
 
 import asyncio
+import select
 import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -146,6 +147,42 @@ def test_a_burst_of_pipelined_requests_does_not_grow_the_stack() -> None:
             assert (await client.answer())[0] == 200
 
     run(test)
+
+
+def test_an_answer_goes_out_when_its_handler_has_ended() -> None:
+    """U2: what a handler writes down of a request is there before the client sees the answer, whatever ends us then."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        seen: list[bool] = []
+
+        class Late(Echo):
+            async def request(self, connection: Connection) -> None:
+                await super().request(connection)
+                seen.append(readable())
+
+            def malformed(self, connection: Connection, error: WireError) -> None:
+                super().malformed(connection, error)
+                seen.append(readable())
+
+        def readable() -> bool:
+            return bool(select.select([client], [], [], 0)[0])
+
+        server = HttpServer(Late(), Caps(), Timeouts())
+        port = await server.listen("127.0.0.1", 0)
+        client = socket.create_connection(("127.0.0.1", port))
+        client.setblocking(False)
+        try:
+            for request in (b"GET /1 HTTP/1.1\r\n%b\r\n" % HOST, b"GET /2 HTTP/1.1\r\nBad : field\r\n\r\n"):
+                await loop.sock_sendall(client, request)
+                async with asyncio.timeout(WAIT):
+                    assert (await loop.sock_recv(client, 65536)).startswith(b"HTTP/1.1 ")
+        finally:
+            client.close()
+            server.close()
+        assert seen == [False, False]
+
+    uvloop.run(main())
 
 
 def test_expect_continue_is_answered_when_the_body_is_wanted() -> None:
