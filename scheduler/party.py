@@ -94,7 +94,7 @@ class Tenant(Node):
         return self.offset > old
 
     def withdraw(self, offset: float) -> None:
-        """A waiting user of this class less."""
+        """A waiting user of this class less. If the tenant's own class fell, its key is to be looked at again."""
         counts = self.offsets
         if counts is None:
             return
@@ -102,7 +102,9 @@ class Tenant(Node):
         if not counts[offset]:
             del counts[offset]
         if counts:
-            self.offset = max(counts)
+            old, self.offset = self.offset, max(counts)
+            if self.offset < old:
+                self.account.charges += 1
 
 
 class User(Node):

@@ -32,7 +32,7 @@ class Account:
         self.share = share
         self.grown = 0.0
         self.charges = 0
-        """How often `grown` or the share changed: keys made before are to be looked at again."""
+        """How often `grown`, the share or a tenant's class changed: keys made before are to be looked at again."""
         self.nodes: list[Node] = []
         """Its places in rankings, one per pool where it is waiting and eligible."""
         self.children = 0

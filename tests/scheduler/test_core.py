@@ -564,6 +564,19 @@ def test_classes_shift_the_order_within_and_between_tenants() -> None:
     assert order == [urgent, normal, batch]
 
 
+def test_an_urgent_request_that_is_given_up_leaves_its_tenant_no_head_start() -> None:
+    """The tenant's class is that of who still waits, whatever its rank was made with."""
+    made, now = core(), 0.0
+    for now in (10.0, 20.0, 30.0, 40.0):  # what is learned from the fifth renews no ranks
+        made.release(now, granted(made, now - 10.0, "past", tenant="past"), 100.0)
+    first = granted(made, now, "x", tenant="x")
+    normal = queued(made, now, "b", tenant="t2")
+    queued(made, now, "c", class_offset=-20.0)
+    urgent = queued(made, now, "a", class_offset=20.0)
+    made.cancel(now, urgent)
+    assert grants(made.release(now + 10.0, first, 100.0)) == [normal]
+
+
 # -- reservations ------------------------------------------------------------------------------------------------
 
 
