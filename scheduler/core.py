@@ -190,7 +190,7 @@ class Core:
             request.deadline = now + ticket.timeout
             self._deadlines.push(request)
             self._due = min(self._due, request.deadline)
-        if self.queued * 2 >= self.fleet.settings.global_cap:
+        if self._crowd is not None or self.queued * 2 >= self.fleet.settings.global_cap:
             self._watch(node)
         request.rank = place(pool, now, node, node.n - 1)[0]
         if node.n > 1 and not ticket.avoid and best_gate(pool.places) is not None:  # its party's head avoids that one

@@ -290,6 +290,18 @@ def test_eviction_weighs_queues_by_share() -> None:
     assert refusals(others) == {small[-1]: Refusal.EVICTED}
 
 
+def test_who_grew_while_the_queues_were_emptier_pays_as_well() -> None:
+    made = core(user_cap=100, global_cap=20)
+    granted(made, 0.0)
+    for number in [queued(made, 0.0, f"gone{n}") for n in range(10)][:4]:
+        made.cancel(0.0, number)
+    heavy = [queued(made, 0.0, "heavy") for _ in range(3)]
+    for n in range(11):
+        queued(made, 0.0, f"light{n}")
+    _, others = made.submit(0.0, ticket("new"))
+    assert refusals(others) == {heavy[-1]: Refusal.EVICTED}
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32))
 def test_nobody_below_its_cap_is_refused_for_somebody_elses_backlog(seed: int) -> None:
