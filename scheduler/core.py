@@ -116,7 +116,11 @@ class Core:
         if request.state == RUNNING:
             return self._finish(now, request, 0.0, others)
         self._unqueue(now, request)
-        return others
+        if not request.pool.windows:
+            return others
+        decided = list(others)
+        self._fill_pool(now, request.pool, decided)  # who stood behind it may fit in before a window
+        return decided
 
     def release(self, now: float, number: int, cost: float) -> Sequence[Decision]:
         """The request ended and cost so much (clamped to 0..1e12; `ValueError` for NaN). 0 refunds it: it failed
@@ -331,8 +335,11 @@ class Core:
         return now, decided
 
     def _run_due(self, now: float, decided: list[Decision]) -> None:
+        held: list[Pool] = []
         while (request := self._deadlines.pop_due(now)) is not None:
             self._expire(now, request, decided)
+            if request.pool.windows:
+                held.append(request.pool)
         if now >= self._landmark:
             self.landmarks += 1
             self._landmark = now + self.fleet.settings.landmark_every
@@ -340,6 +347,7 @@ class Core:
             self._rebind(now, decided)
         elif now >= self._boundary:
             self._rebind(now, decided)
+        self._fill_pools(now, held, decided)
         if self.fleet.sweeping:
             self.fleet.drop_idle(now)
         self._due = now if self.fleet.sweeping else min(self._deadlines.next(), self._boundary, self._landmark)
@@ -370,7 +378,7 @@ class Core:
                 return
 
     def _fill_pools(self, now: float, pools: Iterable[Pool], decided: list[Decision]) -> None:
-        """A gate is closed: who avoided all others of its pool need not any more."""
+        """Who was kept from a free slot need not be any more: by a gate that is closed, or by who stood before it."""
         for pool in pools:
             self._fill_pool(now, pool, decided)
 

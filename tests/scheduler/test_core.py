@@ -629,6 +629,18 @@ def test_a_short_request_of_others_may_fill_the_time_before_the_window() -> None
     granted(made, 95.0, cost=40.0)
 
 
+@pytest.mark.parametrize("given_up", [True, False])
+def test_a_short_request_behind_one_too_long_for_the_time_left_goes_when_that_one_is_gone(given_up: bool) -> None:
+    """Invariant 1: no idle slot while an eligible request queues."""
+    made = learned()
+    made.set_reservations(10.0, [window()])
+    first = granted(made, 80.0)
+    long = queued(made, 85.0, cost=1000.0, timeout=8.0)
+    short = queued(made, 85.0, cost=20.0)
+    assert not grants(made.release(91.0, first, 100.0))
+    assert grants(made.cancel(92.0, long) if given_up else made.tick(93.0)) == [short]
+
+
 def test_others_are_refused_when_the_window_outlasts_their_patience() -> None:
     made = learned()
     made.set_reservations(10.0, [window()])
