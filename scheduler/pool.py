@@ -390,6 +390,8 @@ class Pool:
         if not tenant.running and not tenant.n:
             self._lift(now, tenant)
         self._charge(now, request, node.account.share, tenant.account.share)
+        if tenant.n:  # others of it may not run now: the tenant is owed nothing of what it has just been given
+            tenant.since = tenant.began if tenant.began > tenant.paid else tenant.paid
 
     def _charge(self, now: float, request: Request, crowd: float, tenant_crowd: float) -> None:
         """Start the request: charge its estimate to user and tenant, set when they will have paid."""

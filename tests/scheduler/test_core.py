@@ -474,6 +474,23 @@ def test_who_avoids_a_gate_keeps_it_from_nobody_behind_it() -> None:
     assert (made.queued, made.running) == (0, 3)
 
 
+def test_a_tenant_pays_by_waiting_for_what_it_is_given_while_one_of_it_waits() -> None:
+    """Section 5.1: since = max(arrival, paid), also where a slot goes past one who avoids it."""
+    made, now = core(usage_weight=0.0), 0.0
+    made.set_gate(0.0, "h", 1)
+    made.set_pool(0.0, "m", [("g", 0), ("h", 1)])
+    for now, user, cost in [(20.0 * n, "x", 100.0) for n in range(20)] + [(400.0, "dear", 1000.0)]:
+        made.release(now + 10.0, granted(made, now, user, tenant=user), cost)
+    now += 10.0
+    other = granted(made, now, "y", tenant="y")
+    busy = granted(made, now, "x", tenant="x")
+    made.release(now, other, 0.0)
+    queued(made, now, "retry", tenant="dear", avoid=("g",))
+    granted(made, now, tenant="dear")
+    rival = queued(made, now + 0.1, "rival", tenant="rival")
+    assert grants(made.release(now + 0.2, busy, 100.0)) == [rival]
+
+
 def test_a_gate_on_trial_takes_one_request_beside_those_of_before() -> None:
     """R2: a stream of before, however long it runs, keeps no probe away; what it holds counts again after the trial."""
     made = core(slots=3)
