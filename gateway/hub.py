@@ -99,6 +99,7 @@ class LocalHub:
         backends = self._make_backends(config, self.backends)
 
         def adopt() -> None:
+            backends.follow(self.backends)
             self.backends = backends
             self.operations.rebase(config.scheduling)
             self._watch()

@@ -1,6 +1,7 @@
 """In which order the scheduler hears what changed."""
 
 import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
 
 import anyio
@@ -49,8 +50,38 @@ def test_an_engine_with_another_model_is_not_for_who_waits_for_the_one_it_had(tm
             await hub.close()
             await store.close()
 
-    async def bounded() -> None:
-        async with asyncio.timeout(30):
-            await main()
+    bounded(main())
 
-    uvloop.run(bounded())
+
+def test_what_was_seen_while_a_configuration_was_prepared_stays_when_it_is_put_in_force(tmp_path: Path) -> None:
+    """Workers may take seconds to prepare theirs: who began to wait for a new model meanwhile goes on waiting."""
+
+    async def main() -> None:
+        async with Engine(plain, BOTH) as engine, anyio.create_task_group() as group:
+            store = await open_store(str(tmp_path / "fairgate.db"))
+            config = cfg.Config(backends=[backend("a", engine, "x", 1)])
+            hub = LocalHub(config, store, lambda topology: None)
+            await hub.start()
+            _, adopt = hub.prepare(config)
+            await hub.backends.refresh()
+            held, waiting = (hub.scheduler.submit(Ticket("x", "t", "u")) for _ in range(2))
+            assert isinstance(held, Lease)
+            assert isinstance(waiting, Waiter)
+            hub.run(group)
+            adopt()
+            assert not waiting.future.done()
+            held.release(1.0)
+            assert waiting.future.result().gate == "a"
+            group.cancel_scope.cancel()
+            await hub.close()
+            await store.close()
+
+    bounded(main())
+
+
+def bounded(main: Coroutine[None, None, None]) -> None:
+    async def within() -> None:
+        async with asyncio.timeout(30):
+            await main
+
+    uvloop.run(within())

@@ -132,15 +132,11 @@ class BackendService:
         self._watched = {
             section.name: _Watched(section, Breaker(settings.eject_after, settings.eject_for)) for section in backends
         }
-        for name, before in previous._watched.items() if previous is not None else ():
-            watched = self._watched.get(name)
-            if watched is not None:
-                watched.inherit(before) if watched.same_engine(before) else watched.expect(before)
         self._moved = anyio.Event()
         self._first_round = anyio.Event()
         self._catalogue = Catalogue()
         self.version = 0  # rises with every new catalogue
-        self._rebuild()
+        self.follow(previous)
         self._topology, self._published = self._compose(), self.version
 
     def __repr__(self) -> str:
@@ -176,6 +172,15 @@ class BackendService:
         as told."""
         self._topology, self._published = self._compose(), self.version
         return self._topology
+
+    def follow(self, previous: "BackendService | None") -> None:
+        """Take over what the generation before knows by now. Again when this one is put in force: it went on looking
+        while workers prepared theirs."""
+        for name, before in previous._watched.items() if previous is not None else ():
+            watched = self._watched.get(name)
+            if watched is not None:
+                watched.inherit(before) if watched.same_engine(before) else watched.expect(before)
+        self._rebuild()
 
     def enforce(self) -> None:
         """This generation is in force from now on: breakers that it took over go by its settings."""
