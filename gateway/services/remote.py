@@ -197,7 +197,8 @@ class RemoteBackends:
         self._sections = config.backends
         self._upstream = config.upstream
         self._overrides = config.models
-        self._doubted: set[str] = set()
+        # All, at first: a worker or a generation that is new was not told which failures the parent counts.
+        self._doubted = {section.name for section in config.backends}
         self.show(seen)
 
     def show(self, seen: Sequence[Seen]) -> None:

@@ -338,6 +338,8 @@ def test_failures_in_a_row_are_counted_over_workers(tmp_path: Path) -> None:
         async with sides(tmp_path) as (shared, (one, two)):
             breaker = shared.backends._watched["g"].breaker
             one.backends.succeeded("g")
+            two.backends.succeeded("g")
+            (await two.scheduler.submit(ticket()).future).release(1.0)  # by now the parent was told
             one.backends.failed("g", "connect")
             one.backends.failed("g", "timeout")
             await soon(lambda: breaker.failures == 2)
@@ -351,5 +353,22 @@ def test_failures_in_a_row_are_counted_over_workers(tmp_path: Path) -> None:
             one.backends.succeeded("away")
             await asyncio.sleep(0.01)
             assert not one.channel.closed
+
+    uvloop.run(main())
+
+
+def test_a_generation_that_is_new_ends_the_row_of_the_one_before(tmp_path: Path) -> None:
+    """R2: after a reload, or in a worker that was started again, the first success is told whatever failed before."""
+
+    async def main() -> None:
+        async with sides(tmp_path, count=1) as (shared, (one,)):
+            breaker = shared.backends._watched["g"].breaker
+            one.backends.failed("g", "connect")
+            one.backends.failed("g", "timeout")
+            await soon(lambda: breaker.failures == 2)
+            settings = config.Config(backends=[config.Backend(name="g", url="http://127.0.0.1:1", engine="openai")])
+            new = RemoteBackends(one.channel, settings, shared.backends.picture())
+            new.succeeded("g")
+            await soon(lambda: breaker.failures == 0)
 
     uvloop.run(main())
