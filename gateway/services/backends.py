@@ -194,7 +194,7 @@ class BackendService:
         """An answer began. Call it at the response head, so that a probe decides before its stream ends."""
         if self._watched[name].breaker.succeeded():
             log.info("backend recovered", extra={"backend": name})
-            self._publish()
+            self._publish(moved=True)
 
     def failed(self, name: str, kind: Failure) -> None:
         """A request failed for the backend's fault."""
@@ -203,7 +203,7 @@ class BackendService:
         if watched.breaker.failed(self._clock()):
             log.warning("backend ejected", extra={"backend": name, "failure": kind})
             self._moved.set()
-            self._publish()
+            self._publish(moved=True)
 
     def measured(self, name: str, tpot: float, started: float, now: float) -> None:
         """A stream that got its slot at `started` ended `now` with `tpot` seconds per output token. Only where slots
@@ -214,7 +214,7 @@ class BackendService:
         before = watched.aimd.limit
         if watched.aimd.observe(tpot, started, now) != before:
             watched.take(watched.sighting)
-            self._publish()
+            self._publish(moved=True)
 
     # -- the watch ------------------------------------------------------------------------------------------------
 
@@ -329,9 +329,10 @@ class BackendService:
         trials = frozenset(name for name, each in self._watched.items() if each.breaker.state is State.HALF_OPEN)
         return Topology(gates=gates, pools=self._catalogue.pools, trials=trials)
 
-    def _publish(self) -> None:
+    def _publish(self, *, moved: bool = False) -> None:
+        """`moved`: what generations share did, a breaker or a limit: another one may have told of it last."""
         topology = self._compose()
-        if topology != self._topology or self.version != self._published:
+        if moved or topology != self._topology or self.version != self._published:
             self._topology, self._published = topology, self.version
             self._on_change(topology)
 

@@ -616,6 +616,27 @@ def test_a_generation_that_is_only_prepared_changes_nothing() -> None:
     run(body)
 
 
+def test_what_requests_of_before_a_reload_tell_is_passed_on_whatever_the_new_generation_told_between() -> None:
+    """R2: a breaker that both share, ejected again by an answer of before that breaks."""
+
+    async def body() -> None:
+        a = vllm("m")
+        async with running(a):
+            old = World(section("a", a, "vllm"), eject_after=1)
+            await old.service.refresh()
+            new = World(section("a", a, "vllm"), previous=old.service, eject_after=1)
+            old.service.failed("a", "broken")
+            new.clock.now += MINUTE
+            await new.service.refresh()
+            new.service.succeeded("a")
+            told = len(old.published)
+            old.service.failed("a", "broken")
+            assert len(old.published) == told + 1
+            assert new.service.current().gates == {"a": 0}
+
+    run(body)
+
+
 def test_nothing_is_configured() -> None:
     """R2: no backends is a valid, empty world."""
 
