@@ -452,8 +452,8 @@ class Core:
 
     def import_usage(self, now: float, saved: Saved, age: float = 0.0) -> None:
         """Take over what an earlier run exported `age` seconds ago (wall-clock seconds between the two, told by the
-        caller; below 0 counts as 0). Define the pools first: S and C of unknown ones are dropped. `ValueError` for
-        usage that is negative or not finite; then nothing was taken."""
+        caller; below 0 counts as 0). S and C of pools that are not defined yet are taken over when they are.
+        `ValueError` for usage that is negative or not finite; then nothing was taken."""
         self.fleet.restore(self._begin_quietly(now), saved, age)
 
     def _begin_quietly(self, now: float) -> float:

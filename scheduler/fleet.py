@@ -35,6 +35,8 @@ class Fleet:
         self._closed: dict[str, Pool] = {}
         """Removed pools of which something still runs."""
         self._sweep: list[tuple[str, str]] = []
+        self._learned: dict[str, SavedPool] = {}
+        """What an earlier run learned of pools that are not defined yet."""
 
     def everything(self) -> list[Pool]:
         """All pools that hold state, removed ones included."""
@@ -81,6 +83,7 @@ class Fleet:
         for gate, _ in gates:
             gate.pools.append(pool)
         self._count_slots(now, [pool])
+        self._recall(now, pool)
         return pool
 
     def add_pool(self, now: float, name: str) -> Pool:
@@ -189,8 +192,12 @@ class Fleet:
             tenant = self.ledger.tenants.get(party.tenant)
             if tenant is not None:
                 tenant.grown += party.usage * grown
-        for known in saved.pools:
-            pool = self.pools.get(known.pool)
-            if pool is not None and isfinite(known.service_time) and isfinite(known.mean_cost):
-                pool.averages.restore(max(0.0, known.service_time), max(0.0, known.mean_cost))
-                pool.refreeze(now)
+        self._learned = {known.pool: known for known in saved.pools}
+        for pool in self.pools.values():
+            self._recall(now, pool)
+
+    def _recall(self, now: float, pool: Pool) -> None:
+        known = self._learned.pop(pool.name, None)
+        if known is not None and isfinite(known.service_time) and isfinite(known.mean_cost):
+            pool.averages.restore(max(0.0, known.service_time), max(0.0, known.mean_cost))
+            pool.refreeze(now)

@@ -776,6 +776,20 @@ def test_an_abuser_gets_no_amnesty_from_a_restart() -> None:
     assert restarted.stats(9.0).pools[0].mean_cost > 0.0
 
 
+def test_what_was_learned_of_a_model_waits_until_the_model_is_found() -> None:
+    """A gateway takes back what it knew before its engines were looked at."""
+    saved = learned().export_usage(10.0)
+    made = Core(Settings(), 0.0)
+    made.import_usage(0.0, saved)
+    made.set_gate(1.0, "g", 1)
+    made.set_pool(1.0, "m", [("g", 0)])
+    assert made.stats(1.0).pools[0].scale == 8 * 1 * 100.0
+    assert made.fleet.pools["m"].averages.expected(50.0) == 5.0
+    made.release(3.0, granted(made, 2.0), 7.0)
+    made.set_pool(4.0, "m", [("g", 1)])
+    assert made.stats(4.0).pools[0].scale == 8 * 1 * 7.0, "what this run saw holds"
+
+
 @pytest.mark.parametrize("usage", [nan, inf, -1.0])
 def test_bad_saved_usage_is_an_error_and_takes_nothing_over(usage: float) -> None:
     made = core()
