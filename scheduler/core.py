@@ -196,7 +196,8 @@ class Core:
             self._due = min(self._due, request.deadline)
         if self._crowd is not None or self.queued * 2 >= self.fleet.settings.global_cap:
             self._watch(node)
-        request.rank = place(pool, now, node, node.n - 1)[0]
+        own = node.n - 1 if node.extra is None else node.order(pool.epoch.per_wait).index(request)
+        request.rank = place(pool, now, node, own)[0]
         if node.n > 1 and not ticket.avoid and best_gate(pool.places) is not None:  # its party's head avoids that one
             others = [*others]
             self._fill_pool(now, pool, others)
@@ -469,8 +470,7 @@ class Core:
         request = self._requests.get(number)
         if request is None or request.state != QUEUED:
             return None
-        k = sum(1 for r in request.node.waiting() if r.id < number)
-        return _place(now, request, k)
+        return _place(now, request, request.node.order(request.pool.epoch.per_wait).index(request))
 
     def waiting(self, now: float, tenant: str, user: str) -> list[Place]:
         """All waiting tickets of one user, oldest first per model."""
@@ -479,7 +479,8 @@ class Core:
         for pool in self._pools.values():
             node = pool.nodes.get((tenant, user))
             if node is not None:
-                found.extend(_place(now, request, k) for k, request in enumerate(node.waiting()))
+                order = enumerate(node.order(pool.epoch.per_wait))
+                found.extend(sorted((_place(now, each, k) for k, each in order), key=lambda at: at.id))
         return found
 
     def stats(self, now: float) -> Stats:

@@ -188,6 +188,10 @@ class User(Node):
             self.extra = None
         return self.fifo[0]
 
+    def order(self, per_wait: float) -> list[Request]:
+        """All waiting requests in the order in which `pick` takes them."""
+        return sorted(self.waiting(), key=lambda r: (per_wait * r.arrival - r.ticket.class_offset, r.id))
+
     def newest(self) -> Request:
         """The newest waiting request. Drops the dead ones behind it, so that a long queue is not searched each time."""
         queues = (self.fifo, *(self.extra or {}).values())

@@ -410,6 +410,19 @@ def test_position_and_estimate() -> None:
     assert made.waiting(10.0, "t", "nobody") == []
 
 
+def test_who_goes_before_older_ones_of_its_own_party_is_told_so() -> None:
+    """A party's classes go in their own order: k own requests before it are those that will be."""
+    made = core()
+    granted(made, 0.0)
+    batch = [queued(made, 0.0, class_offset=-20.0) for _ in range(3)]
+    answer = submit(made, 0.0, class_offset=20.0)
+    assert isinstance(answer, Queued)
+    assert answer.rank == 0
+    assert [at.ahead for at in made.waiting(0.0, "t", "u")] == [1, 2, 3, 0]
+    ahead = [at.ahead for number in (*batch, answer.id) if (at := made.position(0.0, number)) is not None]
+    assert ahead == [1, 2, 3, 0]
+
+
 def test_drain_refuses_all_that_wait_and_all_that_come() -> None:
     made = core()
     first = granted(made, 0.0)
