@@ -14,11 +14,9 @@ Who is first is defined in `ranking`, what a dispatch costs in `pool`, what the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import inf, isfinite, isnan
+from math import inf, isnan
 from typing import Final
 from zlib import crc32
-
-import msgspec
 
 from scheduler.crowd import Crowd, load
 from scheduler.deadlines import Deadlines
@@ -28,16 +26,12 @@ from scheduler.model import Decision, Granted, Place, Queued, Refusal, Refused, 
 from scheduler.party import User
 from scheduler.pool import Pool
 from scheduler.position import place
-from scheduler.request import QUEUED, RUNNING, Request
+from scheduler.request import MAX_COST, MAX_OFFSET, MAX_SHARE, MIN_SHARE, QUEUED, RUNNING, Request, clamped
 from scheduler.reservations import Calendar, Window
 from scheduler.settings import Settings
 from scheduler.statistics import collect
 
 NOTHING: Final[tuple[Decision, ...]] = ()
-MAX_COST: Final = 1e12
-MIN_SHARE: Final = 1e-3
-MAX_SHARE: Final = 1e6
-MAX_OFFSET: Final = 1e4
 
 
 class Core:
@@ -87,7 +81,7 @@ class Core:
             and ticket.timeout == ticket.timeout
             and -MAX_OFFSET <= ticket.class_offset <= MAX_OFFSET
         ):
-            ticket = _clamped(ticket)
+            ticket = clamped(ticket)
         self._last_id = number = self._last_id + 1
         pool = self._pools.get(ticket.pool)
         if pool is None or self.draining:
@@ -470,7 +464,7 @@ class Core:
         request = self._requests.get(number)
         if request is None or request.state != QUEUED:
             return None
-        return _place(now, request, request.node.order(request.pool.epoch.per_wait).index(request))
+        return self._place(now, request, request.node.order(request.pool.epoch.per_wait).index(request))
 
     def waiting(self, now: float, tenant: str, user: str) -> list[Place]:
         """All waiting tickets of one user, oldest first per model."""
@@ -480,28 +474,16 @@ class Core:
             node = pool.nodes.get((tenant, user))
             if node is not None:
                 order = enumerate(node.order(pool.epoch.per_wait))
-                found.extend(sorted((_place(now, each, k) for k, each in order), key=lambda at: at.id))
+                found.extend(sorted((self._place(now, each, k) for k, each in order), key=lambda at: at.id))
         return found
+
+    def _place(self, now: float, request: Request, k: int) -> Place:
+        pool = request.pool
+        ahead, seconds = place(pool, now, request.node, k)
+        if pool.windows and not pool.eligible(now, request):
+            seconds = max(seconds, self._blocked_for(now, pool, request))
+        return Place(request.id, pool.name, request.ticket.tag, ahead, seconds, now - request.arrival)
 
     def stats(self, now: float) -> Stats:
         """A frozen record of this moment. Looks at every party: for people and scrapes, not for decisions."""
         return collect(self, max(now, self.now))
-
-
-def _place(now: float, request: Request, k: int) -> Place:
-    ahead, seconds = place(request.pool, now, request.node, k)
-    return Place(request.id, request.pool.name, request.ticket.tag, ahead, seconds, now - request.arrival)
-
-
-def _clamped(ticket: Ticket) -> Ticket:
-    """The ticket with finite values brought into range; `ValueError` for NaN and infinities."""
-    numbers = (ticket.cost, ticket.share, ticket.tenant_share, ticket.class_offset)
-    if not all(map(isfinite, numbers)) or isnan(ticket.timeout):
-        raise ValueError("ticket: cost, shares and class_offset must be finite, timeout a number")
-    return msgspec.structs.replace(
-        ticket,
-        cost=min(max(ticket.cost, 0.0), MAX_COST),
-        share=min(max(ticket.share, MIN_SHARE), MAX_SHARE),
-        tenant_share=min(max(ticket.tenant_share, MIN_SHARE), MAX_SHARE),
-        class_offset=min(max(ticket.class_offset, -MAX_OFFSET), MAX_OFFSET),
-    )

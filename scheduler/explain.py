@@ -10,10 +10,9 @@ from math import inf, isfinite, log1p
 
 import msgspec
 
-from scheduler.core import MAX_SHARE, MIN_SHARE
 from scheduler.model import Ticket
 from scheduler.pool import Pool
-from scheduler.request import Request
+from scheduler.request import MAX_SHARE, MIN_SHARE, Request
 from scheduler.settings import Settings
 from scheduler.usage import Ledger
 

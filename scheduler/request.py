@@ -1,9 +1,12 @@
-"""A ticket inside: what the scheduler keeps of a request from its arrival to its end. Must not know any rule."""
+"""A ticket inside: what the scheduler keeps of a request from its arrival to its end, and the bounds of a ticket's
+numbers. Must not know any rule of the order."""
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, isfinite, isnan
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from scheduler.model import Ticket
 
@@ -15,6 +18,11 @@ if TYPE_CHECKING:
 QUEUED: Final = 0
 RUNNING: Final = 1
 OVER: Final = 2
+
+MAX_COST: Final = 1e12
+MIN_SHARE: Final = 1e-3
+MAX_SHARE: Final = 1e6
+MAX_OFFSET: Final = 1e4
 
 
 class Request:
@@ -45,3 +53,17 @@ class Request:
     def __repr__(self) -> str:
         state = ("queued", "running", "over")[self.state]
         return f"<Request {self.id} {state} of {self.ticket.tenant}/{self.ticket.user} for {self.ticket.pool}>"
+
+
+def clamped(ticket: Ticket) -> Ticket:
+    """The ticket with finite values brought into range; `ValueError` for NaN and infinities."""
+    numbers = (ticket.cost, ticket.share, ticket.tenant_share, ticket.class_offset)
+    if not all(map(isfinite, numbers)) or isnan(ticket.timeout):
+        raise ValueError("ticket: cost, shares and class_offset must be finite, timeout a number")
+    return msgspec.structs.replace(
+        ticket,
+        cost=min(max(ticket.cost, 0.0), MAX_COST),
+        share=min(max(ticket.share, MIN_SHARE), MAX_SHARE),
+        tenant_share=min(max(ticket.tenant_share, MIN_SHARE), MAX_SHARE),
+        class_offset=min(max(ticket.class_offset, -MAX_OFFSET), MAX_OFFSET),
+    )

@@ -681,6 +681,9 @@ def test_others_are_refused_when_the_window_outlasts_their_patience() -> None:
     assert 90.0 <= answer.estimate <= 110.0
     assert answer.retry_after >= 90.0
     patient = queued(made, 110.0, timeout=95.0)
+    at = made.position(110.0, patient)
+    assert at is not None
+    assert at.estimate >= 90.0, "who waits for the end of the window is told so"
     late = queued(made, 120.0, "late", timeout=500.0)
     made.set_reservations(150.0, [window(end=400.0)])
     assert refusals(made.tick(205.0)) == {patient: Refusal.RESERVED}
