@@ -198,13 +198,14 @@ class Parent:
             tls_context(config.tls)  # also one that only a restart brings into force
             config, differs = in_force(self.config, config)
             _, adopt = self.hub.prepare(config)
+            lives = [worker.restarts for worker in self._crew]
             answers = await asyncio.gather(*(self._prepare(worker, config) for worker in self._crew))
             for worker, fault in zip(self._crew, answers, strict=True):
                 if fault:
                     raise ConfigError(f"worker {worker.number}: {fault}")
             self.config = config
-            for worker, fault in zip(self._crew, answers, strict=True):
-                if fault == "":
+            for worker, fault, life in zip(self._crew, answers, lives, strict=True):
+                if fault == "" and worker.restarts == life:  # else another process has prepared nothing
                     self._commit(worker)
                 else:
                     self._renew_soon(worker)

@@ -410,6 +410,31 @@ def test_a_worker_that_is_late_for_a_reload_gets_it_after_all(tmp_path: Path) ->
     uvloop.run(main())
 
 
+def test_a_worker_that_dies_between_its_answer_and_the_end_of_a_reload_gets_it(tmp_path: Path) -> None:
+    """O7: the process in its place has prepared nothing, so it is asked again; the other worker is late."""
+
+    async def main() -> None:
+        async with Engine(plain) as engine:
+            (key,) = await keys(tmp_path, "u")
+            async with crew(tmp_path, engine) as gate:
+                file = tmp_path / "crew.yaml"
+                file.write_text(json.dumps({**json.loads(file.read_text()), "aliases": {"other": "m"}}))
+                late, victim = gate.pids(await gate.stats())
+                os.kill(late, signal.SIGSTOP)
+                gate.process.send_signal(signal.SIGHUP)
+                for _ in range(2):
+                    await gate.stats()  # a second each, for the stopped one; the other answers in order
+                os.kill(victim, signal.SIGKILL)
+                await gate.until(lambda stats: victim not in gate.pids(stats) and stats["workers"][1]["up"])
+                os.kill(late, signal.SIGCONT)
+                for mine in await gate.by_worker(1):
+                    async with asyncio.timeout(START):
+                        while await ask(mine[0], key, model="other") != 200:
+                            await asyncio.sleep(0.1)
+
+    uvloop.run(main())
+
+
 def test_a_worker_that_starts_during_a_reload_gets_it(tmp_path: Path) -> None:
     """O7: it was welcomed with the configuration of before, and is told the new one once it listens."""
 
