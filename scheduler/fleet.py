@@ -183,9 +183,13 @@ class Fleet:
             self._rebase(now)
         grown = 2.0 ** (-max(0.0, age) / self.settings.half_life) * self.ledger.growth(now)
         two = self.settings.levels == 2
+        named = {party.tenant for party in saved.tenants}
         for party in saved.users:
             group = party.tenant if two else ""
-            self.ledger.user((party.tenant, party.user), group, 1.0, 1.0).grown += party.usage * grown
+            user = self.ledger.user((party.tenant, party.user), group, 1.0, 1.0)
+            user.grown += party.usage * grown
+            if group not in named:  # `levels` was another: as when it changes, the sum of its users
+                user.tenant.grown += party.usage * grown
         for account in (*self.ledger.users.values(), *self.ledger.tenants.values()):
             account.charges += 1
         for party in saved.tenants:

@@ -792,6 +792,16 @@ def test_an_abuser_gets_no_amnesty_from_a_restart() -> None:
     assert restarted.stats(9.0).pools[0].mean_cost > 0.0
 
 
+@pytest.mark.parametrize("levels", [1, 2])
+def test_no_tenant_gets_an_amnesty_from_a_restart_with_other_levels(levels: int) -> None:
+    before = core(slots=2, levels=3 - levels)
+    for user in "ab":
+        before.release(0.0, granted(before, 0.0, user), 500.0)
+    made = core(levels=levels)
+    made.import_usage(0.0, before.export_usage(0.0))
+    assert [tenant.usage for tenant in made.stats(0.0).tenants] == [1000.0]
+
+
 def test_what_was_learned_of_a_model_waits_until_the_model_is_found() -> None:
     """A gateway takes back what it knew before its engines were looked at."""
     saved = learned().export_usage(10.0)
