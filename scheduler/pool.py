@@ -363,6 +363,7 @@ class Pool:
         crowd = root.shares
         self._charge(now, request, ranking.shares * crowd / owner.share, crowd)
         tenant.since = tenant.began if tenant.began > tenant.paid else tenant.paid
+        tenant.tie = request.id  # else among equals one that never stops waiting would always be the oldest
         if not node.n:
             self._leave(node)
         elif self.plain:

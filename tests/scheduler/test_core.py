@@ -593,6 +593,20 @@ def test_settings_change_under_load_without_losing_anybody(seed: int) -> None:
     )
 
 
+def test_without_any_weight_no_tenant_keeps_the_turns_to_itself() -> None:
+    """Invariant 5: among equals about first come, first served, also while one always has somebody waiting."""
+    made = core(wait_weight=0.0, usage_weight=0.0)
+    running = granted(made, 0.0, "a", tenant="t1")
+    queued(made, 0.0, "a", tenant="t1", timeout=inf)
+    other = queued(made, 0.0, "b", tenant="t2", timeout=inf)
+    order: list[int] = []
+    for now in range(1, 5):
+        queued(made, now, "a", tenant="t1", timeout=inf)
+        order += grants(made.release(now, running, 100.0))
+        running = order[-1]
+    assert order.index(other) <= 2
+
+
 def test_classes_shift_the_order_within_and_between_tenants() -> None:
     made = core()
     first = granted(made, 0.0, "x")
