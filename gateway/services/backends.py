@@ -170,6 +170,7 @@ class BackendService:
     def current(self) -> Topology:
         """What may be granted now, with what requests of a generation before told a breaker that both share. It counts
         as told."""
+        self._moved.set()  # a breaker that they opened is to be looked at in its own time
         self._topology, self._published = self._compose(), self.version
         return self._topology
 

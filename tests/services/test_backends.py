@@ -546,22 +546,23 @@ def test_the_watch_looks_by_itself_and_ends_when_cancelled() -> None:
     run(body)
 
 
-def test_an_ejected_backend_is_looked_at_when_its_time_has_come() -> None:
-    """R2: not a whole interval later."""
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_an_ejected_backend_is_looked_at_when_its_time_has_come(reloaded: bool) -> None:
+    """R2: not a whole interval later, also if a request of before a reload ejected it."""
 
     async def body() -> None:
         engine = vllm("m")
         async with running(engine):
-            world = World(
-                section("a", engine, "vllm"),
-                clock=asyncio.get_running_loop().time,
-                interval=3600.0,
-                eject_for=0.05,
-                eject_after=1,
-            )
+            clock = asyncio.get_running_loop().time
+            terms = {"clock": clock, "interval": 3600.0, "eject_for": 0.05, "eject_after": 1}
+            old = World(section("a", engine, "vllm"), **terms)
+            world = World(section("a", engine, "vllm"), **terms, previous=old.service) if reloaded else old
             watch = asyncio.create_task(world.service.run())
             await world.until(lambda: bool(names(world.service)))
-            world.service.failed("a", "timeout")
+            await world.service.looked()
+            await asyncio.sleep(0)  # the watch waits
+            old.service.failed("a", "timeout")
+            world.service.current()  # as the hub does
             await world.until(lambda: world.service.topology.gates["a"] == 1)
             assert engine.asked["/health"] == 2
             watch.cancel()
