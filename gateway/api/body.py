@@ -18,6 +18,12 @@ Members = dict[str, msgspec.Raw]
 MODEL_CHARS: Final = 512
 """Longest model name taken: file paths are names too, essays are not."""
 
+MEMBERS: Final = 1000
+"""Most members of an object that is read here: APIs have some fifty, and each costs a microsecond or more."""
+REPEATED_BYTES: Final = 64 * 1024
+"""Most bytes of arrays and objects of keys that stand again. Their ends are found bracket by bracket; the last of each
+key was decoded, and is stepped over."""
+
 _OBJECT: Final = msgspec.json.Decoder(Members)
 _LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _TEXT: Final = msgspec.json.Decoder(str | None)
@@ -60,6 +66,8 @@ def read_object(body: bytes, guarded: frozenset[str], parent: str = "") -> Membe
         members = _OBJECT.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise BadRequest(_complaint(body, err, parent), param=parent or None) from None
+    if len(members) > MEMBERS:
+        raise _too_many(parent)
     names = "\n".join(members)
     if names.casefold() != names:
         _refuse_variants(members, guarded, parent)
@@ -94,7 +102,7 @@ def _is_spaced(body: bytes, members: Members, compact: int) -> bool:
 
 
 def _complaint(body: bytes, err: Exception, parent: str) -> str:
-    what = f"`{parent}`" if parent else "The body"
+    what = _subject(parent)
     if isinstance(err, UnicodeDecodeError):
         return f"{what} is not valid UTF-8 (byte {err.start})"
     if isinstance(err, RecursionError):
@@ -109,6 +117,14 @@ def _complaint(body: bytes, err: Exception, parent: str) -> str:
     return f"{what} is not valid JSON: {detail}"
 
 
+def _subject(parent: str) -> str:
+    return f"`{parent}`" if parent else "The body"
+
+
+def _too_many(parent: str) -> BadRequest:
+    return BadRequest(f"{_subject(parent)} has more than {MEMBERS} members", param=parent or None)
+
+
 def _refuse_variants(members: Members, guarded: frozenset[str], parent: str) -> None:
     """Refuse keys that an engine matching without regard to case would take for a guarded one."""
     for key in members:
@@ -121,7 +137,7 @@ def _refuse_variants(members: Members, guarded: frozenset[str], parent: str) -> 
 def _refuse_repeats(body: bytes, members: Members, guarded: frozenset[str], parent: str) -> None:
     """Refuse a guarded key that stands twice or is written with escapes."""
     seen: set[str] = set()
-    for key, plain, _, _ in scan(body, members):
+    for key, plain, _, _ in scan(body, members, parent):
         if key not in guarded:
             continue
         if not plain:
@@ -137,44 +153,57 @@ def _named(key: str, parent: str) -> str:
     return f"{parent}.{key}" if parent else key
 
 
-def scan(body: bytes, members: Members) -> list[Member]:
+def scan(body: bytes, members: Members, parent: str = "") -> list[Member]:
     """Every member of the valid JSON object `body` in order, repeated ones too.
 
-    `members` are its decoded members: where a value is the one known, it is stepped over without reading it.
+    `members` are its decoded members: where a value is the one known, it is stepped over without reading it. Raises
+    BadRequest for more than MEMBERS, or more than REPEATED_BYTES.
     """
-    found = []
+    found: list[Member] = []
+    texts = {key: bytes(raw) for key, raw in members.items()}  # once: a key may stand again and again
+    room = REPEATED_BYTES
     at = body.index(b"{") + 1
     while match := _KEY.match(body, at):
+        if len(found) == MEMBERS:
+            raise _too_many(parent)
         raw = match[1]
         plain = b"\\" not in raw
         key = raw[1:-1].decode() if plain else _TEXT.decode(raw) or ""
         start = match.end()
-        known = members.get(key)
-        if known is not None and body.startswith(bytes(known), start):
-            at = start + len(known)
-            # Strings, arrays and objects show their own end; the start of a number may be a shorter number.
-            if body[start] not in b'"[{' and body[at] not in _AFTER_SCALAR:
-                at = _value_end(body, start)
-        else:
-            at = _value_end(body, start)
+        at = _known_end(body, start, texts.get(key))
+        if at < 0:
+            at = _value_end(body, start, start + room)
+            room -= at - start if body[start] in b"[{" else 0
         found.append((key, plain, start, at))
     return found
 
 
-def _value_end(body: bytes, start: int) -> int:
+def _known_end(body: bytes, start: int, known: bytes | None) -> int:
+    """Where the value at `start` ends if it is the one known, else -1."""
+    if known is None or not body.startswith(known, start):
+        return -1
+    at = start + len(known)
+    # Strings, arrays and objects show their own end; the start of a number may be a shorter number.
+    return at if body[start] in b'"[{' or body[at] in _AFTER_SCALAR else -1
+
+
+def _value_end(body: bytes, start: int, most: int) -> int:
+    """`most`: where an array or an object must have ended."""
     first = body[start]
     if first == 0x22:
         string = _STRING_VALUE.match(body, start)
         return string.end() if string else len(body)
     if first in b"[{":
-        return _brackets_end(body, start)
+        return _brackets_end(body, start, most)
     scalar = _SCALAR.match(body, start)
     return scalar.end() if scalar else start
 
 
-def _brackets_end(body: bytes, start: int) -> int:
+def _brackets_end(body: bytes, start: int, most: int) -> int:
     depth = 0
     for token in _BRACKET.finditer(body, start):
+        if token.end() > most:
+            break
         mark = body[token.start()]
         if mark in b"[{":
             depth += 1
@@ -182,7 +211,7 @@ def _brackets_end(body: bytes, start: int) -> int:
             depth -= 1
             if not depth:
                 return token.end()
-    return len(body)
+    raise BadRequest(f"Keys that stand more than once hold more than {REPEATED_BYTES} bytes")
 
 
 def _spans(body: bytes, members: Members, values: Mapping[str, bytes]) -> list[tuple[int, int, bytes]]:

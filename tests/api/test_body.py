@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.body import insert_members, read_count, read_object, scan, with_members
+from gateway.api.body import MEMBERS, REPEATED_BYTES, insert_members, read_count, read_object, scan, with_members
 from gateway.errors import BadRequest
 from tests.api.json_text import OBJECTS, VALUES, spans, spliced, texts
 
@@ -126,6 +126,30 @@ def test_ten_megabytes_of_escapes_are_stepped_over_without_a_pile_of_memory() ->
     text = b'"' + b"\\n" * 5_000_000 + b'"'
     body = b'{"x":%b, "model":"m"}' % text
     assert [member[0] for member in scan(body, {})] == ["x", "model"]
+
+
+@pytest.mark.parametrize("key", ['"k%d":1,', '"k":1,', '"\\u006b":1,', '"k": 1, '])
+def test_an_object_has_a_thousand_members_at_most(key: str) -> None:
+    """C-T5: each costs time of the loop, and ten megabytes hold two million."""
+    rows = [(key % number if "%" in key else key).encode() for number in range(MEMBERS)]
+    body = b'{%b"model":"m"}' % b"".join(rows[1:])
+    assert len(scan(body, read_object(body, GUARDED))) == MEMBERS
+    with pytest.raises(BadRequest, match=f"The body has more than {MEMBERS} members"):
+        read_object(b'{%b"model":"m"}' % b"".join(rows), GUARDED)
+    with pytest.raises(BadRequest, match=f"`options` has more than {MEMBERS} members"):
+        read_object(b'{%b"model":"m"}' % b"".join(rows), GUARDED, "options")
+
+
+def test_keys_that_stand_again_are_read_up_to_a_bound() -> None:
+    """C-T5: what stands once may be of any size, and is not read bracket by bracket."""
+    large = b"[%b[]]" % (b"[]," * REPEATED_BYTES)
+    assert len(read_object(b'{ "model":"m","x":1,"x":%b}' % large, GUARDED)) == 2
+    assert len(read_object(b'{"x":[[],{"y":"]"}],"x":2,"model":"m"}', GUARDED)) == 2
+    half = b"[%b[]]" % (b"[]," * (REPEATED_BYTES // 6))
+    text = b'["%b],\\"model\\":2"]' % (b"a" * (REPEATED_BYTES - 4))  # a bracket inside of it at the bound
+    for before in (b'"x":%b' % large, b'"x":%b,"x":%b,"x":%b' % (half, half, half), b'"x":%b' % text):
+        with pytest.raises(BadRequest, match="stand more than once"):
+            read_object(b'{"model":"m",%b,"x":1}' % before, GUARDED)
 
 
 @pytest.mark.parametrize(
