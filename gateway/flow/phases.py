@@ -130,6 +130,12 @@ def request_id(connection: Connection) -> str:
     return _ID_PREFIX + str(next(_ID_COUNT))
 
 
+def engine_id(x: Exchange) -> str:
+    """The request's id as its engine is told: nobody else's ever, while clients choose theirs and can guess others'.
+    vLLM refuses a request whose id runs already, older ones mix the two up."""
+    return f"{x.id}.{_ID_PREFIX}{next(_ID_COUNT)}" if b"x-request-id" in x.head.headers else x.id
+
+
 # ---- classify
 
 
@@ -310,7 +316,7 @@ async def _attempt(x: Exchange, rt: Runtime, *, kept: bool) -> ResponseHead:
         x.endpoint, x.body, x.ask, model=x.route.model, cap=terms.max_output_tokens, engine=backend.engine
     )
     trace = x.trace.fields if x.trace is not None else passed_on(x.head.headers)
-    head = fields.request_head(backend, x.endpoint.upstream, x.id, len(body), trace)
+    head = fields.request_head(backend, x.endpoint.upstream, engine_id(x), len(body), trace)
     try:
         x.upstream = (pool.take() if kept else None) or await pool.dial(terms.connect)
         x.sent_at = rt.now()

@@ -143,6 +143,24 @@ def test_no_address_of_a_caller_is_ever_connected_to() -> None:
     run(plain, test)
 
 
+def test_an_engine_meets_no_id_twice() -> None:
+    """S-Z3: vLLM refuses a request whose id runs already, and clients can guess the ids that others get."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        _, fields, _ = await g.ask(CHAT, chat())
+        prefix, _, number = fields["x-request-id"].rpartition("-")
+        guess = f"{prefix}-{int(number) + 2}"
+        for given in (guess, guess, "", "not harmless!", "mine"):
+            _, fields, _ = await g.ask(CHAT, chat(), extra=f"X-Request-ID: {given}\r\n" if given else "")
+            assert not given.isalnum() or fields["x-request-id"] == given
+        heads = [engine.chats.get_nowait()[0].decode() for _ in range(6)]
+        ids = [head.partition("X-Request-ID: ")[2].partition("\r\n")[0] for head in heads]
+        assert len(set(ids)) == 6, ids
+        assert ids[-1].startswith("mine."), "its log can be searched for the request all the same"
+
+    run(plain, test)
+
+
 def test_equal_questions_are_asked_twice() -> None:
     """P-I2, P-D4: nothing is answered from memory, not to the same caller and not to another."""
 
