@@ -323,6 +323,29 @@ def test_audit_tail_verify_and_export(cli: Cli, tmp_path: Path) -> None:
     assert "BROKEN at 1 (request r-1)" in broken.stdout
 
 
+def test_no_terminal_obeys_what_clients_sent(cli: Cli, tmp_path: Path) -> None:
+    """P-T4, U5: a name of a model that clears a line, and one that looks like a row of its own; in prompts too."""
+    hostile = "m\x1b[2K\x9b2K\r\n\u202eforged"
+
+    async def fill() -> None:
+        async with connection(cli.store) as store:
+            trail = AuditService(store, config(tmp_path))
+            trail.put(msgspec.structs.replace(FULL, model_asked=hostile, model_served=""))
+            await trail.close()
+            service = PromptService(store, Prompts())
+            who = Principal("t", "u", "k", prompt_days=7)
+            service.keep("r1", who, "/v1/chat/completions", "m", f"a\n\t\u3000{hostile}".encode())
+            await service.close()
+
+    asyncio.run(fill())
+    shown = cli.run("audit", "tail").stdout
+    assert shown.count("\n") == 2
+    assert "m\\x1b[2K\\x9b2K\\r\\n\\u202eforged" in shown
+    assert cli.run("prompts", "show", "r1").stdout == "a\n\t\u3000m\\x1b[2K\\x9b2K\\r\n\\u202eforged\n"
+    assert cli.json("audit", "tail")[0]["model_asked"] == hostile
+    assert "\x9b" not in cli.run("audit", "tail", "--json").stdout
+
+
 @pytest.mark.parametrize("spool", ["spool", "spool-1"])
 def test_verify_knows_the_anchors_of_every_worker(cli: Cli, tmp_path: Path, spool: str) -> None:
     """U4: each has its own in its spool; a whole chain that is gone is missed, whichever worker wrote it."""

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import getpass
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -120,9 +121,23 @@ def say(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
+_CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+"""Control characters that JSON leaves as they are."""
+
+
 def show_json(document: Any) -> None:
     """One JSON document, indented. Structs become objects."""
-    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode().translate(_CONTROLS))
+
+
+_OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""What terminals obey instead of showing it: controls, ends of lines, directions of writing."""
+
+
+def harmless(text: str, keep: str = "") -> str:
+    """`text` for a terminal, with escapes in place of what it would obey, apart from what is to `keep`. Clients choose
+    names of models, and what stands in prompts."""
+    return _OBEYED.sub(lambda c: c[0] if c[0] in keep else c[0].encode("unicode_escape").decode(), text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -137,8 +152,8 @@ def _cell(value: object) -> str:
     if value is None or value == "" or value == ():
         return "-"
     if isinstance(value, tuple):
-        return ",".join(str(item) for item in value)
-    return str(value)
+        return harmless(",".join(str(item) for item in value))
+    return harmless(str(value))
 
 
 def when(micros: int | None) -> str:

@@ -8,6 +8,7 @@ import msgspec
 from gateway.commands.common import (
     CommandError,
     Commands,
+    harmless,
     rows_option,
     show_json,
     store_options,
@@ -108,7 +109,7 @@ def show(args: argparse.Namespace) -> int:
     if args.json:
         show_json([{**_described(prompt), "body": _text(prompt)} for prompt in prompts])
     else:
-        print("\n".join(_text(prompt) for prompt in prompts))
+        print("\n".join(harmless(_text(prompt), keep="\n\t") for prompt in prompts))
     return 0
 
 
