@@ -11,7 +11,7 @@ import pytest
 from gateway import config
 from gateway.errors import RateLimited
 from gateway.flow import fields
-from gateway.flow.peer import client_ip_of
+from gateway.flow.peer import HOPS, client_ip_of
 from gateway.http1.message import RequestHead
 from gateway.http1.wire import RequestReader, WireLimits
 from gateway.services.backends import BackendService
@@ -47,6 +47,14 @@ def test_only_a_trusted_proxy_is_believed() -> None:
     assert believed("192.0.2.1", forged) == "192.0.2.1"
     assert believed("10.0.0.5", forged) == "198.51.100.2"
     assert client_ip_of([])("10.0.0.5", forged) == "10.0.0.5"
+
+
+def test_a_row_of_proxies_has_an_end() -> None:
+    """C-T5, H9: whoever writes thousands of addresses that look like proxies' has no more than a few looked at."""
+    believed = client_ip_of(["10.0.0.0/8"])
+    row = ["198.51.100.2"] + [f"10.0.1.{number}" for number in range(HOPS)]
+    assert believed("10.0.0.5", head_of({"X-Forwarded-For": ", ".join(row[:HOPS])})) == "198.51.100.2"
+    assert believed("10.0.0.5", head_of({"X-Forwarded-For": ", ".join(row)})) == "10.0.1.0"
 
 
 def test_security_fields_stand_on_every_answer() -> None:

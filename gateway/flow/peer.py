@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 
 from gateway.http1.message import RequestHead
 
+HOPS = 16
+"""Entries looked at: proxies stand in rows of a few, while a client can write thousands that look like theirs."""
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -12,7 +15,8 @@ def client_ip_of(trusted: Sequence[str]) -> Callable[[str, RequestHead], str]:
     """A function (peer, head) -> client address.
 
     The peer itself, unless it is inside `trusted` (CIDRs); then the right-most entry of `X-Forwarded-For` that is not.
-    A malformed entry ends the search: what stands left of it was written by somebody nobody vouches for.
+    A malformed entry ends the search: what stands left of it was written by somebody nobody vouches for. So do HOPS
+    entries.
     """
     networks = [ipaddress.ip_network(cidr) for cidr in trusted]
     if not networks:
@@ -23,7 +27,7 @@ def client_ip_of(trusted: Sequence[str]) -> Callable[[str, RequestHead], str]:
         if forwarded is None or not _within(peer, networks):
             return peer
         address = peer
-        for entry in reversed(forwarded.split(b",")):
+        for entry in reversed(forwarded.rsplit(b",", HOPS)[-HOPS:]):
             known = _address(entry)
             if known is None:
                 return address
