@@ -38,8 +38,15 @@ _MULTIPLIERS: Final = frozenset({"n", "best_of", "n_cmpl"})
 _BATCHES: Final = frozenset({"prompt", "prompt_embeds"})
 """Keys that hold several prompts if they are arrays, each answered apart; vLLM takes both at once."""
 
+_PRIORITY: Final = "priority"
+"""vLLM's own order of requests, if it runs with one: whoever names the smallest number goes first, and others are
+preempted for it."""
+
 _GUARDED: Final = frozenset(
-    {"model", "stream", "stream_options", "messages", "input", "user", "background"} | _BATCHES | _CAPS | _MULTIPLIERS
+    {"model", "stream", "stream_options", "messages", "input", "user", "background", _PRIORITY}
+    | _BATCHES
+    | _CAPS
+    | _MULTIPLIERS
 )
 _GUARDED_OPTIONS: Final = frozenset({"include_usage"})
 
@@ -112,7 +119,8 @@ class OpenAI:
         )
 
     def edit(self, endpoint: Endpoint, body: bytes, ask: Ask, *, model: str, cap: int, engine: str) -> bytes:
-        """The body for the engine: served model name, output cap (tokens), usage request. All other bytes unchanged."""
+        """The body for the engine: served model name, output cap (tokens), usage request, and no say in whose turn it
+        is. All other bytes unchanged."""
         changes: dict[str, bytes] = {}
         if model != ask.model:
             changes["model"] = msgspec.json.encode(model)
@@ -121,6 +129,8 @@ class OpenAI:
             _cap(changes, shape.limits, body, ask, cap, engine)
         if ask.stream and not ask.usage_asked:
             changes["stream_options"] = _including_usage(body, ask)
+        if _PRIORITY in ask.keys:
+            changes[_PRIORITY] = b"0"  # everybody's default
         if not changes:
             return body
         if ask.keys.isdisjoint(changes):

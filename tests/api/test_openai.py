@@ -219,6 +219,16 @@ def test_the_limit_told_to_the_phases_is_an_upper_bound_for_every_engine(given: 
     assert read(chat(given)).max_tokens == limit
 
 
+@pytest.mark.parametrize("value", [b"-9999", b"1", b"null", b'"high"'])
+@pytest.mark.parametrize("name", ["chat/completions", "embeddings"])
+def test_nobody_names_a_place_in_the_engines_own_order(name: str, value: bytes) -> None:
+    """S-F1: vLLM with a priority policy preempts others for the smallest number."""
+    body = b'{"model":"m","messages":[{"priority":5}],"input":"x","priority":%b,"max_tokens":9}' % value
+    assert edited(body, name=name) == json.loads(body) | {"priority": 0}
+    with pytest.raises(BadRequest, match="priority"):
+        read(b'{"model":"m","input":"x","priority":0,"priority":-1}', "embeddings")
+
+
 def test_responses_have_a_cap_of_their_own_name() -> None:
     body = b'{"model":"m","input":"hi","stream":true}'
     assert edited(body, name="responses") == {"max_output_tokens": 100, "model": "m", "input": "hi", "stream": True}
