@@ -92,8 +92,8 @@ class FrameFilter:
         """Hold or let go the incomplete frame at the end."""
         if self._inside or len(rest) > (LONGEST_FRAME if _ERROR in rest else TAIL):
             self._inside = self._inside or bool(rest)
-            # The last bytes may be the first of a frame end, which has to be seen whole.
-            keep = len(rest) - len(rest.rstrip(b"\r\n"))
+            # The last bytes may be the first two of a frame end, which has to be seen whole.
+            keep = min(len(rest) - len(rest.rstrip(b"\r\n")), 2)
             passed.append(rest[: len(rest) - keep])
             rest = rest[len(rest) - keep :]
         self._held = rest

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from gateway.api.dialect import Framing
 from gateway.api.frames import FrameFilter
+from gateway.api.stream import TAIL
 from tests.api.streams import Stream, cuts, events, lines
 
 USAGE = b'{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}'
@@ -149,6 +150,17 @@ def test_a_stream_cut_within_the_extra_frame_hides_what_was_held() -> None:
     assert frames.at_boundary
     assert frames.flush() == EXTRA[:20]
     assert not frames.at_boundary
+
+
+@pytest.mark.parametrize("framing", list(Framing))
+@pytest.mark.parametrize("ends", [b"\r", b"\n\r", b"a\r"])
+def test_ends_of_lines_that_end_no_frame_are_not_held(framing: Framing, ends: bytes) -> None:
+    """P-D2: an engine could fill the memory with them."""
+    frames = FrameFilter(framing, hide_usage=True)
+    data = b"a" * TAIL + ends * TAIL
+    passed = frames.feed(data)
+    assert len(passed) >= len(data) - 2
+    assert passed + frames.feed(b"\n\n") + frames.flush() == data + b"\n\n"
 
 
 def test_a_huge_frame_is_not_held_to_its_end() -> None:
