@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -316,6 +317,7 @@ def test_audit_tail_verify_and_export(cli: Cli, tmp_path: Path) -> None:
     assert [row["id"] for row in exported] == ["r-1"]
     out = tmp_path / "out.csv"
     assert cli.run("audit", "export", "--csv", "--since", "2020-01-01", "--output", str(out)).returncode == 0
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600, "addresses and names are its owner's to read"
     assert out.read_text(encoding="utf-8").splitlines()[1].startswith("r-1,1800000000000000,t,u,k,2001:db8::1,")
     tamper(cli.store, "UPDATE audit SET status = 500")
     broken = cli.run("audit", "verify")

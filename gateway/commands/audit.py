@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import csv
 import json
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -178,14 +179,15 @@ def _verdict(chain: trail.Verified) -> str:
 
 
 def write_export(args: argparse.Namespace) -> int:
-    """An earlier export is overwritten only once the store is open."""
+    """An earlier export is overwritten only once the store is open. Only its owner reads a new one, as the store."""
 
     async def work(store: Store, _: Config) -> int:
         rows = trail.export(store, args.since, args.until)
         if args.output is None:
             return await _write(sys.stdout, rows, as_csv=args.csv)
         try:
-            with args.output.open("w", encoding="utf-8", newline="") as file:
+            target = os.open(args.output, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+            with os.fdopen(target, "w", encoding="utf-8", newline="") as file:
                 return await _write(file, rows, as_csv=args.csv)
         except OSError as err:
             raise CommandError(f"{args.output}: {err.strerror or err}") from err
