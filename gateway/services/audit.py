@@ -64,6 +64,7 @@ class AuditService:
         self._spool = Spool(Path(config.spool or f"{store.home}.spool"), segment)
         self._ceiling = config.spool_bytes + config.spool_bytes // 8
         self._position = self._spool.start
+        self._sent = self._spool.seq  # no row of this spool beyond it can be in the store
         self._head: Head | None = None  # None: only the store knows
         self._delivered = 0
         self._broken = False
@@ -186,6 +187,7 @@ class AuditService:
                     # What a disk refuses is not read, however old it gets.
                     read_at = self._drained_at if self._broken else self._clock()
                     rows, after, position, full = await loop.run_in_executor(self._shipper, self._prepare, head)
+                    self._sent = max(self._sent, after.seq)
                     moved = not rows or await asyncio.shield(self._store.add_audit(head, after, rows))
                 except StoreError:
                     self._failures += 1
@@ -199,9 +201,12 @@ class AuditService:
 
     async def _stored_head(self) -> Head:
         head = await self._store.audit_head(self._spool.writer)
-        if head.seq > self._spool.seq:
+        if head.seq > self._sent:
             place = self._spool.directory
             raise StoreError(f"the store has later rows of writer {head.writer} than {place} knows: move {place} away")
+        if head.seq < self._delivered:
+            _log.error("the store was put back from row %d of writer %s to %d", self._delivered, head.writer, head.seq)
+            self._position, self._delivered = self._spool.start, head.seq
         return head
 
     def _prepare(self, head: Head) -> tuple[list[AuditRow], Head, Position, bool]:

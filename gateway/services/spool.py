@@ -154,7 +154,6 @@ class Spool:
         self._recover()
         self.interrupted = [(number, frame[_FRAME.size + _HEAD.size :]) for number, frame in self._open.items()]
         self._next_segment()
-        self.start = Position(min(self._sizes))
 
     # -- writing
 
@@ -238,6 +237,11 @@ class Spool:
         self.size += len(first)
 
     # -- reading
+
+    @property
+    def start(self) -> Position:
+        """Of the oldest segment that is left."""
+        return Position(min(self._sizes))
 
     def read(self, position: Position, count: int) -> tuple[list[Entry], Position]:
         """Up to `count` entries from there, and where to go on."""

@@ -3,11 +3,10 @@
 import asyncio
 import json
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -486,24 +485,6 @@ def test_anchors_are_written_outside_of_the_database(tmp_path: Path) -> None:
     asyncio.run(body())
 
 
-def test_a_spool_older_than_its_store_is_refused_aloud(tmp_path: Path) -> None:
-    """U3: numbers would collide and rows would pass for delivered."""
-
-    async def body() -> None:
-        async with connection(tmp_path / "x.db") as store:
-            service = AuditService(store, config(tmp_path))
-            writer = service._spool.writer
-            row: AuditRow = (*msgspec.structs.astuple(FULL), writer, 9, 1, b"h")
-            assert await store.add_audit(Head(writer), Head(writer, 9, 1, b"h"), [row])
-            service.put(FULL)
-            with pytest.raises(StoreError, match="move"):
-                await service._ship_all()
-            assert service.stats().pending == 1
-            killed(service)
-
-    asyncio.run(body())
-
-
 def test_two_writers_share_one_store(store_url: str, tmp_path: Path) -> None:
     """D: each gateway has a chain of its own."""
 
@@ -556,25 +537,3 @@ def test_put_is_cheap(tmp_path: Path) -> None:
 
 def test_the_records_columns_are_the_stores() -> None:
     assert AuditRecord.__struct_fields__ == AUDIT_COLUMNS
-
-
-def test_a_restored_backup_gets_again_what_the_spool_still_holds(tmp_path: Path) -> None:
-    """docs/operations.md, Backup: an older store is put back, the spool stayed with the machine."""
-    live, backup = tmp_path / "x.db", tmp_path / "backup.db"
-
-    async def write(*names: str) -> list[str]:
-        async with connection(live) as store:
-            async with running(store, config(tmp_path)) as service:
-                for name in names:
-                    service.put(record(name))
-                await until(lambda: service.stats().pending == 0)
-            return [row.id for row in await stored(store)]
-
-    asyncio.run(write("before"))
-    with closing(sqlite3.connect(live)) as source, closing(sqlite3.connect(backup)) as target:
-        source.backup(target)
-    asyncio.run(write("after"))
-    for file in tmp_path.glob("x.db*"):
-        file.unlink()
-    backup.rename(live)
-    assert asyncio.run(write("restored")) == ["before", "after", "restored"]
