@@ -38,6 +38,8 @@ HELD_RETRY: Final = 1.0
 _leases: Final = itertools.count()
 """Numbers of leases, in this process each given once: a meter that was forgotten and made again must not take up the
 name of its first lease, whose claims the ledger would take for old ones."""
+_claims: Final = itertools.count(1)
+"""Numbers of claims of open requests, likewise: Redis knows them by their holder, which is the process."""
 
 
 def who(scope: str) -> str:
@@ -325,11 +327,10 @@ class SharedBucket(Leased):
 class SharedGauge(Leased):
     """Open requests counted in Redis."""
 
-    __slots__ = ("_number", "_unsure")
+    __slots__ = ("_unsure",)
 
     def __init__(self, scope: str, name: str, most: int) -> None:
         super().__init__(scope, name, OPEN, most)
-        self._number = 0
         self._unsure = False
 
     def settle(self, taken: int, used: int) -> None:
@@ -339,8 +340,7 @@ class SharedGauge(Leased):
     def claim(self) -> tuple[Any, ...]:
         """Kind, limit, what is kept, need, want, the claim's number."""
         need, want = self._wanted()
-        self._number += 1
-        return "gauge", self.most, self.held + self.free, need, want, self._number
+        return "gauge", self.most, self.held + self.free, need, want, next(_claims)
 
     def apply(self, answer: SharedAnswer, until: float, now: float) -> bool:
         self._unsure = answer.unsure

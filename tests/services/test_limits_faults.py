@@ -13,7 +13,7 @@ import pytest
 
 from gateway.config import Quotas
 from gateway.errors import BudgetSpent, GatewayError, LimitsUnavailable, RateLimited
-from gateway.services.limits import LimitService, Reservation
+from gateway.services.limits import FORGET_SECONDS, LimitService, Reservation
 from gateway.store import open_store
 from gateway.store.limits import Limits
 from tests.proxy import Slow
@@ -56,6 +56,35 @@ async def until_allowed(form: Form, service: LimitService, who: Asker, tokens: i
 
 
 # ---- Redis
+
+
+def test_open_requests_that_were_forgotten_are_counted_again(server: Redis, tmp_path: Path) -> None:
+    """L1: with the longest lease Redis remembers a gateway's last claim when the gateway has forgotten its first: no
+    refusal that is false."""
+    config = Quotas(lease=300.0, deadline=5.0, store_deadline=10.0)
+    form, who = Form(str(tmp_path / "x.db"), server.url(), config=config), asker(Limits(concurrent=2))
+
+    async def body() -> None:
+        async with form.replica() as service:
+            for _ in range(3):
+                service.settle(await service.acquire(who, 0, 0.0), 0, 0.0)
+                await rested(form, service)
+            service.sweep(form.clock.now)
+            assert service.stats().meters == 0
+            assert isinstance(await outcome(service, who), Reservation)
+
+    asyncio.run(body())
+
+
+async def rested(form: Form, service: LimitService) -> None:
+    """Time goes on, and nobody asks for anything, until Redis is told of nothing any more and all is old."""
+    assert service._shared is not None
+    async with asyncio.timeout(WAIT):
+        while service._shared.stats().meters:
+            form.clock.now += form.config.lease / 3
+            service._shared.nudge()
+            await asyncio.sleep(0.005)
+    form.clock.now += FORGET_SECONDS
 
 
 def test_a_killed_redis_denies_and_comes_back_without_amnesty(form: Form, server: Redis) -> None:
