@@ -5,6 +5,8 @@ import contextlib
 import time
 from pathlib import Path
 
+import asyncpg
+import msgspec
 import pytest
 
 from gateway.store import StoreError, open_store
@@ -249,3 +251,34 @@ def test_sqlite_urls_name_files(tmp_path: Path) -> None:
 
 async def _open_and_close(url: str) -> None:
     await (await open_store(url)).close()
+
+
+def test_two_gateways_that_used_the_same_keys_do_not_wait_for_each_other(postgresql_url: str) -> None:
+    """K3, K6: a deadlock would last a second, in which no revocation is heard."""
+
+    async def body() -> None:
+        async with connection(postgresql_url) as one, connection(postgresql_url) as two:
+            await fill(one)
+            await one.add_key(msgspec.structs.replace(KEY, id="k2"))
+            await one.touch_keys({"k1": 1, "k2": 1})
+            third = await asyncpg.connect(postgresql_url)
+            hold = third.transaction()
+            await hold.start()
+            await third.execute("SELECT * FROM key_use WHERE \"key\" = 'k2' FOR UPDATE")
+            later = asyncio.ensure_future(two.touch_keys({"k2": 3, "k1": 3}))
+            await waiting(third, 1)
+            sooner = asyncio.ensure_future(one.touch_keys({"k1": 2, "k2": 2}))
+            await waiting(third, 2)
+            await hold.rollback()
+            await third.close()
+            await asyncio.gather(sooner, later)
+            assert [key.last_used_at for key in await one.keys()] == [3, 3]
+
+    asyncio.run(body())
+
+
+async def waiting(watcher: "asyncpg.Connection[asyncpg.Record]", count: int) -> None:
+    """Until so many connections wait for another."""
+    async with asyncio.timeout(10):
+        while await watcher.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < count:
+            await asyncio.sleep(0.005)
