@@ -6,11 +6,11 @@ from contextlib import asynccontextmanager
 
 
 class Slow:
-    """A TCP proxy before a server that passes answers on after `latency` seconds."""
+    """A TCP proxy before a server that passes answers on after `latency` seconds. `to` is where new connections go."""
 
     def __init__(self, port: int) -> None:
         self.latency = 0.0
-        self._to = port
+        self.to = port
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[int]:
@@ -26,7 +26,7 @@ class Slow:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            there, back = await asyncio.open_connection("127.0.0.1", self._to)
+            there, back = await asyncio.open_connection("127.0.0.1", self.to)
         except ConnectionError:  # the server is down: whoever asks is told so by the end of the connection
             writer.close()
             return

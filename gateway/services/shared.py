@@ -18,7 +18,7 @@ from typing import Any
 import redis.asyncio as aioredis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from gateway.config import ConfigError, Quotas
 from gateway.services.lender import Lender
@@ -135,7 +135,15 @@ class SharedCounts:
         return [meter.apply(answer, until, now_) for meter, answer in zip(meters, made, strict=True)]
 
     async def _run(self, keys: list[str], arguments: list[Any]) -> Any:
-        """By digest; whole where the server does not have the script (any more)."""
+        """By digest; whole where the server does not have the script (any more). A server that refuses it may have
+        become a replica, which keeps its connections: only a new one leads to its successor."""
+        try:
+            return await self._evaluated(keys, arguments)
+        except ResponseError:
+            await self._client.connection_pool.disconnect()
+            raise
+
+    async def _evaluated(self, keys: list[str], arguments: list[Any]) -> Any:
         if self._digest:
             try:
                 return await self._client.evalsha(self._digest, len(keys), *keys, *arguments)

@@ -152,6 +152,30 @@ def test_a_fresh_redis_is_not_a_lost_one(form: Form) -> None:
     asyncio.run(body())
 
 
+def test_a_redis_that_became_a_replica_is_left_for_its_successor(server: Redis, tmp_path: Path) -> None:
+    """L3: a failover behind one address. The old one keeps its connections and takes no more writes; new connections
+    lead to the new one."""
+    successor, address, who = Redis(), Slow(server.port), asker(Limits(requests_per_minute=60))
+
+    async def body() -> None:
+        async with address.listening() as port:
+            form = Form(str(tmp_path / "x.db"), f"redis://127.0.0.1:{port}/0", config=Quotas(deadline=1.0))
+            async with form.replica() as service:
+                await until_allowed(form, service, who)
+                command(server.port, "REPLICAOF", "127.0.0.1", str(successor.port))
+                address.to = successor.port
+                form.clock.now += form.config.lease
+                assert isinstance(await outcome(service, who), LimitsUnavailable)
+                await until_allowed(form, service, who)
+
+    successor.start()
+    try:
+        asyncio.run(body())
+    finally:
+        command(server.port, "REPLICAOF", "NO", "ONE")
+        successor.close()
+
+
 def test_a_silent_redis_denies_in_time_and_recovers(form: Form, server: Redis) -> None:
     """L3: SIGSTOP leaves the connection open; the deadline is 50 ms, and those who come next do not wait at all."""
     who = asker(Limits(tokens_per_minute=1000))
