@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import datetime
 import logging
+import math
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -34,6 +35,8 @@ CONNECT_SECONDS = 5.0
 CONNECTIONS = 4
 """Per gateway: identity reads, the audit writer, and some to spare; PostgreSQL's default limit is 100 in all."""
 PARTITION_MONTHS = 12
+PARTITION_SECONDS = 86_400.0
+"""Between two looks at them: a gateway may run for longer than they reach."""
 ROLL_STEP = 5_000
 """Rows a step of the usage roll-up: a fraction of a second, for which the other gateways' steps wait."""
 LONG_ROLL_STEP = 200_000
@@ -82,6 +85,7 @@ class PostgreSQLStore(SqlStore):
         self._pool = pool
         self._listener: asyncpg.Connection[asyncpg.Record] | None = None
         self._changed = asyncio.Event()
+        self._partitions_due = -math.inf
 
     async def check_schema(self) -> None:
         """Raise StoreError unless the schema is the one this program knows."""
@@ -94,6 +98,7 @@ class PostgreSQLStore(SqlStore):
 
     async def make_partitions(self) -> None:
         """The audit trail's months to come. Without them rows go to the partition of the rest: said, not fatal."""
+        self._partitions_due = time.monotonic() + PARTITION_SECONDS
         try:
             await self._fetch("SELECT audit_make_partitions($1)", PARTITION_MONTHS)
         except StoreError as err:
@@ -124,6 +129,12 @@ class PostgreSQLStore(SqlStore):
     async def _report(self, sql: str, values: Sequence[Value]) -> Sequence[Any]:
         async with self._connection(REPORT_SECONDS) as connection:
             return await connection.fetch(sql, *values, timeout=REPORT_SECONDS)
+
+    async def roll_up(self) -> int:
+        """What is done every few seconds as long as a gateway runs: once a day it is the partitions' turn too."""
+        if time.monotonic() >= self._partitions_due:
+            await self.make_partitions()
+        return await super().roll_up()
 
     async def _roll_step(self) -> int:
         """With the deadline of a report: a step that is slower than its deadline would never get done."""

@@ -342,6 +342,24 @@ def test_a_writer_whose_rows_retention_dropped_is_not_broken(postgresql_url: str
 PARTITIONS = "SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' AND relname LIKE 'audit_2%'"
 
 
+def test_a_gateway_that_runs_for_years_makes_the_months_to_come(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """U4: rows of a month without a partition would escape retention, and keep it from ever being made."""
+
+    async def body() -> None:
+        async with connection(postgresql_url) as store:
+            last = await asyncpg.connect(postgresql_url)
+            name = await last.fetchval(f"{PARTITIONS} ORDER BY relname DESC LIMIT 1")
+            await last.execute(f"DROP TABLE {name}")
+            await store.roll_up()
+            assert await last.fetchval("SELECT to_regclass($1)::text", name) == name
+            await last.close()
+
+    monkeypatch.setattr("gateway.store.postgresql.PARTITION_SECONDS", 0.0)
+    asyncio.run(body())
+
+
 def test_partitions_are_months_and_retention_drops_whole_ones(postgresql: PostgreSQL) -> None:
     """U4: a gateway that starts makes those to come; only the owner drops, and never a month that is not over."""
 
