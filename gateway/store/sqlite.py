@@ -61,6 +61,7 @@ class SqliteStore(SqlStore):
         self._connection = connection
         self._thread = thread
         self._closed = False
+        self._remains = False  # deleted prompts may still stand in the log
 
     async def _run(self, work: Callable[..., T], *args: Any) -> T:
         """Do `work(connection, *args)` in the store's thread. Work that was begun is finished even if nobody waits."""
@@ -82,6 +83,19 @@ class SqliteStore(SqlStore):
 
     async def _roll_step(self) -> int:
         return await self._run(_roll_step, STEP)
+
+    async def delete_prompts(self, *, request: str = "", key: str = "") -> int:
+        return await self._gone(await super().delete_prompts(request=request, key=key))
+
+    async def expire_prompts(self, now: int) -> int:
+        return await self._gone(await super().expire_prompts(now))
+
+    async def _gone(self, deleted: int) -> int:
+        """Out of the write-ahead log too, where they would stand until as much was written over them; again with the
+        next ones where a reader is in the way."""
+        if deleted or self._remains:
+            self._remains = await self._run(_empty_log)
+        return deleted
 
     async def wait_change(self, seconds: float) -> None:
         """SQLite tells nobody about other processes: the caller polls."""
@@ -185,6 +199,11 @@ def _claim(connection: sqlite3.Connection, claims: list[Claim], now: int, lease:
             standings.append(decide(row, claim, now, lease))
             connection.execute(_numbered(SAVE_BUDGET), _named(budget_values(row)))
     return standings
+
+
+def _empty_log(connection: sqlite3.Connection) -> bool:
+    """Move all of it into the file and cut it off -> whether somebody was in the way."""
+    return bool(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
 
 
 @contextlib.contextmanager

@@ -7,12 +7,14 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from gateway.store import StoreError, open_store
-from gateway.store.base import Tenant
+from gateway.store.base import Store, Tenant
+from gateway.store.prompts import Prompt
 from gateway.store.schema import Database, migrations, statements
 from gateway.store.sqlite import SqliteStore
 from tests.services.keyring import connection
@@ -112,3 +114,35 @@ def test_a_locked_file_is_an_error_in_time(tmp_path: Path) -> None:
             await store.add_tenant(Tenant(id="t", name="t", created_at=0))
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("how", ["purged", "expired"])
+def test_deleted_prompts_are_on_no_disk(tmp_path: Path, how: str) -> None:
+    """U5: neither in the file nor in its log while the gateway runs; what a reader keeps goes with the next ones."""
+    path = tmp_path / "fairgate.db"
+    body = b"nobody else's business" * 50
+    kept = Prompt(
+        id="r", at=1, expires_at=5, tenant="t", user="u", key="k", route="/", model="m", size=len(body), body=body
+    )
+
+    def there() -> bool:
+        return any(body[:22] in file.read_bytes() for file in tmp_path.iterdir())
+
+    async def delete(store: Store) -> None:
+        assert await (store.delete_prompts(key="k") if how == "purged" else store.expire_prompts(5)) == 1
+
+    async def scenario() -> None:
+        async with connection(str(path)) as gateway, connection(str(path)) as other:
+            await gateway.add_prompts([kept])
+            await delete(other)
+            assert not there()
+            await gateway.add_prompts([kept])
+            with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+                reader.execute("BEGIN")
+                reader.execute("SELECT count(*) FROM prompts").fetchone()
+                await delete(other)
+                assert there()
+            await other.expire_prompts(0)
+            assert not there()
+
+    asyncio.run(scenario())
