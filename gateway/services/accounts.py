@@ -31,6 +31,8 @@ ADMIN_SCOPES = ("admin:read", "admin:write")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
 _LONGEST_MODEL = 256
+_MOST_ACTIONS = 100_000
+"""Older ones are not looked for."""
 
 
 class AccountError(Exception):
@@ -151,12 +153,13 @@ async def rotate_key(store: Store, key_id: str, overlap: float, identity: Identi
         raise AccountError(f"key {key_id} is revoked; create a new one")
     if old.disabled_at is not None:
         raise AccountError(f"key {key_id} is disabled; enable it first")
+    life = await _life(store, old)
     key = msgspec.structs.replace(
         old,
         id=minted.id,
         hash=hasher(identity).hash(minted.secret),
         created_at=now,
-        expires_at=None if old.expires_at is None else now + old.expires_at - old.created_at,
+        expires_at=None if life is None else now + life,
         last_used_at=None,
     )
     await store.add_key(key)
@@ -164,6 +167,16 @@ async def rotate_key(store: Store, key_id: str, overlap: float, identity: Identi
     await store.expire_key(old.id, ends)
     ends = ends if old.expires_at is None else min(ends, old.expires_at)
     return msgspec.structs.replace(old, expires_at=ends), key, minted.token
+
+
+async def _life(store: Store, key: Key) -> int | None:
+    """How long a key was made to live. A rotation shortens that; the row of its making (U7) still tells."""
+    ends = key.expires_at
+    for row in await store.operations_history("key", _MOST_ACTIONS) if ends is not None else ():
+        told = msgspec.json.decode(row.body or "{}")
+        if row.id == key.id and told.get("did") == "create":
+            ends = told["expires_at"]
+    return None if ends is None else ends - key.created_at
 
 
 def check_terms(terms: KeyTerms) -> None:

@@ -84,6 +84,20 @@ def test_rotation_never_lengthens_the_life_of_the_old_key(store_url: str) -> Non
     asyncio.run(body())
 
 
+@pytest.mark.parametrize("days", [30, None])
+def test_a_second_successor_lives_as_long_as_the_first(store_url: str, days: int | None) -> None:
+    """K6: the text of the first was lost, say. The overlap that the old key has left is not what it was to live."""
+
+    async def body() -> None:
+        async with ring(store_url) as made:
+            first, _ = await made.another(days=days)
+            for _ in range(2):
+                _, new, _ = await accounts.rotate_key(made.store, first.id, 24.0, CHEAP)
+                assert new.expires_at == (None if days is None else new.created_at + days * DAY)
+
+    asyncio.run(body())
+
+
 def test_what_cannot_be_rotated(store_url: str) -> None:
     """K3: a revoked key does not come back by its successor."""
 
