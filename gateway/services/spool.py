@@ -150,10 +150,15 @@ class Spool:
         self.damaged: list[str] = []
         self._lock = self._locked()
         self._directory = os.open(directory, os.O_RDONLY)
-        self.writer = self._writer()
-        self._recover()
+        try:
+            self.writer = self._writer()
+            self._recover()
+            self._next_segment()
+        except OSError as err:
+            os.close(self._directory)
+            os.close(self._lock)
+            raise SpoolError(f"audit spool {directory}: {err.strerror}") from err
         self.interrupted = [(number, frame[_FRAME.size + _HEAD.size :]) for number, frame in self._open.items()]
-        self._next_segment()
 
     # -- writing
 

@@ -179,6 +179,20 @@ def test_a_place_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
         opened(tmp_path / "file" / "spool")
 
 
+def test_a_disk_without_room_for_the_first_segment_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """U3: a start says which disk is full, and may be tried again in the same process."""
+    opened(tmp_path).close()
+
+    def full(file: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(SpoolError, match=f"{tmp_path}: No space"):
+        opened(tmp_path)
+    monkeypatch.undo()
+    opened(tmp_path).close()
+
+
 def test_only_the_owner_reads_it(tmp_path: Path) -> None:
     spool = opened(tmp_path / "spool")
     assert (tmp_path / "spool").stat().st_mode & 0o077 == 0
