@@ -357,12 +357,16 @@ class Core:
         self.calendar.prune(now)
         self._boundary = inf
         for pool in self._pools.values():
-            lead = pool.averages.late
-            windows = self.calendar.binding(now, pool.name, lead)
-            if windows or pool.windows:
-                pool.bind(now, windows)
-                self._fill_pool(now, pool, decided)
-            self._boundary = min(self._boundary, self.calendar.next_boundary(now, pool.name, lead))
+            self._bind(now, pool, decided)
+
+    def _bind(self, now: float, pool: Pool, decided: list[Decision]) -> None:
+        """The same of one model; those of the others stay as they are."""
+        lead = pool.averages.late
+        windows = self.calendar.binding(now, pool.name, lead)
+        if windows or pool.windows:
+            pool.bind(now, windows)
+            self._fill_pool(now, pool, decided)
+        self._boundary = min(self._boundary, self.calendar.next_boundary(now, pool.name, lead))
         self._due = min(self._due, self._boundary)
 
     def _fill_pool(self, now: float, pool: Pool, decided: list[Decision]) -> None:
@@ -405,15 +409,14 @@ class Core:
         now, others = self._begin(now)
         decided = list(others)
         pool = self.fleet.set_pool(now, name, places)
-        self._rebind(now, decided)
+        self._bind(now, pool, decided)
         self._fill_pool(now, pool, decided)
         return decided
 
     def remove_pool(self, now: float, name: str) -> Sequence[Decision]:
         """The model is gone: who waits is refused, what runs runs on. Unknown: nothing happens."""
         now, others = self._begin(now)
-        pool = self._pools.get(name)
-        if pool is None:
+        if (pool := self._pools.get(name)) is None:
             return others
         decided = list(others)
         for request in self._waiting_for(pool):

@@ -770,6 +770,24 @@ def test_a_window_that_held_up_a_crowd_ends_as_fast_as_another() -> None:
     assert parting(24_000) < 6 * min(parting(1_000) for _ in range(3))
 
 
+def defining(pools: int) -> float:
+    """What it costs to tell of every model again who serves it, as each change of an engine does; each."""
+    made = core()
+    made.set_reservations(0.0, [window(start=1.0)])
+
+    def tell() -> None:
+        for number in range(pools):
+            made.set_pool(0.0, f"m{number}", [("g", 0)])
+
+    tell()
+    return seconds(tell) / pools
+
+
+def test_a_pool_among_many_is_told_as_fast_as_among_few() -> None:
+    """All are told in one turn of the loop: no stream moves meanwhile."""
+    assert defining(2_000) < 6 * min(defining(100) for _ in range(3))
+
+
 @pytest.mark.parametrize(
     "values", [{"start": 5.0, "end": 5.0}, {"end": inf}, {"start": nan}, {"usage_factor": 2.0}, {"usage_factor": nan}]
 )
