@@ -170,6 +170,12 @@ class UpstreamConnection:
         self.transport = cast(asyncio.Transport, transport)
         self._descriptor = transport.get_extra_info("socket").fileno()
 
+    def pause_writing(self) -> None:
+        """The engine takes a long request slowly; all of it was written in one go, so there is nothing to hold back."""
+
+    def resume_writing(self) -> None:
+        """It has taken most of it."""
+
     def usable(self) -> bool:
         """Whether it may carry another request. Bytes that a busy loop has not read yet are nobody's answer either."""
         if self.state is not State.IDLE or self.transport.is_closing():

@@ -339,6 +339,29 @@ def test_an_engine_that_stops_talking_before_the_request_was_read_fails_it_at_on
     run(half_close, test)
 
 
+def test_a_long_request_that_an_engine_takes_slowly_is_no_fault() -> None:
+    """The loop tells the connection when much is unsent and when it is gone; images make such requests."""
+    unsent = asyncio.Event()
+    faults: list[dict[str, Any]] = []
+
+    async def take_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await unsent.wait()
+        assert (await read_request(reader))[1] == LARGE
+        writer.write(OK)
+        await reader.read()
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+        connection = await pool.dial(1.0)
+        got = send_large(connection)
+        assert connection.transport.get_write_buffer_size() > 0
+        unsent.set()
+        assert await exchange(connection, got) == (200, b"ok", None)
+
+    run(take_late, test)
+    assert faults == []
+
+
 def test_a_connection_that_is_not_read_is_not_used_again() -> None:
     """R6: the client took nothing when the answer came, and the answer came whole."""
 
