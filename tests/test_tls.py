@@ -24,6 +24,7 @@ from gateway.store.base import STORED_COLUMNS
 from tests.flow.engine import DONE, Engine, start_and_hang, stream
 from tests.gateway import Gateway, chat, gateway
 from tests.services.keyring import connection
+from tests.source import NEEDS_SOURCE
 from tests.wire import WAIT, Client
 
 CHAT = "/v1/chat/completions"
@@ -103,6 +104,7 @@ async def ask_by_tls(g: Gateway, ca: str, cert: str) -> int:
     return (await client.answer())[0]
 
 
+@NEEDS_SOURCE
 def test_streams_that_are_cut_at_the_end_leave_their_rows(authority: Authority, tmp_path: Path) -> None:
     """H13, U1: a connection with TLS takes more than one turn of the loop to end; the trail waits for it."""
     store = str(tmp_path / "fairgate.db")
