@@ -53,13 +53,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         show_json(found)
     else:
-        rows = [tuple(", ".join(part) for part in (row.backends, row.loaded, row.names)) for row in found]
-        print(
-            table(
-                ("MODEL", "BACKENDS", "LOADED", "OTHER NAMES"),
-                [(f.model, *r) for f, r in zip(found, rows, strict=True)],
-            )
-        )
+        lists = ((row.model, row.backends, row.loaded, row.names) for row in found)
+        rows = [(model, *map(", ".join, parts)) for model, *parts in lists]
+        print(table(("MODEL", "BACKENDS", "LOADED", "OTHER NAMES"), rows))
     for name, why in silent.items():
         say(f"{name} does not answer: {why}")
     return 1 if silent else 0
