@@ -10,6 +10,7 @@ import asyncio
 import msgspec
 
 from gateway import config as cfg
+from gateway.api.model_names import untagged
 from gateway.commands.common import (
     CommandError,
     Commands,
@@ -21,7 +22,7 @@ from gateway.commands.common import (
     table,
 )
 from gateway.services.catalogue import base_url
-from gateway.services.discovery import LookFailed, Sighting, client, look, untagged
+from gateway.services.discovery import LookFailed, Sighting, client, look
 
 
 class Found(msgspec.Struct):

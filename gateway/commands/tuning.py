@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from gateway.api.model_names import meant
 from gateway.commands.common import (
     CommandError,
     Commands,
@@ -24,7 +25,6 @@ from gateway.commands.common import (
 )
 from gateway.config import Config, nearest
 from gateway.services.accounts import find_tenant, find_user
-from gateway.services.discovery import meant
 from gateway.services.keyfmt import random_text
 from gateway.services.operations import effective
 from gateway.store.base import Store

@@ -12,7 +12,7 @@ import msgspec
 
 from gateway import config
 from gateway.api.model_info import ModelInfo
-from gateway.services.discovery import untagged
+from gateway.api.model_names import untagged
 from gateway.services.route import Backend, Route, Terms
 
 _ALL: Final = frozenset({"ollama", "vllm", "llamacpp", "openai"})

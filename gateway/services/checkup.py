@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from gateway.api.model_names import untagged
 from gateway.config import PLACEHOLDERS, Backend, Config, Tracing
-from gateway.services.discovery import Sighting, untagged
+from gateway.services.discovery import Sighting
 from gateway.services.tracing import EXTRA
 from gateway.store.facts import PostgreSQLFacts, SqliteFacts
 from gateway.urls import parse_listen

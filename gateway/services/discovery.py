@@ -7,7 +7,7 @@ Ollama's api.md; `/health`, `/props`, `/v1/models` of llama.cpp's server README;
 """
 
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Annotated, Any, Final, TypeVar
@@ -19,6 +19,7 @@ from msgspec import UNSET, UnsetType
 
 from gateway import __version__
 from gateway.api.model_info import ModelInfo
+from gateway.api.model_names import untagged
 
 MAX_ANSWER: Final = 8 * 1024 * 1024  # bytes; 2 000 models with long details stay below 2 MiB
 MAX_MODELS: Final = 10_000
@@ -152,17 +153,6 @@ def narrowed(sighting: Sighting, listed: frozenset[str]) -> Sighting:
         return sighting
     kept = tuple(model for model in sighting.models if model.name in listed or untagged(model.name) in listed)
     return msgspec.structs.replace(sighting, models=kept)
-
-
-def untagged(name: str) -> str:
-    """Ollama's rule: `name` means `name:latest`."""
-    return name.removesuffix(":latest")
-
-
-def meant(names: Iterable[str]) -> frozenset[str]:
-    """The models that a list of names may mean by that rule."""
-    given = frozenset(names)
-    return given.union(f"{name}:latest" for name in given if ":" not in name.rpartition("/")[2])
 
 
 async def _look_ollama(http: httpx.AsyncClient, listed: frozenset[str]) -> Sighting:

@@ -30,10 +30,10 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import TypeVar
 
+from gateway.api.model_names import meant
 from gateway.config import Identity
 from gateway.errors import AuthUnavailable, Forbidden, GatewayError, Unauthenticated
 from gateway.services import bounded
-from gateway.services.discovery import meant
 from gateway.services.key_facts import KeyStats
 from gateway.services.keyfmt import parse
 from gateway.services.principal import Grant, Network, Principal

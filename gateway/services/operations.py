@@ -11,7 +11,7 @@ from collections.abc import Callable
 import anyio
 from msgspec.json import decode, encode
 
-from gateway.services.discovery import meant
+from gateway.api.model_names import meant
 from gateway.store.base import Store, StoreError
 from gateway.store.operations import Operation, Reservation, SavedUsage
 from scheduler.aio import Scheduler

@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
+from gateway.api.model_names import meant
 from gateway.config import Price
 from gateway.services import bounded
-from gateway.services.discovery import meant
 from gateway.store.base import Store, StoreError
 from gateway.store.usage import DAY_US, UsageQuery, UsageRow
 
