@@ -21,7 +21,7 @@ from zlib import crc32
 from scheduler.crowd import Crowd, load
 from scheduler.deadlines import Deadlines
 from scheduler.fleet import Fleet
-from scheduler.gates import Gate, best_gate
+from scheduler.gates import Gate, best_gate, home_gate
 from scheduler.model import Decision, Granted, Place, Queued, Refusal, Refused, Saved, Stats, Ticket
 from scheduler.party import User
 from scheduler.pool import Pool
@@ -90,7 +90,7 @@ class Core:
         request = Request(number, ticket, pool, node, now, ticket.cost)
         if (
             not node.n
-            and (gate := best_gate(pool.places, ticket.avoid)) is not None
+            and (gate := self._gate_for(pool, ticket)) is not None
             and (not pool.windows or pool.eligible(now, request))
         ):
             request.usage = self.fleet.ledger.usage(node.account, now)
@@ -259,6 +259,13 @@ class Core:
         return Refused(request.id, reason, ahead, seconds, retry, now - request.arrival)
 
     # -- slots -------------------------------------------------------------------------------------------------
+
+    def _gate_for(self, pool: Pool, ticket: Ticket) -> Gate | None:
+        """A free slot for a request that need not wait. Who waited takes the first that comes free: turns go before
+        homes."""
+        load = self.fleet.settings.affinity if ticket.conversation else 0.0
+        home = home_gate(pool.places, ticket.conversation, load) if load and not ticket.avoid else None
+        return home or best_gate(pool.places, ticket.avoid)
 
     def _start(self, gate: Gate, request: Request, waited: float) -> Granted:
         gate.running += 1

@@ -6,6 +6,8 @@ Owns the counts per gate (one backend's slot group) and the choice of a gate for
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
+from math import ceil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,3 +63,30 @@ def best_gate(places: Sequence[Place], avoid: tuple[str, ...] = ()) -> Gate | No
         if best is None or preference < best_preference or (preference == best_preference and free > best_free):
             best, best_preference, best_free = gate, preference, free
     return best
+
+
+def home_gate(places: Sequence[Place], conversation: int, load: float) -> Gate | None:
+    """The gate that a conversation prefers among those with a free slot; None where every one has too much to do.
+
+    Of the lowest preference, as in `best_gate`; there each conversation has an order of its own (highest random weight,
+    Thaler and Ravishankar 1998): when gates come and go, only the conversations of those move. The first one that runs
+    at most `load` times its part of the requests takes it (bounded loads, Mirrokni et al. 2018).
+    """
+    free = [place for place in places if place[0].running < place[0].slots]
+    if not free:
+        return None
+    least = min([preference for _, preference in free])
+    equals = [gate for gate, preference in places if preference == least]
+    part = load * (sum([gate.running for gate in equals]) + 1) / sum([gate.slots for gate in equals])
+    best: Gate | None = None
+    highest = b""
+    for gate, preference in free:
+        if preference == least and gate.running < ceil(part * gate.slots):
+            weight = _weight(conversation, gate)
+            if weight > highest:
+                best, highest = gate, weight
+    return best
+
+
+def _weight(conversation: int, gate: Gate) -> bytes:
+    return blake2b(gate.name.encode(), digest_size=8, key=b"%d" % conversation).digest()

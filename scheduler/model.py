@@ -38,6 +38,8 @@ class Ticket(msgspec.Struct, frozen=True, gc=False):
     avoid: tuple[str, ...] = ()
     """Gates that failed this request. On its arrival they are full for it while another of its pool has slots; once it
     waits, the first slot of any gate is as good as another."""
+    conversation: int = 0
+    """0 or a number below 2**63: tickets of the same one prefer the same gate (setting `affinity`). 0: any gate."""
 
 
 class Refusal(enum.Enum):

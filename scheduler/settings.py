@@ -124,6 +124,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int,
         Doc(ge=1, le=1_000_000, description="Output tokens between corrections of a stream that outgrew its estimate."),
     ] = 256
+    affinity: Annotated[
+        float,
+        Doc(
+            ge=0,
+            le=1e3,
+            description="A conversation stays with one backend of its model while that has a free slot and runs no "
+            "more than this many times its part of the requests (1.25: a quarter more). 0: most free slots decide.",
+        ),
+    ] = 0.0
     offset_batch: Annotated[float, Doc(ge=-1e4, le=1e4, description="Points of class `batch`.")] = -20.0
     offset_interactive: Annotated[float, Doc(ge=-1e4, le=1e4, description="Points of class `interactive`.")] = 0.0
     offset_system: Annotated[float, Doc(ge=-1e4, le=1e4, description="Points of class `system`.")] = 20.0

@@ -200,6 +200,14 @@ def _value_end(body: bytes, start: int, most: int) -> int:
 
 
 def _brackets_end(body: bytes, start: int, most: int) -> int:
+    end = brackets_end(body, start, most)
+    if end < 0:
+        raise BadRequest(f"Keys that stand more than once hold more than {REPEATED_BYTES} bytes")
+    return end
+
+
+def brackets_end(body: bytes, start: int, most: int) -> int:
+    """Where the array or object at `start` of valid JSON ends, or -1 if that is not before `most`."""
     depth = 0
     for token in _BRACKET.finditer(body, start):
         if token.end() > most:
@@ -211,7 +219,7 @@ def _brackets_end(body: bytes, start: int, most: int) -> int:
             depth -= 1
             if not depth:
                 return token.end()
-    raise BadRequest(f"Keys that stand more than once hold more than {REPEATED_BYTES} bytes")
+    return -1
 
 
 def _spans(body: bytes, members: Members, values: Mapping[str, bytes]) -> list[tuple[int, int, bytes]]:

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Final
 
 from gateway.errors import BadRequest
+from gateway.flow.conversation import conversation
 from gateway.flow.exchange import Exchange, Runtime
-from gateway.flow.quota import produces
+from gateway.flow.quota import GENERATIONS, produces
 from scheduler.model import Ticket
 from scheduler.settings import Settings
 
@@ -27,7 +28,15 @@ def ticket(x: Exchange, rt: Runtime, avoid: tuple[str, ...] = ()) -> Ticket:
         timeout=queue_timeout(x, rt),
         tag=x.id,
         avoid=avoid,
+        conversation=conversation(principal, x.head, x.body) if _has_home(x, rt) else 0,
     )
+
+
+def _has_home(x: Exchange, rt: Runtime) -> bool:
+    """Whether it may matter which engine answers: one that generates may have the beginning in its cache."""
+    if len(x.route.candidates) < 2:
+        return False
+    return rt.estimator.settings.affinity > 0.0 and x.endpoint.kind in GENERATIONS
 
 
 CLASS_OFFSETS: Final[dict[str, Callable[[Settings], float]]] = {

@@ -156,7 +156,19 @@ def test_a_weightless_wait_is_explained_too() -> None:
 
 def test_the_package_stands_alone_and_its_core_is_pure() -> None:
     """Imports nothing of the gateway; only the asyncio facade and the command touch the outside."""
-    pure = {"__future__", "bisect", "collections", "enum", "heapq", "itertools", "math", "types", "typing", "zlib"}
+    pure = {
+        "__future__",
+        "bisect",
+        "collections",
+        "enum",
+        "hashlib",
+        "heapq",
+        "itertools",
+        "math",
+        "types",
+        "typing",
+        "zlib",
+    }
     outside = {"aio.py": {"asyncio"}, "__main__.py": {"argparse", "sys", "pathlib"}}
     for path in Path(scheduler.__file__).parent.glob("*.py"):
         names = {
