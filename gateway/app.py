@@ -26,6 +26,7 @@ from gateway.services.backend_facts import Topology
 from gateway.services.backends import BackendService
 from gateway.services.limits import LimitService
 from gateway.services.operations import Operations
+from gateway.services.zombies import ZombieService
 from gateway.spools import deliver_left_over
 from gateway.store import Store, open_store
 from gateway.workers import serve_workers
@@ -50,6 +51,10 @@ class App(Plane):
     @property
     def estimator(self) -> Estimator:
         return self.local.estimator
+
+    @property
+    def zombies(self) -> ZombieService:
+        return self.local.zombies
 
     @property
     def limits(self) -> LimitService:

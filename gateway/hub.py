@@ -21,6 +21,7 @@ from gateway.services.limits import LimitService
 from gateway.services.operations import Operations
 from gateway.services.shared import SharedCounts, shared_lender
 from gateway.services.usage import keep_rolled_up
+from gateway.services.zombies import ZombieService
 from gateway.store import Store
 from scheduler.aio import Scheduler
 from scheduler.estimate import Estimator
@@ -55,6 +56,8 @@ class LocalHub:
             on_settings=on_settings,
         )
         self.backends = self._make_backends(config, None)
+        self.zombies = ZombieService(self.scheduler, lambda name: self.backends.client(name), clock=time.monotonic)
+        self._addresses = _addresses(config)
         self._watching = anyio.CancelScope()
         self._services: TaskGroup
         self._queues: set[str] = set()
@@ -90,6 +93,7 @@ class LocalHub:
         for gate, slots in topology.gates.items():
             scheduler.set_gate(gate, slots, trial=gate in topology.trials)
         for gate in self._gates.keys() - topology.gates.keys():
+            self.zombies.end(gate)
             scheduler.remove_gate(gate)
         self._queues, self._gates = set(topology.pools), dict(topology.gates)
         self._on_change(topology)
@@ -101,12 +105,20 @@ class LocalHub:
         def adopt() -> None:
             backends.follow(self.backends)
             self.backends = backends
+            self._move(_addresses(config))
             self.operations.rebase(config.scheduling)
             self._watch()
             backends.enforce()
             self._rewire(backends.current())
 
         return backends, adopt
+
+    def _move(self, addresses: dict[str, str]) -> None:
+        """Zombies of an address do not haunt another one."""
+        for name, address in addresses.items():
+            if self._addresses.get(name, address) != address:
+                self.zombies.end(name)
+        self._addresses = addresses
 
     def _watch(self) -> None:
         """Watch the backends of this generation, and no longer those of the one before."""
@@ -128,13 +140,19 @@ class LocalHub:
     def run(self, group: TaskGroup) -> None:
         """Watch backends and settings, roll up usage, until the group is cancelled."""
         group.start_soon(self.operations.run)
+        group.start_soon(self.zombies.run)
         group.start_soon(keep_rolled_up, self._store)
         self._services = group
         self._watch()
 
     async def close(self) -> None:
         """Save fair use, give back what is on lease. Requests have ended."""
+        self.zombies.close()
         await self.operations.close()
         await self.limits.close()
         if self.shared is not None:
             await self.shared.close()
+
+
+def _addresses(config: Config) -> dict[str, str]:
+    return {section.name: section.url for section in config.backends}

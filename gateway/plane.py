@@ -44,6 +44,7 @@ from gateway.services.metrics import Metrics
 from gateway.services.prompts import PromptService
 from gateway.services.tracing import open_tracing
 from gateway.services.usage import UsageService
+from gateway.services.zombies import Zombies
 from gateway.store import Store
 from gateway.urls import parse_listen
 from scheduler.aio import Slots
@@ -69,6 +70,8 @@ class Hub(Protocol):
     def limits(self) -> Quota: ...
     @property
     def backends(self) -> Backends: ...
+    @property
+    def zombies(self) -> Zombies: ...
 
     def prepare(self, config: Config) -> tuple[Any, Callable[[], None]]:
         """The `Backends` of a new configuration, and what puts it in force."""
@@ -128,6 +131,7 @@ class Plane:
             backends=backends,
             scheduler=self.hub.scheduler,
             estimator=self.hub.estimator,
+            zombies=self.hub.zombies,
             pools=pools,
             audit=self.audit,
             prompts=self.prompts,

@@ -47,6 +47,7 @@ from gateway.services.messages import (
     Welcome,
     Who,
 )
+from gateway.services.zombies import ZombieService
 from gateway.spools import deliver_left_over, spool_of
 from gateway.store import Store, open_store
 from gateway.urls import parse_listen
@@ -96,6 +97,10 @@ class Parent:
     @property
     def estimator(self) -> Estimator:
         return self.hub.estimator
+
+    @property
+    def zombies(self) -> ZombieService:
+        return self.hub.zombies
 
     @property
     def limits(self) -> LimitService:

@@ -281,6 +281,11 @@ class Scheduler:
         """See `Core.stats`."""
         return self.core.stats(self._clock())
 
+    def running(self, gate: str) -> int:
+        """Slots of the gate that are taken; 0 for one that is not known."""
+        found = self.core.fleet.gates.get(gate)
+        return found.running if found is not None else 0
+
     @property
     def leases(self) -> int:
         """Live leases; equals `core.running` between calls."""

@@ -92,6 +92,7 @@ def test_colours_are_only_where_wanted(colour: bool) -> None:
         "draining": True,
         "backends": [],
         "scheduler": empty,
+        "zombies": [],
         "server": {"open": 0, "requests": 0},
         "audit": {"written": 0, "pending": 0},
     }

@@ -20,6 +20,7 @@ from gateway.store import open_store
 from gateway.store.base import STORED_COLUMNS
 from gateway.store.limits import Limits
 from tests.flow.engine import DONE, SSE_HEAD, Engine, chunk, frame, plain, stream
+from tests.flow.test_zombies import LlamaCpp
 from tests.gateway import FAST_HASH
 from tests.servers import free_port
 from tests.test_handover import START, Gate, Held, asked, ended, refused
@@ -163,6 +164,33 @@ def test_two_workers_share_the_slots_and_one_page_sums(tmp_path: Path) -> None:
                 stats = await gate.stats()
                 assert stats["scheduler"]["granted"] == 80
                 assert stats["server"]["open"] >= 16
+
+    uvloop.run(main())
+
+
+def test_what_an_engine_works_on_for_one_worker_is_not_given_to_the_other(tmp_path: Path) -> None:
+    """R8"""
+
+    async def main() -> None:
+        async with LlamaCpp() as engine:
+            (key,) = await keys(tmp_path, "u")
+            backends = [{"name": "engine", "url": engine.url, "engine": "llamacpp", "slots": 1}]
+            async with crew(tmp_path, engine, backends=backends) as gate:
+                (left,), (stays,) = await gate.by_worker(1)
+                await left.send(asked(key))
+                await engine.chats.get()
+                left.close()
+                await gate.until(lambda stats: stats["zombies"] == [{"backend": "engine", "held": 1, "seen": 1}])
+                assert len(await gate.rows(1, "client_gone")) == 1
+                following = asyncio.ensure_future(ask(stays, key))
+                await gate.until(lambda stats: stats["scheduler"]["queued"] == 1)
+                await engine.looked(3)
+                assert engine.chats.empty()
+                engine.go.set()
+                assert await following == 200
+                assert engine.most == 1
+                found = await gate.metrics()
+                assert (found["fairgate_zombies", "engine"], found["fairgate_zombies_total", "engine"]) == (0, 1)
 
     uvloop.run(main())
 

@@ -20,6 +20,7 @@ from gateway.services.metrics import Metrics, Sample
 from gateway.services.prompts import PromptStats
 from gateway.services.record import AuditStats
 from gateway.services.tracing import OFF, TracingStats
+from gateway.services.zombies import ZombieStats
 from scheduler.estimate import Estimator
 from scheduler.model import Stats
 
@@ -122,6 +123,8 @@ class Gateway(Protocol):
     @property
     def estimator(self) -> Estimator: ...
     @property
+    def zombies(self) -> HasStats[tuple[ZombieStats, ...]]: ...
+    @property
     def limits(self) -> HasStats[LimitStats]: ...
     @property
     def draining(self) -> bool: ...
@@ -146,6 +149,7 @@ def stats(gateway: Gateway) -> dict[str, object]:
         "workers": gateway.workers(),
         "backends": gateway.backends.stats(),
         "scheduler": gateway.scheduler.stats(),
+        "zombies": gateway.zombies.stats(),
         "audit": plane.audit,
         "prompts": plane.prompts,
         "keys": plane.keys,
@@ -190,6 +194,7 @@ def register_sources(gateway: Gateway) -> None:
     metrics = gateway.metrics
     metrics.register("backends", lambda: samples.of_backends(gateway.backends.stats()))
     metrics.register("scheduler", lambda: samples.of_scheduler(gateway.scheduler.stats()))
+    metrics.register("zombies", lambda: samples.of_zombies(gateway.zombies.stats()))
     metrics.register("limits", lambda: samples.of_limits(gateway.limits.stats()))
     metrics.register("process", _process(gateway))
     metrics.register("audit", lambda: samples.of_audit(gateway.stats().audit))

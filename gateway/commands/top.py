@@ -116,7 +116,7 @@ def picture(stats: Mapping[str, Any], names: Mapping[str, str], width: int, *, c
     lines = [
         *_headline(stats, scheduler),
         "",
-        *_backends(stats["backends"], scheduler["gates"], width),
+        *_backends(stats, scheduler["gates"], width),
         "",
         *_queues(scheduler["pools"]),
         "",
@@ -139,15 +139,18 @@ def _headline(stats: Mapping[str, Any], scheduler: Mapping[str, Any]) -> list[st
     ]
 
 
-def _backends(backends: Iterable[Mapping[str, Any]], gates: Iterable[Mapping[str, Any]], width: int) -> list[str]:
+def _backends(stats: Mapping[str, Any], gates: Iterable[Mapping[str, Any]], width: int) -> list[str]:
     slots = {gate["gate"]: gate for gate in gates}
-    lines = [f"{CYAN}{'BACKEND':<20} {'STATE':<10} {'SLOTS':>9}{PLAIN}"]
-    for each in backends:
+    zombies = {one["backend"]: one["held"] for one in stats["zombies"]}
+    lines = [f"{CYAN}{'BACKEND':<20} {'STATE':<10} {'SLOTS':>9} {'ZOMBIES':>8}{PLAIN}"]
+    for each in stats["backends"]:
         gate = slots.get(each["name"], {"slots": 0, "running": 0})
         share = gate["running"] / gate["slots"] if gate["slots"] else 0.0
         state, tint = STATES.get(each["state"], UNSEEN) if each["up"] else UNSEEN
-        used = f"{gate['running']}/{gate['slots']}"
-        lines.append(f"{each['name'][:20]:<20} {tint}{state:<10}{PLAIN} {used:>9}  {bar(share, max(8, width - 46))}")
+        used, held = f"{gate['running']}/{gate['slots']}", zombies.get(each["name"], 0)
+        lines.append(
+            f"{each['name'][:20]:<20} {tint}{state:<10}{PLAIN} {used:>9} {held:>8}  {bar(share, max(8, width - 55))}"
+        )
     return lines
 
 

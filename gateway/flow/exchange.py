@@ -34,6 +34,7 @@ from gateway.services.prompts import PromptService
 from gateway.services.route import Backend, Route, Terms
 from gateway.services.tracing import Trace, TracingService
 from gateway.services.usage import UsageService
+from gateway.services.zombies import Zombies
 from scheduler.aio import Lease, Slots, Waiter
 from scheduler.estimate import Estimator
 
@@ -64,6 +65,7 @@ class Runtime:
     backends: Backends
     scheduler: Slots
     estimator: Estimator
+    zombies: Zombies
     pools: Mapping[str, Pool]
     audit: AuditService
     prompts: PromptService

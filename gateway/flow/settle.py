@@ -10,9 +10,11 @@ from gateway.api.dialect import Access
 from gateway.api.routes import NO_ENDPOINT
 from gateway.api.usage import Usage
 from gateway.flow import quota
-from gateway.flow.exchange import NO_ROUTE, Exchange, Outcome, Runtime
+from gateway.flow.exchange import NO_REPLY, NO_ROUTE, Exchange, Outcome, Runtime
+from gateway.flow.ticket import expected_cost
 from gateway.services.record import AuditRecord, Opening
 from gateway.services.tracing import Ended, TracingService
+from gateway.services.zombies import WORKS_ON
 from scheduler.estimate import cost
 
 log = logging.getLogger("fairgate.flow")
@@ -28,11 +30,14 @@ def settle(x: Exchange, rt: Runtime) -> None:
     if x.outcome is Outcome.CLIENT_GONE:
         x.status = GONE_STATUS
     x.usage = _usage(x)
+    works_on = x.outcome is not Outcome.DONE and _works_on(x)
     upstream, x.upstream = x.upstream, None
     if upstream is not None:
         upstream.release()
-    cost_units = _cost(x, rt)
-    if x.lease is not None:
+    cost_units = _cost(x, rt, works_on)
+    if works_on and x.lease is not None:
+        rt.zombies.keep(x.lease, cost_units, x.route.terms.total)
+    elif x.lease is not None:
         x.lease.release(cost_units)
     rt.ledger.leave(x)
     quota.settle(x, rt, ended)
@@ -91,8 +96,11 @@ def _usage(x: Exchange) -> Usage:
     return usage
 
 
-def _cost(x: Exchange, rt: Runtime) -> float:
-    """Cost units to charge (scheduler.md 5.3): the truth if reported; nothing if no engine worked for it."""
+def _cost(x: Exchange, rt: Runtime, works_on: bool) -> float:
+    """Cost units to charge (scheduler.md 5.3): the truth if reported; nothing if no engine worked for it. What a client
+    leaves to an engine that `works_on` is produced to its end: as expected, or leaving would make it free."""
+    if works_on and x.outcome is Outcome.CLIENT_GONE:
+        return expected_cost(x, rt)
     if not x.sent_at or (x.relay is None and x.outcome is not Outcome.CLIENT_GONE):
         return 0.0
     usage = x.usage or NO_USAGE
@@ -103,6 +111,14 @@ def _cost(x: Exchange, rt: Runtime) -> float:
     return cost(
         rt.estimator.settings, uncached, usage.cached_tokens, usage.completion_tokens, x.route.terms.cost_factor
     )
+
+
+def _works_on(x: Exchange) -> bool:
+    """Whether the engine goes on with a request that was given up: its kind does, and no head of an answer came, which
+    it sends when all is done. A stream it would have ended with its connection."""
+    if x.backend.engine not in WORKS_ON or x.ask.stream or x.upstream is None or x.reply is not NO_REPLY:
+        return False
+    return x.sent_at > 0.0 and x.outcome in (Outcome.CLIENT_GONE, Outcome.TIMED_OUT)
 
 
 def _learn(x: Exchange, rt: Runtime, ended: float) -> None:

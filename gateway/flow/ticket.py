@@ -13,17 +13,14 @@ from scheduler.settings import Settings
 
 def ticket(x: Exchange, rt: Runtime, avoid: tuple[str, ...] = ()) -> Ticket:
     """What the scheduler is told: who pays, and about how much (scheduler.md 5.3)."""
-    principal, ask, found = x.principal, x.ask, x.route
-    cost = rt.estimator.request_cost(
-        found.model, principal.tenant, principal.user, ask.input_bytes, produces(x), found.terms.cost_factor
-    )
+    principal = x.principal
     return Ticket(
-        pool=found.pool,
+        pool=x.route.pool,
         tenant=principal.tenant,
         user=principal.user,
         share=principal.share,
         tenant_share=principal.tenant_share,
-        cost=cost,
+        cost=expected_cost(x, rt),
         class_offset=CLASS_OFFSETS[principal.priority](rt.estimator.settings),
         timeout=queue_timeout(x, rt),
         tag=x.id,
@@ -37,6 +34,14 @@ def _has_home(x: Exchange, rt: Runtime) -> bool:
     if len(x.route.candidates) < 2:
         return False
     return rt.estimator.settings.affinity > 0.0 and x.endpoint.kind in GENERATIONS
+
+
+def expected_cost(x: Exchange, rt: Runtime) -> float:
+    """Cost units of the whole request, as far as can be told before."""
+    who, found = x.principal, x.route
+    return rt.estimator.request_cost(
+        found.model, who.tenant, who.user, x.ask.input_bytes, produces(x), found.terms.cost_factor
+    )
 
 
 CLASS_OFFSETS: Final[dict[str, Callable[[Settings], float]]] = {

@@ -237,6 +237,10 @@ class BackendService:
             for watched in self._watched.values():
                 group.start_soon(self._look, watched, await stack.enter_async_context(self._client(watched)))
 
+    def client(self, name: str) -> httpx.AsyncClient:
+        """A new client of a configured backend's control plane. Raises KeyError, and OSError for its authority."""
+        return self._client(self._watched[name])
+
     def _client(self, watched: _Watched) -> httpx.AsyncClient:
         section = watched.section
         return discovery.client(base_url(section.url), key=section.key, ca=section.ca, timeout=self._settings.timeout)

@@ -22,6 +22,7 @@ from gateway.services.messages import (
     Failed,
     Grant,
     Held,
+    Linger,
     Measured,
     Refuse,
     Release,
@@ -32,6 +33,7 @@ from gateway.services.messages import (
     Told,
 )
 from gateway.services.meters import GPU, TOKENS
+from gateway.services.zombies import Zombies
 from scheduler.aio import Lease, Rejected, Scheduler, Waiter
 from scheduler.model import Place, Refused
 
@@ -45,6 +47,8 @@ class Hub(Protocol):
     def limits(self) -> LimitService: ...
     @property
     def backends(self) -> BackendService: ...
+    @property
+    def zombies(self) -> Zombies: ...
 
 
 class Desk:
@@ -71,6 +75,7 @@ class Desk:
                 Submit: self._submit,
                 Cancel: self._cancel,
                 Release: self._release,
+                Linger: self._linger,
                 Charge: self._charge,
                 Reserve: self._reserve,
                 Settle: self._settle,
@@ -123,6 +128,11 @@ class Desk:
     def _release(self, release: Release) -> None:
         lease, _ = self._leases.pop(release.number)
         lease.release(release.cost)
+
+    def _linger(self, linger: Linger) -> None:
+        """The engine's work ends no sooner when this worker does: the slot is the hub's from here on."""
+        lease, _ = self._leases.pop(linger.number)
+        self._hub.zombies.keep(lease, linger.cost, linger.most)
 
     def _charge(self, charge: Charge) -> None:
         lease, cost = self._leases[charge.number]

@@ -3,7 +3,7 @@
 Owns: what each engine is asked and how its answers are read. Answers are foreign data: bounded in size and count,
 decoded through view structs, and only the fields named here go further (an engine's own hosts and URLs do not).
 Must not know: breakers, schedules, routes or who asks for what. Sources: `/api/tags`, `/api/ps`, `/api/version` of
-Ollama's api.md; `/health`, `/props`, `/v1/models` of llama.cpp's server README; OpenAI's list of models.
+Ollama's api.md; `/health`, `/props`, `/v1/models`, `/slots` of llama.cpp's server README; OpenAI's list of models.
 """
 
 import ssl
@@ -102,12 +102,17 @@ class _Props(msgspec.Struct, frozen=True):
     build_info: str | None = None
 
 
+class _Slot(msgspec.Struct, frozen=True):
+    is_processing: bool
+
+
 _View = TypeVar("_View")
 _tags = msgspec.json.Decoder(_Tags)
 _ps = msgspec.json.Decoder(_Ps)
 _version = msgspec.json.Decoder(_Version)
 _list = msgspec.json.Decoder(_List)
 _props = msgspec.json.Decoder(_Props)
+_slots = msgspec.json.Decoder(list[_Slot])
 
 
 def client(url: str, *, key: str, ca: str, timeout: float) -> httpx.AsyncClient:
@@ -145,6 +150,20 @@ async def look(http: httpx.AsyncClient, engine: str, listed: frozenset[str], lim
     except httpx.HTTPError as err:
         raise LookFailed(f"{type(err).__name__}: {err}") from err
     return narrowed(sighting, listed)
+
+
+async def busy_slots(http: httpx.AsyncClient, limit: float) -> int:
+    """How many slots of a llama.cpp server work now; none where nobody listens. `limit` in seconds. Raises LookFailed,
+    also where the server was started with `--no-slots`."""
+    try:
+        with anyio.fail_after(limit):
+            return sum(slot.is_processing for slot in _read(_slots, await _get(http, "/slots"), "/slots"))
+    except httpx.ConnectError:
+        return 0
+    except TimeoutError as err:
+        raise LookFailed(f"no complete answer within {limit:g} s") from err
+    except httpx.HTTPError as err:
+        raise LookFailed(f"{type(err).__name__}: {err}") from err
 
 
 def narrowed(sighting: Sighting, listed: frozenset[str]) -> Sighting:

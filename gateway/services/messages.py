@@ -44,6 +44,14 @@ class Release(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="r"):
     cost: float
 
 
+class Linger(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="z"):
+    """See `ZombieService.keep`. The worker is done with that slot."""
+
+    number: int
+    cost: float
+    most: float
+
+
 class Charge(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="x"):
     """See `Lease.charge`."""
 
@@ -214,7 +222,19 @@ class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
 
 
 ToParent = (
-    Ready | Unfit | Submit | Cancel | Release | Charge | Reserve | Settle | Failed | Succeeded | Measured | Stranger
+    Ready
+    | Unfit
+    | Submit
+    | Cancel
+    | Release
+    | Linger
+    | Charge
+    | Reserve
+    | Settle
+    | Failed
+    | Succeeded
+    | Measured
+    | Stranger
 )
 ToWorker = Welcome | Grant | Refuse | Held | Denied | Picture | Doubt | Retuned | Stranger | Commit | Drain | Stop
 QuestionsToParent = Who

@@ -102,6 +102,12 @@ METRICS: Final = (
     Described("fairgate_slots", "gauge", "Slots offered; 0 while ejected.", labels=("backend",)),
     Described("fairgate_slots_running", "gauge", "Slots taken.", labels=("backend",)),
     Described(
+        "fairgate_zombies", "gauge", "Slots taken by an engine's work for requests that are over.", labels=("backend",)
+    ),
+    Described(
+        "fairgate_zombies_total", "counter", "Requests that were over before their engine was.", labels=("backend",)
+    ),
+    Described(
         "fairgate_jain_index",
         "gauge",
         "Jain's fairness index over the parties whose requests had to wait in the last 5 to 10 minutes, of the cost "

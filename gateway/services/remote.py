@@ -30,6 +30,7 @@ from gateway.services.messages import (
     Failed,
     Grant,
     Held,
+    Linger,
     Measured,
     Picture,
     Refuse,
@@ -257,6 +258,17 @@ def _slots(section: cfg.Backend, known: Mapping[str, Seen]) -> int:
     return known[section.name].stats.slots if section.name in known else section.slots or 1
 
 
+class RemoteZombies:
+    """The parent's zombies as `flow` knows them: only the parent knows all requests that an engine has."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def keep(self, lease: Lease, cost: float, most: float) -> None:
+        """See `ZombieService.keep`."""
+        self._channel.send(Linger(lease.id, cost, most))
+
+
 class RemoteHub:
     """The parent's hub. `changed` is called when the backends' models may have changed."""
 
@@ -264,6 +276,7 @@ class RemoteHub:
         self.channel = channel
         self.scheduler = RemoteScheduler(channel)
         self.limits = RemoteLimits(channel)
+        self.zombies = RemoteZombies(channel)
         self.estimator = Estimator(welcome.settings)
         self._seen = welcome.seen
         self._changed = changed

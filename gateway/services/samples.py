@@ -11,6 +11,7 @@ from gateway.services.metrics import Sample
 from gateway.services.prompts import PromptStats
 from gateway.services.record import AuditStats
 from gateway.services.tracing import TracingStats
+from gateway.services.zombies import ZombieStats
 from scheduler.model import Stats
 
 
@@ -28,6 +29,13 @@ def of_backends(backends: Iterable[BackendStats]) -> Iterator[Sample]:
             yield "fairgate_backend_failures_total", (one.name, kind), count
         for state in ("closed", "open", "half_open"):
             yield "fairgate_breaker_state", (one.name, state), float(state == one.state)
+
+
+def of_zombies(zombies: Iterable[ZombieStats]) -> Iterator[Sample]:
+    """Slots that outlive their requests."""
+    for one in zombies:
+        yield "fairgate_zombies", (one.backend,), one.held
+        yield "fairgate_zombies_total", (one.backend,), one.seen
 
 
 def of_limits(stats: LimitStats) -> Iterator[Sample]:

@@ -28,6 +28,7 @@ from gateway.services.metrics import Metrics
 from gateway.services.metrics_table import METRICS
 from gateway.services.prompts import PromptStats
 from gateway.services.record import AuditStats
+from gateway.services.zombies import ZombieStats
 from scheduler.estimate import Estimator
 from scheduler.model import GateStats, PoolStats, Stats
 from scheduler.settings import Settings
@@ -76,6 +77,7 @@ class World:
                 stray_releases=0,
             )
         )
+        self.zombies = Fixed((ZombieStats("a", 1, 6),))
         self.estimator = Estimator(Settings())
         self.limits = Fixed(
             LimitStats(
@@ -140,6 +142,7 @@ def test_metrics_in_both_formats(uv: bool) -> None:
             assert found["fairgate_requests_total", "/v1/chat/completions", "2xx", "done", "openai"] == 1
             assert found["fairgate_queue_depth", "m"] == 3
             assert found["fairgate_slots_running", "a"] == 2
+            assert (found["fairgate_zombies", "a"], found["fairgate_zombies_total", "a"]) == (1, 6)
             assert found["fairgate_backend_up", "a"] == 1
             assert found["fairgate_audit_written_total",] == 7
             assert found["fairgate_prompts_total", "redaction_failed"] == 1

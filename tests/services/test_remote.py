@@ -17,7 +17,7 @@ from gateway.services.channel import Channel
 from gateway.services.desk import Desk
 from gateway.services.limits import LimitService
 from gateway.services.messages import QuestionsToParent, QuestionsToWorker, ToParent, ToWorker
-from gateway.services.remote import RemoteBackends, RemoteLimits, RemoteScheduler
+from gateway.services.remote import RemoteBackends, RemoteLimits, RemoteScheduler, RemoteZombies
 from gateway.store.limits import Limits
 from scheduler.aio import Lease, Rejected, Scheduler, Waiter
 from scheduler.model import Refusal, Ticket
@@ -42,6 +42,17 @@ class Shared:
             clock=asyncio.get_running_loop().time,
             on_change=lambda topology: None,
         )
+        self.zombies = Kept()
+
+
+class Kept:
+    """Holds zombies until the test lets them go."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[Lease, float, float]] = []
+
+    def keep(self, lease: Lease, cost: float, most: float) -> None:
+        self.all.append((lease, cost, most))
 
 
 class Side:
@@ -53,6 +64,7 @@ class Side:
         self.channel = Channel(ToWorker, QuestionsToWorker, self.gone.set)
         self.scheduler = RemoteScheduler(self.channel)
         self.limits = RemoteLimits(self.channel)
+        self.zombies = RemoteZombies(self.channel)
         settings = config.Config(backends=[config.Backend(name="g", url="http://127.0.0.1:1", engine="openai")])
         self.backends = RemoteBackends(self.channel, settings, shared.backends.picture())
         theirs = Channel(ToParent, QuestionsToParent, lambda: self.desk.close())
@@ -114,6 +126,27 @@ def test_slots_are_shared_and_handed_over_between_workers(tmp_path: Path) -> Non
             await two.idle()
             stats = shared.scheduler.stats()
             assert (stats.running, stats.queued, stats.stray_releases) == (0, 0, 0)
+
+    uvloop.run(main())
+
+
+def test_a_zombie_is_the_parents_and_outlives_its_worker(tmp_path: Path) -> None:
+    """R8: all else of a lost worker goes back at once."""
+
+    async def main() -> None:
+        async with sides(tmp_path) as (shared, (one, two)):
+            gone, kept = [await one.scheduler.submit(ticket()).future for _ in range(2)]
+            assert gone.live
+            one.zombies.keep(kept, 5.0, 60.0)
+            await soon(lambda: shared.zombies.all)
+            one.channel.close()
+            await one.gone.wait()
+            await soon(lambda: shared.scheduler.leases == 1)
+            ((lease, cost, most),) = shared.zombies.all
+            assert (lease.live, cost, most) == (True, 5.0, 60.0)
+            lease.release(cost)
+            stats = shared.scheduler.stats()
+            assert (stats.running, stats.stray_releases) == (0, 0)
 
     uvloop.run(main())
 
