@@ -57,7 +57,7 @@ class LocalHub:
         )
         self.backends = self._make_backends(config, None)
         self.zombies = ZombieService(self.scheduler, lambda name: self.backends.client(name), clock=time.monotonic)
-        self._addresses = _addresses(config)
+        self.zombies.follow(config.backends)
         self._watching = anyio.CancelScope()
         self._services: TaskGroup
         self._queues: set[str] = set()
@@ -93,7 +93,6 @@ class LocalHub:
         for gate, slots in topology.gates.items():
             scheduler.set_gate(gate, slots, trial=gate in topology.trials)
         for gate in self._gates.keys() - topology.gates.keys():
-            self.zombies.end(gate)
             scheduler.remove_gate(gate)
         self._queues, self._gates = set(topology.pools), dict(topology.gates)
         self._on_change(topology)
@@ -105,20 +104,13 @@ class LocalHub:
         def adopt() -> None:
             backends.follow(self.backends)
             self.backends = backends
-            self._move(_addresses(config))
             self.operations.rebase(config.scheduling)
             self._watch()
             backends.enforce()
             self._rewire(backends.current())
+            self.zombies.follow(config.backends)  # when the queue knows what their slots are good for now
 
         return backends, adopt
-
-    def _move(self, addresses: dict[str, str]) -> None:
-        """Zombies of an address do not haunt another one."""
-        for name, address in addresses.items():
-            if self._addresses.get(name, address) != address:
-                self.zombies.end(name)
-        self._addresses = addresses
 
     def _watch(self) -> None:
         """Watch the backends of this generation, and no longer those of the one before."""
@@ -152,7 +144,3 @@ class LocalHub:
         await self.limits.close()
         if self.shared is not None:
             await self.shared.close()
-
-
-def _addresses(config: Config) -> dict[str, str]:
-    return {section.name: section.url for section in config.backends}

@@ -19,8 +19,7 @@ from gateway.services.accounts import KeyTerms, create_key, create_tenant, creat
 from gateway.store import open_store
 from gateway.store.base import STORED_COLUMNS
 from gateway.store.limits import Limits
-from tests.flow.engine import DONE, SSE_HEAD, Engine, chunk, frame, plain, stream
-from tests.flow.test_zombies import LlamaCpp
+from tests.flow.engine import DONE, SSE_HEAD, Engine, LlamaCpp, chunk, frame, plain, stream
 from tests.gateway import FAST_HASH
 from tests.servers import free_port
 from tests.test_handover import START, Gate, Held, asked, ended, refused
@@ -190,7 +189,7 @@ def test_what_an_engine_works_on_for_one_worker_is_not_given_to_the_other(tmp_pa
                 assert await following == 200
                 assert engine.most == 1
                 found = await gate.metrics()
-                assert (found["fairgate_zombies", "engine"], found["fairgate_zombies_total", "engine"]) == (0, 1)
+                assert (found["fairgate_slots_zombie", "engine"], found["fairgate_zombies_total", "engine"]) == (0, 1)
 
     uvloop.run(main())
 

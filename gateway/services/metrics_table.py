@@ -102,10 +102,16 @@ METRICS: Final = (
     Described("fairgate_slots", "gauge", "Slots offered; 0 while ejected.", labels=("backend",)),
     Described("fairgate_slots_running", "gauge", "Slots taken.", labels=("backend",)),
     Described(
-        "fairgate_zombies", "gauge", "Slots taken by an engine's work for requests that are over.", labels=("backend",)
+        "fairgate_slots_zombie",
+        "gauge",
+        "Slots of requests that are over while their engine works on.",
+        labels=("backend",),
     ),
     Described(
-        "fairgate_zombies_total", "counter", "Requests that were over before their engine was.", labels=("backend",)
+        "fairgate_zombies_total",
+        "counter",
+        "Requests that were over while their engine worked on.",
+        labels=("backend",),
     ),
     Described(
         "fairgate_jain_index",

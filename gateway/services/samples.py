@@ -34,7 +34,7 @@ def of_backends(backends: Iterable[BackendStats]) -> Iterator[Sample]:
 def of_zombies(zombies: Iterable[ZombieStats]) -> Iterator[Sample]:
     """Slots that outlive their requests."""
     for one in zombies:
-        yield "fairgate_zombies", (one.backend,), one.held
+        yield "fairgate_slots_zombie", (one.backend,), one.held
         yield "fairgate_zombies_total", (one.backend,), one.seen
 
 

@@ -10,13 +10,14 @@ An engine that does not tell is believed to be done after UNTOLD seconds, so tha
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 import anyio
 import httpx
 import msgspec
 
+from gateway import config
 from gateway.services import discovery
 from gateway.services.discovery import LookFailed
 from scheduler.aio import Lease, Scheduler
@@ -71,7 +72,7 @@ class Haunted:
 
 
 class ZombieService:
-    """The zombies of all backends. `client` gives the control plane's client of a backend, or raises KeyError.
+    """The zombies of all backends. `client` gives the control plane's client of a backend, or raises OSError.
 
     `clock` in seconds, monotonic; `pause` waits so many.
     """
@@ -89,6 +90,7 @@ class ZombieService:
         self._clock = clock
         self._pause = pause
         self._open = False
+        self._addresses: dict[str, str] = {}
         self._haunted: dict[str, Haunted] = {}
         self._unwatched: list[tuple[Haunted, httpx.AsyncClient]] = []
         self._wake = anyio.Event()
@@ -115,7 +117,16 @@ class ZombieService:
         """Give all slots back, and from now on each at once. Nobody waits for an engine at the end."""
         self._open = False
         for gate in list(self._haunted):
-            self.end(gate)
+            self._end(gate)
+
+    def follow(self, backends: Sequence[config.Backend]) -> None:
+        """These are in force from now on. Zombies of one that was taken away, or is at another address, are over."""
+        addresses = {section.name: section.url for section in backends if section.engine in WORKS_ON}
+        for gate in list(self._haunted):
+            if addresses.get(gate) != self._addresses.get(gate):
+                self._end(gate)
+        self._addresses = addresses
+        self._seen = {name: self._seen.get(name, 0) for name in addresses}
 
     def keep(self, lease: Lease, cost: float, most: float) -> None:
         """Release `lease` at `cost` when its engine is done, after `most` seconds at the latest. Never raises, and
@@ -126,23 +137,22 @@ class ZombieService:
             return
         haunted.zombies.append(Zombie(lease, cost, most, self._clock()))
         haunted.doubted += 1
-        self._seen[lease.gate] = self._seen.get(lease.gate, 0) + 1
+        self._seen[lease.gate] += 1
 
     def _haunt(self, gate: str) -> Haunted | None:
         """Have a backend watched. None where nobody can: it was taken away, or the end has come."""
-        if not self._open:
+        if not self._open or gate not in self._addresses:
             return None
         try:
             http = self._client(gate)
-        except (KeyError, OSError):  # not among the backends now; its authority cannot be read
+        except OSError:  # its authority cannot be read
             return None
         haunted = self._haunted[gate] = Haunted(gate)
         self._unwatched.append((haunted, http))
         self._wake.set()
         return haunted
 
-    def end(self, gate: str) -> None:
-        """The backend was taken away or is another machine now: its zombies are over."""
+    def _end(self, gate: str) -> None:
         haunted = self._haunted.pop(gate, None)
         if haunted is not None:
             self._over(haunted, haunted.zombies)
@@ -188,6 +198,6 @@ class ZombieService:
             each.lease.release(each.cost)
 
     def stats(self) -> tuple[ZombieStats, ...]:
-        """Of every backend that ever had one."""
+        """Of every backend that may have some."""
         held = {gate: len(haunted.zombies) for gate, haunted in self._haunted.items()}
         return tuple(ZombieStats(gate, held.get(gate, 0), seen) for gate, seen in self._seen.items())

@@ -142,7 +142,7 @@ def test_metrics_in_both_formats(uv: bool) -> None:
             assert found["fairgate_requests_total", "/v1/chat/completions", "2xx", "done", "openai"] == 1
             assert found["fairgate_queue_depth", "m"] == 3
             assert found["fairgate_slots_running", "a"] == 2
-            assert (found["fairgate_zombies", "a"], found["fairgate_zombies_total", "a"]) == (1, 6)
+            assert (found["fairgate_slots_zombie", "a"], found["fairgate_zombies_total", "a"]) == (1, 6)
             assert found["fairgate_backend_up", "a"] == 1
             assert found["fairgate_audit_written_total",] == 7
             assert found["fairgate_prompts_total", "redaction_failed"] == 1

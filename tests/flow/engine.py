@@ -6,7 +6,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tests.wire import Backend, read_request
+from tests.wire import WAIT, Backend, read_request
 
 Answer = Callable[[bytes, bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -101,6 +101,38 @@ async def start_and_hang(head: bytes, body: bytes, reader: asyncio.StreamReader,
     await writer.drain()
     writer.write(chunk(frame("b")))
     await hang(head, body, reader, writer)
+
+
+class LlamaCpp(Engine):
+    """Works on a plain answer until the test lets it `go`, whether or not anybody waits for it, and tells so at
+    `/slots`. A stream ends with its connection. `most` worked at once."""
+
+    def __init__(self) -> None:
+        super().__init__(self._work)
+        self.busy = self.most = self.looks = 0
+
+    async def _work(self, head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if json.loads(body).get("stream"):
+            writer.write(SSE_HEAD + chunk(frame("a")))
+            await hang(head, body, reader, writer)
+        self.busy += 1
+        self.most = max(self.most, self.busy)
+        await self.go.wait()
+        self.busy -= 1
+        writer.write(json_answer(PLAIN))
+
+    def _list(self, path: bytes) -> Any:
+        if path != b"/slots":
+            return {"total_slots": 1} if path == b"/props" else super()._list(path)
+        self.looks += 1
+        return [{"id": 0, "id_task": 7, "is_processing": self.busy > 0}]
+
+    async def looked(self, times: int) -> None:
+        """Until it was asked so many times more."""
+        enough = self.looks + times
+        async with asyncio.timeout(WAIT):
+            while self.looks < enough:
+                await asyncio.sleep(0)
 
 
 def cut(*wires: bytes) -> Answer:

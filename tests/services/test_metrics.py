@@ -22,8 +22,9 @@ from gateway.services.metrics import BACKENDS_MAX, MODELS_MAX, OTHER, WINDOW, Hi
 from gateway.services.metrics_table import DURATION, LABELS, METRICS, OVERHEAD, QUEUE, TTFT, reference
 from gateway.services.prompts import PromptStats
 from gateway.services.record import AuditStats
-from gateway.services.samples import of_audit, of_backends, of_limits, of_prompts, of_scheduler, of_tracing
+from gateway.services.samples import of_audit, of_backends, of_limits, of_prompts, of_scheduler, of_tracing, of_zombies
 from gateway.services.tracing import TracingStats
+from gateway.services.zombies import ZombieStats
 from scheduler.model import GateStats, PoolStats, Stats
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -55,6 +56,7 @@ def busy() -> Metrics:
     made.observe_loop_lag(0.002)
     made.register("backends", lambda: of_backends([backend()]))
     made.register("scheduler", lambda: of_scheduler(scheduler()))
+    made.register("zombies", lambda: of_zombies([ZombieStats("a", 1, 6)]))
     made.register("limits", lambda: of_limits(LIMITS))
     made.register("audit", lambda: of_audit(AUDIT))
     made.register("prompts", lambda: of_prompts(PromptStats(4, 2, 1, 0)))
@@ -157,6 +159,8 @@ def test_a_scrape_shows_what_was_counted() -> None:
         (4, "fairgate_queue_depth", {"model": "m"}),
         (3.0, "fairgate_queue_oldest_seconds", {"model": "m"}),
         (2, "fairgate_slots_running", {"backend": "a"}),
+        (1, "fairgate_slots_zombie", {"backend": "a"}),
+        (6, "fairgate_zombies_total", {"backend": "a"}),
         (1, "fairgate_breaker_state", {"backend": "a", "state": "half_open"}),
         (0, "fairgate_breaker_state", {"backend": "a", "state": "closed"}),
         (1.5, "fairgate_backend_last_seen_seconds", {"backend": "a"}),

@@ -134,7 +134,7 @@ def test_a_zombie_is_the_parents_and_outlives_its_worker(tmp_path: Path) -> None
     """R8: all else of a lost worker goes back at once."""
 
     async def main() -> None:
-        async with sides(tmp_path) as (shared, (one, two)):
+        async with sides(tmp_path) as (shared, (one, _)):
             gone, kept = [await one.scheduler.submit(ticket()).future for _ in range(2)]
             assert gone.live
             one.zombies.keep(kept, 5.0, 60.0)

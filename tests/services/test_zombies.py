@@ -12,6 +12,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway import config
 from gateway.services import discovery, zombies
 from gateway.services.zombies import PAUSE, UNTOLD, ZombieService, ZombieStats
 from scheduler.aio import Lease, Scheduler
@@ -20,6 +21,10 @@ from tests.services.engines import HANG, Engine, answer, llamacpp, running
 
 MOST = 600.0
 SLOTS = 3
+
+
+def backend(kind: config.EngineKind, url: str = "http://a") -> config.Backend:
+    return config.Backend(name="a", url=url, engine=kind)
 
 
 class World:
@@ -31,6 +36,7 @@ class World:
         self.scheduler.set_gate("a", SLOTS)
         self.scheduler.set_pool("m", (("a", 0),))
         self.service = ZombieService(self.scheduler, client, clock=lambda: self.now, pause=self._pause)
+        self.service.follow([backend("llamacpp")])
         self._paused: asyncio.Queue[None] = asyncio.Queue()
         self._go: asyncio.Queue[None] = asyncio.Queue()
 
@@ -65,8 +71,6 @@ class World:
 @contextlib.asynccontextmanager
 async def world(engine: Engine) -> AsyncIterator[World]:
     def client(name: str) -> httpx.AsyncClient:
-        if name != "a":
-            raise KeyError(name)
         return discovery.client(engine.url, key="", ca="", timeout=5.0)
 
     async with running(engine), anyio.create_task_group() as group:
@@ -222,12 +226,16 @@ def test_zombies_end_with_their_backend_and_with_the_service() -> None:
     async def test(w: World, engine: Engine) -> None:
         busy(engine, SLOTS)
         w.zombie()
+        w.service.follow([backend("llamacpp")])
+        assert w.held == 1
+        for others in ([], [backend("llamacpp")], [backend("llamacpp", "http://b")], [backend("vllm")]):
+            w.service.follow(others)
+            assert (w.scheduler.leases, w.held) == (0, 0)
+            w.zombie()
+            assert w.held == (1 if others and others[0].engine == "llamacpp" else 0)
+        w.service.follow([backend("llamacpp")])
         w.zombie()
-        w.service.end("a")
-        w.service.end("a")
-        assert (w.scheduler.leases, w.held) == (0, 0)
-        w.zombie()
-        assert w.held == 1  # the name may be another machine's now
+        assert w.held == 1
         w.service.close()
         assert w.scheduler.leases == 0
         w.zombie()
@@ -243,7 +251,7 @@ def test_a_backend_that_is_not_there_any_more_has_no_zombies() -> None:
         got = w.scheduler.submit(Ticket("n", "t", "u"))
         assert isinstance(got, Lease)
         w.service.keep(got, 1.0, MOST)
-        assert (w.scheduler.leases, w.service.stats()) == (0, ())
+        assert (w.scheduler.leases, w.service.stats()) == (0, (ZombieStats("a", 0, 0),))
 
     run(test)
 
@@ -291,7 +299,7 @@ class Steps:
             self.live.pop(number % len(self.live)).release(1.0)
 
     def end(self, number: int) -> None:
-        self.w.service.end("a")
+        self.w.service._end("a")
 
     def pass_(self, number: int) -> None:
         self.w.now += number
