@@ -113,7 +113,6 @@ class LlamaCpp(Engine):
 
     async def _work(self, head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if json.loads(body).get("stream"):
-            writer.write(SSE_HEAD + chunk(frame("a")))
             await hang(head, body, reader, writer)
         self.busy += 1
         self.most = max(self.most, self.busy)

@@ -132,6 +132,17 @@ def test_nobody_asks_where_there_are_no_zombies() -> None:
     run(test)
 
 
+def test_a_look_that_failed_says_nothing() -> None:
+    async def test(w: World, engine: Engine) -> None:
+        w.zombie()
+        assert await w.look() == 1  # 404
+        busy(engine, 0)
+        assert await w.look() == 1
+        assert await w.look() == 0
+
+    run(test)
+
+
 def test_requests_that_live_account_for_busy_slots() -> None:
     """Only what is more than they need is a zombie's work."""
 
