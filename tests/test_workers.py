@@ -19,7 +19,8 @@ from gateway.services.accounts import KeyTerms, create_key, create_tenant, creat
 from gateway.store import open_store
 from gateway.store.base import STORED_COLUMNS
 from gateway.store.limits import Limits
-from tests.flow.engine import DONE, SSE_HEAD, Engine, LlamaCpp, chunk, frame, plain, stream
+from tests.flow.engine import DONE, END, SSE_HEAD, STOP, WORD, Engine, LlamaCpp, chunk, frame, plain, stream
+from tests.flow.engine import START as OPENING
 from tests.gateway import FAST_HASH
 from tests.servers import free_port
 from tests.test_handover import START, Gate, Held, asked, ended, refused
@@ -27,6 +28,7 @@ from tests.wire import Client
 
 pytestmark = pytest.mark.timeout(400)
 
+CHATS = ("completions", "messages")  # ends of their paths
 ID_PREFIX = 12  # hex digits of a request id that name the process
 
 
@@ -78,9 +80,7 @@ class Crew(Gate):
             async with asyncio.timeout(START):
                 while True:
                     rows = [dict(zip(STORED_COLUMNS, row, strict=True)) for row in await store.audit_tail(10_000)]
-                    rows = [
-                        row for row in rows if row["route"].endswith("completions") and outcome in ("", row["outcome"])
-                    ]
+                    rows = [row for row in rows if row["route"].endswith(CHATS) and outcome in ("", row["outcome"])]
                     if len(rows) >= count:
                         return rows
                     await asyncio.sleep(0.05)
@@ -190,6 +190,28 @@ def test_what_an_engine_works_on_for_one_worker_is_not_given_to_the_other(tmp_pa
                 assert engine.most == 1
                 found = await gate.metrics()
                 assert (found["fairgate_slots_zombie", "engine"], found["fairgate_zombies_total", "engine"]) == (0, 1)
+
+    uvloop.run(main())
+
+
+def test_every_worker_serves_anthropics_api(tmp_path: Path) -> None:
+    """A3: the routes of a catalogue that came from the parent, and the tokens of both ends of a stream."""
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE_HEAD + b"".join(map(chunk, (OPENING, WORD, END, STOP))) + b"0\r\n\r\n")
+
+    async def main() -> None:
+        async with Engine(answer) as engine:
+            (key,) = await keys(tmp_path, "u")
+            backends = [{"name": "engine", "url": engine.url, "engine": "vllm", "slots": 4}]
+            async with crew(tmp_path, engine, backends=backends) as gate:
+                for (client,) in await gate.by_worker(1):
+                    await client.send(asked(key, "/v1/messages", stream=True))
+                    status, _, body = await client.answer()
+                    assert (status, body) == (200, OPENING + WORD + END + STOP)
+                rows = await gate.rows(2)
+                assert {row["dialect"] for row in rows} == {"anthropic"}
+                assert [(row["prompt_tokens"], row["completion_tokens"]) for row in rows] == [(7, 3)] * 2
 
     uvloop.run(main())
 

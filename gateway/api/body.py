@@ -42,9 +42,10 @@ _PROMPTS: Final = re.compile(rb'\[[ \t\r\n]*+["[{]')
 
 _COLON: Final = rb"[ \t\r\n]*+:[ \t\r\n]*+"
 _BLOB: Final = re.compile(
-    rb';base64,[A-Za-z0-9+/=_\\-]*+|"images"%b\[[^]]*+|"input_audio"%b\{[^}]*+' % (_COLON, _COLON)
+    rb';base64,[A-Za-z0-9+/=_\\-]*+|"images"%b\[[^]]*+|"input_audio"%b\{[^}]*+|"data"%b"[A-Za-z0-9+/=_\\-]*+'
+    % (_COLON, _COLON, _COLON)
 )
-"""Images and audio in base64. Some JSON writers (PHP's) escape its slashes."""
+"""Images and audio in base64 (`data`: those of Anthropic's API). Some JSON writers (PHP's) escape its slashes."""
 _BLOB_FROM: Final = 64 * 1024
 """A body up to this size counts as text whatever it holds: searching it would cost as much as decoding it."""
 _BLOB_AS_BYTES: Final = 4096

@@ -31,6 +31,7 @@ class Kind(StrEnum):
     RESPONSES = "responses"
     RERANK = "rerank"
     SHOW = "show"
+    COUNT = "count"
     MODELS = "models"
     MODEL = "model"
     RUNNING = "running"
@@ -45,7 +46,7 @@ class Framing(StrEnum):
     NDJSON = "ndjson"
 
 
-METERED = frozenset({Kind.CHAT, Kind.COMPLETION, Kind.EMBEDDING, Kind.RESPONSES, Kind.RERANK, Kind.SHOW})
+METERED = frozenset({Kind.CHAT, Kind.COMPLETION, Kind.EMBEDDING, Kind.RESPONSES, Kind.RERANK, Kind.SHOW, Kind.COUNT})
 """Kinds that go through limits, queue and backend."""
 
 ANY_METHOD = "*"
@@ -87,10 +88,11 @@ class Ask:
 
 
 class Dialect(Protocol):
-    """One client-facing API."""
+    """One client-facing API. `id_field`: where its clients look for the request's id, if not in `X-Request-ID`."""
 
     name: str
     framing: Framing
+    id_field: bytes
 
     def routes(self) -> "Sequence[Endpoint]": ...
 
@@ -121,7 +123,9 @@ class Dialect(Protocol):
 class Endpoint:
     """One row of the route table. `path` is exact, or ends in `/*` (prefix). `upstream` is the engine's path.
 
-    `engines` lists the engine kinds that speak the route; empty means every kind (or no engine at all).
+    `engines` lists the engine kinds that speak the route; empty means every kind (or no engine at all). `passed` are
+    the client's fields, in lower case, that the engine gets too. `opens_with_usage`: a stream's first event has the
+    prompt's tokens.
     """
 
     method: str
@@ -134,6 +138,8 @@ class Endpoint:
     framing: Framing = Framing.SSE
     local: str = ""  # name of the local answer for Kind.LOCAL
     engines: frozenset[str] = frozenset()
+    passed: tuple[bytes, ...] = ()
+    opens_with_usage: bool = False
 
     @property
     def metered(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from gateway.api.dialect import Framing
-from gateway.api.stream import LONGEST_FRAME, TAIL, event_data
+from gateway.api.stream import LONGEST_FRAME, TAIL, event_data, lines_of
 from gateway.api.views import OUTLINE
 
 _END: Final = {Framing.SSE: re.compile(rb"\n\r?\n|\r\r"), Framing.NDJSON: re.compile(rb"\n")}
@@ -115,16 +115,12 @@ def _data_of(frame: bytes, framing: Framing) -> list[bytes]:
     """The data of the events in `frame`: several where its line ends are mixed, none where it is a comment."""
     if framing is Framing.NDJSON:
         return [frame]
-    return [event_data(event) for event in _lines_of(frame).split(b"\n\n") if event]
-
-
-def _lines_of(frame: bytes) -> bytes:
-    return frame.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in frame else frame
+    return [event_data(event) for event in lines_of(frame).split(b"\n\n") if event]
 
 
 def _tells_of_failure(frame: bytes, framing: Framing) -> bool:
     """Whether the engine says that it failed. A frame with an error that cannot be read is taken for one (H8)."""
-    if framing is Framing.SSE and _ERROR_LINE.search(_lines_of(frame)):
+    if framing is Framing.SSE and _ERROR_LINE.search(lines_of(frame)):
         return True
     for data in _data_of(frame, framing):
         if _ERROR_KEY not in data:
@@ -145,7 +141,7 @@ def _is_extra(frame: bytes) -> bool:
     if frame.find(b'"usage"') < 0:
         return False
     try:
-        judged = OUTLINE.decode(event_data(_lines_of(frame).strip(b"\n")))
+        judged = OUTLINE.decode(event_data(lines_of(frame).strip(b"\n")))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return bytes(judged.choices).translate(None, b" \t\r\n") == b"[]" and bytes(judged.usage).startswith(b"{")

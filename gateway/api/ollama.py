@@ -76,6 +76,7 @@ class Ollama:
 
     name = "ollama"
     framing = Framing.NDJSON
+    id_field = b""
 
     def routes(self) -> Sequence[Endpoint]:
         """The rows of this dialect."""

@@ -73,6 +73,7 @@ class OpenAI:
 
     name = "openai"
     framing = Framing.SSE
+    id_field = b""
 
     def routes(self) -> Sequence[Endpoint]:
         """The rows of this dialect."""

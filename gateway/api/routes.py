@@ -3,8 +3,9 @@
 Built once. Must not know what a route does, nor who asks.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from gateway.api.anthropic import VERSION_FIELD, Anthropic
 from gateway.api.dialect import ANY_METHOD, METERED, Access, Dialect, Endpoint, Kind
 from gateway.api.ollama import Ollama
 from gateway.api.openai import OpenAI
@@ -26,10 +27,10 @@ class Routes:
     Raises ValueError at construction for a row that is not fit to serve: it must not start.
     """
 
-    __slots__ = ("_exact", "_owners", "_prefixes", "default", "preflight", "rows")
+    __slots__ = ("_anthropic", "_exact", "_owners", "_prefixes", "default", "preflight", "rows")
 
     def __init__(self, dialects: Sequence[Dialect] | None = None, extra: Iterable[Endpoint] = ()) -> None:
-        known = (OpenAI(), Ollama()) if dialects is None else tuple(dialects)
+        known = (OpenAI(), Ollama(), Anthropic()) if dialects is None else tuple(dialects)
         self.default: Dialect = known[0]
         self.rows: tuple[Endpoint, ...] = (
             *(row for dialect in known for row in dialect.routes()),
@@ -49,7 +50,12 @@ class Routes:
             local="preflight",
         )
         """The row of a CORS preflight, which any path may get (Fetch standard); not in the table."""
-        self._owners = {"/v1/": self._named(known, "openai"), "/api/": self._named(known, "ollama")}
+        self._anthropic = self._named(known, "anthropic")
+        self._owners = {
+            "/v1/messages": self._anthropic,
+            "/v1/": self._named(known, "openai"),
+            "/api/": self._named(known, "ollama"),
+        }
 
     def _named(self, dialects: Sequence[Dialect], name: str) -> Dialect:
         return next((dialect for dialect in dialects if dialect.name == name), self.default)
@@ -88,6 +94,11 @@ class Routes:
             if path.startswith(prefix):
                 return dialect
         return self.default
+
+    def listing(self, row: Endpoint, headers: Mapping[bytes, bytes]) -> Dialect:
+        """Who renders the answers of a model list: OpenAI's and Anthropic's have one path, and their clients differ in
+        the version field."""
+        return self._anthropic if VERSION_FIELD in headers and row.path.startswith("/v1/") else row.dialect
 
 
 NO_ENDPOINT = Endpoint(method="", path="", kind=Kind.LOCAL, access=Access.NEVER, dialect=OpenAI())

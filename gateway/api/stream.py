@@ -12,7 +12,8 @@ import msgspec
 
 from gateway.api.dialect import Endpoint, Framing
 from gateway.api.usage import Usage
-from gateway.api.views import BLOCK, FRAME, Block, Frame, Response, Timings
+from gateway.api.views import BLOCK, FRAME, STARTED, Block, Frame, Response, Timings
+from gateway.http1.chunks import ChunkDecoder
 
 TAIL: Final = 64 * 1024
 """Of a larger buffer only this much is kept: the end of a stream is what matters, and its last frame is small."""
@@ -25,10 +26,12 @@ LONGEST_FRAME: Final = 1024 * 1024
 LONGEST_USAGE: Final = 1024  # bytes of a usage object with all its details
 PARSED_WHOLE: Final = 16 * 1024
 """A plain answer up to this size is decoded for its usage; of a larger one the tail is searched first."""
+_LONGEST_OPENING: Final = 8 * 1024  # bytes in which the event that opens a stream is looked for
 _LOOK_BACK: Final = 12  # frames searched from the end: usage, finish, `[DONE]` and room for comments
 
 
-_ENDS_OF_RESPONSE: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_LAST_TYPES: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
+"""Types of the event that ends a stream of OpenAI's responses, or of Anthropic's messages."""
 
 _CHUNK_SIZE: Final = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})(?:;[^\r\n]*)?(?=\r\n)")
 _BODY_END: Final = re.compile(rb"\r\n0{1,16}(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*+\r\n\Z")
@@ -40,11 +43,43 @@ _TIMINGS_AT_END: Final = re.compile(rb'"timings"\s*:\s*(\{[^{}]*\})')
 _COUNT_AT_END: Final = re.compile(rb'"(prompt_eval_count|eval_count|total_duration)"\s*:\s*(\d{1,18})')
 
 
+class Opening:
+    """The first event of a stream whose API tells the prompt's tokens there (Anthropic's `message_start`)."""
+
+    __slots__ = ("_decoder", "_left", "_text", "usage")
+
+    def __init__(self, *, chunked: bool) -> None:
+        self.usage = Block()
+        self._decoder = ChunkDecoder() if chunked else None
+        self._text = b""
+        self._left = _LONGEST_OPENING
+
+    def feed(self, data: bytes) -> bool:
+        """Take note of the next received buffer; True when no more are wanted."""
+        self._left -= len(data)
+        payload = data if self._decoder is None else self._decoder.decode(data)
+        *whole, self._text = lines_of(self._text + payload[:_LONGEST_OPENING]).split(b"\n\n")
+        for event in whole:
+            started = _started(event_data(event))
+            if started is not None:
+                self.usage = started
+                return True
+        return self._left < 0
+
+
+def _started(data: bytes) -> Block | None:
+    try:
+        message = STARTED.decode(data).message
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return message.usage if message is not None else None
+
+
 class Tap:
     """Sees every raw buffer of one stream, HTTP chunk framing included, and keeps just enough of its end.
 
     `frames` counts the frames so far. After the last buffer `finish` finds the usage and sets `terminated` (the
-    dialect's own end was seen).
+    dialect's own end was seen). `opening` is for the APIs whose first event tells the prompt.
     """
 
     __slots__ = (
@@ -55,10 +90,12 @@ class Tap:
         "_oldest",
         "_open",
         "frames",
+        "opening",
         "terminated",
     )
 
     def __init__(self, framing: Framing) -> None:
+        self.opening: Opening | None = None
         self.frames = 0
         self.terminated = False
         self._framing = framing
@@ -112,16 +149,19 @@ class Tap:
         return self._finish_events(payload)
 
     def estimate(self, prompt_tokens: int = 0) -> Usage:
-        """What an unfinished stream used at least: one token a frame, the prompt by the caller's own estimate."""
-        return Usage(prompt_tokens=prompt_tokens, completion_tokens=self.frames, reported=False)
+        """What an unfinished stream used at least: one token a frame; the prompt as the stream itself told, else by the
+        caller's own estimate."""
+        if self.opening is None:
+            return Usage(prompt_tokens=prompt_tokens, completion_tokens=self.frames, reported=False)
+        told = _of_block(self.opening.usage)
+        return Usage(told.prompt_tokens or prompt_tokens, self.frames, told.cached_tokens, reported=False)
 
     def _payload(self) -> bytes:
         """The kept end of the stream without HTTP chunk framing, line ends as LF."""
         tail = b"".join((self._oldest, self._older, self._last, self._open or b""))
         if b"\r" in tail:
             tail = _unchunked(b"\r\n" + tail)  # it may begin with a chunk size
-            tail = tail.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        return tail
+        return lines_of(tail)
 
     def _finish_events(self, payload: bytes) -> Usage | None:
         for text in reversed(payload.rsplit(b"\n\n", _LOOK_BACK)):
@@ -132,8 +172,8 @@ class Tap:
             frame = _decode(data)
             if frame is None:
                 continue
-            self.terminated = self.terminated or frame.type in _ENDS_OF_RESPONSE
-            usage = _usage_of(frame)
+            self.terminated = self.terminated or frame.type in _LAST_TYPES
+            usage = _usage_of(frame) if self.opening is None else _of_message(frame.usage, self.opening.usage)
             if usage is not None:
                 return usage
         return None
@@ -203,6 +243,11 @@ def _chunks_between(tail: bytes, line: re.Match[bytes], end: int, failed: set[in
     return None
 
 
+def lines_of(text: bytes) -> bytes:
+    """Line ends as LF."""
+    return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in text else text
+
+
 def event_data(frame: bytes) -> bytes:
     """The data of one event: its `data:` lines without their names, joined."""
     if frame.startswith(b"data: ") and b"\n" not in frame:
@@ -234,12 +279,35 @@ def _usage_of(frame: Frame) -> Usage | None:
     return Usage(timings.prompt_n + timings.cache_n, timings.predicted_n, timings.cache_n)
 
 
+def _of_message(block: Block | None, opening: Block) -> Usage | None:
+    """The usage of an Anthropic stream: its last event has the output, and of the input what it says anew.
+
+    Older Ollama tells no input in either: then it is an estimate, since no prompt is without tokens.
+    """
+    if block is None:
+        return None
+    usage = _of_block(
+        Block(
+            input_tokens=block.input_tokens or opening.input_tokens,
+            output_tokens=block.output_tokens,
+            cache_read_input_tokens=block.cache_read_input_tokens or opening.cache_read_input_tokens,
+            cache_creation_input_tokens=block.cache_creation_input_tokens or opening.cache_creation_input_tokens,
+        )
+    )
+    if usage.prompt_tokens:
+        return usage
+    return Usage(0, usage.completion_tokens, reported=False)
+
+
 def _of_block(block: Block, timings: Timings | None = None) -> Usage:
     details = block.prompt_tokens_details or block.input_tokens_details
     cached = details.cached_tokens if details is not None else None
     if cached is None:
         cached = timings.cache_n if timings is not None else 0
     completion = block.completion_tokens or block.output_tokens or 0
+    read, written = block.cache_read_input_tokens or 0, block.cache_creation_input_tokens or 0
+    if not block.prompt_tokens and (read or written):
+        return Usage((block.input_tokens or 0) + read + written, completion, read)
     # Rerankers may tell nothing but the total (Jina's API, older vLLM).
     prompt = block.prompt_tokens or block.input_tokens or (block.total_tokens or 0) - completion
     return Usage(prompt, completion, cached)

@@ -11,7 +11,8 @@ class Details(msgspec.Struct, gc=False):
 
 
 class Block(msgspec.Struct, gc=False):
-    """OpenAI's `usage`, of chat (`prompt_tokens`), of responses (`input_tokens`) and of rerank (some: the total)."""
+    """`usage`: OpenAI's of chat (`prompt_tokens`), of responses (`input_tokens`) and of rerank (some: the total), and
+    Anthropic's, whose `input_tokens` leave out what was read from a cache or written to it."""
 
     prompt_tokens: int | None = 0
     completion_tokens: int | None = 0
@@ -20,6 +21,8 @@ class Block(msgspec.Struct, gc=False):
     output_tokens: int | None = 0
     input_tokens_details: Details | None = None
     total_tokens: int | None = 0
+    cache_read_input_tokens: int | None = 0
+    cache_creation_input_tokens: int | None = 0
 
 
 class Timings(msgspec.Struct, gc=False):
@@ -35,7 +38,7 @@ class Response(msgspec.Struct, gc=False):
 
 
 class Frame(msgspec.Struct, gc=False):
-    """What matters of one JSON frame or whole answer, in either dialect."""
+    """What matters of one JSON frame or whole answer, in any dialect."""
 
     usage: Block | None = None
     timings: Timings | None = None
@@ -44,6 +47,12 @@ class Frame(msgspec.Struct, gc=False):
     done: bool | None = False
     prompt_eval_count: int | None = None
     eval_count: int | None = None
+
+
+class Started(msgspec.Struct, tag="message_start", tag_field="type", gc=False):
+    """The first event of an Anthropic stream."""
+
+    message: Response | None = None
 
 
 _NULL = msgspec.Raw(b"null")
@@ -60,5 +69,6 @@ class Outline(msgspec.Struct, gc=False):
 
 
 FRAME = msgspec.json.Decoder(Frame)
+STARTED = msgspec.json.Decoder(Started)
 BLOCK = msgspec.json.Decoder(Block)
 OUTLINE = msgspec.json.Decoder(Outline)

@@ -5,8 +5,10 @@ answer's media type (H8): no field of one side reaches the other by default.
 """
 
 import random
+from collections.abc import Mapping
 from typing import Final
 
+from gateway.api.dialect import Dialect
 from gateway.errors import BudgetSpent, Busy, GatewayError, MethodNotAllowed
 from gateway.services.route import Backend
 
@@ -25,14 +27,19 @@ RETRY_AFTER_MAX: Final = 60.0  # seconds; SDKs ignore longer ones (protocols.md 
 _request_heads: Final[dict[tuple[bytes, bytes, bytes, bytes], bytes]] = {}
 
 
-def request_head(backend: Backend, target: bytes, request_id: str, length: int, trace: bytes) -> bytes:
-    """The head of a request to an engine: its own Host, our length, and of the client's fields only those of its trace,
-    as ready lines."""
+def request_head(backend: Backend, target: bytes, request_id: str, length: int, passed: bytes) -> bytes:
+    """The head of a request to an engine: its own Host, our length, and of the client's fields only those of its trace
+    and of its API (`passed`), as ready lines."""
     made_of = (target, backend.base_path, backend.host_header, backend.auth)
     fixed = _request_heads.get(made_of)
     if fixed is None:
         fixed = _request_heads[made_of] = _fixed_request_head(backend, target)
-    return b"%bX-Request-ID: %b\r\n%bContent-Length: %d\r\n\r\n" % (fixed, request_id.encode(), trace, length)
+    return b"%bX-Request-ID: %b\r\n%bContent-Length: %d\r\n\r\n" % (fixed, request_id.encode(), passed, length)
+
+
+def passed_fields(names: tuple[bytes, ...], headers: Mapping[bytes, bytes]) -> bytes:
+    """Those of the client's fields that its API addresses to the engine, as ready lines."""
+    return b"".join([b"%b: %b\r\n" % (name, headers[name]) for name in names if name in headers])
 
 
 def _fixed_request_head(backend: Backend, target: bytes) -> bytes:
@@ -51,6 +58,11 @@ def _fixed_request_head(backend: Backend, target: bytes) -> bytes:
 def forget_request_heads() -> None:
     """Drop what was made for backends of an earlier configuration."""
     _request_heads.clear()
+
+
+def id_field(dialect: Dialect, request_id: str) -> bytes:
+    """The line of the request's id in the API's own field; nothing where it has none."""
+    return b"%b: %b\r\n" % (dialect.id_field, request_id.encode()) if dialect.id_field else b""
 
 
 _answers: Final[dict[bytes, bytes]] = {}

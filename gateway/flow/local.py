@@ -55,14 +55,14 @@ def usable(x: Exchange, rt: Runtime) -> list[ModelInfo]:
 
 
 def _models(x: Exchange, rt: Runtime) -> Answer:
-    return 200, fields.JSON, x.endpoint.dialect.models(usable(x, rt))
+    return 200, fields.JSON, rt.routes.listing(x.endpoint, x.head.headers).models(usable(x, rt))
 
 
 def _model(x: Exchange, rt: Runtime) -> Answer:
     name = tail(x.endpoint, x.head.path)
     for model in usable(x, rt):
         if model.name == name or model.name == f"{name}:latest":
-            return 200, fields.JSON, x.endpoint.dialect.model(model)
+            return 200, fields.JSON, rt.routes.listing(x.endpoint, x.head.headers).model(model)
     raise ModelUnavailable("The model does not exist or this key may not use it.", param="model")
 
 

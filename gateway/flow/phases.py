@@ -315,8 +315,10 @@ async def _attempt(x: Exchange, rt: Runtime, *, kept: bool) -> ResponseHead:
     body = x.endpoint.dialect.edit(
         x.endpoint, x.body, x.ask, model=x.route.model, cap=terms.max_output_tokens, engine=backend.engine
     )
-    trace = x.trace.fields if x.trace is not None else passed_on(x.head.headers)
-    head = fields.request_head(backend, x.endpoint.upstream, engine_id(x), len(body), trace)
+    passed = x.trace.fields if x.trace is not None else passed_on(x.head.headers)
+    if x.endpoint.passed:
+        passed += fields.passed_fields(x.endpoint.passed, x.head.headers)
+    head = fields.request_head(backend, x.endpoint.upstream, engine_id(x), len(body), passed)
     try:
         x.upstream = (pool.take() if kept else None) or await pool.dial(terms.connect)
         x.sent_at = rt.now()
@@ -421,6 +423,7 @@ def _first_byte(x: Exchange) -> bytes:
     waited = x.granted_at - x.queued_at
     overhead = (x.sent_at - x.started) - waited
     own = b"x-fairgate-queue-ms: %d\r\nx-fairgate-overhead-ms: %.2f\r\n" % (waited * 1000, overhead * 1000)
+    own += fields.id_field(x.endpoint.dialect, x.id)
     return fields.answer_fields(_media_type(x), x.id, own + x.extra)
 
 
@@ -440,9 +443,12 @@ def refuse(x: Exchange, rt: Runtime, error: GatewayError) -> None:
             connection.write(encode_chunk(dialect.stream_error(error, x.id)) + LAST_CHUNK)
         return
     x.status = error.status
-    connection.respond(error.status, fields.error_fields(error, x.id, x.extra), dialect.error(error, x.id))
+    extra = x.extra + fields.id_field(dialect, x.id)
+    connection.respond(error.status, fields.error_fields(error, x.id, extra), dialect.error(error, x.id))
 
 
 def _dialect(x: Exchange, rt: Runtime) -> Dialect:
     """Whose shape an error takes: the route's, the path's, or the default where not even a head was read."""
-    return x.endpoint.dialect if x.endpoint is not NO_ENDPOINT else rt.routes.dialect_for(x.head.path)
+    if x.endpoint is NO_ENDPOINT:
+        return rt.routes.dialect_for(x.head.path)
+    return rt.routes.listing(x.endpoint, x.head.headers) if x.endpoint.kind in local.LISTS else x.endpoint.dialect

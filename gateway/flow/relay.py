@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from gateway.api.dialect import Endpoint, Framing
 from gateway.api.frames import FrameFilter
-from gateway.api.stream import LONGEST_USAGE, Tap, payload_end, usage_of_body, usage_within
+from gateway.api.stream import LONGEST_USAGE, Opening, Tap, payload_end, usage_of_body, usage_within
 from gateway.api.usage import Usage
 from gateway.errors import UpstreamBroke, UpstreamError
 from gateway.http1.chunks import LAST_CHUNK, ChunkDecoder, ChunkWalker, encode_chunk
@@ -43,6 +43,7 @@ class Relay:
         "_path",
         "_start",
         "_tail_seen",
+        "_usual",
         "begun",
         "connection",
         "done",
@@ -91,7 +92,9 @@ class Relay:
         self._decoder: ChunkDecoder | None = None
         self._filter = FrameFilter(endpoint.framing, hide_usage=hide_usage) if streaming else None
         self._chunked_out = self._choose_framing()
-        self._path = self._choose_path()
+        self._path = self._usual = self._choose_path()
+        if self.tap is not None and endpoint.opens_with_usage:
+            self.tap.opening, self._path = Opening(chunked=reply.chunked), Relay._see_opening
         connection.stream = self
         if not connection.writable:
             upstream.pause()
@@ -126,6 +129,13 @@ class Relay:
     def data(self, data: bytes) -> None:
         """A received buffer, along the path that was chosen at the head."""
         self._path(self, data)
+
+    def _see_opening(self, data: bytes) -> None:
+        """Look at the first buffers for what the stream's first event tells, then take the usual path for good."""
+        assert self.tap is not None and self.tap.opening is not None  # noqa: S101, PT018  # set where this path is
+        if self.tap.opening.feed(data):
+            self._path = self._usual
+        self._usual(self, data)
 
     def _pass(self, data: bytes) -> None:
         """The common path: one buffer in, the same buffer out."""

@@ -54,5 +54,6 @@ def _say_nothing(x: Exchange) -> None:
         connection.write(encode_chunk(SSE_COMMENT))
     else:
         x.status = 200
-        head = fields.answer_fields(b"text/event-stream", x.id, x.extra)
+        extra = x.extra + fields.id_field(x.endpoint.dialect, x.id)
+        head = fields.answer_fields(b"text/event-stream", x.id, extra)
         connection.begin(200, head, framing=CHUNKED, first=encode_chunk(SSE_COMMENT))

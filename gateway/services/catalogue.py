@@ -31,6 +31,7 @@ SERVED_BY: Final[Mapping[tuple[str, str], frozenset[str]]] = {
     ("ollama", "embedding"): _OLLAMA,
     ("ollama", "show"): _OLLAMA,
     ("anthropic", "chat"): _MESSAGES,
+    ("anthropic", "count"): _MESSAGES,  # an engine without the route says so, and its 404 is the answer
 }
 
 

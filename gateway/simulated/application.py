@@ -15,9 +15,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.simulated.engine import EVENTS, Engine, Settings
+from gateway.simulated.messages import MessagesRoutes
 from gateway.simulated.native import NativeRoutes
 from gateway.simulated.openai import OpenAIRoutes
-from gateway.simulated.wire import JSON, Refusal, native_error, openai_error
+from gateway.simulated.wire import JSON, Refusal, messages_error, native_error, openai_error
 
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _KEPT_BODY = 64 * 1024  # bytes of a request body that /simulated/requests shows
@@ -29,7 +30,12 @@ def app(settings: Settings | None = None, engine: Engine | None = None) -> ASGIA
     engine = engine or Engine(settings or Settings())
     aids = _Aids(engine)
     starlette = Starlette(
-        routes=[*NativeRoutes(engine).routes(), *OpenAIRoutes(engine).routes(), *aids.routes()],
+        routes=[
+            *NativeRoutes(engine).routes(),
+            *OpenAIRoutes(engine).routes(),
+            *MessagesRoutes(engine).routes(),
+            *aids.routes(),
+        ],
         exception_handlers={Refusal: _refused, HTTPException: _http_error},
     )
     return _Front(starlette, engine)
@@ -79,6 +85,8 @@ def _host(scope: Scope) -> str:
 async def _refused(request: Request, error: Exception) -> Response:
     if not isinstance(error, Refusal):
         raise error
+    if request.url.path.startswith("/v1/messages"):
+        return messages_error(error)
     return openai_error(error) if request.url.path.startswith("/v1/") else native_error(error)
 
 

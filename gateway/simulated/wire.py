@@ -54,6 +54,13 @@ def openai_error(refusal: Refusal) -> Response:
     return Response(encode(body), refusal.status, media_type=JSON)
 
 
+def messages_error(refusal: Refusal) -> Response:
+    """The error envelope of Ollama's `/v1/messages`."""
+    kind = {400: "invalid_request_error", 404: "not_found_error", 503: "overloaded_error"}.get(refusal.status)
+    body = {"type": "error", "error": {"type": kind or "api_error", "message": refusal.message}}
+    return Response(encode(body), refusal.status, media_type=JSON)
+
+
 class Writer(Protocol):
     """Turns native frames into one dialect's bytes."""
 

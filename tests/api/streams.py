@@ -86,6 +86,39 @@ def events(draw: st.DrawFn) -> Stream:
 
 
 @st.composite
+def messages(draw: st.DrawFn) -> Stream:
+    """An SSE stream of Anthropic's shape. The prompt's tokens stand in the first event, the last one, or both (engines
+    differ); input tokens leave out the cached ones."""
+    end = draw(st.sampled_from(["\n", "\n", "\r\n", "\r"]))
+    style: dict[str, Any] = draw(st.sampled_from([{"separators": (",", ":")}, {}]))
+    read, written, fresh, told, output = (draw(COUNTS) for _ in range(5))
+    counts = {"input_tokens": fresh}
+    if draw(st.booleans()):
+        counts |= {"cache_read_input_tokens": read, "cache_creation_input_tokens": written}
+    else:
+        read = written = 0
+    where = draw(st.sampled_from(["first", "last", "both"]))
+    first = {"last": {"input_tokens": told if fresh else 0}}.get(where, counts) | {"output_tokens": 1}
+    last = ({} if where == "first" else counts) | {"output_tokens": output}
+    values: list[dict[str, Any]] = [
+        {"type": "message_start", "message": {"id": "msg_1", "content": [], "usage": first, "stop_reason": None}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        *({"type": "content_block_delta", "index": 0, "delta": {"text": text}} for text in draw(st.lists(TEXTS))),
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": last},
+    ]
+    terminated = draw(st.booleans())
+    if terminated:
+        values.append({"type": "message_stop"})
+    before = draw(st.sampled_from(["", f": hello{end * 2}", f'event: ping{end}data: {{"type": "ping"}}{end * 2}']))
+    frames = [f"event: {value['type']}{end}data: {json.dumps(value, **style)}{end * 2}" for value in values]
+    text = (before + "".join(frames)).encode()
+    prompt = fresh + read + written
+    usage = Usage(prompt, output, read) if prompt else Usage(0, output, reported=False)
+    return Stream(text, text, len(frames) + bool(before), usage, terminated, extra=False)
+
+
+@st.composite
 def lines(draw: st.DrawFn) -> Stream:
     """An NDJSON stream of Ollama's shape; zero counts are left out as Ollama does."""
     style: dict[str, Any] = draw(st.sampled_from([{"separators": (",", ":")}, {}]))

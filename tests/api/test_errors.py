@@ -1,4 +1,4 @@
-"""Errors as clients see them: golden bytes for every class, both dialects, before and amid a stream.
+"""Errors as clients see them: golden bytes for every class, all dialects, before and amid a stream.
 
 `python -m tests.api.test_errors` writes the golden file anew; read the difference before it is committed.
 """
@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from gateway import errors
+from gateway.api.anthropic import Anthropic
 from gateway.api.dialect import Dialect
 from gateway.api.ollama import Ollama
 from gateway.api.openai import OpenAI
 from gateway.errors import Bug, Busy, GatewayError, MethodNotAllowed, ModelUnavailable, UpstreamRejected
 
 GOLDEN = Path(__file__).parent / "golden" / "errors.json"
-DIALECTS: tuple[Dialect, ...] = (OpenAI(), Ollama())
+DIALECTS: tuple[Dialect, ...] = (OpenAI(), Ollama(), Anthropic())
 ID = "0f-9"
 
 
@@ -59,7 +60,8 @@ def test_errors_equal_the_golden_file(name: str) -> None:
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
 @pytest.mark.parametrize("kind", classes())
 def test_errors_have_the_shapes_the_clients_parse(kind: type[GatewayError], dialect: Dialect) -> None:
-    """A5: OpenAI an object, Ollama a string; one frame or line mid-stream; the request id in each; no cause in any."""
+    """A5: OpenAI an object, Ollama a string, Anthropic an envelope; one frame or line mid-stream; the request id in
+    each; no cause in any."""
     err = sample(kind)
     body = dialect.error(err, ID)
     frame = dialect.stream_error(err, ID)
@@ -70,6 +72,10 @@ def test_errors_have_the_shapes_the_clients_parse(kind: type[GatewayError], dial
         assert all(isinstance(inner[key], str) for key in ("message", "type", "code"))
         assert inner["request_id"] == ID
         assert frame == b"data: %b\n\n" % body
+    elif dialect.name == "anthropic":
+        assert (value["type"], value["request_id"]) == ("error", ID)
+        assert all(isinstance(value["error"][key], str) for key in ("type", "message", "code"))
+        assert frame == b"event: error\ndata: %b\n\n" % body
     else:
         assert isinstance(value["error"], str)
         assert value["request_id"] == ID

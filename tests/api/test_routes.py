@@ -11,7 +11,7 @@ from gateway.errors import MethodNotAllowed, NotFound
 
 ROUTES = Routes()
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
-SCOPES = {"chat", "completions", "embeddings", "responses", "rerank", "ollama"}
+SCOPES = {"chat", "completions", "embeddings", "responses", "rerank", "messages", "ollama"}
 PUBLIC = {"/", "/healthz", "/readyz", "/playground"}
 
 
@@ -39,6 +39,8 @@ def test_every_row_declares_who_may_use_it(row: Endpoint) -> None:
         ("POST", "/api/embed", Kind.EMBEDDING, "ollama"),
         ("POST", "/api/embeddings", Kind.EMBEDDING, "ollama"),
         ("POST", "/api/show", Kind.SHOW, "ollama"),
+        ("POST", "/v1/messages", Kind.CHAT, "messages"),
+        ("POST", "/v1/messages/count_tokens", Kind.COUNT, "messages"),
     ],
 )
 def test_metered_routes(method: str, path: str, kind: Kind, scope: str) -> None:
@@ -118,6 +120,7 @@ def test_wrong_methods_are_told_the_right_ones(method: str, path: str, allow: st
     ("path", "dialect"),
     [
         ("/v1/x", "openai"),
+        ("/v1/messages/batches", "anthropic"),
         ("/api/x", "ollama"),
         ("/x", "openai"),
         ("", "openai"),
@@ -127,6 +130,15 @@ def test_wrong_methods_are_told_the_right_ones(method: str, path: str, allow: st
 )
 def test_unknown_paths_fail_in_the_dialect_of_their_neighbours(path: str, dialect: str) -> None:
     assert ROUTES.dialect_for(path).name == dialect
+
+
+def test_a_list_has_the_shape_of_the_api_that_its_client_speaks() -> None:
+    """A8: OpenAI's and Anthropic's lists have one path."""
+    version = {b"anthropic-version": b"2023-06-01"}
+    for path, name in {"/v1/models": "anthropic", "/v1/models/m": "anthropic", "/api/tags": "ollama"}.items():
+        row = ROUTES.match("GET", path)
+        assert ROUTES.listing(row, version).name == name
+        assert ROUTES.listing(row, {}) is row.dialect
 
 
 def test_the_rest_of_a_prefix_row() -> None:

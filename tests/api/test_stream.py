@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from gateway.api.dialect import Framing
 from gateway.api.routes import Routes
-from gateway.api.stream import Tap, payload_end, usage_of_body
+from gateway.api.stream import Opening, Tap, payload_end, usage_of_body
 from gateway.api.usage import Usage
-from tests.api.streams import Stream, content, cuts, events, framed, lines
+from tests.api.streams import Stream, content, cuts, events, framed, lines, messages
 
 ROUTES = Routes()
 CHAT = ROUTES.match("POST", "/v1/chat/completions")
+MESSAGES = ROUTES.match("POST", "/v1/messages")
 NATIVE = ROUTES.match("POST", "/api/chat")
 USAGE = b'{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}'
 EXTRA = b'data: {"choices":[],"usage":%b}\n\n' % USAGE
@@ -43,6 +44,90 @@ def test_the_tap_finds_the_truth_however_the_bytes_are_cut(data: st.DataObject, 
     tap = tapped(data.draw(cuts(raw)), framing)
     assert tap.finish() == stream.usage
     assert tap.terminated is stream.terminated
+
+
+def opened(buffers: list[bytes], *, chunked: bool) -> Tap:
+    """As `tapped`, for an API whose first event tells the prompt."""
+    tap, opening = Tap(Framing.SSE), Opening(chunked=chunked)
+    tap.opening = opening
+    wanted = True
+    for buffer in buffers:
+        wanted = wanted and not opening.feed(buffer)
+        tap.feed(buffer)
+    return tap
+
+
+@given(st.data(), messages(), st.booleans())
+def test_a_message_tells_its_tokens_at_both_ends(data: st.DataObject, stream: Stream, chunked: bool) -> None:
+    """A3, A7: the prompt from the first event or the last, the output from the last, however the bytes are cut."""
+    raw = data.draw(framed(stream.payload)) if chunked else stream.payload
+    tap = opened(data.draw(cuts(raw)), chunked=chunked)
+    assert tap.finish() == stream.usage
+    assert tap.terminated is stream.terminated
+
+
+def event(value: dict[str, Any]) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (value["type"].encode(), json.dumps(value).encode())
+
+
+START = event({"type": "message_start", "message": {"usage": {"input_tokens": 9, "cache_read_input_tokens": 4}}})
+DELTA = event({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hi"}})
+UNTOLD = [b'data: {"type":"message_start"}\n\n', b"data: {\n\n", b"data: 1\n\n", b": no\n\n", b"\n\n"]
+
+
+def test_a_message_broken_off_has_its_prompt_and_its_frames() -> None:
+    """A7: the prompt as told, the output counted from what was relayed, the whole marked."""
+    tap = opened([chunk(START), *[chunk(DELTA)] * 5], chunked=True)
+    assert tap.finish() is None
+    assert not tap.terminated
+    assert tap.estimate() == Usage(13, 6, 4, reported=False)
+    assert opened([chunk(DELTA)] * 5, chunked=True).estimate(3) == Usage(3, 5, reported=False)
+
+
+@pytest.mark.parametrize("first", UNTOLD)
+def test_a_message_that_tells_no_prompt_is_an_estimate(first: bytes) -> None:
+    """L2: nobody is billed a prompt of no tokens as the truth."""
+    last = event({"type": "message_delta", "delta": {}, "usage": {"output_tokens": 5}})
+    tap = opened([first, DELTA, last, event({"type": "message_stop"})], chunked=False)
+    assert tap.finish() == Usage(0, 5, reported=False)
+    assert tap.terminated
+
+
+def test_the_first_event_is_looked_for_in_the_first_bytes_only() -> None:
+    """What comes later costs no more looking."""
+    opening = Opening(chunked=False)
+    assert [opening.feed(b"x" * 3000) for _ in range(3)] == [False, False, True]
+    opening = Opening(chunked=False)
+    assert opening.feed(START + DELTA)
+
+
+@pytest.mark.parametrize(
+    ("counts", "usage"),
+    [
+        (b'{"input_tokens":9,"output_tokens":2}', Usage(9, 2)),
+        (b'{"input_tokens":9,"cache_read_input_tokens":4,"output_tokens":2}', Usage(13, 2, 4)),
+        (b'{"input_tokens":0,"cache_read_input_tokens":4,"output_tokens":2}', Usage(4, 2, 4)),
+        (
+            b'{"input_tokens":9,"cache_creation_input_tokens":5,"cache_read_input_tokens":4,"output_tokens":2}',
+            Usage(18, 2, 4),
+        ),
+        (b'{"input_tokens":9,"cache_creation_input_tokens":null,"output_tokens":2}', Usage(9, 2)),
+        # A proxy of Anthropic's API that writes OpenAI's: its prompt has all.
+        (b'{"prompt_tokens":13,"completion_tokens":2,"cache_read_input_tokens":4}', Usage(13, 2)),
+    ],
+)
+def test_usage_of_messages(counts: bytes, usage: Usage) -> None:
+    """A3: Anthropic's input tokens leave the cached ones out, our prompt has them."""
+    for body in (
+        b'{"type":"message","content":[],"usage":%b}',
+        b'{"usage":%b,"type":"message"}',
+        b'{"content":"' + b"x" * 70_000 + b'", "usage": %b , "type":"message"}',
+    ):
+        assert usage_of_body(MESSAGES, body % counts) == usage
+
+
+def test_counted_tokens_are_no_usage() -> None:
+    assert usage_of_body(ROUTES.match("POST", "/v1/messages/count_tokens"), b'{"input_tokens":14}') is None
 
 
 @pytest.mark.parametrize(

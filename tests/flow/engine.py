@@ -1,4 +1,4 @@
-"""A scripted OpenAI-shaped engine: lists one model, and lets a test decide how it answers a chat."""
+"""A scripted engine: lists one model, and lets a test decide how it answers a chat."""
 
 import asyncio
 import json
@@ -21,6 +21,19 @@ USAGE_FRAME = b"data: " + json.dumps({"id": "c", "choices": [], "usage": USAGE})
 DONE = b"data: [DONE]\n\n"
 SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 PLAIN = json.dumps({"object": "chat.completion", "choices": [], "usage": USAGE}).encode()
+
+
+def event(kind: str, **members: Any) -> bytes:
+    """One event of Anthropic's API."""
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **members})}\n\n".encode()
+
+
+TOLD = {"input_tokens": 5, "cache_read_input_tokens": 2, "output_tokens": 0}
+START = event("message_start", message={"id": "msg", "type": "message", "content": [], "usage": TOLD})
+WORD = event("content_block_delta", index=0, delta={"type": "text_delta", "text": "a"})
+END = event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 3})
+STOP = event("message_stop")
+MESSAGE = json.dumps({"type": "message", "content": [], "usage": TOLD | {"output_tokens": 3}}).encode()
 
 
 def chunk(data: bytes) -> bytes:

@@ -174,6 +174,21 @@ def sse(draw: st.DrawFn) -> Stream:
 
 
 @st.composite
+def messages(draw: st.DrawFn) -> list[Sent]:
+    """The events of one message; the prompt's tokens stand in the first alone, as llama.cpp has it."""
+    style = draw(styles)
+    told = {"input_tokens": 2, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 1, "output_tokens": 1}
+    deltas = [{"type": "text_delta", "text": text} for text in draw(st.lists(contents, max_size=8))]
+    values: list[dict[str, Any]] = [
+        {"type": "message_start", "message": {"id": "m", "content": [], "usage": told}},
+        *({"type": "content_block_delta", "index": 0, "delta": delta} for delta in deltas),
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 5}},
+        {"type": "message_stop"},
+    ]
+    return [style.event(style.json(value), before=f"event: {value['type']}{style.end}") for value in values]
+
+
+@st.composite
 def ndjson(draw: st.DrawFn) -> list[Sent]:
     style = draw(styles)
     end = "\r\n" if style.end == "\r\n" else "\n"
@@ -357,6 +372,15 @@ def test_lines(bench: Bench, lines: list[Sent], wire: Wire) -> None:
     writes = encoded(b"".join(lines), b"application/x-ndjson", wire)
     got = bench.exchange("/api/chat", chat(MODEL), wire, writes)
     assert b"".join(got) == b"".join(lines)
+
+
+@EXAMPLES
+@given(events=messages(), wire=wires)
+def test_messages(bench: Bench, events: list[Sent], wire: Wire) -> None:
+    """A3, H1: byte for byte, whatever the cuts, and metered by its first event and its last."""
+    writes = encoded(b"".join(events), b"text/event-stream", wire)
+    got = bench.exchange("/v1/messages", chat(MODEL, stream=True), wire, writes)
+    assert b"".join(got) == b"".join(events)
 
 
 @EXAMPLES

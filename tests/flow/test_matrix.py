@@ -18,7 +18,7 @@ from gateway import config as cfg
 from gateway.http1.client import State
 from gateway.http1.connection import Phase
 from gateway.store.limits import Limits
-from tests.flow.engine import DONE, PLAIN, SSE_HEAD, Engine, chunk, deaf_port, frame
+from tests.flow.engine import DONE, MESSAGE, PLAIN, SSE_HEAD, START, STOP, Engine, chunk, deaf_port, frame
 from tests.gateway import Gateway, chat, gateway
 from tests.wire import WAIT, Client
 
@@ -40,39 +40,41 @@ class Shape:
 
     @property
     def path(self) -> str:
-        return "/v1/chat/completions" if self.dialect == "openai" else "/api/chat"
+        return PATHS[self.dialect]
 
     @property
     def head(self) -> bytes:
         if not self.stream:
             return JSON_HEAD % len(self.whole)
-        return SSE_HEAD if self.dialect == "openai" else NDJSON_HEAD
+        return NDJSON_HEAD if self.dialect == "ollama" else SSE_HEAD
 
     @property
     def whole(self) -> bytes:
         """The payload of a plain answer."""
         done = {"model": "m", "message": {"role": "assistant", "content": "x"}, "done": True, "eval_count": 3}
-        return PLAIN if self.dialect == "openai" else json.dumps(done).encode()
+        return {"openai": PLAIN, "anthropic": MESSAGE, "ollama": json.dumps(done).encode()}[self.dialect]
 
     @property
     def part(self) -> bytes:
         """The beginning of a body, ending where a frame does, as on the wire."""
         if not self.stream:
             return self.whole[:20]
-        return chunk(frame("a") if self.dialect == "openai" else b'{"model":"m","message":{},"done":false}\n')
+        line = b'{"model":"m","message":{},"done":false}\n'
+        return chunk({"openai": frame("a"), "anthropic": START, "ollama": line}[self.dialect])
 
     @property
     def end(self) -> bytes:
         """What follows `part`."""
         if not self.stream:
             return self.whole[20:]
-        return chunk(DONE if self.dialect == "openai" else self.whole + b"\n") + LAST
+        return chunk({"openai": DONE, "anthropic": STOP, "ollama": self.whole + b"\n"}[self.dialect]) + LAST
 
     def __str__(self) -> str:
         return f"{self.dialect} {'stream' if self.stream else 'plain'}"
 
 
-SHAPES = [Shape(dialect, stream) for dialect in ("openai", "ollama") for stream in (True, False)]
+PATHS = {"openai": "/v1/chat/completions", "anthropic": "/v1/messages", "ollama": "/api/chat"}
+SHAPES = [Shape(dialect, stream) for dialect in PATHS for stream in (True, False)]
 
 # ---- what an engine does. It ends with `gone`, which waits until the gateway leaves, or closes.
 
@@ -383,11 +385,12 @@ def unchunked(body: bytes) -> bytes:
 def failed(body: bytes, shape: Shape, status: int) -> bool:
     """Whether the last thing said is an error, in the shape of the dialect (A5)."""
     if shape.stream and status == 200:
-        if shape.dialect == "openai" and body.endswith(DONE):
+        if body.endswith((DONE, STOP)):
             return False
         body = body.rstrip(b"\n").rpartition(b"\n")[2].removeprefix(b"data: ")
     error = json.loads(body).get("error")
-    assert error is None or isinstance(error, dict) == (shape.dialect == "openai")
+    assert error is None or isinstance(error, dict) == (shape.dialect != "ollama")
+    assert error is None or ("type" in json.loads(body)) == (shape.dialect == "anthropic")
     return error is not None
 
 

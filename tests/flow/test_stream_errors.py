@@ -6,7 +6,7 @@ import json
 import pytest
 import uvloop
 
-from tests.flow.engine import DONE, PLAIN, SSE_HEAD, Engine, chunk, frame, json_answer
+from tests.flow.engine import DONE, PLAIN, SSE_HEAD, START, Engine, chunk, event, frame, json_answer
 from tests.gateway import Gateway, chat, gateway
 from tests.wire import WAIT
 
@@ -14,30 +14,36 @@ NDJSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfe
 LINE = b'{"model":"m","message":{"role":"assistant","content":"a"},"done":false}\n'
 OPENAI = b'data: {"error":{"message":"CUDA failed at 10.0.0.5:/srv/x.cu","code":500}}\n\n'
 OLLAMA = b'{"error":"llama runner at 10.0.0.5 exited"}\n'
+ANTHROPIC = event("error", error={"type": "api_error", "message": "CUDA failed at 10.0.0.5:/srv/x.cu"})
+ENGINES = {
+    "openai": ("/v1/chat/completions", SSE_HEAD, frame("a"), OPENAI),
+    "anthropic": ("/v1/messages", SSE_HEAD, START, ANTHROPIC),
+    "ollama": ("/api/chat", NDJSON_HEAD, LINE, OLLAMA),
+}
+"""Dialect -> path, head of a stream, a frame, and the one by which its engine says that it failed."""
 ENDS = {"and ends": b"0\r\n\r\n", "with its end": chunk(DONE) + b"0\r\n\r\n"}
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["at once", "after a frame"])
 @pytest.mark.parametrize("asked", [True, False], ids=["passed", "filtered"])
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("dialect", ["openai", "ollama"])
+@pytest.mark.parametrize("dialect", ["openai", "anthropic", "ollama"])
 def test_the_engines_words_stay_inside(dialect: str, end: str, asked: bool, first: bool) -> None:
     """H8, A5, U1: a status where nothing was sent yet, an error frame of ours after it, and a row that says so."""
-    openai = dialect == "openai"
+    path, media, good, bad = ENGINES[dialect]
     seen = asyncio.Event()
 
     async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(SSE_HEAD if openai else NDJSON_HEAD)
+        writer.write(media)
         if not first:
-            writer.write(chunk(frame("a") if openai else LINE))
+            writer.write(chunk(good))
             await seen.wait()
-        writer.write(chunk(OPENAI if openai else OLLAMA) + ENDS[end])
+        writer.write(chunk(bad) + ENDS[end])
 
     async def main() -> None:
         async with Engine(answer) as engine, gateway(engine.url, "ollama") as g:
             client = await g.connect()
             more = {"stream_options": {"include_usage": True}} if asked else {}
-            path = "/v1/chat/completions" if openai else "/api/chat"
             await client.send(g.request(path, chat(stream=True, **more), extra="Connection: close\r\n"))
             status, _ = await client.head()
             seen.set()
@@ -73,6 +79,7 @@ def test_a_text_that_speaks_of_errors_is_no_error() -> None:
 SPLITS = {
     "passed": ("/v1/chat/completions", {"stream_options": {"include_usage": True}}, SSE_HEAD, frame("a"), OPENAI),
     "filtered": ("/v1/chat/completions", {}, SSE_HEAD, frame("a"), OPENAI),
+    "events": ("/v1/messages", {}, SSE_HEAD, START, ANTHROPIC),
     "lines": ("/api/chat", {}, NDJSON_HEAD, LINE, OLLAMA),
 }
 
