@@ -58,7 +58,10 @@ class Opening:
         """Take note of the next received buffer; True when no more are wanted."""
         self._left -= len(data)
         payload = data if self._decoder is None else self._decoder.decode(data)
-        *whole, self._text = lines_of(self._text + payload[:_LONGEST_OPENING]).split(b"\n\n")
+        text = self._text + payload[:_LONGEST_OPENING]
+        after = b"\r" if text.endswith(b"\r") else b""  # perhaps the first half of a line end
+        *whole, rest = lines_of(text.removesuffix(after)).split(b"\n\n")
+        self._text = rest + after
         for event in whole:
             started = _started(event_data(event))
             if started is not None:

@@ -93,6 +93,14 @@ def test_a_message_that_tells_no_prompt_is_an_estimate(first: bytes) -> None:
     assert tap.terminated
 
 
+def test_a_line_end_cut_in_two_ends_no_event() -> None:
+    """The data of an event may be several lines."""
+    opening = Opening(chunked=False)
+    first, last = b'data: {"type":"message_start",\r', b'\ndata: "message":{"usage":{"input_tokens":9}}}\r\n\r\n'
+    assert [opening.feed(first), opening.feed(last)] == [False, True]
+    assert opening.usage.input_tokens == 9
+
+
 def test_the_first_event_is_looked_for_in_the_first_bytes_only() -> None:
     """What comes later costs no more looking."""
     opening = Opening(chunked=False)

@@ -22,6 +22,8 @@ _STREAMS = [
     b'data: {"choices": [], "usage": {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 1}}}\r\n\r\n',
     b': keep-alive\n\nevent: error\ndata: {"error":{"message":"x"}}\n\n',
     b'data: {"type":"response.completed","response":{"usage":{"input_tokens":1,"output_tokens":2}}}\n\n',
+    b'event: message_start\ndata: {"type":"message_start","message":{"usage":{"input_tokens":9}}}\n\n',
+    b'event: message_delta\r\ndata: {"type":"message_delta","usage":{"output_tokens":2}}\r\n\r\n',
     b'{"model":"m","message":{"role":"assistant","content":"a"},"done":false}\n',
     b'{"done":true,"done_reason":"stop","prompt_eval_count":3,"eval_count":2,"total_duration":5}\n',
     b'{"error":"boom"}\n',

@@ -10,7 +10,7 @@ import h11
 
 from gateway.api.dialect import Framing
 from gateway.api.frames import FrameFilter
-from gateway.api.stream import Tap
+from gateway.api.stream import Opening, Tap
 from gateway.config import Config, ConfigError, parse
 from gateway.http1.chunks import ChunkDecoder, ChunkWalker
 from gateway.http1.llhttp import _SPARE
@@ -139,9 +139,10 @@ def _walk(reads: list[bytes]) -> tuple[str, bytes, bytes]:
 
 
 def stream(data: bytes) -> None:
-    """Taps and filters: no input breaks them; the verdict of the filter does not depend on the cuts; without a usage
-    frame or an error every byte passes, in order."""
+    """Taps and filters: no input breaks them; the verdict of the filter, and what opens a message, do not depend on the
+    cuts; without a usage frame or an error every byte passes, in order."""
     wire, reads = cut(data)
+    assert _opening(reads) == _opening([wire])
     for framing in Framing:
         tap = Tap(framing)
         for read in reads:
@@ -156,6 +157,12 @@ def stream(data: bytes) -> None:
             assert wire.startswith(out) or (hide and b'"usage"' in wire)
             assert failed or out == wire or (hide and b'"usage"' in wire)
             assert not failed or b"error" in wire
+
+
+def _opening(reads: list[bytes]) -> object:
+    opening = Opening(chunked=False)
+    any(opening.feed(read) for read in reads)
+    return opening.usage
 
 
 def _sieved(reads: list[bytes], framing: Framing, hide: bool) -> tuple[bytes, str]:
