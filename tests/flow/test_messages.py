@@ -172,14 +172,15 @@ def test_errors_and_lists_are_in_the_shape_of_who_asks() -> None:
     uvloop.run(main())
 
 
-def test_a_silent_stream_gets_comments_which_break_no_event() -> None:
-    """A11"""
+@pytest.mark.parametrize("early", [True, False])
+def test_a_silent_stream_gets_comments_which_break_no_event(early: bool) -> None:
+    """A11: whether or not the engine's head is there."""
 
     async def main() -> None:
         async def answer(head: bytes, body: bytes, reader: Reader, writer: Writer) -> None:
-            writer.write(SSE_HEAD)
+            writer.write(SSE_HEAD if early else b"")
             await engine.go.wait()
-            writer.write(b"".join(map(chunk, (START, WORD, END, STOP))) + b"0\r\n\r\n")
+            writer.write((b"" if early else SSE_HEAD) + b"".join(map(chunk, (START, WORD, END, STOP))) + b"0\r\n\r\n")
 
         often = cfg.Timeouts(comment=0.05)
         async with Engine(answer) as engine, gateway(engine.url, "ollama", timeouts=often) as g:
