@@ -423,7 +423,8 @@ def _first_byte(x: Exchange) -> bytes:
     waited = x.granted_at - x.queued_at
     overhead = (x.sent_at - x.started) - waited
     own = b"x-fairgate-queue-ms: %d\r\nx-fairgate-overhead-ms: %.2f\r\n" % (waited * 1000, overhead * 1000)
-    own += fields.id_field(x.endpoint.dialect, x.id)
+    if x.endpoint.dialect.id_field:
+        own += fields.id_field(x.endpoint.dialect, x.id)
     return fields.answer_fields(_media_type(x), x.id, own + x.extra)
 
 
