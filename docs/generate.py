@@ -109,6 +109,7 @@ def _find(field: dict[str, Any], key: str) -> Any:
 
 def _default(field: dict[str, Any]) -> str:
     value = field.get("default")
+    value = list(value) if isinstance(value, tuple) else value
     if value is None:
         return "absent"
     if isinstance(value, bool):

@@ -5,18 +5,19 @@ Every setting exists once, here, with its range, default and description; `docs/
 the environment.
 """
 
-import difflib
 import ipaddress
 import re
 import stat
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import Meta
 
+from gateway.issuer import Jwt, jwt_fault
+from gateway.shape import nearest as nearest
+from gateway.shape import readable, refuse_unknown
 from gateway.source import ConfigError as ConfigError
 from gateway.source import follow, read
 from gateway.urls import (
@@ -289,6 +290,7 @@ class Config(_Section, frozen=True):
         Settings, Meta(description="the fair-use scheduler; docs/scheduler.md says what each does")
     ] = Settings()
     identity: Identity = Identity()
+    jwt: Annotated[Jwt, Meta(description="tokens of an identity provider; absent: none are taken")] | None = None
     audit: Audit = Audit()
     prompts: Prompts = Prompts()
     limits: Quotas = Quotas()
@@ -323,11 +325,11 @@ def load(path: Path) -> Config:
 def parse(text: str, folder: Path = Path()) -> Config:
     """YAML text -> checked Config. Relative paths start in `folder`."""
     raw = follow(read(text), folder)
-    _refuse_unknown(raw, Config, "")
+    refuse_unknown(raw, Config, "")
     try:
         config = msgspec.convert(raw, Config)
     except msgspec.ValidationError as err:
-        raise ConfigError(_readable(str(err))) from err
+        raise ConfigError(readable(str(err))) from err
     check(config)
     return _placed(config, folder)
 
@@ -335,6 +337,7 @@ def parse(text: str, folder: Path = Path()) -> Config:
 def _placed(config: Config, folder: Path) -> Config:
     """Every path it holds as seen from the current folder."""
     change, tls, audit, tracing = msgspec.structs.replace, config.tls, config.audit, config.tracing
+    jwt = config.jwt
     if tls is not None:
         paths = {name: beside(folder, getattr(tls, name)) for name in ("cert", "key", "client_ca")}
         tls = change(tls, **paths)
@@ -344,63 +347,9 @@ def _placed(config: Config, folder: Path) -> Config:
         tls=tls,
         audit=change(audit, spool=beside(folder, audit.spool), anchors=beside(folder, audit.anchors)),
         tracing=change(tracing, ca=beside(folder, tracing.ca)),
+        jwt=None if jwt is None else change(jwt, ca=beside(folder, jwt.ca)),
         backends=[change(backend, ca=beside(folder, backend.ca)) for backend in config.backends],
     )
-
-
-def _readable(message: str) -> str:
-    """msgspec says `Expected ... - at `$.a.b``; put the path first."""
-    found = re.search(r"^(.*) - at `\$\.?(.*)`$", message, re.DOTALL)
-    return f"{found[2]}: {found[1]}" if found else message
-
-
-def _refuse_unknown(raw: object, kind: Any, path: str) -> None:
-    """Walk the tree beside its types; an unknown key or word is an error with its path and the nearest known one."""
-    kind = _struct_of(kind)
-    if isinstance(raw, list) and get_origin(kind) is list:
-        for index, item in enumerate(raw):
-            _refuse_unknown(item, get_args(kind)[0], f"{path}[{index}]")
-    elif isinstance(raw, dict) and get_origin(kind) is dict:
-        for key, item in raw.items():
-            if not isinstance(key, str):
-                raise ConfigError(f"{path}: {key!r} is no text; as a name it stands in quotes")
-            _refuse_unknown(item, get_args(kind)[1], f"{path}.{key}")
-    elif isinstance(raw, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        hints = get_type_hints(kind, include_extras=True)
-        for key, item in raw.items():
-            at = f"{path}.{key}" if path else str(key)
-            if key not in hints:
-                raise ConfigError(_unknown(str(key), path, hints))
-            _refuse_unknown(item, hints[key], at)
-    elif isinstance(raw, str) and get_origin(kind) is Literal and raw not in get_args(kind):
-        known = [str(word) for word in get_args(kind)]
-        raise ConfigError(f"{path}: none of {', '.join(known)}{nearest(raw, known)}")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a complaint about a word: what was probably meant, or nothing."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _unknown(key: str, path: str, known: Iterable[str]) -> str:
-    """What cannot be a name is a value that lost its blank (`key:sk-...`): only the name before it is shown."""
-    if not re.fullmatch(r"\w{1,40}", key):
-        name = key.partition(":")[0]
-        at = f"{path}.{name}".lstrip(".") if name in known else path
-        return f"{at or 'the file'}: a setting is NAME, a colon, a blank and its value"
-    at = f"{path}.{key}" if path else key
-    return f"{at}: unknown setting{nearest(key, known)}"
-
-
-def _struct_of(kind: Any) -> Any:
-    """Strip Annotated and `| None` from a type."""
-    if get_origin(kind) is Annotated:
-        return _struct_of(get_args(kind)[0])
-    options = [arg for arg in get_args(kind) if arg is not type(None)]
-    if type(None) in get_args(kind) and len(options) == 1:
-        return _struct_of(options[0])
-    return kind
 
 
 PLACEHOLDERS = frozenset(
@@ -427,6 +376,8 @@ def check(config: Config) -> None:
     if config.shared and urlsplit(config.shared).scheme not in ("redis", "rediss"):
         raise ConfigError("shared: only redis:// and rediss:// are known")
     _check_names(config)
+    if config.jwt is not None and (at := jwt_fault(config.jwt)):
+        raise ConfigError(f"jwt.{at}")
     if config.discovery.forget < config.discovery.interval + config.discovery.timeout:
         raise ConfigError("discovery.forget: less than interval and timeout: models would vanish between two looks")
     if config.caps.bodies_bytes < config.caps.body_bytes:

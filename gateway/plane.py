@@ -34,6 +34,7 @@ from gateway.flow.phases import Phases
 from gateway.http1.client import Pool
 from gateway.http1.facts import Address
 from gateway.http1.server import HttpServer
+from gateway.issuer import Jwt
 from gateway.process import raise_file_limit
 from gateway.services.acting import EndUsers
 from gateway.services.audit import AuditService
@@ -42,6 +43,7 @@ from gateway.services.keys import KeyService
 from gateway.services.limits import Quota
 from gateway.services.metrics import Metrics
 from gateway.services.prompts import PromptService
+from gateway.services.tokens import TokenService, open_tokens
 from gateway.services.tracing import open_tracing
 from gateway.services.usage import UsageService
 from gateway.services.zombies import Zombies
@@ -90,6 +92,7 @@ class Plane:
         self.store = store
         self.hub = hub
         self.keys = KeyService(store, config.identity)
+        self.tokens = self.keys.tokens = open_tokens(config.jwt, store, config.identity)
         self.end_users = EndUsers(store, self.keys, config.identity)
         self.audit = AuditService(store, config.audit)
         self.prompts = PromptService(store, config.prompts)
@@ -148,6 +151,26 @@ class Plane:
             client_ip=client_ip_of(config.trusted_proxies),
         )
 
+    def _tokens_for(self, section: Jwt | None) -> TokenService | None:
+        """What is unchanged goes on. A `ca` is read anew."""
+        if section == self.config.jwt and not (section is not None and section.ca):
+            return self.tokens
+        tokens = open_tokens(section, self.store, self.config.identity)
+        if tokens is not None and self.tokens is not None:
+            tokens.signers.inherit(self.tokens.signers)
+        return tokens
+
+    def _take(self, tokens: TokenService | None) -> None:
+        """What was granted to tokens under the old section holds no longer."""
+        if tokens is self.tokens:
+            return
+        if self.tokens is not None:
+            self.tokens.signers.retire()
+        self.tokens = self.keys.tokens = tokens
+        if tokens is not None:
+            tokens.signers.start()
+        self.keys.invalidate()
+
     def ready(self) -> bool:
         """Whether a request sent now has a chance (O1)."""
         heard = self.keys.silence < AWAY
@@ -162,7 +185,7 @@ class Plane:
         fail is built here."""
         tls = tls_context(config.tls)  # a certificate that does not load must not take the old one's place
         backends, adopt = self.hub.prepare(config)
-        pools = self._pools_for(config)
+        pools, tokens = self._pools_for(config), self._tokens_for(config.jwt)
         runtime = self._generation(config, backends, pools)
 
         def commit() -> None:
@@ -170,6 +193,7 @@ class Plane:
                 if pools[name] is not old:
                     old.retire()
             raise_file_limit(config.caps.connections)
+            self._take(tokens)
             self.config, self.pools = config, pools
             self.runtime = self.phases.runtime = runtime
             self.ledger.body_limit = config.caps.bodies_bytes
@@ -186,6 +210,8 @@ class Plane:
     async def running(self: P) -> AsyncIterator[P]:
         """Everything started; on exit everything stopped, audit flushed. Does not drain."""
         await self.keys.start()
+        if self.tokens is not None:
+            self.tokens.signers.start()
         await self.hub.start()
         if self.tracing is not None:
             self.tracing.start()
@@ -219,6 +245,8 @@ class Plane:
         await self.usage.close()
         await self.hub.close()
         await self.keys.close()
+        if self.tokens is not None:
+            await self.tokens.signers.close()
         if self.tracing is not None:
             await self.tracing.close()
 
@@ -244,6 +272,7 @@ class Plane:
             keys=self.keys.stats(),
             ledger=self.ledger.stats(),
             tracing=self.tracing.stats() if self.tracing is not None else None,
+            tokens=self.tokens.stats() if self.tokens is not None else None,
             upstream=sum(len(pool.connections) for pool in self._used_pools),
             log_lines_dropped=logs.dropped(),
             ready=self.ready(),

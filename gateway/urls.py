@@ -1,6 +1,7 @@
 """Addresses of databases, engines and listeners, and what goes into header fields: are they any? Pure; no complaint
 repeats a piece of one, as it may hold a password."""
 
+import ipaddress
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -54,6 +55,23 @@ def http_fault(url: str) -> str:
     if not usable or parts.query or parts.fragment or not url.isascii() or not url.isprintable():
         return "not http(s)://HOST[:PORT][/PATH]"
     return ""
+
+
+def fetch_fault(url: str) -> str:
+    """Why nothing that is trusted can be fetched there, or nothing: clear text only where no network is crossed."""
+    address, _, query = url.partition("?")
+    if http_fault(address) or not query.isascii() or not query.isprintable() or set(query) & set(" #"):
+        return "not https://HOST[:PORT][/PATH]"
+    parts = urlsplit(address)
+    return "" if parts.scheme == "https" or loopback(parts.hostname or "") else "http only on loopback; use https"
+
+
+def loopback(host: str) -> bool:
+    """Names other than localhost may lead anywhere."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def parse_listen(text: str) -> tuple[str, int]:

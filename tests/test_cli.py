@@ -475,7 +475,7 @@ def test_usage_in_names_as_table_csv_and_json(cli: Cli, tmp_path: Path) -> None:
         async with connection(cli.store) as store:
             trail = AuditService(store, config(tmp_path))
             trail.put(row)
-            trail.put(AuditRecord(id="other", started_at=1, tenant="elsewhere", outcome="refused"))
+            trail.put(AuditRecord(id="other", started_at=1, tenant="elsewhere", key=f"jwt:{user}", outcome="refused"))
             await trail.close()
 
     asyncio.run(fill())
@@ -486,7 +486,8 @@ def test_usage_in_names_as_table_csv_and_json(cli: Cli, tmp_path: Path) -> None:
     assert (told["requests"], told["errors"]) == (1, 0)
     assert told["total_p50_ms"] == told["total_p95_ms"] == pytest.approx(30.0, rel=ERROR)
     assert {entry["tenant"]: entry["errors"] for entry in cli.json("usage")} == {"acme": 0, "elsewhere": 1}
-    assert "gone" in cli.run("usage", "key").stdout
+    shown = cli.run("usage", "key").stdout
+    assert ("gone" in shown, "acme/ann/jwt" in shown) == (True, True)
     assert "30/30" in cli.run("usage", "day", "--since", "2020-01-01").stdout
     lines = cli.run("usage", "model", "--csv").stdout.splitlines()
     assert lines[0].startswith("model,group,requests,errors,")

@@ -12,6 +12,10 @@ def engine(**more: str) -> str:
     return "backends: [{" + ", ".join(f'{name}: "{value}"' for name, value in section.items()) + "}]"
 
 
+def jwt(more: str) -> str:
+    return f"jwt: {{issuer: a, audience: b, jwks: 'https://h/k', tenant: t, {more}}}"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -34,6 +38,25 @@ def engine(**more: str) -> str:
         ("cors: {origins: ['https://Chat.example']}", "cors.origins[0]: not SCHEME://HOST"),
         ("discovery: {interval: 60}", "discovery.forget: less than interval and timeout"),
         ("caps: {body_bytes: 4096, bodies_bytes: 2048}", "caps.bodies_bytes: less than body_bytes"),
+        ("jwt: {issuer: a, audience: b, jwks: 'http://h/k', tenant: t}", "jwt.jwks: http only on loopback"),
+        ("jwt: {issuer: a, audience: b, jwks: 'ftp://h/k', tenant: t}", "jwt.jwks: not https://"),
+        ("jwt: {issuer: a, audience: b, jwks: 'https://u:p@h/k', tenant: t}", "jwt.jwks: not https://"),
+        ("jwt: {issuer: a, audience: b, jwks: 'https://h/k#f', tenant: t}", "jwt.jwks: not https://"),
+        ("jwt: {issuer: a, audience: b, jwks: '', tenant: t}", "jwt.jwks: not https://"),
+        ("jwt: {issuer: a, audience: b, tenant: t}", "required field `jwks`"),
+        ("jwt: {issuer: '', audience: b, jwks: 'https://h/k', tenant: t}", "jwt.issuer: "),
+        (jwt("algorithms: [HS256]"), "jwt.algorithms[0]: none of"),
+        (jwt("algorithms: [none]"), "jwt.algorithms[0]: none of"),
+        (jwt("algorithms: []"), "jwt.algorithms: "),
+        (jwt("scopes: [chats]"), "did you mean 'chat'"),
+        (jwt("clock_skew: 61"), "jwt.clock_skew: "),
+        (jwt("tenant_claim: [org]"), "jwt.tenant_claim: name either this or tenant"),
+        ("jwt: {issuer: a, audience: b, jwks: 'https://h/k'}", "jwt.tenant_claim: name either this or tenant"),
+        (jwt("tenants: [a]"), "jwt.tenants: only together with tenant_claim"),
+        (jwt("user_claim: []"), "jwt.user_claim: "),
+        (jwt("keep: 300"), "jwt.keep: less than refresh and timeout"),
+        (jwt("retry: 301"), "jwt.retry: more than refresh"),
+        (jwt("audiance: b"), "jwt.audiance: unknown setting; did you mean 'audience'"),
         ("cors: {origins: ['null']}", "cors.origins[0]: not SCHEME://HOST"),
     ],
 )
@@ -51,6 +74,11 @@ def test_what_cannot_work_is_refused_with_its_path(text: str, says: str) -> None
         "cors: {origins: ['*', 'http://localhost:3000', 'chrome-extension://abcdef', 'https://[::1]:8443']}",
         "listen: '[::1]:80'",
         "store: sqlite:///x.db",
+        jwt("algorithms: [ES256]"),
+        "jwt: {issuer: a, audience: b, jwks: 'https://h/k?appid=1', tenant_claim: [a, b], tenants: [x]}",
+        "jwt: {issuer: a, audience: b, jwks: 'http://127.0.0.1:8/k', tenant: t}",
+        "jwt: {issuer: a, audience: b, jwks: 'http://[::1]:8/k', tenant: t}",
+        """jwt: {issuer: a, audience: b, jwks: '{"keys": []}', tenant: t}""",
         "aliases: {a: small}\ncategories: {small: {models: [x]}}",
         'tracing: {headers: {X-Key: "Basic dXNlcg==, two words"}}',
     ],

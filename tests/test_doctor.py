@@ -15,6 +15,7 @@ from gateway.store.postgresql import grants
 from tests.databases import DATABASE, statement
 from tests.servers import PostgreSQL, Redis, free_port
 from tests.services.engines import Engine, ollama, running
+from tests.services.issuer import PATH, RSA, WRITTEN, Issuer
 from tests.services.test_checkup import make
 
 ROOT = Path(__file__).parent.parent
@@ -96,6 +97,33 @@ def test_the_extra_of_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "gateway.services.spans", None)
     assert "fairgate[otel]" in look(file)["tracing"].findings[0].do
     assert "f7Zq2" not in repr(checks)
+
+
+def test_the_issuer_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """K9: its keys are fetched as the gateway does; all may read a file of them, its owner change it."""
+    issuer = Issuer(RSA)
+
+    def found(jwks: str) -> dict[str, Check]:
+        section = f"jwt: {{issuer: i, audience: a, tenant: t, jwks: '{jwks}'}}"
+        return look(written(tmp_path, f"store: {tmp_path / 'x.db'}\n{section}\n"), issuer)
+
+    async def address() -> str:
+        async with running(issuer):
+            return issuer.address
+
+    there = asyncio.run(address())
+    assert found(there)["tokens"].findings == []
+    issuer.says(PATH, {"keys": []})
+    assert "none of 0 keys" in found(there)["tokens"].findings[0].says
+    file = tmp_path / "jwks.json"
+    file.write_text(WRITTEN)
+    file.chmod(0o644)
+    checks = found("file:jwks.json")
+    assert (checks["tokens"].findings, checks["file modes"].findings) == ([], [])
+    file.chmod(0o666)
+    assert "changed by others" in found("file:jwks.json")["file modes"].findings[0].says
+    monkeypatch.setitem(sys.modules, "gateway.services.jwks", None)
+    assert "fairgate[jwt]" in found(there)["tokens"].findings[0].says
 
 
 def test_a_redaction_that_cannot_be_imported(tmp_path: Path) -> None:

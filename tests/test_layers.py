@@ -17,7 +17,7 @@ ROW: list[tuple[str, tuple[str, ...]]] = [
     ("scheduler", ("scheduler",)),
     ("version", ("gateway",)),
     ("errors", ("gateway.errors",)),
-    ("config", ("gateway.config", "gateway.source", "gateway.urls")),
+    ("config", ("gateway.config", "gateway.issuer", "gateway.shape", "gateway.source", "gateway.urls")),
     ("logs", ("gateway.logs",)),
     (
         "wire",
@@ -76,6 +76,8 @@ PURE = (
     "scheduler",
     "gateway.errors",
     "gateway.config",
+    "gateway.issuer",
+    "gateway.shape",
     "gateway.source",
     "gateway.urls",
     "gateway.http1.message",

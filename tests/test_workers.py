@@ -23,6 +23,8 @@ from tests.flow.engine import DONE, END, SSE_HEAD, STOP, WORD, Engine, LlamaCpp,
 from tests.flow.engine import START as OPENING
 from tests.gateway import FAST_HASH
 from tests.servers import free_port
+from tests.services.engines import running
+from tests.services.issuer import AUDIENCE, NAME, RSA, Issuer, claims
 from tests.test_handover import START, Gate, Held, asked, ended, refused
 from tests.wire import Client
 
@@ -533,6 +535,41 @@ def test_a_revoked_key_is_soon_refused_by_all_workers(tmp_path: Path) -> None:
                     for client in clients:
                         while await ask(client, key) != 401:
                             await asyncio.sleep(0.02)
+
+    uvloop.run(main())
+
+
+def test_tokens_of_an_issuer_are_taken_by_all_workers(tmp_path: Path) -> None:
+    """K9, K3: each verifies by itself; a user that is disabled is soon refused by all; a reload reaches all."""
+
+    async def main() -> None:
+        issuer = Issuer(RSA)
+        await keys(tmp_path, "ann")
+        async with running(issuer), Engine(plain) as engine:
+            section = {"issuer": NAME, "audience": AUDIENCE, "jwks": issuer.address, "tenant": "t"}
+            async with crew(tmp_path, engine, jwt=section) as gate:
+                token = RSA.sign(claims()).decode()
+                both = [one for (one,) in await gate.by_worker(1)]
+
+                async def statuses() -> list[int]:
+                    for client in both:
+                        await client.send(asked(token))
+                    return [(await client.answer())[0] for client in both]
+
+                assert await statuses() == [200, 200]
+                assert issuer.fetches == 2
+                assert (await gate.metrics())["fairgate_token_checks_total",] == 2
+                assert len({row["key"] for row in await gate.rows(2)}) == 1
+                store = await open_store(str(tmp_path / "fairgate.db"))
+                tenant = await store.tenant("t")
+                assert tenant is not None
+                user = await store.user(tenant.id, "ann")
+                assert user is not None
+                await store.disable_user(user.id, 1)
+                await store.close()
+                async with asyncio.timeout(2):
+                    while await statuses() != [401, 401]:
+                        await asyncio.sleep(0.05)
 
     uvloop.run(main())
 

@@ -19,6 +19,7 @@ from gateway.services.limit_facts import LimitStats
 from gateway.services.metrics import Metrics, Sample
 from gateway.services.prompts import PromptStats
 from gateway.services.record import AuditStats
+from gateway.services.token_facts import NO_TOKENS, TokenStats
 from gateway.services.tracing import OFF, TracingStats
 from gateway.services.zombies import ZombieStats
 from scheduler.estimate import Estimator
@@ -41,6 +42,7 @@ class PlaneStats(msgspec.Struct, frozen=True):
     keys: KeyStats
     ledger: LedgerStats
     tracing: TracingStats | None
+    tokens: TokenStats | None
     upstream: int
     log_lines_dropped: int
     ready: bool
@@ -69,15 +71,17 @@ NO_STATS = PlaneStats(
     keys=KeyStats(hashed=0, refused=0, unavailable=0, cached=0, negative=0, flights=0),
     ledger=LedgerStats(open=0, body_bytes=0, waiting=0),
     tracing=None,
+    tokens=None,
     upstream=0,
     log_lines_dropped=0,
     ready=False,
 )
-LARGEST = frozenset({"oldest_seconds", "silence"})
+LARGEST = frozenset({"oldest_seconds", "silence", "age", "signers"})
 """Figures that are not added up."""
 PASSING = frozenset(
     {"open", "busy", "buffered", "pending", "oldest_seconds", "spool_bytes", "spool_limit", "cached", "negative"}
     | {"flights", "body_bytes", "waiting", "upstream", "pending_bytes", "silence"}
+    | {"age", "signers"}
 )
 """What ends with its process; all other figures only ever grow, and stay when it is gone."""
 
@@ -88,8 +92,9 @@ def added(every: "Sequence[PlaneStats]", *, past: bool = False) -> PlaneStats:
     parts: dict[str, Any] = {}
     for name in ("server", "audit", "prompts", "keys", "ledger"):
         parts[name] = _added([row[name] for row in rows], past)
-    tracing = [row["tracing"] for row in rows if row["tracing"] is not None]
-    parts["tracing"] = _added(tracing, past) if tracing else None
+    for name in ("tracing", "tokens"):
+        known = [row[name] for row in rows if row[name] is not None]
+        parts[name] = _added(known, past) if known else None
     parts["upstream"] = 0 if past else sum(row["upstream"] for row in rows)
     parts["log_lines_dropped"] = sum(row["log_lines_dropped"] for row in rows)
     parts["ready"] = not past and any(row["ready"] for row in rows)
@@ -155,6 +160,7 @@ def stats(gateway: Gateway) -> dict[str, object]:
         "keys": plane.keys,
         "limits": gateway.limits.stats(),
         "tracing": plane.tracing,
+        "tokens": plane.tokens,
         "server": plane.server,
         "ledger": plane.ledger,
         "upstream_connections": plane.upstream,
@@ -199,6 +205,7 @@ def register_sources(gateway: Gateway) -> None:
     metrics.register("process", _process(gateway))
     metrics.register("audit", lambda: samples.of_audit(gateway.stats().audit))
     metrics.register("prompts", lambda: samples.of_prompts(gateway.stats().prompts))
+    metrics.register("tokens", lambda: samples.of_tokens(gateway.stats().tokens or NO_TOKENS))
     metrics.register("tracing", lambda: samples.of_tracing(gateway.stats().tracing or OFF))
 
 

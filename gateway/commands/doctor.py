@@ -19,6 +19,7 @@ import msgspec
 from gateway import config as cfg
 from gateway import source
 from gateway.commands.common import Commands, config_option, json_option, show_json
+from gateway.issuer import Jwt
 from gateway.plane import tls_context
 from gateway.process import FILES_PER_STREAM, FILES_SPARE
 from gateway.services import checkup, x509
@@ -26,6 +27,7 @@ from gateway.services.catalogue import base_url
 from gateway.services.checkup import Finding
 from gateway.services.discovery import LookFailed, client, look
 from gateway.services.prompts import redaction
+from gateway.services.tokens import EXTRA
 from gateway.store.base import StoreError
 from gateway.store.facts import postgresql_facts, sqlite_facts, sqlite_path
 from gateway.urls import beside
@@ -84,6 +86,8 @@ async def examine(path: Path | None) -> list[Check]:
     ]
     if config.prompts.redact:
         checks.append(_check("redaction", _redaction(config.prompts.redact)))
+    if config.jwt is not None:
+        checks.append(_check("tokens", checkup.tokens(config.jwt, await _jwks(config.jwt))))
     if config.tracing.endpoint:
         checks.append(_check("tracing", checkup.tracing(config.tracing, _otel_installed())))
     if config.shared:
@@ -108,6 +112,10 @@ def _files(path: Path | None, raw: Any, tls: cfg.Tls | None) -> list[Finding]:
     named = [] if path is None else [beside(path.parent, name) for name in checkup.secret_files(raw)]
     for name in dict.fromkeys(named + keys):
         found += _mode(name, lambda mode, name=name: checkup.secret_file(name, mode))  # type: ignore[misc]
+    jwks = raw.get("jwt", {}).get("jwks", "")
+    if path is not None and jwks.startswith("file:"):
+        public = beside(path.parent, jwks.removeprefix("file:"))
+        found += _mode(public, lambda mode: checkup.public_file(public, mode))
     return found
 
 
@@ -149,6 +157,15 @@ def _redaction(name: str) -> list[Finding]:
             Finding("problem", str(err), "install it for this Python, or set PYTHONPATH; the gateway will not start")
         ]
     return []
+
+
+async def _jwks(section: Jwt) -> str:
+    """Why the issuer's keys cannot be had, or nothing: they are read as the gateway reads them."""
+    try:
+        from gateway.services.jwks import fault_of
+    except ImportError:
+        return f"PyJWT is not installed ({EXTRA}), and the gateway will not start"
+    return await fault_of(section)
 
 
 def _otel_installed() -> bool:

@@ -12,6 +12,7 @@ from gateway.commands.audit import inert
 from gateway.commands.common import Commands, moment, show_json, store_options, table, with_store
 from gateway.config import Config
 from gateway.services import accounts
+from gateway.services.principal import ISSUED
 from gateway.services.usage import price_table
 from gateway.store.base import Store
 from gateway.store.usage import BY, HOUR_US, UsageQuery, UsageRow
@@ -77,7 +78,8 @@ async def _names(by: str, store: Store) -> dict[str, str]:
     users = {user.id: f"{tenants.get(user.tenant, user.tenant)}/{user.name}" for user in await store.users()}
     if by == "user":
         return users
-    return {key.id: f"{users.get(key.user, key.user)}/{key.name or key.id}" for key in await store.keys()}
+    by_token = {ISSUED + user: f"{name}/{ISSUED.rstrip(':')}" for user, name in users.items()}
+    return by_token | {key.id: f"{users.get(key.user, key.user)}/{key.name or key.id}" for key in await store.keys()}
 
 
 def _name(by: str, row: UsageRow, names: dict[str, str]) -> str:

@@ -226,8 +226,13 @@ async def find_user(store: Store, tenant: Tenant, ref: str) -> User:
     return user
 
 
+def is_name(text: str) -> bool:
+    """Whether a tenant, user or key can be called that."""
+    return _NAME.fullmatch(text) is not None
+
+
 def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise AccountError(f"{name!r}: a name is 1 to 128 of A-Z a-z 0-9 . _ @ + -, beginning with a letter or digit")
 
 

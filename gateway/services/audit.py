@@ -295,10 +295,10 @@ class AuditService:
 
 
 def _payload(record: AuditRecord) -> bytes:
-    """As it is spooled and hashed. Text that no database takes (NUL, lone surrogates) is replaced, and so are keys."""
+    """As it is spooled and hashed. Replaced are keys, tokens and what no database takes (NUL, lone surrogates)."""
     try:
         payload = _encode(record)
-        if payload.find(b"fg_") < 0 and "\0" not in record.model_asked:
+        if payload.find(b"fg_") < 0 and payload.find(b"eyJ") < 0 and "\0" not in record.model_asked:
             return payload
     except UnicodeEncodeError:
         pass

@@ -13,10 +13,11 @@ import msgspec
 
 from gateway.api.model_names import untagged
 from gateway.config import PLACEHOLDERS, Backend, Config, Tracing
+from gateway.issuer import Jwt
 from gateway.services.discovery import Sighting
 from gateway.services.tracing import EXTRA
 from gateway.store.facts import PostgreSQLFacts, SqliteFacts
-from gateway.urls import parse_listen
+from gateway.urls import loopback, parse_listen
 
 DAY = 86_400.0
 SOON_DAYS = 14
@@ -42,14 +43,6 @@ def _problem(says: str, do: str) -> Finding:
 
 def _warning(says: str, do: str) -> Finding:
     return Finding("warning", says, do)
-
-
-def loopback(host: str) -> bool:
-    """Names other than localhost may lead anywhere."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def _public(host: str) -> bool:
@@ -124,6 +117,19 @@ def tracing(config: Tracing, installed: bool) -> list[Finding]:
     return found
 
 
+def tokens(section: Jwt, fault: str) -> list[Finding]:
+    """Tokens of an issuer (K9) that cannot be verified, and an issuer that makes users. `fault`: why its keys cannot be
+    had, or nothing."""
+    found = []
+    if fault:
+        says = f"the keys of {section.issuer} cannot be had: {fault}"
+        found.append(_problem(says, "correct jwt.jwks, jwt.ca or jwt.algorithms, or start the issuer"))
+    if section.create_users and section.tenant_claim and not section.tenants:
+        says = "the issuer's tokens make users in every tenant that they name"
+        found.append(_warning(says, "name the tenants that are meant in jwt.tenants"))
+    return found
+
+
 def config_file(path: str, mode: int, raw: Any) -> list[Finding]:
     """Who may change the file, and who may read the secrets that are written in it."""
     found = []
@@ -155,9 +161,9 @@ def literal_secrets(raw: Any) -> Iterator[str]:
 
 
 def secret_files(raw: Any) -> list[str]:
-    """The files that hold secrets, named by `file:` anywhere."""
+    """The files that hold secrets, named by `file:` anywhere but where what they hold is public."""
     if isinstance(raw, dict):
-        return [path for value in raw.values() for path in secret_files(value)]
+        return [path for name, value in raw.items() if name != "jwks" for path in secret_files(value)]
     if isinstance(raw, list):
         return [path for value in raw for path in secret_files(value)]
     return [raw.removeprefix("file:")] if isinstance(raw, str) and raw.startswith("file:") else []
@@ -169,6 +175,13 @@ def secret_file(path: str, mode: int) -> list[Finding]:
         return [_problem(f"the secret in {path} is open to everyone (mode {mode:04o})", f"chmod 0600 {path}")]
     if mode & 0o020:
         return [_problem(f"the secret in {path} may be changed by its group (mode {mode:04o})", f"chmod g-w {path}")]
+    return []
+
+
+def public_file(path: str, mode: int) -> list[Finding]:
+    """Whoever may change an issuer's keys may sign for everybody."""
+    if mode & 0o022:
+        return [_problem(f"{path} may be changed by others (mode {mode:04o})", f"chmod go-w {path}")]
     return []
 
 

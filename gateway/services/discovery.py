@@ -183,12 +183,12 @@ async def _look_ollama(http: httpx.AsyncClient, listed: frozenset[str]) -> Sight
 
 
 async def _look_vllm(http: httpx.AsyncClient, listed: frozenset[str]) -> Sighting:
-    await _get(http, "/health")
-    return Sighting(models=_of_list(_read(_list, await _get(http, "/v1/models"), "/v1/models")))
+    await get(http, "/health")
+    return Sighting(models=_of_list(_read(_list, await get(http, "/v1/models"), "/v1/models")))
 
 
 async def _look_llamacpp(http: httpx.AsyncClient, listed: frozenset[str]) -> Sighting:
-    await _get(http, "/health")  # 503 while the model is loading
+    await get(http, "/health")  # 503 while the model is loading
     answers = await _ask_all(http, {"/props": _props, "/v1/models": _list})
     props: _Props = answers["/props"]
     slots = props.total_slots
@@ -204,7 +204,7 @@ _NO_LIST: Final = frozenset({404, 405, 500, 501})
 async def _look_openai(http: httpx.AsyncClient, listed: frozenset[str]) -> Sighting:
     """A compatible server need not list its models: then the configured list stands, if there is one."""
     try:
-        body = await _get(http, "/v1/models")
+        body = await get(http, "/v1/models")
     except _Status as err:
         if not listed or err.status not in _NO_LIST:
             raise
@@ -233,7 +233,7 @@ async def _ask_all(http: httpx.AsyncClient, views: Mapping[str, msgspec.json.Dec
 
     async def ask(path: str, view: msgspec.json.Decoder[Any]) -> None:
         try:
-            answers[path] = _read(view, await _get(http, path), path)
+            answers[path] = _read(view, await get(http, path), path)
         except (LookFailed, httpx.HTTPError) as err:  # kept out of an exception group: the caller maps single ones
             failures[path] = err
 
@@ -246,16 +246,16 @@ async def _ask_all(http: httpx.AsyncClient, views: Mapping[str, msgspec.json.Dec
     return answers
 
 
-async def _get(http: httpx.AsyncClient, path: str) -> bytes:
-    """The body of a 200 answer, read up to MAX_ANSWER bytes. Raises LookFailed, httpx.HTTPError."""
+async def get(http: httpx.AsyncClient, path: str, most: int = MAX_ANSWER) -> bytes:
+    """The body of a 200 answer, read up to `most` bytes. Raises LookFailed, httpx.HTTPError."""
     body = bytearray()
     async with http.stream("GET", path) as answer:
         if answer.status_code != 200:
             raise _Status(path, answer.status_code)
         async for piece in answer.aiter_raw():  # raw: a compressed answer, which we did not ask for, is not unpacked
             body += piece
-            if len(body) > MAX_ANSWER:
-                raise LookFailed(f"{path}: more than {MAX_ANSWER} bytes")
+            if len(body) > most:
+                raise LookFailed(f"{path}: more than {most} bytes")
     return bytes(body)
 
 

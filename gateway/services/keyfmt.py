@@ -1,4 +1,4 @@
-"""The text of a key and where a request carries it (K2). Pure: no store, no hashing of secrets.
+"""The text of a key, the look of a token, and where a request carries it (K2). Pure: no store, no hashing of secrets.
 
     fg_ + public id (12) + _ + secret (28) + checksum (6), all base62
 
@@ -24,12 +24,21 @@ LENGTH = len(PREFIX) + ID_LENGTH + 1 + SECRET_LENGTH + CHECK_LENGTH
 _ALPHABET = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
+MAX_TOKEN = 8 * 1024
+_TOKEN = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_TOKEN_IN_TEXT = re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?")
 _KEY = re.compile(r"fg_([0-9A-Za-z]{12})_[0-9A-Za-z]{8,}")
 
 
 def without_keys(text: str) -> str:
-    """`text` with only the public id of the keys in it: clients send them in the wrong places too."""
-    return _KEY.sub(r"fg_\1_[redacted]", text)
+    """`text` with only the public id of the keys in it, and no token: clients send them in the wrong places too."""
+    return _TOKEN_IN_TEXT.sub("eyJ[redacted]", _KEY.sub(r"fg_\1_[redacted]", text))
+
+
+def shaped(token: bytes) -> bool:
+    """Whether it looks like a signed token of an issuer (JWS compact serialization, RFC 7515 section 7.1), and is not
+    too long to be looked at."""
+    return len(token) <= MAX_TOKEN and _TOKEN.fullmatch(token) is not None
 
 
 class Minted(msgspec.Struct, frozen=True):

@@ -19,7 +19,6 @@ Must not know limits, routing or HTTP. Rules:
 """
 
 import asyncio
-import enum
 import ipaddress
 import logging
 import secrets
@@ -35,10 +34,11 @@ from gateway.config import Identity
 from gateway.errors import AuthUnavailable, Forbidden, GatewayError, Unauthenticated
 from gateway.services import bounded
 from gateway.services.key_facts import KeyStats
-from gateway.services.keyfmt import parse
-from gateway.services.principal import Grant, Network, Principal
+from gateway.services.keyfmt import parse, shaped
+from gateway.services.principal import ISSUED, Grant, Network, Principal
 from gateway.services.proofs import ChainReader, Prover
 from gateway.services.throttle import FailureThrottle, RefusalPace
+from gateway.services.verdict import DENIALS, NO_GUESSES, PASSING, Refusal, TokenJudge, Verdict
 from gateway.store.base import Chain, Changes, Key, Store, StoreError, Tenant, User
 from gateway.store.limits import NO_LIMITS, Scoped
 
@@ -60,20 +60,6 @@ _REREADS = 3
 """How often a verification starts over because something changed meanwhile."""
 
 
-class _Refusal(enum.Enum):
-    """Why a verification did not give a principal. The holder of the right secret is told the reason."""
-
-    INVALID = "Incorrect API key provided."
-    EXPIRED = "This API key has expired."
-    REVOKED = "This API key has been revoked."
-    DISABLED = "This API key or its owner is disabled."
-    UNAVAILABLE = "Keys cannot be verified at the moment."
-    BUSY = "Too many keys are being verified at the moment."
-
-
-_DENIALS = frozenset({_Refusal.UNAVAILABLE, _Refusal.BUSY})
-
-_Verdict = Principal | _Refusal
 T = TypeVar("T")
 
 
@@ -148,7 +134,7 @@ class KeyService:
         self._verified: dict[bytes, Grant] = {}
         self._negative: dict[bytes, float] = {}
         self._proofs: dict[bytes, tuple[str, str]] = {}  # digest -> (key id, stored hash it matched)
-        self._flights: dict[bytes, asyncio.Task[_Verdict]] = {}
+        self._flights: dict[bytes, asyncio.Task[Verdict]] = {}
         self._guesses: Counter[str] = Counter()  # key id -> flights of secrets that are not proven
         self._throttle = FailureThrottle(config.failures_per_minute)
         self._pace = RefusalPace()
@@ -159,6 +145,8 @@ class KeyService:
         self._looked_at = clock()
         self._used: dict[str, int] = {}
         self._watcher: asyncio.Task[None] | None = None
+        self.tokens: TokenJudge | None = None
+        """What is no key may be a token of an issuer (K9)."""
         self._refused = self._unavailable = 0
         self.on_failure: Callable[[str], None] = lambda ip: None
         """Told of each failed authentication here, by address."""
@@ -188,7 +176,7 @@ class KeyService:
         self._throttle.check(ip, now)
         if self._negative.get(digest, now) > now:
             self._count_failure(ip)
-            raise Unauthenticated(_Refusal.INVALID.value)
+            raise Unauthenticated(Refusal.INVALID.value)
 
     # -- slow path
 
@@ -196,23 +184,30 @@ class KeyService:
         """Verify against the store. Raises as `lookup`, and AuthUnavailable. May be interrupted: the verification
         goes on for whoever else waits for the same key, and its result is cached."""
         started = self._clock()
-        parsed = parse(token)
+        parsed = parse(token) or self._as_token(token)
         if parsed is None:
             self._count_failure(ip)
-            raise Unauthenticated(_Refusal.INVALID.value)
+            raise Unauthenticated(Refusal.INVALID.value)
         digest = sha256(self._salt + token).digest()
         verdict = await self._joined(digest, *parsed)
         if isinstance(verdict, Principal):
             if verdict.cidrs and not _inside(ip, verdict.cidrs):
                 raise Forbidden("This API key may not be used from this address.")
             return verdict
-        if verdict not in _DENIALS:
-            self._count_failure(ip)
+        if verdict not in DENIALS:
+            if verdict in NO_GUESSES:
+                self._refused += 1
+            else:
+                self._count_failure(ip)
             await self._quantised(started)
         raise self._error(verdict)
 
-    def _error(self, refusal: _Refusal) -> GatewayError:
-        if refusal in _DENIALS:
+    def _as_token(self, token: bytes) -> tuple[str, bytes] | None:
+        """A token of an issuer has no id of a key, and is its own secret."""
+        return ("", token) if self.tokens is not None and shaped(token) else None
+
+    def _error(self, refusal: Refusal) -> GatewayError:
+        if refusal in DENIALS:
             self._unavailable += 1
             return AuthUnavailable(refusal.value, retry_after=1.0)
         return Unauthenticated(refusal.value)
@@ -235,15 +230,15 @@ class KeyService:
         """Done at the next multiple of FAILURE_QUANTUM after `started`."""
         return _after(FAILURE_QUANTUM - (self._clock() - started) % FAILURE_QUANTUM)
 
-    def _joined(self, digest: bytes, key_id: str, secret: bytes) -> "asyncio.Future[_Verdict]":
+    def _joined(self, digest: bytes, key_id: str, secret: bytes) -> "asyncio.Future[Verdict]":
         """A future of one's own on the one verification of this digest: giving it up disturbs nobody else."""
         loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[_Verdict] = loop.create_future()
+        waiter: asyncio.Future[Verdict] = loop.create_future()
         flight = self._flights.get(digest)
         if flight is None:
-            guess = digest not in self._proofs
+            guess = key_id != "" and digest not in self._proofs
             if guess and self._crowded(key_id):
-                waiter.set_result(_Refusal.BUSY)
+                waiter.set_result(Refusal.BUSY)
                 return waiter
             flight = self._flights[digest] = loop.create_task(self._flight(digest, key_id, secret))
             self._guesses[key_id] += guess
@@ -261,46 +256,57 @@ class KeyService:
         if not self._guesses[key_id]:
             del self._guesses[key_id]
 
-    async def _flight(self, digest: bytes, key_id: str, secret: bytes) -> _Verdict:
+    async def _flight(self, digest: bytes, key_id: str, secret: bytes) -> Verdict:
         for _ in range(_REREADS):
             epoch = self._epoch
             verdict = await self._judge(digest, key_id, secret)
             if epoch == self._epoch:
                 self._remember(digest, verdict)
                 return verdict
-        return _Refusal.UNAVAILABLE
+        return Refusal.UNAVAILABLE
 
-    async def _judge(self, digest: bytes, key_id: str, secret: bytes) -> _Verdict:
+    async def _judge(self, digest: bytes, key_id: str, secret: bytes) -> Verdict:
         """One read of the store, and Argon2 unless this digest was proven against that very hash."""
+        if not key_id:
+            return await self._judge_token(digest, secret)
         try:
             async with asyncio.timeout(self._config.store_timeout):
                 chain = await self._reader.read(key_id)
         except (StoreError, TimeoutError) as err:
             _log.warning("the store did not answer for a key: %s", err or "timeout")
-            return _Refusal.UNAVAILABLE
+            return Refusal.UNAVAILABLE
         if chain is None:
-            return _Refusal.INVALID
+            return Refusal.INVALID
         if self._proofs.get(digest) != (key_id, chain.key.hash):
             self._proofs.pop(digest, None)
             try:
                 matches = await self._prover.matches(key_id, chain.key.hash, secret)
             except TimeoutError:
-                return _Refusal.BUSY
+                return Refusal.BUSY
             if not matches:
-                return _Refusal.INVALID
+                return Refusal.INVALID
             bounded.put(self._proofs, digest, (key_id, chain.key.hash), self._config.cache_size)
         return self._status(chain)
 
-    def _status(self, chain: Chain) -> _Verdict:
+    async def _judge_token(self, digest: bytes, token: bytes) -> Verdict:
+        """One that was good is proven, so that the throttle does not meet its holder when the cache forgets it."""
+        verdict = await self.tokens.judge(token) if self.tokens is not None else Refusal.INVALID
+        if isinstance(verdict, Principal):
+            bounded.put(self._proofs, digest, ("", ""), self._config.cache_size)
+        elif verdict not in DENIALS:
+            self._proofs.pop(digest, None)
+        return verdict
+
+    def _status(self, chain: Chain) -> Verdict:
         if chain.key.revoked_at is not None:
-            return _Refusal.REVOKED
+            return Refusal.REVOKED
         if any(row.disabled_at is not None for row in (chain.tenant, chain.user, chain.key)):
-            return _Refusal.DISABLED
+            return Refusal.DISABLED
         if chain.key.expires_at is not None and chain.key.expires_at <= self._wall() * 1e6:
-            return _Refusal.EXPIRED
+            return Refusal.EXPIRED
         return principal_of(chain)
 
-    def _remember(self, digest: bytes, verdict: _Verdict) -> None:
+    def _remember(self, digest: bytes, verdict: Verdict) -> None:
         """No await between the check of the epoch and this."""
         now = self._clock()
         if isinstance(verdict, Principal):
@@ -308,8 +314,9 @@ class KeyService:
             if verdict.expires_at is not None:
                 until = min(until, now + verdict.expires_at - self._wall())
             bounded.put(self._verified, digest, Grant(until, verdict), self._config.cache_size)
-            self._used[verdict.key] = int(self._wall() * 1e6)
-        elif verdict not in _DENIALS:
+            if not verdict.key.startswith(ISSUED):
+                self._used[verdict.key] = int(self._wall() * 1e6)
+        elif verdict not in PASSING:
             self._proofs.pop(digest, None)  # a revoked key's holder is throttled like any stranger
             bounded.put(self._negative, digest, now + self._config.cache_seconds, self._config.cache_size)
 
@@ -424,12 +431,12 @@ def _settle(waiter: "asyncio.Future[T]", value: T) -> None:
         waiter.set_result(value)
 
 
-def _verdict_of(flight: "asyncio.Task[_Verdict]") -> _Verdict:
+def _verdict_of(flight: "asyncio.Task[Verdict]") -> Verdict:
     """A verification that broke denies; its exception goes to the log."""
     if flight.cancelled():
-        return _Refusal.UNAVAILABLE
+        return Refusal.UNAVAILABLE
     error = flight.exception()
     if error is not None:
         _log.error("a verification broke", exc_info=error)
-        return _Refusal.UNAVAILABLE
+        return Refusal.UNAVAILABLE
     return flight.result()

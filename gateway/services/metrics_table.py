@@ -142,7 +142,13 @@ METRICS: Final = (
         "Rows made for requests that ran when an earlier process was killed.",
     ),
     Described("fairgate_key_hashes_total", "counter", "Keys checked with Argon2id; all others came from the cache."),
-    Described("fairgate_keys_cached", "gauge", "Verified keys in the cache."),
+    Described("fairgate_keys_cached", "gauge", "Verified keys and tokens in the cache."),
+    Described(
+        "fairgate_token_checks_total", "counter", "Signatures of tokens checked; all others came from the cache."
+    ),
+    Described("fairgate_jwks_fetches_total", "counter", "Fetches of the issuer's keys that gave keys."),
+    Described("fairgate_jwks_failures_total", "counter", "Fetches of the issuer's keys that gave none."),
+    Described("fairgate_jwks_age_seconds", "gauge", "Since the issuer's keys were last read (`jwt.keep`)."),
     Described(
         "fairgate_prompts_total", "counter", "Prompts of keys that opted in, by what became of them.", labels=("fate",)
     ),

@@ -1,9 +1,12 @@
-"""Who is asking, once a key was verified. Pure facts: `keys` makes them."""
+"""Who is asking, once a key or token was verified. Pure facts: `keys` makes them."""
 
 import ipaddress
 from dataclasses import dataclass
 
 from gateway.store.limits import Scoped
+
+ISSUED = "jwt:"
+"""Begins the key id of who came with a token of an issuer; no key's id does."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

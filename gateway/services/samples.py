@@ -10,6 +10,7 @@ from gateway.services.limit_facts import LimitStats
 from gateway.services.metrics import Sample
 from gateway.services.prompts import PromptStats
 from gateway.services.record import AuditStats
+from gateway.services.token_facts import TokenStats
 from gateway.services.tracing import TracingStats
 from gateway.services.zombies import ZombieStats
 from scheduler.model import Stats
@@ -66,6 +67,14 @@ def of_prompts(stats: PromptStats) -> Iterator[Sample]:
     yield "fairgate_prompts_total", ("stored",), stats.stored
     yield "fairgate_prompts_total", ("dropped",), stats.dropped
     yield "fairgate_prompts_total", ("redaction_failed",), stats.redaction_failed
+
+
+def of_tokens(stats: TokenStats) -> Iterator[Sample]:
+    """Tokens of an issuer, and how its keys are read."""
+    yield "fairgate_token_checks_total", (), stats.checked
+    yield "fairgate_jwks_fetches_total", (), stats.fetched
+    yield "fairgate_jwks_failures_total", (), stats.failed
+    yield "fairgate_jwks_age_seconds", (), stats.age
 
 
 def of_scheduler(stats: Stats) -> Iterator[Sample]:

@@ -94,6 +94,7 @@ class World:
             keys=KeyStats(hashed=1, refused=0, unavailable=0, cached=1, negative=0, flights=0),
             ledger=LedgerStats(open=2, body_bytes=2048, waiting=3),
             tracing=None,
+            tokens=None,
             upstream=0,
             log_lines_dropped=0,
             ready=self.ready(),

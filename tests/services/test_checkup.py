@@ -10,6 +10,7 @@ import pytest
 
 from gateway.api.model_info import ModelInfo
 from gateway.config import Admin, Audit, Backend, Config, Cors, Identity, Tls, Tracing
+from gateway.issuer import Jwt
 from gateway.services import checkup, x509
 from gateway.services.checkup import DAY, Finding
 from gateway.services.discovery import Sighting
@@ -111,6 +112,17 @@ def test_files_of_secrets() -> None:
     assert [levels(checkup.secret_file("f", mode)) for mode in (0o600, 0o640, 0o644, 0o660)] == [
         [], [], ["problem"], ["problem"],
     ]  # fmt: skip
+
+
+def test_tokens_of_an_issuer() -> None:
+    """K9: its keys are public, but for whoever may change them; users in every tenant are to be meant."""
+    assert checkup.secret_files({"jwt": {"jwks": "file:/run/jwks", "issuer": "file:/x"}}) == ["/x"]
+    assert [levels(checkup.public_file("f", mode)) for mode in (0o644, 0o664, 0o646)] == [[], ["problem"], ["problem"]]
+    some = {"issuer": "i", "audience": "a", "jwks": "https://h/k", "tenant_claim": ("t",)}
+    assert levels(checkup.tokens(Jwt(**some), "")) == []
+    assert levels(checkup.tokens(Jwt(**some), "no answer within 5 s")) == ["problem"]
+    assert levels(checkup.tokens(Jwt(**some, create_users=True), "")) == ["warning"]
+    assert levels(checkup.tokens(Jwt(**some, create_users=True, tenants=("x",)), "")) == []
 
 
 def test_a_certificate_ends() -> None:

@@ -22,7 +22,17 @@ from gateway.services.metrics import BACKENDS_MAX, MODELS_MAX, OTHER, WINDOW, Hi
 from gateway.services.metrics_table import DURATION, LABELS, METRICS, OVERHEAD, QUEUE, TTFT, reference
 from gateway.services.prompts import PromptStats
 from gateway.services.record import AuditStats
-from gateway.services.samples import of_audit, of_backends, of_limits, of_prompts, of_scheduler, of_tracing, of_zombies
+from gateway.services.samples import (
+    of_audit,
+    of_backends,
+    of_limits,
+    of_prompts,
+    of_scheduler,
+    of_tokens,
+    of_tracing,
+    of_zombies,
+)
+from gateway.services.token_facts import TokenStats
 from gateway.services.tracing import TracingStats
 from gateway.services.zombies import ZombieStats
 from scheduler.model import GateStats, PoolStats, Stats
@@ -60,6 +70,7 @@ def busy() -> Metrics:
     made.register("limits", lambda: of_limits(LIMITS))
     made.register("audit", lambda: of_audit(AUDIT))
     made.register("prompts", lambda: of_prompts(PromptStats(4, 2, 1, 0)))
+    made.register("tokens", lambda: of_tokens(TokenStats(7, 3, 1, 2, 4.5)))
     made.register("tracing", lambda: of_tracing(TracingStats(1, 5, 2, 3)))
     made.register(
         "others",

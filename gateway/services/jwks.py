@@ -1,0 +1,233 @@
+"""The public keys of an issuer of tokens (JWKS, RFC 7517), by their name (`kid`), and the check of a signature.
+
+Owns fetching and what is believed of an answer; everything that needs PyJWT is here. Must not know claims, tenants or
+who asks. Rules:
+
+- A key has one algorithm, which its own type gives (RSA: RS256, P-256: ES256): what a token says of itself chooses
+  nothing. Symmetric keys, keys for encryption and weak ones are not among them, private parts are not looked at.
+- An answer is foreign data: bounded in size and time, no redirect is followed, no proxy of the environment used. One
+  without a usable key is as good as none.
+- The keys are fetched again every `refresh` seconds, and for a name that is not among them: at most every `retry`
+  seconds in all, so floods of made-up names cost the issuer nothing. While that fails, those of before are used for
+  `keep` seconds; then nothing can be verified (KeysUnavailable), and nothing is let in.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+import httpx
+import jwt
+import msgspec
+
+from gateway.issuer import Jwt
+from gateway.services.discovery import LookFailed, client, get
+
+_log = logging.getLogger("fairgate.tokens")
+
+MAX_JWKS: Final = 256 * 1024  # bytes; ten RSA keys with certificates are 30 KB
+MAX_KEYS: Final = 64
+RSA_BITS: Final = range(2048, 8192 + 1)  # RFC 7518 section 3.3; above, one check takes a millisecond
+MAX_WAITING: Final = 256
+"""Tokens that wait for one fetch: more are told to come again."""
+
+_ALGORITHMS: Final = {("RSA", ""): "RS256", ("EC", "P-256"): "ES256"}
+_jws = jwt.PyJWS()
+
+
+class JwksError(Exception):
+    """The text holds no key that can be used."""
+
+
+class KeysUnavailable(Exception):
+    """Whether a key is the issuer's cannot be known now."""
+
+
+class _Key(msgspec.Struct, frozen=True):
+    kty: str
+    kid: str
+    alg: str = ""
+    use: str = "sig"
+    key_ops: tuple[str, ...] = ("verify",)
+    n: str = ""
+    e: str = ""
+    crv: str = ""
+    x: str = ""
+    y: str = ""
+
+
+class _Keys(msgspec.Struct, frozen=True):
+    keys: list[msgspec.Raw]
+
+
+def read_keys(text: bytes | str, algorithms: tuple[str, ...]) -> dict[str, jwt.PyJWK]:
+    """The keys that verify, by name. Others are left out (RFC 7517 section 5), of two with one name the second too.
+    Raises JwksError when none is left."""
+    try:
+        listed = msgspec.json.decode(text, type=_Keys).keys
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
+        raise JwksError(f"no JWKS: {err}") from err
+    found: dict[str, jwt.PyJWK] = {}
+    for raw in listed[:MAX_KEYS]:
+        key = _usable(raw, algorithms)
+        if key is not None:
+            found.setdefault(*key)
+    if not found:
+        raise JwksError(f"none of {len(listed)} keys can verify {' or '.join(algorithms)}")
+    return found
+
+
+def _usable(raw: msgspec.Raw, algorithms: tuple[str, ...]) -> tuple[str, jwt.PyJWK] | None:
+    try:
+        key = msgspec.json.decode(raw, type=_Key)
+        algorithm = _ALGORITHMS.get((key.kty, key.crv))
+        meant = key.alg in ("", algorithm) and key.use == "sig" and "verify" in key.key_ops
+        if algorithm not in algorithms or not meant or not key.kid:
+            return None
+        parts = {"n": key.n, "e": key.e} if key.kty == "RSA" else {"crv": key.crv, "x": key.x, "y": key.y}
+        made = jwt.PyJWK({"kty": key.kty, **parts}, algorithm)
+        weak = key.kty == "RSA" and made.key.key_size not in RSA_BITS
+    except (msgspec.MsgspecError, jwt.PyJWTError, ValueError, RecursionError):
+        return None
+    return None if weak else (key.kid, made)
+
+
+def signed_by(key: jwt.PyJWK, token: bytes) -> bytes | None:
+    """What the token says, if it was signed with that key, else None. 50 us of the loop for RS256, 100 us for ES256."""
+    try:
+        payload: bytes = _jws.decode_complete(token, key, [key.algorithm_name])["payload"]
+    except (jwt.PyJWTError, ValueError, RecursionError):
+        return None
+    return payload
+
+
+class KeySet:
+    """The keys of one issuer. Belongs to one event loop. Raises JwksError or OSError when what the section names itself
+    cannot be read. `clock` is monotonic seconds."""
+
+    def __init__(self, section: Jwt, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._section = section
+        self._clock = clock
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._text = b""
+        self._read_at = self._tried_at = float("-inf")
+        self._begun = clock()
+        self._sound = True  # how the last fetch ended
+        self._waiting = self._fetched = self._failed = 0
+        self._flight: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        if section.written_out:
+            self._keys = read_keys(section.jwks, self._section.algorithms)
+        else:
+            self._http = client(section.jwks, key="", ca=section.ca, timeout=section.timeout)
+
+    def start(self) -> None:
+        """Begin to fetch. The first tokens wait for that."""
+        if not self._section.written_out:
+            self._keeper = asyncio.get_running_loop().create_task(self._keep())
+
+    def inherit(self, other: "KeySet") -> None:
+        """Begin with the keys of another set of the same issuer, as old as they are."""
+        mine, its = self._section, other._section
+        if (mine.issuer, mine.jwks, mine.algorithms) == (its.issuer, its.jwks, its.algorithms):
+            self._keys, self._text, self._read_at = other._keys, other._text, other._read_at
+
+    async def find(self, kid: str) -> jwt.PyJWK | None:
+        """The key of that name; None: the issuer has none. Raises KeysUnavailable. May be interrupted: a fetch goes on
+        for whoever else waits."""
+        key = self._keys.get(kid)
+        if self._section.written_out or (key is not None and self._fresh()):
+            return key
+        under_way = self._flight is not None and not self._flight.done()
+        if under_way or self._clock() - self._tried_at >= self._section.retry:
+            await self._wait()
+        key = self._keys.get(kid)
+        if not self._fresh() or (key is None and not self._sound):
+            raise KeysUnavailable
+        return key
+
+    def _fresh(self) -> bool:
+        return self._clock() - self._read_at <= self._section.keep
+
+    async def _wait(self) -> None:
+        if self._waiting >= MAX_WAITING:
+            raise KeysUnavailable
+        self._waiting += 1
+        try:
+            await asyncio.shield(self._fetching())
+        finally:
+            self._waiting -= 1
+
+    def _fetching(self) -> asyncio.Task[None]:
+        """The fetch that is under way, or a new one."""
+        if self._flight is None or self._flight.done():
+            self._tried_at = self._clock()
+            self._flight = asyncio.get_running_loop().create_task(self._fetch())
+        return self._flight
+
+    async def _keep(self) -> None:
+        while True:
+            left = self._tried_at + self._pause() - self._clock()
+            if left > 0:
+                await asyncio.sleep(left)
+            else:
+                await asyncio.shield(self._fetching())
+
+    def _pause(self) -> float:
+        return self._section.refresh if self._sound else self._section.retry
+
+    async def _fetch(self) -> None:
+        """Ends well whatever happens: `_sound` says how."""
+        try:
+            await self._read()
+        except Exception as err:  # whatever it was: without another try no token would ever be good again
+            self._sound = False
+            self._failed += 1
+            _log.warning("the issuer's keys were not read: %s", str(err) or type(err).__name__)
+        else:
+            self._sound = True
+            self._fetched += 1
+            self._read_at = self._clock()
+
+    async def _read(self) -> None:
+        async with asyncio.timeout(self._section.timeout):
+            text = await get(self._http, self._section.jwks, MAX_JWKS)
+        if text != self._text:
+            self._keys, self._text = read_keys(text, self._section.algorithms), text
+
+    def retire(self) -> None:
+        """Fetch no more; who waits for a fetch still gets it."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+
+    async def close(self) -> None:
+        """Give everything back; nobody waits any more."""
+        tasks = [task for task in (self._keeper, self._flight) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if not self._section.written_out:
+            await self._http.aclose()
+
+    def counts(self) -> tuple[int, int, int, float]:
+        """(good fetches, failed ones, keys, seconds since the last good fetch or the start)."""
+        age = 0.0 if self._section.written_out else self._clock() - max(self._read_at, self._begun)
+        return self._fetched, self._failed, len(self._keys), age
+
+
+async def fault_of(section: Jwt) -> str:
+    """Why its keys cannot be had now, or nothing."""
+    try:
+        keys = KeySet(section)
+        try:
+            if not section.written_out:
+                await keys._read()
+        finally:
+            await keys.close()
+    except TimeoutError:
+        return f"no answer within {section.timeout:g} s"
+    except (JwksError, LookFailed, httpx.HTTPError, OSError) as err:
+        return str(err) or type(err).__name__
+    return ""

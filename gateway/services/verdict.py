@@ -1,0 +1,54 @@
+"""What becomes of a credential that is verified: a principal, or why not. Pure facts, shared by keys and tokens.
+
+Not compiled (`hatch_build.py`): there is nothing to run here.
+"""
+
+import enum
+from typing import Protocol
+
+from gateway.services.principal import Principal
+from gateway.services.token_facts import TokenStats
+
+
+class Refusal(enum.Enum):
+    """Why a verification did not give a principal. The holder of the right secret is told the reason, and so is the
+    holder of what the issuer signed."""
+
+    INVALID = "Incorrect API key provided."
+    EXPIRED = "This API key has expired."
+    REVOKED = "This API key has been revoked."
+    DISABLED = "This API key or its owner is disabled."
+    UNAVAILABLE = "Keys cannot be verified at the moment."
+    BUSY = "Too many keys are being verified at the moment."
+    FORGED = "This token is not one of this gateway's issuer."
+    FOREIGN = "This token is not meant for this gateway."
+    UNKNOWN_SIGNER = "This token is signed with a key that its issuer does not show."
+    ENDED = "This token has expired."
+    TOO_EARLY = "This token is not good yet."
+    TOO_LONG = "This token is good for longer than this gateway takes any."
+    STRANGER = "This token names no tenant and user of this gateway."
+    OWNER_DISABLED = "The tenant or user of this token is disabled."
+    NO_SIGNERS = "The keys of the token's issuer cannot be had at the moment."
+
+
+DENIALS = frozenset({Refusal.UNAVAILABLE, Refusal.BUSY, Refusal.NO_SIGNERS})
+"""Nothing was found out: 503, never 401 (K5)."""
+
+NO_GUESSES = frozenset({Refusal.ENDED, Refusal.TOO_EARLY, Refusal.TOO_LONG, Refusal.STRANGER, Refusal.OWNER_DISABLED})
+"""Of what the issuer signed for this gateway. Not held against the address: tokens of many users come from one chat
+UI, and one browser left open must not lock the others out."""
+
+PASSING = DENIALS | NO_GUESSES | {Refusal.UNKNOWN_SIGNER}
+"""Not remembered with the credential: what was refused may be good a moment later."""
+
+Verdict = Principal | Refusal
+
+
+class TokenJudge(Protocol):
+    """What verifies tokens that are no keys."""
+
+    async def judge(self, token: bytes) -> Verdict:
+        """Whose it is, or why it is refused. Raises nothing a token can cause."""
+        ...
+
+    def stats(self) -> TokenStats: ...

@@ -1,0 +1,68 @@
+"""Plain data beside the types it must have: what is unknown, and complaints a person can act on.
+
+Must not know any setting. No complaint shows a value: it may be a secret.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from gateway.source import ConfigError
+
+
+def readable(message: str) -> str:
+    """msgspec says `Expected ... - at `$.a.b``; put the path first."""
+    found = re.search(r"^(.*) - at `\$\.?(.*)`$", message, re.DOTALL)
+    return f"{found[2]}: {found[1]}" if found else message
+
+
+def refuse_unknown(raw: object, kind: Any, path: str) -> None:
+    """Walk the tree beside its types; an unknown key or word is an error with its path and the nearest known one."""
+    kind = _struct_of(kind)
+    if isinstance(raw, list) and get_origin(kind) in (list, tuple):
+        for index, item in enumerate(raw):
+            refuse_unknown(item, get_args(kind)[0], f"{path}[{index}]")
+    elif isinstance(raw, dict) and get_origin(kind) is dict:
+        for key, item in raw.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{path}: {key!r} is no text; as a name it stands in quotes")
+            refuse_unknown(item, get_args(kind)[1], f"{path}.{key}")
+    elif isinstance(raw, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        hints = get_type_hints(kind, include_extras=True)
+        for key, item in raw.items():
+            at = f"{path}.{key}" if path else str(key)
+            if key not in hints:
+                raise ConfigError(_unknown(str(key), path, hints))
+            refuse_unknown(item, hints[key], at)
+    elif isinstance(raw, str) and get_origin(kind) is Literal and raw not in get_args(kind):
+        known = [str(word) for word in get_args(kind)]
+        raise ConfigError(f"{path}: none of {', '.join(known)}{nearest(raw, known)}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a complaint about a word: what was probably meant, or nothing."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _unknown(key: str, path: str, known: Iterable[str]) -> str:
+    """What cannot be a name is a value that lost its blank (`key:sk-...`): only the name before it is shown."""
+    if not re.fullmatch(r"\w{1,40}", key):
+        name = key.partition(":")[0]
+        at = f"{path}.{name}".lstrip(".") if name in known else path
+        return f"{at or 'the file'}: a setting is NAME, a colon, a blank and its value"
+    at = f"{path}.{key}" if path else key
+    return f"{at}: unknown setting{nearest(key, known)}"
+
+
+def _struct_of(kind: Any) -> Any:
+    """Strip Annotated and `| None` from a type."""
+    if get_origin(kind) is Annotated:
+        return _struct_of(get_args(kind)[0])
+    options = [arg for arg in get_args(kind) if arg is not type(None)]
+    if type(None) in get_args(kind) and len(options) == 1:
+        return _struct_of(options[0])
+    return kind
