@@ -1,7 +1,8 @@
 """Makes the lock files from pyproject.toml with uv: exact versions, hashes, no index address. `--check` only compares.
 
-`docker/requirements.lock` is what the product runs with, `docker/build.lock` what builds and compiles its wheel. A file
-serves every supported Python and platform (uv's universal resolution). Run it where the package index is reachable.
+`docker/requirements.lock` is what the image runs, tokens (the extra `jwt`) included; `docker/build.lock` is what builds
+and compiles its wheel. A file serves every supported Python and platform (uv's universal resolution). Run it where the
+package index is reachable.
 """
 
 import argparse
@@ -23,8 +24,9 @@ def inputs() -> dict[str, list[str]]:
     """Lock file -> the requirements it resolves."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     ours = project["project"]["dependencies"]
+    image = [*ours, *project["project"]["optional-dependencies"]["jwt"]]
     return {
-        "requirements.lock": ours,
+        "requirements.lock": image,
         "build.lock": [*project["build-system"]["requires"], "build>=1.2", *compilers(), *ours],
     }
 
