@@ -7,7 +7,6 @@ import enum
 from typing import Protocol
 
 from gateway.services.principal import Principal
-from gateway.services.token_facts import TokenStats
 
 
 class Refusal(enum.Enum):
@@ -50,5 +49,3 @@ class TokenJudge(Protocol):
     async def judge(self, token: bytes) -> Verdict:
         """Whose it is, or why it is refused. Raises nothing a token can cause."""
         ...
-
-    def stats(self) -> TokenStats: ...
