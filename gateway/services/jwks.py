@@ -24,6 +24,8 @@ import msgspec
 
 from gateway.issuer import Jwt
 from gateway.services.discovery import LookFailed, client, get
+from gateway.services.token_facts import TokenStats
+from gateway.services.verdict import Refusal
 
 _log = logging.getLogger("fairgate.tokens")
 
@@ -115,7 +117,7 @@ class KeySet:
         self._read_at = self._tried_at = float("-inf")
         self._begun = clock()
         self._sound = True  # how the last fetch ended
-        self._waiting = self._fetched = self._failed = 0
+        self._waiting = self._checked = self._fetched = self._failed = 0
         self._flight: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
         if section.written_out:
@@ -133,6 +135,20 @@ class KeySet:
         mine, its = self._section, other._section
         if (mine.issuer, mine.jwks, mine.algorithms) == (its.issuer, its.jwks, its.algorithms):
             self._keys, self._text, self._read_at = other._keys, other._text, other._read_at
+
+    async def signed(self, token: bytes, kid: str, algorithm: str) -> bytes | Refusal:
+        """What a token says that names this key and algorithm, once its signature was checked; or why it is not
+        believed."""
+        try:
+            key = await self.find(kid)
+        except KeysUnavailable:
+            return Refusal.NO_SIGNERS
+        if key is None:
+            return Refusal.UNKNOWN_SIGNER
+        if key.algorithm_name != algorithm:
+            return Refusal.FORGED
+        self._checked += 1
+        return signed_by(key, token) or Refusal.FORGED
 
     async def find(self, kid: str) -> jwt.PyJWK | None:
         """The key of that name; None: the issuer has none. Raises KeysUnavailable. May be interrupted: a fetch goes on
@@ -211,10 +227,12 @@ class KeySet:
         if not self._section.written_out:
             await self._http.aclose()
 
-    def counts(self) -> tuple[int, int, int, float]:
-        """(good fetches, failed ones, keys, seconds since the last good fetch or the start)."""
+    def stats(self) -> TokenStats:
+        """A snapshot for metrics. Before the first good fetch the age is that of this set."""
         age = 0.0 if self._section.written_out else self._clock() - max(self._read_at, self._begun)
-        return self._fetched, self._failed, len(self._keys), age
+        return TokenStats(
+            checked=self._checked, fetched=self._fetched, failed=self._failed, signers=len(self._keys), age=age
+        )
 
 
 async def fault_of(section: Jwt) -> str:

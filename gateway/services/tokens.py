@@ -88,26 +88,14 @@ class TokenService:
         self._wall = wall
         self._tenants = frozenset(section.tenants)
         self._strangers: dict[tuple[str, str], tuple[float, Refusal]] = {}
-        self._checked = 0
 
     async def judge(self, token: bytes) -> Verdict:
         """Whose it is, or why it is refused."""
-        from gateway.services.jwks import KeysUnavailable, signed_by
-
         head = _head_of(token)
         if head is None or head.alg not in self.section.algorithms or head.crit is not UNSET:
             return Refusal.FORGED
-        try:
-            key = await self.signers.find(head.kid)
-        except KeysUnavailable:
-            return Refusal.NO_SIGNERS
-        if key is None:
-            return Refusal.UNKNOWN_SIGNER
-        if key.algorithm_name != head.alg:
-            return Refusal.FORGED
-        self._checked += 1
-        payload = signed_by(key, token)
-        return Refusal.FORGED if payload is None else await self._said(payload)
+        payload = await self.signers.signed(token, head.kid, head.alg)
+        return payload if isinstance(payload, Refusal) else await self._said(payload)
 
     async def _said(self, payload: bytes) -> Verdict:
         """What the issuer signed -> verdict."""
@@ -183,8 +171,7 @@ class TokenService:
 
     def stats(self) -> TokenStats:
         """A snapshot for metrics."""
-        fetched, failed, signers, age = self.signers.counts()
-        return TokenStats(checked=self._checked, fetched=fetched, failed=failed, signers=signers, age=age)
+        return self.signers.stats()
 
 
 def key_of(user: User, scopes: tuple[str, ...], ends: float) -> Key:

@@ -12,6 +12,7 @@ import pytest
 from gateway.issuer import Jwt
 from gateway.services import jwks as jwks_module
 from gateway.services.jwks import MAX_JWKS, MAX_KEYS, JwksError, KeySet, KeysUnavailable, fault_of, read_keys
+from gateway.services.token_facts import TokenStats
 from tests.services.engines import HANG, answer, running
 from tests.services.issuer import EC, PATH, RSA, WRITTEN, Issuer, Signer, jwks, shown_at
 from tests.services.keyring import Clock
@@ -100,7 +101,7 @@ def test_a_jwks_of_a_file_is_all_there_is() -> None:
         async with key_set(shown_at(WRITTEN)) as keys:
             keys.start()
             assert [await outcome(keys, kid) for kid in ("rsa-1", "new", "../../etc/passwd")] == ["key", "none", "none"]
-            assert keys.counts() == (0, 0, 2, 0.0)
+            assert keys.stats() == TokenStats(signers=2)
 
     asyncio.run(body())
 
@@ -151,7 +152,7 @@ def test_known_keys_hold_while_the_issuer_is_gone_and_then_nothing_is_let_in() -
             assert await outcome(keys, "new") == "unavailable"
             clock.now += 1
             assert await outcome(keys, "rsa-1") == "unavailable"
-            assert keys.counts() == (1, 1, 1, 3601.0), "one try in ten seconds"
+            assert keys.stats() == TokenStats(fetched=1, failed=1, signers=1, age=3601.0), "one try in ten seconds"
             clock.now += 10
             assert await outcome(keys, "rsa-1") == "unavailable"
             await issuer.start()
@@ -228,7 +229,7 @@ def test_the_keys_are_fetched_again_without_being_asked_for() -> None:
             assert await outcome(keys, "rsa-1") == "key"
             issuer.answers[PATH] = answer(b"garbage")  # the keeper outlives it
             async with asyncio.timeout(5):
-                while keys.counts()[1] < 2:
+                while keys.stats().failed < 2:
                     await asyncio.sleep(0.01)
                 issuer.shows(NEW)
                 while "rsa-1" in keys._keys:
