@@ -166,7 +166,7 @@ BROKEN = {
     "garbage": answer(b"<html>welcome</html>"),
     "an error": answer(b"{}", 500),
     "no keys": answer(b'{"keys": []}'),
-    "too long": answer(b'{"keys": [' + b" " * MAX_JWKS + b"]}"),
+    "too long": answer(json.dumps(jwks(NEW)).encode() + b" " * MAX_JWKS),
     "a redirect": b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n",
     "torn": b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{",
     "packed": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n\x1f\x8b",
@@ -197,10 +197,14 @@ def test_a_slow_answer_is_waited_for_by_a_bounded_crowd(monkeypatch: pytest.Monk
     async def body() -> None:
         issuer = Issuer(RSA)
         issuer.answers[PATH] = HANG
-        async with running(issuer), key_set(issuer.section(timeout=0.3)) as keys:
-            found = await asyncio.gather(*(outcome(keys, "rsa-1") for _ in range(10)))
-            assert (set(found), issuer.fetches) == ({"unavailable"}, 1)
-            assert keys._waiting == 0
+        async with running(issuer), key_set(issuer.section(timeout=0.5)) as keys:
+            asked = [asyncio.ensure_future(outcome(keys, "rsa-1")) for _ in range(10)]
+            async with asyncio.timeout(5):
+                while not issuer.fetches:
+                    await asyncio.sleep(0)
+            assert [one.done() for one in asked] == [False] * 3 + [True] * 7
+            assert set(await asyncio.gather(*asked)) == {"unavailable"}
+            assert (issuer.fetches, keys._waiting) == (1, 0)
 
     asyncio.run(body())
 
