@@ -226,6 +226,9 @@ def test_a_reload_takes_the_section_over() -> None:
 
             assert await status() == 401
             assert reloaded(g, issuer.section()) == []
+            async with asyncio.timeout(WAIT):
+                while not issuer.fetches:  # before any token asks for it
+                    await asyncio.sleep(0)
             assert (await status(), await status()) == (200, 200)
             first = g.app.tokens
             assert reloaded(g, issuer.section()) == []
@@ -264,6 +267,18 @@ def test_without_the_extra_the_gateway_does_not_start(monkeypatch: pytest.Monkey
 
     with pytest.raises(ConfigError, match=r"fairgate\[jwt\]"):
         uvloop.run(main())
+
+
+def test_a_gateway_that_ends_fetches_no_more() -> None:
+    async def main() -> None:
+        async with running(issuer := Issuer(RSA)):
+            async with door(issuer.section()) as g:
+                assert g.app.tokens is not None
+                signers = g.app.tokens.signers
+            assert signers._keeper is not None
+            assert (signers._keeper.done(), signers._http.is_closed) == (True, True)
+
+    uvloop.run(main())
 
 
 def test_what_is_counted() -> None:
