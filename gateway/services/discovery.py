@@ -157,7 +157,7 @@ async def busy_slots(http: httpx.AsyncClient, limit: float) -> int:
     also where the server was started with `--no-slots`."""
     try:
         with anyio.fail_after(limit):
-            return sum(slot.is_processing for slot in _read(_slots, await _get(http, "/slots"), "/slots"))
+            return sum(slot.is_processing for slot in _read(_slots, await get(http, "/slots"), "/slots"))
     except httpx.ConnectError:
         return 0
     except TimeoutError as err:
