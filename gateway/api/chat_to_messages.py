@@ -1,0 +1,247 @@
+"""An engine's chat completion, whole or streamed, in the words of Anthropic's Messages API.
+
+Pure. Owns the events of a message, why it ended, and its usage. Must not know the request, sockets or who is asking.
+Not compiled (`hatch_build.py`): it has the records that are read of a completion.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from gateway.api.dialect import Framing
+from gateway.api.frames import FrameFilter
+from gateway.api.stream import LONGEST_FRAME, event_data, lines_of
+
+Object = Mapping[str, Any]
+
+_REASONS: Final = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "function_call": "tool_use",
+    "content_filter": "refusal",
+}
+"""`finish_reason` -> `stop_reason`."""
+
+
+class Function(msgspec.Struct, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class Call(msgspec.Struct, gc=False):
+    index: int | None = 0
+    id: str | None = None
+    function: Function | None = None
+
+
+class Said(msgspec.Struct, gc=False):
+    """A message, or a delta of one. Engines name the thoughts in two ways."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[Call] | None = None
+
+
+class Choice(msgspec.Struct, gc=False):
+    message: Said | None = None
+    delta: Said | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None  # vLLM: the stop sequence that it met
+
+
+class Details(msgspec.Struct, gc=False):
+    cached_tokens: int | None = 0
+
+
+class Counts(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+    prompt_tokens_details: Details | None = None
+
+
+class Completion(msgspec.Struct, gc=False):
+    """A chat completion, or a chunk of one."""
+
+    id: str | None = None
+    model: str | None = None
+    choices: list[Choice] | None = None
+    usage: Counts | None = None
+
+
+_COMPLETION: Final = msgspec.json.Decoder(Completion)
+_ARGUMENTS: Final = msgspec.json.Decoder(dict[str, Any])
+
+
+def answer(body: bytes) -> bytes:
+    """A whole chat completion as a message. Raises ValueError for what is none."""
+    made = _COMPLETION.decode(body)
+    choice = made.choices[0] if made.choices else Choice()
+    said = choice.message or Said()
+    content: list[Object] = []
+    if thoughts := said.reasoning_content or said.reasoning:
+        content.append({"type": "thinking", "thinking": thoughts, "signature": ""})
+    if said.content:
+        content.append({"type": "text", "text": said.content})
+    for number, call in enumerate(said.tool_calls or []):
+        content.append(_tool_use(call, f"{made.id}_{number}") | {"input": _input(call)})
+    end = _end(choice.finish_reason, choice.stop_reason, called=bool(said.tool_calls))
+    return msgspec.json.encode(_message(made, content) | end | {"usage": _usage(made.usage)})
+
+
+def _message(made: Completion, content: list[Object]) -> dict[str, Any]:
+    return {"id": made.id or "", "type": "message", "role": "assistant", "model": made.model or "", "content": content}
+
+
+def _tool_use(call: Call, otherwise: str) -> dict[str, Any]:
+    function = call.function or Function()
+    return {"type": "tool_use", "id": call.id or f"toolu_{otherwise}", "name": function.name or "", "input": {}}
+
+
+def _input(call: Call) -> Object:
+    """The arguments; a cap on the output may have cut them to what is no JSON."""
+    try:
+        return _ARGUMENTS.decode((call.function or Function()).arguments or "{}")
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+
+
+def _end(finish: str | None, stop: int | str | None, *, called: bool) -> dict[str, Any]:
+    if isinstance(stop, str) and finish == "stop":
+        return {"stop_reason": "stop_sequence", "stop_sequence": stop}
+    reason = _REASONS.get(finish or "stop", "end_turn")
+    return {"stop_reason": "tool_use" if called and reason == "end_turn" else reason, "stop_sequence": None}
+
+
+def _usage(counts: Counts | None) -> dict[str, int]:
+    """Anthropic's input leaves out what was read from a cache."""
+    counts = counts or Counts()
+    cached = (counts.prompt_tokens_details.cached_tokens or 0) if counts.prompt_tokens_details else 0
+    return {
+        "input_tokens": max(0, (counts.prompt_tokens or 0) - cached),
+        "cache_read_input_tokens": cached,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": counts.completion_tokens or 0,
+    }
+
+
+class MessageStream:
+    """Takes the payload of a stream of chunks, gives back events of a message; the interface of `FrameFilter`.
+
+    What it gives back ends where an event does. `failed` has the text of a frame by which the engine says that it
+    failed, or of one that is no chunk; nothing passes behind it.
+    """
+
+    __slots__ = ("_block", "_calls", "_counts", "_finish", "_held", "_index", "_name", "_sieve", "_stop", "failed")
+
+    at_boundary = True
+
+    def __init__(self) -> None:
+        self.failed = ""
+        self._sieve = FrameFilter(Framing.SSE)
+        self._held = b""
+        self._name = ""  # of the message, once it has begun
+        self._index = -1  # of the newest block
+        self._block = ""  # its type while it is open
+        self._calls: dict[int, int] = {}  # index of a call -> that of its block
+        self._counts: Counts | None = None
+        self._finish: str | None = None
+        self._stop: int | str | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Never: every byte has to be translated."""
+        return False
+
+    def feed(self, data: bytes) -> bytes:
+        """The events that may pass now."""
+        if self.failed:
+            return b""
+        text = self._held + self._sieve.feed(data)
+        after = b"\r" if text.endswith(b"\r") else b""  # perhaps the first half of a line end
+        *frames, rest = lines_of(text.removesuffix(after)).split(b"\n\n")
+        self._held = rest + after
+        out = [self._translated(event_data(frame)) for frame in frames]
+        self.failed = self.failed or self._sieve.failed
+        if len(self._held) > LONGEST_FRAME:
+            self.failed = "a frame without an end"
+        return b"".join(out)
+
+    def flush(self) -> bytes:
+        """What the last frame says, if its end was cut off."""
+        rest = lines_of(self._held + self._sieve.flush())
+        self._held = b""
+        return self._translated(event_data(rest)) if not self.failed and rest.strip() else b""
+
+    def _translated(self, data: bytes) -> bytes:
+        if self.failed or not data.strip():
+            return b""
+        if data.startswith(b"[DONE]"):
+            return self._opened(Completion()) + self._closed() + self._ended()
+        try:
+            chunk = _COMPLETION.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self.failed = data[:500].decode("utf-8", "replace")
+            return b""
+        self._counts = chunk.usage or self._counts
+        out = self._opened(chunk)
+        for choice in chunk.choices or []:
+            self._finish = choice.finish_reason or self._finish
+            self._stop = choice.stop_reason if choice.stop_reason is not None else self._stop
+            out += self._said(choice.delta or Said())
+        return out
+
+    def _opened(self, chunk: Completion) -> bytes:
+        if self._name:
+            return b""
+        self._name = chunk.id or "msg"
+        end = {"stop_reason": None, "stop_sequence": None, "usage": _usage(None)}
+        return _event("message_start", message=_message(chunk, []) | end)
+
+    def _said(self, delta: Said) -> bytes:
+        out = b""
+        if thoughts := delta.reasoning_content or delta.reasoning:
+            out += self._in("thinking", {"type": "thinking", "thinking": "", "signature": ""})
+            out += self._delta(self._index, "thinking_delta", thinking=thoughts)
+        if delta.content:
+            out += self._in("text", {"type": "text", "text": ""})
+            out += self._delta(self._index, "text_delta", text=delta.content)
+        for call in delta.tool_calls or []:
+            out += self._called(call)
+        return out
+
+    def _called(self, call: Call) -> bytes:
+        number = call.index or 0
+        out = b""
+        if number not in self._calls:
+            out = self._in("tool_use", _tool_use(call, f"{self._name}_{number}"))
+            self._calls[number] = self._index
+        arguments = call.function.arguments if call.function is not None else None
+        return out + (
+            self._delta(self._calls[number], "input_json_delta", partial_json=arguments) if arguments else b""
+        )
+
+    def _in(self, kind: str, block: Object) -> bytes:
+        """Go on in the open block of this kind, or end it and begin one; each call has a block of its own."""
+        if kind == self._block != "tool_use":
+            return b""
+        out = self._closed()
+        self._index, self._block = self._index + 1, kind
+        return out + _event("content_block_start", index=self._index, content_block=block)
+
+    def _delta(self, index: int, kind: str, **members: str) -> bytes:
+        return _event("content_block_delta", index=index, delta={"type": kind, **members})
+
+    def _closed(self) -> bytes:
+        was, self._block = self._block, ""
+        return _event("content_block_stop", index=self._index) if was else b""
+
+    def _ended(self) -> bytes:
+        end = _end(self._finish, self._stop, called=bool(self._calls))
+        return _event("message_delta", delta=end, usage=_usage(self._counts)) + _event("message_stop")
+
+
+def _event(kind: str, **members: Any) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode({"type": kind, **members}))

@@ -1,0 +1,170 @@
+"""An Anthropic client's request in the words of OpenAI's chat completions, for engines that speak these only.
+
+Pure. Owns what is translated and what is lost: thoughts of earlier turns, `thinking`, `metadata` and members that are
+unknown here are left out; what would change the meaning (documents, server tools) is refused. Must not know the answer,
+who is asking, or where the request goes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from gateway.errors import BadRequest
+
+PATH: Final = b"/v1/chat/completions"
+
+_SAME: Final = ("temperature", "top_p", "top_k")
+_CHOICES: Final = {"auto": "auto", "any": "required", "none": "none"}
+_FORGOTTEN: Final = frozenset({"thinking", "redacted_thinking"})
+
+Object = Mapping[str, Any]
+
+
+def request(body: bytes, *, model: str, cap: int) -> bytes:
+    """The body of a chat completion, of at most `cap` tokens. Raises BadRequest for what has no counterpart."""
+    try:
+        asked = _object(msgspec.json.decode(body), "body")
+    except RecursionError:
+        raise BadRequest("The body is nested too deeply") from None
+    limit = asked.get("max_tokens")
+    made: dict[str, Any] = {
+        "model": model,
+        "messages": [*_system(asked.get("system")), *_turns(_list(asked.get("messages"), "messages"))],
+        "max_tokens": cap if limit is None else min(int(limit), cap),
+    }
+    made |= {key: asked[key] for key in _SAME if asked.get(key) is not None}
+    if asked.get("stop_sequences"):
+        made["stop"] = asked["stop_sequences"]
+    if asked.get("stream"):
+        made |= {"stream": True, "stream_options": {"include_usage": True}}
+    return msgspec.json.encode(made | _tools(asked) | _format(asked))
+
+
+def _system(given: Any) -> list[Object]:
+    text = "\n".join(part["text"] for part in _parts(given, "system")) if given else ""
+    return [{"role": "system", "content": text}] if text else []
+
+
+def _turns(messages: Sequence[Any]) -> list[Object]:
+    made: list[Object] = []
+    for number, given in enumerate(messages):
+        name = f"messages.{number}"
+        message = _object(given, name)
+        content = message.get("content")
+        if message.get("role") == "assistant":
+            made.append(_assistant(content, name))
+        elif isinstance(content, str):
+            made.append({"role": message.get("role"), "content": content})
+        else:
+            made += _user(message.get("role"), _list(content, f"{name}.content"), name)
+    return made
+
+
+def _user(role: Any, blocks: Sequence[Any], name: str) -> list[Object]:
+    """Results of tools are messages of their own, before what else the user says: they belong to the calls above."""
+    results: list[Object] = []
+    parts: list[Object] = []
+    for given in blocks:
+        block = _object(given, name)
+        if block.get("type") == "tool_result":
+            said = _parts(block.get("content") or "", name)
+            text = "\n".join(part["text"] for part in said if part["type"] == "text")
+            results.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text})
+            parts += [part for part in said if part["type"] != "text"]  # a tool's message holds text only
+        else:
+            parts += _parts([block], name)
+    return [*results, {"role": role, "content": _content(parts)}] if parts else results
+
+
+def _assistant(content: Any, name: str) -> Object:
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else _list(content, f"{name}.content")
+    made: dict[str, Any] = {"role": "assistant", "content": None}
+    calls = [_call(_object(block, name)) for block in blocks if _object(block, name).get("type") == "tool_use"]
+    said = [block for block in blocks if _object(block, name).get("type") not in ("tool_use", *_FORGOTTEN)]
+    if said or not calls:
+        made["content"] = _content(_parts(said, name))
+    return made | ({"tool_calls": calls} if calls else {})
+
+
+def _call(block: Object) -> Object:
+    arguments = msgspec.json.encode(block.get("input") or {}).decode()
+    return {
+        "id": block.get("id"),
+        "type": "function",
+        "function": {"name": block.get("name"), "arguments": arguments},
+    }
+
+
+def _parts(content: Any, name: str) -> list[dict[str, Any]]:
+    """Content as parts of OpenAI's: texts and images."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    parts = []
+    for given in _list(content, name):
+        block = _object(given, name)
+        kind = block.get("type")
+        if kind == "text" and isinstance(block.get("text"), str):
+            parts.append({"type": "text", "text": block["text"]})
+        elif kind == "image":
+            parts.append({"type": "image_url", "image_url": {"url": _url(_object(block.get("source"), name))}})
+        elif kind not in _FORGOTTEN:
+            raise BadRequest(f"The engine of this model takes no content of type {str(kind)[:40]!r}", param=name)
+    return parts
+
+
+def _url(source: Object) -> str:
+    if source.get("type") == "base64":
+        return f"data:{source.get('media_type')};base64,{source.get('data')}"
+    return str(source.get("url"))
+
+
+def _content(parts: Sequence[Object]) -> str | Sequence[Object]:
+    """Text as one string, which every chat template takes; parts where there are images."""
+    if all(part["type"] == "text" for part in parts):
+        return "\n".join(part["text"] for part in parts)
+    return parts
+
+
+def _tools(asked: Object) -> dict[str, Any]:
+    if not asked.get("tools"):
+        return {}
+    made: dict[str, Any] = {"tools": [_tool(_object(tool, "tools")) for tool in _list(asked["tools"], "tools")]}
+    choice = asked.get("tool_choice")
+    if choice is None:
+        return made
+    choice = _object(choice, "tool_choice")
+    made["tool_choice"] = _CHOICES.get(str(choice.get("type"))) or {
+        "type": "function",
+        "function": {"name": choice.get("name")},
+    }
+    return made | ({"parallel_tool_calls": False} if choice.get("disable_parallel_tool_use") else {})
+
+
+def _tool(tool: Object) -> Object:
+    if tool.get("type") not in (None, "custom"):
+        raise BadRequest(f"The engine of this model has no tool of type {str(tool['type'])[:40]!r}", param="tools")
+    function = {"name": tool.get("name"), "parameters": tool.get("input_schema") or {"type": "object"}}
+    if tool.get("description"):
+        function["description"] = tool["description"]
+    return {"type": "function", "function": function}
+
+
+def _format(asked: Object) -> dict[str, Any]:
+    form = _object(asked.get("output_config") or {}, "output_config").get("format")
+    if form is None:
+        return {}
+    schema = {"name": "answer", "schema": _object(form, "output_config.format").get("schema")}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
+
+
+def _object(value: Any, name: str) -> Object:
+    if not isinstance(value, dict):
+        raise BadRequest(f"`{name}` must be an object", param=name)
+    return value
+
+
+def _list(value: Any, name: str) -> Sequence[Any]:
+    if not isinstance(value, list):
+        raise BadRequest(f"`{name}` must be an array", param=name)
+    return value
