@@ -1,7 +1,6 @@
 """An engine's chat completion, whole or streamed, in the words of Anthropic's Messages API.
 
 Pure. Owns the events of a message, why it ended, and its usage. Must not know the request, sockets or who is asking.
-Not compiled (`hatch_build.py`): it has the records that are read of a completion.
 """
 
 from collections.abc import Mapping
@@ -9,9 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.api.dialect import Framing
-from gateway.api.frames import FrameFilter
-from gateway.api.stream import LONGEST_FRAME, event_data, lines_of
+from gateway.api.completion import Call, ChunkStream, Completion, Counts, Function, Said, whole
 
 Object = Mapping[str, Any]
 
@@ -25,68 +22,18 @@ _REASONS: Final = {
 """`finish_reason` -> `stop_reason`."""
 
 
-class Function(msgspec.Struct, gc=False):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class Call(msgspec.Struct, gc=False):
-    index: int | None = 0
-    id: str | None = None
-    function: Function | None = None
-
-
-class Said(msgspec.Struct, gc=False):
-    """A message, or a delta of one. Engines name the thoughts in two ways."""
-
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    tool_calls: list[Call] | None = None
-
-
-class Choice(msgspec.Struct, gc=False):
-    message: Said | None = None
-    delta: Said | None = None
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None  # vLLM: the stop sequence that it met
-
-
-class Details(msgspec.Struct, gc=False):
-    cached_tokens: int | None = 0
-
-
-class Counts(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0
-    prompt_tokens_details: Details | None = None
-
-
-class Completion(msgspec.Struct, gc=False):
-    """A chat completion, or a chunk of one."""
-
-    id: str | None = None
-    model: str | None = None
-    choices: list[Choice] | None = None
-    usage: Counts | None = None
-
-
-_COMPLETION: Final = msgspec.json.Decoder(Completion)
-_ARGUMENTS: Final = msgspec.json.Decoder(dict[str, Any])
-
-
 def answer(body: bytes) -> bytes:
     """A whole chat completion as a message. Raises ValueError for what is none."""
-    made = _COMPLETION.decode(body)
-    choice = made.choices[0] if made.choices else Choice()
+    made = whole(body)
+    choice = made.choice
     said = choice.message or Said()
     content: list[Object] = []
-    if thoughts := said.reasoning_content or said.reasoning:
-        content.append({"type": "thinking", "thinking": thoughts, "signature": ""})
+    if said.thoughts:
+        content.append({"type": "thinking", "thinking": said.thoughts, "signature": ""})
     if said.content:
         content.append({"type": "text", "text": said.content})
     for number, call in enumerate(said.tool_calls or []):
-        content.append(_tool_use(call, f"{made.id}_{number}") | {"input": _input(call)})
+        content.append(_tool_use(call, f"{made.id}_{number}") | {"input": call.input})
     end = _end(choice.finish_reason, choice.stop_reason, called=bool(said.tool_calls))
     return msgspec.json.encode(_message(made, content) | end | {"usage": _usage(made.usage)})
 
@@ -100,14 +47,6 @@ def _tool_use(call: Call, otherwise: str) -> dict[str, Any]:
     return {"type": "tool_use", "id": call.id or f"toolu_{otherwise}", "name": function.name or "", "input": {}}
 
 
-def _input(call: Call) -> Object:
-    """The arguments; a cap on the output may have cut them to what is no JSON."""
-    try:
-        return _ARGUMENTS.decode((call.function or Function()).arguments or "{}")
-    except (msgspec.DecodeError, RecursionError):
-        return {}
-
-
 def _end(finish: str | None, stop: int | str | None, *, called: bool) -> dict[str, Any]:
     if isinstance(stop, str) and finish == "stop":
         return {"stop_reason": "stop_sequence", "stop_sequence": stop}
@@ -118,30 +57,19 @@ def _end(finish: str | None, stop: int | str | None, *, called: bool) -> dict[st
 def _usage(counts: Counts | None) -> dict[str, int]:
     """Anthropic's input leaves out what was read from a cache."""
     counts = counts or Counts()
-    cached = (counts.prompt_tokens_details.cached_tokens or 0) if counts.prompt_tokens_details else 0
     return {
-        "input_tokens": max(0, (counts.prompt_tokens or 0) - cached),
-        "cache_read_input_tokens": cached,
+        "input_tokens": max(0, (counts.prompt_tokens or 0) - counts.cached),
+        "cache_read_input_tokens": counts.cached,
         "cache_creation_input_tokens": 0,
         "output_tokens": counts.completion_tokens or 0,
     }
 
 
-class MessageStream:
-    """Takes the payload of a stream of chunks, gives back events of a message; the interface of `FrameFilter`.
-
-    What it gives back ends where an event does. `failed` has the text of a frame by which the engine says that it
-    failed, or of one that is no chunk; nothing passes behind it.
-    """
-
-    __slots__ = ("_block", "_calls", "_counts", "_finish", "_held", "_index", "_name", "_sieve", "_stop", "failed")
-
-    at_boundary = True
+class MessageStream(ChunkStream):
+    """A stream of chunks as the events of a message."""
 
     def __init__(self) -> None:
-        self.failed = ""
-        self._sieve = FrameFilter(Framing.SSE)
-        self._held = b""
+        super().__init__()
         self._name = ""  # of the message, once it has begun
         self._index = -1  # of the newest block
         self._block = ""  # its type while it is open
@@ -150,41 +78,8 @@ class MessageStream:
         self._finish: str | None = None
         self._stop: int | str | None = None
 
-    @property
-    def idle(self) -> bool:
-        """Never: every byte has to be translated."""
-        return False
-
-    def feed(self, data: bytes) -> bytes:
-        """The events that may pass now."""
-        if self.failed:
-            return b""
-        text = self._held + self._sieve.feed(data)
-        after = b"\r" if text.endswith(b"\r") else b""  # perhaps the first half of a line end
-        *frames, rest = lines_of(text.removesuffix(after)).split(b"\n\n")
-        self._held = rest + after
-        out = [self._translated(event_data(frame)) for frame in frames]
-        self.failed = self.failed or self._sieve.failed
-        if len(self._held) > LONGEST_FRAME:
-            self.failed = "a frame without an end"
-        return b"".join(out)
-
-    def flush(self) -> bytes:
-        """What the last frame says, if its end was cut off."""
-        rest = lines_of(self._held + self._sieve.flush())
-        self._held = b""
-        return self._translated(event_data(rest)) if not self.failed and rest.strip() else b""
-
-    def _translated(self, data: bytes) -> bytes:
-        if self.failed or not data.strip():
-            return b""
-        if data.startswith(b"[DONE]"):
-            return self._opened(Completion()) + self._closed() + self._ended()
-        try:
-            chunk = _COMPLETION.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self.failed = data[:500].decode("utf-8", "replace")
-            return b""
+    def chunk(self, chunk: Completion) -> bytes:
+        """Its events."""
         self._counts = chunk.usage or self._counts
         out = self._opened(chunk)
         for choice in chunk.choices or []:
@@ -192,6 +87,10 @@ class MessageStream:
             self._stop = choice.stop_reason if choice.stop_reason is not None else self._stop
             out += self._said(choice.delta or Said())
         return out
+
+    def end(self) -> bytes:
+        """The last events."""
+        return self._opened(Completion()) + self._closed() + self._ended()
 
     def _opened(self, chunk: Completion) -> bytes:
         if self._name:
@@ -202,7 +101,7 @@ class MessageStream:
 
     def _said(self, delta: Said) -> bytes:
         out = b""
-        if thoughts := delta.reasoning_content or delta.reasoning:
+        if thoughts := delta.thoughts:
             out += self._in("thinking", {"type": "thinking", "thinking": "", "signature": ""})
             out += self._delta(self._index, "thinking_delta", thinking=thoughts)
         if delta.content:

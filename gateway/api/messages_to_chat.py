@@ -21,7 +21,7 @@ _FORGOTTEN: Final = frozenset({"thinking", "redacted_thinking"})
 Object = Mapping[str, Any]
 
 
-def request(body: bytes, *, model: str, cap: int) -> bytes:
+def request(body: bytes, model: str, cap: int) -> bytes:
     """The body of a chat completion, of at most `cap` tokens. Raises BadRequest for what has no counterpart."""
     try:
         asked = _object(msgspec.json.decode(body), "body")

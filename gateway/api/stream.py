@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from gateway.api.dialect import Endpoint, Framing
+from gateway.api.dialect import Framing
 from gateway.api.usage import Usage
 from gateway.api.views import BLOCK, FRAME, STARTED, Block, Frame, Response, Timings
 from gateway.http1.chunks import ChunkDecoder
@@ -321,9 +321,9 @@ def _counts(frame: Frame) -> Usage:
     return Usage(frame.prompt_eval_count or 0, frame.eval_count or 0)
 
 
-def usage_of_body(endpoint: Endpoint, body: bytes) -> Usage | None:
+def usage_of_body(framing: Framing, body: bytes) -> Usage | None:
     """The usage of a whole JSON answer, or of the tail of a long one; None where the engine reported none."""
-    native = endpoint.framing is Framing.NDJSON
+    native = framing is Framing.NDJSON
     if not native and (usage := _last_member(body)) is not None:
         return usage
     in_tail = _lines_tail if native else _events_tail
@@ -353,9 +353,9 @@ def _last_member(body: bytes) -> Usage | None:
         return None
 
 
-def usage_within(endpoint: Endpoint, text: bytes) -> Usage | None:
+def usage_within(framing: Framing, text: bytes) -> Usage | None:
     """The usage in a part of a long answer, for engines that write more behind it (vLLM: `prompt_logprobs`)."""
-    if endpoint.framing is Framing.NDJSON:
+    if framing is Framing.NDJSON:
         return _lines_tail(text, len(text))
     return _events_tail(text, len(text)) if text.find(b'_tokens"') >= 0 else None
 

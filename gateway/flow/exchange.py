@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from gateway.api.bridge import Bridge
 from gateway.api.dialect import Ask, Endpoint
 from gateway.api.routes import NO_ENDPOINT, Routes
 from gateway.api.usage import Usage
@@ -120,6 +121,7 @@ class Exchange:
         "body",
         "body_bytes",
         "body_held",
+        "bridge",
         "bytes_seen",
         "connection",
         "counted",
@@ -182,6 +184,7 @@ class Exchange:
         self.granted_at = 0.0
         # forward, relay
         self.backend: Backend = NO_BACKEND
+        self.bridge: Bridge | None = None  # to a backend that does not speak the client's API
         self.upstream: UpstreamConnection | None = None
         self.sent_at = 0.0
         self.reply: ResponseHead = NO_REPLY

@@ -11,6 +11,8 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any, Final
 
+from gateway.api.bridge import Crossing
+from gateway.api.bridges import bridge_to
 from gateway.api.dialect import Access, Dialect, Framing
 from gateway.api.routes import NO_ENDPOINT
 from gateway.errors import (
@@ -312,13 +314,11 @@ async def _attempt(x: Exchange, rt: Runtime, *, kept: bool) -> ResponseHead:
     terms = x.route.terms
     backend = x.backend = _backend(x.lease.gate, rt)
     pool = rt.pools[backend.name]
-    body = x.endpoint.dialect.edit(
-        x.endpoint, x.body, x.ask, model=x.route.model, cap=terms.max_output_tokens, engine=backend.engine
-    )
+    body, target = _words_for(x, backend.engine)
     passed = x.trace.fields if x.trace is not None else passed_on(x.head.headers)
     if x.endpoint.passed:
         passed += fields.passed_fields(x.endpoint.passed, x.head.headers)
-    head = fields.request_head(backend, x.endpoint.upstream, engine_id(x), len(body), passed)
+    head = fields.request_head(backend, target, engine_id(x), len(body), passed)
     try:
         x.upstream = (pool.take() if kept else None) or await pool.dial(terms.connect)
         x.sent_at = rt.now()
@@ -333,6 +333,15 @@ async def _attempt(x: Exchange, rt: Runtime, *, kept: bool) -> ResponseHead:
         raise
     rt.backends.succeeded(backend.name)
     return reply
+
+
+def _words_for(x: Exchange, engine: str) -> tuple[bytes, bytes]:
+    """The body for an engine of that kind, and the engine's path for it."""
+    endpoint, model, cap = x.endpoint, x.route.model, x.route.terms.max_output_tokens
+    x.bridge = bridge_to(engine, endpoint) if endpoint.engines else None
+    if x.bridge is not None:
+        return x.bridge.request(x.body, model, cap), x.bridge.upstream
+    return endpoint.dialect.edit(endpoint, x.body, x.ask, model=model, cap=cap, engine=engine), endpoint.upstream
 
 
 def _let_go(x: Exchange) -> None:
@@ -378,6 +387,7 @@ def relay(x: Exchange, rt: Runtime) -> Relay:
         x,
         streaming=streaming,
         hide_usage=streaming and endpoint.framing is Framing.SSE and not x.ask.usage_asked,
+        crossing=Crossing(x.bridge, rt.now, x.sent_at) if x.bridge is not None else None,
     )
     if streaming:
         _charge_growth(x, rt, answer)
@@ -425,7 +435,14 @@ def _first_byte(x: Exchange) -> bytes:
     own = b"x-fairgate-queue-ms: %d\r\nx-fairgate-overhead-ms: %.2f\r\n" % (waited * 1000, overhead * 1000)
     if x.endpoint.dialect.id_field:
         own += fields.id_field(x.endpoint.dialect, x.id)
-    return fields.answer_fields(_media_type(x), x.id, own + x.extra)
+    return fields.answer_fields(_told_type(x), x.id, own + x.extra)
+
+
+def _told_type(x: Exchange) -> bytes:
+    """The media type for the client."""
+    if x.bridge is None:
+        return _media_type(x)
+    return x.bridge.media if x.relay is not None and x.relay.tap is not None else fields.JSON
 
 
 # ---- the end

@@ -9,6 +9,7 @@ authentication or queueing. One `Relay` is the upstream connection's sink and th
 from collections.abc import Callable
 from typing import Any, Final
 
+from gateway.api.bridge import Crossing, Sieve
 from gateway.api.dialect import Endpoint, Framing
 from gateway.api.frames import FrameFilter
 from gateway.api.stream import LONGEST_USAGE, Opening, Tap, payload_end, usage_of_body, usage_within
@@ -21,6 +22,9 @@ from gateway.http1.eager import Signal
 from gateway.http1.message import ResponseHead
 
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
+LONGEST_TRANSLATED: Final = (
+    16 * 1024 * 1024
+)  # bytes of a plain answer in another API's words; embeddings are the longest
 KEEP_FOR_USAGE: Final = 256 * 1024  # of a plain JSON answer; of longer ones what goes before is searched as it goes
 NEVER: Final = 1 << 62  # frames
 _NOTHING: Final[list[bytes]] = []  # what every stream keeps of a plain answer: shared, and never added to
@@ -35,6 +39,7 @@ class Relay:
 
     __slots__ = (
         "_chunked_out",
+        "_crossing",
         "_decoder",
         "_filter",
         "_kept",
@@ -44,6 +49,7 @@ class Relay:
         "_start",
         "_tail_seen",
         "_usual",
+        "_words",
         "begun",
         "connection",
         "done",
@@ -69,6 +75,7 @@ class Relay:
         *,
         streaming: bool,
         hide_usage: bool,
+        crossing: Crossing | None = None,
     ) -> None:
         reply = upstream.head
         assert reply is not None  # noqa: S101  # a relay starts at a response head
@@ -80,7 +87,9 @@ class Relay:
         self.done: Signal[None] = Signal()
         self.error: UpstreamError | None = None
         self.begun = False  # a byte of the answer itself has gone out; comments may have gone before it
-        self.tap: Tap | None = Tap(endpoint.framing) if streaming else None
+        self._crossing = crossing
+        self._words = crossing.stream() if crossing is not None and streaming else None
+        self.tap: Tap | None = Tap(self.framing) if streaming else None
         self.on_tokens: Callable[[Any], int] | None = None
         self.owner = owner
         self.tokens_due = NEVER
@@ -90,10 +99,11 @@ class Relay:
         self._let_go: Usage | None = None  # found in what is no longer kept
         self._tail_seen = False
         self._decoder: ChunkDecoder | None = None
-        self._filter = FrameFilter(endpoint.framing, hide_usage=hide_usage) if streaming else None
+        own_words = streaming and crossing is None
+        self._filter = FrameFilter(endpoint.framing, hide_usage=hide_usage) if own_words else None
         self._chunked_out = self._choose_framing()
         self._path = self._usual = self._choose_path()
-        if self.tap is not None and endpoint.opens_with_usage:
+        if self.tap is not None and endpoint.opens_with_usage and crossing is None:
             self.tap.opening, self._path = Opening(chunked=reply.chunked), Relay._see_opening
         connection.stream = self
         if not connection.writable:
@@ -103,12 +113,15 @@ class Relay:
         """Whether the client gets chunks: where the length is unknown or may change, and it can read them."""
         head = self.connection.head
         new_enough = head is not None and head.version >= 11
-        known = self.reply.content_length is not None or self.reply.no_body
-        fixed = known and self._filter is None
+        known = self.reply.content_length is not None or self.reply.no_body or self._crossing is not None
+        fixed = known and self.tap is None
         return new_enough and not fixed
 
     def _choose_path(self) -> "Callable[[Relay, bytes], None]":
         """A plain function, not a bound method: an answer must not be garbage that only a collection finds."""
+        if self._crossing is not None:
+            self._decoder = ChunkDecoder() if self.reply.chunked else None
+            return Relay._reframe if self.tap is not None else Relay._gather
         if self.reply.chunked != self._chunked_out:
             self._decoder = ChunkDecoder() if self.reply.chunked else None
             return Relay._reframe
@@ -185,11 +198,23 @@ class Relay:
         else:
             self._keep(data)
         payload = data if self._decoder is None else self._decoder.decode(data)
-        if self._filter is None:
+        sieve = self._sieve()
+        if sieve is None:
             self._send(payload)
         else:
-            self._send(self._filter.feed(payload))
-            self._stop_if_failed(self._filter)
+            self._send(sieve.feed(payload))
+            self._stop_if_failed(sieve)
+
+    def _sieve(self) -> Sieve | None:
+        """What the stream's payload goes through, if it is taken out."""
+        return self._filter if self._words is None else self._words
+
+    def _gather(self, data: bytes) -> None:
+        """A plain answer in another API's words is translated when all of it is here."""
+        self._kept.append(data if self._decoder is None else self._decoder.decode(data))
+        self._kept_bytes += len(self._kept[-1])
+        if self._kept_bytes > LONGEST_TRANSLATED and self.error is None:
+            self.broke(UpstreamBroke("The engine's answer is too long to be translated."))
 
     def _send(self, payload: bytes) -> None:
         if not payload:
@@ -206,9 +231,9 @@ class Relay:
             self.data(data)
         if self.error is not None:
             return
-        if self._filter is not None:
-            self._send(self._filter.flush())
-            self._stop_if_failed(self._filter)
+        if (sieve := self._sieve()) is not None:
+            self._send(sieve.flush())
+            self._stop_if_failed(sieve)
         if self.tap is not None and self.error is None:
             self.tap.finish()
             if not self.tap.terminated:
@@ -218,11 +243,22 @@ class Relay:
 
     def _end(self) -> None:
         """Write what ends the body in the client's framing."""
+        if self._crossing is not None and self.tap is None:
+            self._translate(self._crossing)
+            return
         passed_whole = self.reply.chunked and self._decoder is None and self._chunked_out and not self._tail_seen
         if not self.begun:
             self._begin(b"")
         if self._chunked_out and not passed_whole:
             self.connection.write(LAST_CHUNK)
+        self.done.set(None)
+
+    def _translate(self, crossing: Crossing) -> None:
+        try:
+            self._begin(crossing.answer(b"".join(self._kept)))
+        except ValueError as err:
+            self.broke(UpstreamBroke("The engine's answer could not be read.", cause=str(err)))
+            return
         self.done.set(None)
 
     def broke(self, error: UpstreamError) -> None:
@@ -236,7 +272,7 @@ class Relay:
             self.connection.abort()
         self.done.set(None)
 
-    def _stop_if_failed(self, sieve: FrameFilter) -> None:
+    def _stop_if_failed(self, sieve: Sieve) -> None:
         """The engine reported an error in its stream: the client gets ours, not the engine's words (H8)."""
         if sieve.failed and self.error is None:
             self.broke(UpstreamBroke("The engine reported an error in its stream.", cause=sieve.failed))
@@ -244,11 +280,13 @@ class Relay:
     @property
     def told(self) -> bool:
         """Whether the engine itself reported its failure: then it lives."""
-        return self._filter is not None and bool(self._filter.failed)
+        sieve = self._sieve()
+        return sieve is not None and bool(sieve.failed)
 
     def _can_tell(self) -> bool:
         """Whether an error frame would stand between two frames, and between two chunks. Raw buffers end there."""
-        return self._filter is not None and self._filter.at_boundary
+        sieve = self._sieve()
+        return sieve is not None and sieve.at_boundary
 
     def _begin(self, first: bytes) -> None:
         """The head goes out with the first bytes, so that a failure before them is still a proper status. Where a
@@ -263,6 +301,8 @@ class Relay:
     def _open(self, fields: bytes, first: bytes) -> None:
         if self._chunked_out:
             framing = CHUNKED
+        elif self._crossing is not None:
+            framing = b"Content-Length: %d\r\n" % len(first) if self.tap is None else b""
         elif self.reply.content_length is not None and not self.reply.no_body and self._filter is None:
             framing = b"Content-Length: %d\r\n" % self.reply.content_length
         else:
@@ -288,7 +328,7 @@ class Relay:
         while self._kept_bytes - len(self._kept[0]) > KEEP_FOR_USAGE:
             gone = self._kept.pop(0)
             self._kept_bytes -= len(gone)
-            self._let_go = usage_within(self.endpoint, gone + self._kept[0][:LONGEST_USAGE]) or self._let_go
+            self._let_go = usage_within(self.framing, gone + self._kept[0][:LONGEST_USAGE]) or self._let_go
 
     def usage(self) -> Usage | None:
         """Tokens of this answer: as reported, or counted from what was relayed (A7)."""
@@ -296,9 +336,14 @@ class Relay:
             # Of what never went out, nothing counts: an error as the first frame is no token.
             return self.tap.finish() or (self.tap.estimate() if self.tap.frames and self.begun else None)
         body = b"".join(self._kept)
-        if self.reply.chunked and self.error is None and self.done.is_set:
+        if self.reply.chunked and self._crossing is None and self.error is None and self.done.is_set:
             body = ChunkDecoder().decode(body) if self._kept_bytes <= KEEP_FOR_USAGE else payload_end(body)
-        return usage_of_body(self.endpoint, body) or usage_within(self.endpoint, body) or self._let_go
+        return usage_of_body(self.framing, body) or usage_within(self.framing, body) or self._let_go
+
+    @property
+    def framing(self) -> Framing:
+        """Of the engine's streams."""
+        return self.endpoint.framing if self._crossing is None else self._crossing.framing
 
     def __repr__(self) -> str:
         return f"<Relay begun={self.begun} done={self.done.is_set} error={self.error!r}>"

@@ -19,18 +19,18 @@ _ALL: Final = frozenset({"ollama", "vllm", "llamacpp", "openai"})
 _OLLAMA: Final = frozenset({"ollama"})
 _MESSAGES: Final = frozenset({"ollama", "vllm", "llamacpp"})
 
-# (dialect, kind) -> the engines that answer it themselves. What is not here is served by none.
+# (dialect, kind) -> the engines that answer it, themselves or over a bridge. What is not here is served by none.
 SERVED_BY: Final[Mapping[tuple[str, str], frozenset[str]]] = {
     ("openai", "chat"): _ALL,
     ("openai", "completion"): _ALL,
     ("openai", "embedding"): _ALL,
     ("openai", "responses"): _ALL,
     ("openai", "rerank"): frozenset({"vllm", "llamacpp", "openai"}),
-    ("ollama", "chat"): _OLLAMA,
-    ("ollama", "completion"): _OLLAMA,
-    ("ollama", "embedding"): _OLLAMA,
+    ("ollama", "chat"): _ALL,
+    ("ollama", "completion"): _ALL,
+    ("ollama", "embedding"): _ALL,
     ("ollama", "show"): _OLLAMA,
-    ("anthropic", "chat"): _MESSAGES,
+    ("anthropic", "chat"): _ALL,
     ("anthropic", "count"): _MESSAGES,  # an engine without the route says so, and its 404 is the answer
 }
 

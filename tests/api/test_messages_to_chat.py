@@ -19,7 +19,7 @@ def text(said: str) -> dict[str, Any]:
 
 def made(**members: Any) -> dict[str, Any]:
     body = {"model": "alias", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}], **members}
-    return dict(json.loads(request(json.dumps(body).encode(), model="m", cap=100)))
+    return dict(json.loads(request(json.dumps(body).encode(), "m", 100)))
 
 
 PLAIN = {"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
@@ -139,4 +139,4 @@ def test_what_has_no_counterpart_is_refused(members: dict[str, Any], sentence: s
 def test_a_body_that_is_nested_too_deeply_is_refused() -> None:
     body = b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     with pytest.raises(BadRequest):
-        request(body, model="m", cap=1)
+        request(body, "m", 1)

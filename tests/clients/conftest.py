@@ -83,14 +83,34 @@ def running(*command: str) -> Iterator[dict[str, Any]]:
             assert process.returncode in (0, -signal.SIGTERM)
 
 
-@pytest.fixture(scope="session")
-def site() -> Iterator[Site]:
-    """One gateway for the session, as `fairgate demo --json` starts it."""
+@contextlib.contextmanager
+def demo(engine: str) -> Iterator[Site]:
+    """A gateway as `fairgate demo --json` starts it, in front of a simulated Ollama that it takes for this kind."""
     pace = ("--tokens-per-second", str(PACE), "--ttft", "0", "--load-seconds", "0", "--slots", "32")
     with running("gateway.simulated", "--listen", "127.0.0.1:0", *pace) as backend:
-        front = ("--backend", backend["url"], "--engine", "ollama", "--slots", "32")
+        front = ("--backend", backend["url"], "--engine", engine, "--slots", "32")
         with running("gateway", "demo", "--json", "--listen", "127.0.0.1:0", *front) as facts:
             yield Site(facts["url"], facts["key"], facts["model"], facts["embed_model"], backend["url"])
+
+
+@pytest.fixture(scope="session")
+def own() -> Iterator[Site]:
+    """One for the session, whose engine speaks all APIs."""
+    with demo("ollama") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def compatible() -> Iterator[Site]:
+    """One whose engine is asked in OpenAI's words only (A4)."""
+    with demo("openai") as made:
+        yield made
+
+
+@pytest.fixture
+def site(own: Site) -> Site:
+    """What a test talks to; modules for clients of other APIs than OpenAI's have it twice."""
+    return own
 
 
 @pytest.fixture

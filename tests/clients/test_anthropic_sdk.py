@@ -27,6 +27,13 @@ def of(url: str, key: str, **options: Any) -> dict[str, Any]:
     return {"base_url": url, "api_key": key, "auth_token": None, **options}
 
 
+@pytest.fixture(params=["own", "compatible"])
+def site(request: pytest.FixtureRequest) -> Site:
+    """Engines that speak this API, and those that are asked in OpenAI's words (A4)."""
+    made: Site = request.getfixturevalue(request.param)
+    return made
+
+
 @pytest.fixture
 def claude(site: Site) -> Iterator[anthropic.Anthropic]:
     """The anthropic client, unmodified, with the site's key as `x-api-key`."""

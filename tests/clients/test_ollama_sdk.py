@@ -13,6 +13,13 @@ from tests.clients.conftest import ANIMAL, ASK_WEATHER, ENDLESS, QUESTION, WEATH
 from tests.gateway import Gateway, gateway
 
 
+@pytest.fixture(params=["own", "compatible"])
+def site(request: pytest.FixtureRequest) -> Site:
+    """Engines that speak this API, and those that are asked in OpenAI's words (A4)."""
+    made: Site = request.getfixturevalue(request.param)
+    return made
+
+
 def asynchronous(g: Gateway, key: str = "") -> ollama.AsyncClient:
     return ollama.AsyncClient(host=g.url, headers={"Authorization": f"Bearer {key or g.key}"})
 
@@ -20,6 +27,11 @@ def asynchronous(g: Gateway, key: str = "") -> ollama.AsyncClient:
 # ---- what it reads
 
 
+OWN = pytest.mark.parametrize("site", ["own"], indirect=True)
+"""What only Ollama itself knows or can."""
+
+
+@OWN
 def test_lists_and_shows(site: Site, native: ollama.Client) -> None:
     """A2, A8"""
     listed = native.list().models
@@ -66,8 +78,14 @@ def test_generate_with_options(site: Site, native: ollama.Client) -> None:
     again = native.generate(site.model, "Write 200 words", options={"num_predict": 40, "seed": 3})
     other = native.generate(site.model, "Write 200 words", options={"num_predict": 40, "seed": 4})
     assert "".join(part.response for part in parts) == again.response
-    assert again.context
     assert other.response != again.response
+
+
+@OWN
+def test_a_context_and_no_thoughts(site: Site, native: ollama.Client) -> None:
+    thinker = next(model.model for model in native.list().models if "qwen3" in str(model.model))
+    assert not native.chat(thinker, QUESTION, think=False).message.thinking
+    assert native.generate(site.model, "Write 2 words").context
 
 
 def test_embeddings_by_both_routes(site: Site, native: ollama.Client) -> None:
@@ -95,7 +113,6 @@ def test_formats_and_thinking(site: Site, native: ollama.Client) -> None:
     assert set(json.loads(animal.message.content or "")) == {"name", "legs"}
     thinker = next(model.model for model in native.list().models if "qwen3" in str(model.model))
     assert native.chat(thinker, QUESTION, think=True).message.thinking
-    assert not native.chat(thinker, QUESTION, think=False).message.thinking
 
 
 def test_the_key_from_its_environment(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from gateway import config, simulated
 from gateway.admin.app import serve_admin
+from gateway.api.bridges import BRIDGES
 from gateway.api.routes import Routes
 from gateway.services import discovery
 from gateway.services.backend_facts import Topology
@@ -372,14 +373,16 @@ def test_only_engines_that_serve_a_route_are_candidates() -> None:
             world = World(section("a", a, "ollama"), section("b", b, "vllm"))
             await world.service.refresh()
             route = world.service.route
-            both, native = route("m:1", "openai", "chat"), route("m:1", "ollama", "chat")
+            both, native = route("m:1", "openai", "chat"), route("m:1", "ollama", "show")
+            assert both == route("m:1", "ollama", "chat")
             assert both is not None
             assert native is not None
             assert (both.pool, both.candidates) == ("m:1", ("b", "a"))
             assert (native.pool, native.candidates) == ("m:1\tollama", ("a",))
             assert world.service.topology.pools["m:1\tollama"] == (("a", 1),)
             assert route("only:1", "ollama", "show").pool == "only:1"  # type: ignore[union-attr]
-            assert route("v", "ollama", "chat") is None
+            assert route("v", "ollama", "show") is None
+            assert route("v", "anthropic", "chat") is not None
             assert route("only:1", "openai", "rerank") is None
             assert route("v", "openai", "nonsense") is None
             assert set(world.service.topology.pools) == {"m:1", "m:1\tollama", "m:1\tvllm", "only:1", "v"}
@@ -391,8 +394,8 @@ def test_the_catalogue_and_the_routes_name_the_same_engines() -> None:
     """A1, R1: what a route declares is served, by other compatible engines too (SGLang, Infinity: `/v1/rerank`)."""
     for row in Routes().rows:
         if row.metered:
-            served = SERVED_BY[row.dialect.name, row.kind]
-            assert served == (row.engines or SERVED_BY["openai", "chat"]), row.path
+            served, every = SERVED_BY[row.dialect.name, row.kind], SERVED_BY["openai", "chat"]
+            assert served == (every if row.upstream in BRIDGES else row.engines or every), row.path
 
 
 # -- the watch, the breaker, forgetting -----------------------------------------------------------------------------

@@ -1,0 +1,162 @@
+"""An engine's answer in OpenAI's words, whole or streamed, in those of Ollama's API.
+
+Pure: the time is asked of a clock that is given. Owns Ollama's lines, why an answer ended, its counts and durations
+(whole nanoseconds). Must not know the request, sockets or who is asking. Not compiled (`hatch_build.py`): it has
+records.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from gateway.api.completion import Call, ChunkStream, Completion, Counts, Function, Said, whole
+
+_NANO: Final = 1_000_000_000
+_LAST: Final = 253_402_300_799  # Unix seconds of the last moment that a date can tell
+
+
+class _Vector(msgspec.Struct, gc=False):
+    embedding: msgspec.Raw
+    index: int = 0
+
+
+class _Vectors(msgspec.Struct, gc=False):
+    data: list[_Vector]
+    model: str = ""
+    usage: Counts | None = None
+
+
+_VECTORS: Final = msgspec.json.Decoder(_Vectors)
+
+
+def chat(body: bytes, seconds: float) -> bytes:
+    """A whole chat completion as `/api/chat` answers. Raises ValueError for what is none."""
+    return _whole(body, seconds, _message)
+
+
+def generate(body: bytes, seconds: float) -> bytes:
+    """The same as `/api/generate` answers."""
+    return _whole(body, seconds, _response)
+
+
+def embed(body: bytes, seconds: float) -> bytes:
+    """A list of embeddings as `/api/embed` answers. The numbers are the engine's own text."""
+    made = _VECTORS.decode(body)
+    counts = made.usage or Counts()
+    vectors = [each.embedding for each in sorted(made.data, key=lambda each: each.index)]
+    answer: dict[str, Any] = {"model": made.model, "embeddings": vectors, "total_duration": int(seconds * _NANO)}
+    return msgspec.json.encode(answer | {"prompt_eval_count": counts.prompt_tokens or 0})
+
+
+def embedding(body: bytes, seconds: float) -> bytes:
+    """The same as the older `/api/embeddings` answers: one."""
+    made = _VECTORS.decode(body)
+    if not made.data:
+        raise ValueError("no embedding")
+    return msgspec.json.encode({"embedding": made.data[0].embedding})
+
+
+Part = Callable[[str, str, list[Call]], dict[str, Any]]
+"""Text, thoughts and calls of tools -> the members of a line that say them."""
+
+
+def _message(text: str, thoughts: str, calls: list[Call]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if thoughts:
+        message["thinking"] = thoughts
+    if calls:
+        message["tool_calls"] = [_called(call) for call in calls]
+    return {"message": message}
+
+
+def _response(text: str, thoughts: str, calls: list[Call]) -> dict[str, Any]:
+    return {"response": text} | ({"thinking": thoughts} if thoughts else {})
+
+
+def _called(call: Call) -> dict[str, Any]:
+    name = (call.function or Function()).name or ""
+    return {"id": call.id or "", "function": {"index": call.index or 0, "name": name, "arguments": call.input}}
+
+
+def _whole(body: bytes, seconds: float, part: Part) -> bytes:
+    made = whole(body)
+    said = made.choice.message or Said()
+    line = _line(made) | part(said.content or "", said.thoughts, said.tool_calls or [])
+    return msgspec.json.encode(line | _end(made.choice.finish_reason, made.usage, seconds, seconds))
+
+
+def _line(made: Completion) -> dict[str, Any]:
+    created = datetime.fromtimestamp(min(max(made.created or 0, 0), _LAST), UTC).isoformat().replace("+00:00", "Z")
+    return {"model": made.model or "", "created_at": created}
+
+
+def _end(finish: str | None, counts: Counts | None, seconds: float, first: float) -> dict[str, Any]:
+    """`first`: seconds until the first word came, which the prompt took."""
+    counts = counts or Counts()
+    return {
+        "done": True,
+        "done_reason": "length" if finish == "length" else "stop",
+        "total_duration": int(seconds * _NANO),
+        "prompt_eval_count": counts.prompt_tokens or 0,
+        "prompt_eval_duration": int(first * _NANO),
+        "eval_count": counts.completion_tokens or 0,
+        "eval_duration": int((seconds - first) * _NANO),
+    }
+
+
+class LineStream(ChunkStream):
+    """A stream of chunks as lines of `/api/chat` or `/api/generate`. Calls of tools come whole, as in Ollama."""
+
+    def __init__(self, clock: Callable[[], float], sent: float, part: Part) -> None:
+        super().__init__()
+        self._clock = clock
+        self._sent = sent
+        self._first = 0.0  # when the first word came
+        self._part = part
+        self._made = Completion()
+        self._calls: dict[int, Call] = {}
+        self._counts: Counts | None = None
+        self._finish: str | None = None
+
+    def chunk(self, chunk: Completion) -> bytes:
+        """A line of what it says; nothing where that is nothing."""
+        self._made = chunk
+        self._counts = chunk.usage or self._counts
+        self._first = self._first or self._clock()
+        self._finish = chunk.choice.finish_reason or self._finish
+        said = chunk.choice.delta or Said()
+        for call in said.tool_calls or []:
+            self._gather(call)
+        return self._say(said.content or "", said.thoughts, []) if said.content or said.thoughts else b""
+
+    def _gather(self, call: Call) -> None:
+        known = self._calls.setdefault(call.index or 0, Call(call.index, function=Function("", "")))
+        function, more = known.function or Function(), call.function or Function()
+        known.id = known.id or call.id
+        known.function = Function(function.name or more.name, (function.arguments or "") + (more.arguments or ""))
+
+    def end(self) -> bytes:
+        """The calls of tools, and the last line."""
+        calls = self._say("", "", list(self._calls.values())) if self._calls else b""
+        now = self._clock()
+        end = _end(self._finish, self._counts, now - self._sent, (self._first or now) - self._sent)
+        return calls + _text(_line(self._made) | self._part("", "", []) | end)
+
+    def _say(self, text: str, thoughts: str, calls: list[Call]) -> bytes:
+        return _text(_line(self._made) | self._part(text, thoughts, calls) | {"done": False})
+
+
+def _text(line: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(line) + b"\n"
+
+
+def chat_stream(clock: Callable[[], float], sent: float) -> LineStream:
+    """For `/api/chat`."""
+    return LineStream(clock, sent, _message)
+
+
+def generate_stream(clock: Callable[[], float], sent: float) -> LineStream:
+    """For `/api/generate`."""
+    return LineStream(clock, sent, _response)

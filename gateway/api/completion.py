@@ -1,0 +1,153 @@
+"""An engine's chat completion, whole or streamed, as translations of it read it.
+
+Owns the records that are read, and the cutting of a stream into chunks. Must not know into which API's words they go.
+Not compiled (`hatch_build.py`): it has records.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from gateway.api.dialect import Framing
+from gateway.api.frames import FrameFilter
+from gateway.api.stream import LONGEST_FRAME, event_data, lines_of
+
+
+class Function(msgspec.Struct, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class Call(msgspec.Struct, gc=False):
+    index: int | None = 0
+    id: str | None = None
+    function: Function | None = None
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """The arguments; a cap on the output may have cut them to what is no JSON."""
+        try:
+            return _ARGUMENTS.decode((self.function or Function()).arguments or "{}")
+        except (msgspec.DecodeError, RecursionError):
+            return {}
+
+
+class Said(msgspec.Struct, gc=False):
+    """A message, or a delta of one. Engines name the thoughts in two ways."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[Call] | None = None
+
+    @property
+    def thoughts(self) -> str:
+        return self.reasoning_content or self.reasoning or ""
+
+
+class Choice(msgspec.Struct, gc=False):
+    message: Said | None = None
+    delta: Said | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None  # vLLM: the stop sequence that it met
+
+
+class Details(msgspec.Struct, gc=False):
+    cached_tokens: int | None = 0
+
+
+class Counts(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+    prompt_tokens_details: Details | None = None
+
+    @property
+    def cached(self) -> int:
+        return (self.prompt_tokens_details.cached_tokens or 0) if self.prompt_tokens_details else 0
+
+
+class Completion(msgspec.Struct, gc=False):
+    """A chat completion, or a chunk of one. `created` is Unix seconds."""
+
+    id: str | None = None
+    model: str | None = None
+    created: int | None = None
+    choices: list[Choice] | None = None
+    usage: Counts | None = None
+
+    @property
+    def choice(self) -> Choice:
+        """The first one: neither API has more."""
+        return self.choices[0] if self.choices else Choice()
+
+
+_COMPLETION: Final = msgspec.json.Decoder(Completion)
+_ARGUMENTS: Final = msgspec.json.Decoder(dict[str, Any])
+
+
+def whole(body: bytes) -> Completion:
+    """A whole chat completion. Raises ValueError for what is none."""
+    try:
+        made = _COMPLETION.decode(body)
+    except RecursionError as err:
+        raise ValueError(str(err)) from err
+    if not made.choices:
+        raise ValueError(f"no choices in {body[:500]!r}")
+    return made
+
+
+class ChunkStream:
+    """Takes the payload of a stream of chunks, gives back a translation; the interface of `bridge.Sieve`.
+
+    What it gives back ends where a frame of the client's does. `failed` has the text of a frame by which the engine
+    says that it failed, or of one that is no chunk; nothing passes behind it.
+    """
+
+    at_boundary = True
+
+    def __init__(self) -> None:
+        self.failed = ""
+        self._sieve = FrameFilter(Framing.SSE)
+        self._held = b""
+        self._over = False  # the engine's own end was seen
+
+    def chunk(self, chunk: Completion) -> bytes:
+        """What the client gets of it."""
+        raise NotImplementedError
+
+    def end(self) -> bytes:
+        """What the client gets at the stream's own end."""
+        raise NotImplementedError
+
+    def feed(self, data: bytes) -> bytes:
+        """What may pass now."""
+        if self.failed:
+            return b""
+        text = self._held + self._sieve.feed(data)
+        after = b"\r" if text.endswith(b"\r") else b""  # perhaps the first half of a line end
+        *frames, rest = lines_of(text.removesuffix(after)).split(b"\n\n")
+        self._held = rest + after
+        out = [self._translated(event_data(frame)) for frame in frames]
+        self.failed = self.failed or self._sieve.failed
+        if len(self._held) > LONGEST_FRAME:
+            self.failed = "a frame without an end"
+        return b"".join(out)
+
+    def flush(self) -> bytes:
+        """What the last frame says, if its end was cut off."""
+        rest = lines_of(self._held + self._sieve.flush())
+        self._held = b""
+        return self._translated(event_data(rest)) if not self.failed and rest.strip() else b""
+
+    def _translated(self, data: bytes) -> bytes:
+        if self.failed or self._over or not data.strip():
+            return b""
+        if data.startswith(b"[DONE]"):
+            self._over = True
+            return self.end()
+        try:
+            chunk = _COMPLETION.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self.failed = data[:500].decode("utf-8", "replace")
+            return b""
+        return self.chunk(chunk)

@@ -1,0 +1,153 @@
+"""An Ollama client's request in the words of OpenAI's API, for engines that speak that only.
+
+Pure. Owns what is translated and what is lost: `keep_alive`, thoughts of earlier turns, options that OpenAI's API has
+no name for, and members that are unknown here are left out; what would change the meaning (prompts without a template,
+no prompt at all) is refused. Must not know the answer, who is asking, or where it goes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from gateway.errors import BadRequest
+
+CHAT: Final = b"/v1/chat/completions"
+EMBED: Final = b"/v1/embeddings"
+
+_OPTIONS: Final = ("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "stop")
+"""Of `options`, those that have the same name there; `top_k` and `min_p` are known to vLLM, SGLang and llama.cpp."""
+_IMAGES: Final = {"/9j/": "jpeg", "R0lGOD": "gif", "UklGR": "webp"}
+"""How the base64 of an image begins -> its type; else it is a PNG."""
+
+Object = Mapping[str, Any]
+
+
+def chat(body: bytes, model: str, cap: int) -> bytes:
+    """The body of a chat completion for one of `/api/chat`. Raises BadRequest for what has no counterpart."""
+    asked = _read(body)
+    messages = asked.get("messages")
+    if not messages:
+        raise BadRequest("The engine of this model loads it by itself: `messages` is required", param="messages")
+    return _completion(asked, _turns(_list(messages, "messages")), model, cap)
+
+
+def generate(body: bytes, model: str, cap: int) -> bytes:
+    """The same for one of `/api/generate`: a prompt is what a user says, as the model's template has it."""
+    asked = _read(body)
+    for member in ("raw", "suffix", "template", "context"):
+        if asked.get(member):
+            raise BadRequest(f"The engine of this model does not take `{member}`", param=member)
+    if not asked.get("prompt"):
+        raise BadRequest("The engine of this model loads it by itself: `prompt` is required", param="prompt")
+    system = [{"role": "system", "content": asked["system"]}] if asked.get("system") else []
+    user = {"role": "user", "content": _content(asked["prompt"], asked.get("images"))}
+    return _completion(asked, [*system, user], model, cap)
+
+
+def embed(body: bytes, model: str, cap: int) -> bytes:
+    """The body of an embedding request for one of `/api/embed` or `/api/embeddings`."""
+    asked = _read(body)
+    given = asked.get("input") if asked.get("input") is not None else asked.get("prompt")
+    made = {"model": model, "input": given if given is not None else ""}
+    return msgspec.json.encode(made | ({"dimensions": asked["dimensions"]} if asked.get("dimensions") else {}))
+
+
+def _read(body: bytes) -> Object:
+    try:
+        return _object(msgspec.json.decode(body), "body")
+    except RecursionError:
+        raise BadRequest("The body is nested too deeply") from None
+
+
+def _completion(asked: Object, messages: Sequence[Object], model: str, cap: int) -> bytes:
+    options = _object(asked.get("options") or {}, "options")
+    limit = options.get("num_predict")
+    made: dict[str, Any] = {
+        "model": model,
+        "messages": messages,
+        "max_tokens": min(int(limit), cap) if limit is not None and limit > 0 else cap,
+    }
+    made |= {key: options[key] for key in _OPTIONS if options.get(key) is not None}
+    if asked.get("tools"):
+        made["tools"] = asked["tools"]
+    if asked.get("format"):
+        made["response_format"] = _format(asked["format"])
+    think = asked.get("think")
+    if isinstance(think, str):
+        made["reasoning_effort"] = think
+    elif think is not None:  # what vLLM, SGLang and llama.cpp hand to the model's template
+        made["chat_template_kwargs"] = {"enable_thinking": bool(think)}
+    if asked.get("stream") is not False:
+        made |= {"stream": True, "stream_options": {"include_usage": True}}
+    return msgspec.json.encode(made)
+
+
+def _format(given: Any) -> Object:
+    if given == "json":
+        return {"type": "json_object"}
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": _object(given, "format")}}
+
+
+def _turns(messages: Sequence[Any]) -> list[Object]:
+    """Ollama's calls of tools need no ids: a result belongs to the first call of that tool that has none."""
+    made: list[Object] = []
+    open_calls: list[Object] = []
+    for number, given in enumerate(messages):
+        message = _object(given, f"messages.{number}")
+        turn: dict[str, Any] = {"role": message.get("role")}
+        turn["content"] = _content(message.get("content") or "", message.get("images"))
+        if message.get("tool_calls"):
+            calls = _list(message["tool_calls"], "tool_calls")
+            turn["tool_calls"] = [
+                _call(_object(call, "tool_calls"), f"call_{number}_{n}") for n, call in enumerate(calls)
+            ]
+            open_calls += turn["tool_calls"]
+        if message.get("role") == "tool":
+            turn["tool_call_id"] = message.get("tool_call_id") or _answered(open_calls, message.get("tool_name"))
+        made.append(turn)
+    return made
+
+
+def _call(call: Object, otherwise: str) -> Object:
+    function = _object(call.get("function") or {}, "tool_calls")
+    arguments = function.get("arguments") or {}
+    text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
+    made = {"name": function.get("name"), "arguments": text}
+    return {"id": call.get("id") or otherwise, "type": "function", "function": made}
+
+
+def _answered(calls: list[Object], name: Any) -> str:
+    found = next((call for call in calls if call["function"]["name"] == name), calls[0] if calls else None)
+    if found is None:
+        raise BadRequest("A tool's result stands before any call of a tool", param="messages")
+    calls.remove(found)
+    return str(found["id"])
+
+
+def _content(text: Any, images: Any) -> str | Sequence[Object]:
+    if not isinstance(text, str):
+        raise BadRequest("`content` must be a string", param="messages")
+    if not images:
+        return text
+    parts = [{"type": "image_url", "image_url": {"url": _url(image)}} for image in _list(images, "images")]
+    return [{"type": "text", "text": text}, *parts]
+
+
+def _url(image: Any) -> str:
+    if not isinstance(image, str):
+        raise BadRequest("`images` must be base64 texts", param="images")
+    kind = next((kind for begin, kind in _IMAGES.items() if image.startswith(begin)), "png")
+    return f"data:image/{kind};base64,{image}"
+
+
+def _object(value: Any, name: str) -> Object:
+    if not isinstance(value, dict):
+        raise BadRequest(f"`{name}` must be an object", param=name)
+    return value
+
+
+def _list(value: Any, name: str) -> Sequence[Any]:
+    if not isinstance(value, list):
+        raise BadRequest(f"`{name}` must be an array", param=name)
+    return value
