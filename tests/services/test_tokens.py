@@ -396,7 +396,8 @@ def test_forged_tokens_are_throttled_before_any_signature_is_checked(url: str) -
     """K4. Who was let in before stays so; the token that was refused is remembered."""
 
     async def body() -> None:
-        async with ring(url) as it, door(it.store, shown_at(WRITTEN)) as keys:
+        clock, identity = Clock(WALL), msgspec.structs.replace(CHEAP, cache_seconds=1.0)
+        async with ring(url) as it, door(it.store, shown_at(WRITTEN), clock, identity) as keys:
             known = good()
             await answer(keys, known)
             forged = [STRANGERS_KEY.sign(claims(WALL, jti=str(number))) for number in range(12)]
@@ -407,6 +408,10 @@ def test_forged_tokens_are_throttled_before_any_signature_is_checked(url: str) -
             assert "Too many" in await told(keys, good(jti="new"))
             assert checks(keys) == before
             assert await told(keys, known) == "let in"
+            clock.now += 2
+            assert "Too many" in await told(keys, good(jti="new"))
+            assert await told(keys, known) == "let in", "also when the cache has forgotten it"
+            assert checks(keys) == before + 1
             assert await told(keys, good(jti="new"), "198.51.100.9") == "let in"
 
     asyncio.run(body())
