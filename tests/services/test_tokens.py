@@ -271,6 +271,7 @@ def test_ids_of_the_store_are_no_names(url: str) -> None:
         async with ring(url) as it, door(it.store, shown_at(WRITTEN)) as keys:
             assert await told(keys, good(org=it.tenant.id)) == STRANGER.value
             assert await told(keys, good(sub=it.user.id)) == STRANGER.value
+            assert await told(keys, good(sub="ann\0")) == STRANGER.value, "no database is asked for it"
 
     asyncio.run(body())
 
@@ -374,7 +375,7 @@ class Away(Gate):
         return await self._store.tenant(ref)
 
 
-def test_a_cached_token_outlives_the_store_until_its_entry_ends(url: str) -> None:
+def test_a_cached_token_outlives_the_store_until_its_entry_ends(url: str, caplog: pytest.LogCaptureFixture) -> None:
     """K5: then 503, never 401."""
 
     async def body() -> None:
@@ -386,6 +387,9 @@ def test_a_cached_token_outlives_the_store_until_its_entry_ends(url: str) -> Non
             assert await told(keys, token) == "let in"
             clock.now += 60
             assert await told(keys, token) == Refusal.UNAVAILABLE.value
+            assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+                "the store did not answer for a token: broken on purpose"
+            ]
             store.broken = False
             assert await told(keys, token) == "let in"
 
