@@ -264,8 +264,11 @@ class Core:
         """A free slot for a request that need not wait. Who waited takes the first that comes free: turns go before
         homes."""
         load = self.fleet.settings.affinity if ticket.conversation else 0.0
-        home = home_gate(pool.places, ticket.conversation, load) if load and not ticket.avoid else None
-        return home or best_gate(pool.places, ticket.avoid)
+        if load:
+            places = [place for place in pool.places if place[0].name not in ticket.avoid]
+            if (home := home_gate(places, ticket.conversation, load)) is not None:
+                return home
+        return best_gate(pool.places, ticket.avoid)
 
     def _start(self, gate: Gate, request: Request, waited: float) -> Granted:
         gate.running += 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from math import ceil
+from math import ceil, inf, log
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -69,8 +69,9 @@ def home_gate(places: Sequence[Place], conversation: int, load: float) -> Gate |
     """The gate that a conversation prefers among those with a free slot; None where every one has too much to do.
 
     Of the lowest preference, as in `best_gate`; there each conversation has an order of its own (highest random weight,
-    Thaler and Ravishankar 1998): when gates come and go, only the conversations of those move. The first one that runs
-    at most `load` times its part of the requests takes it (bounded loads, Mirrokni et al. 2018).
+    Thaler and Ravishankar 1998, weighted by slots: twice the slots, twice the homes): when gates come and go, only the
+    conversations of those move. The first one that runs at most `load` times its part of the requests takes it (bounded
+    loads, Mirrokni et al. 2018).
     """
     free = [place for place in places if place[0].running < place[0].slots]
     if not free:
@@ -79,7 +80,7 @@ def home_gate(places: Sequence[Place], conversation: int, load: float) -> Gate |
     equals = [gate for gate, preference in places if preference == least]
     part = load * (sum([gate.running for gate in equals]) + 1) / sum([gate.slots for gate in equals])
     best: Gate | None = None
-    highest = b""
+    highest = -inf
     for gate, preference in free:
         if preference == least and gate.running < ceil(part * gate.slots):
             weight = _weight(conversation, gate)
@@ -88,5 +89,7 @@ def home_gate(places: Sequence[Place], conversation: int, load: float) -> Gate |
     return best
 
 
-def _weight(conversation: int, gate: Gate) -> bytes:
-    return blake2b(gate.name.encode(), digest_size=8, key=b"%d" % conversation).digest()
+def _weight(conversation: int, gate: Gate) -> float:
+    """ln(u) / slots, where u in (0, 1] is the gate's own number for the conversation."""
+    drawn = int.from_bytes(blake2b(gate.name.encode(), digest_size=6, key=b"%d" % conversation).digest(), "big")
+    return log((drawn + 1) / (1 << 48)) / gate.slots

@@ -10,8 +10,8 @@ HSTS = b"Strict-Transport-Security: max-age=31536000\r\n"
 _EXPOSED = b"Access-Control-Expose-Headers: x-request-id, retry-after, x-fairgate-queue-ms\r\n"
 _PREFLIGHT = (
     b"Access-Control-Allow-Methods: GET, POST\r\n"
-    b"Access-Control-Allow-Headers: authorization, content-type, x-api-key, x-request-id, anthropic-version,"
-    b" anthropic-beta\r\n"
+    b"Access-Control-Allow-Headers: authorization, content-type, x-api-key, x-request-id, x-session-id,"
+    b" anthropic-version, anthropic-beta\r\n"
     b"Access-Control-Max-Age: 600\r\n"
 )
 

@@ -57,6 +57,16 @@ def test_only_conversations_of_a_gate_that_goes_or_comes_move() -> None:
     assert all(new == old or old == "d" for old, new in zip(before, homes("abc"), strict=True))
 
 
+def test_a_gate_with_more_slots_is_home_to_more() -> None:
+    made = core(("a", 1, 0), ("b", 3, 0))
+    found: Counter[str] = Counter()
+    for conversation in range(1, MANY + 1):
+        answer = granted(made, conversation)
+        found[answer.gate] += 1
+        made.release(1.0, answer.id, 1.0)
+    assert 0.2 * MANY < found["a"] < 0.3 * MANY
+
+
 def test_a_full_home_is_not_waited_for_and_taken_again_later() -> None:
     made = core(("a", 1, 0), ("b", 1, 0), ("c", 1, 0))
     home, second = granted(made, 7), granted(made, 7)
@@ -73,9 +83,12 @@ def test_a_backend_that_has_the_model_in_memory_goes_before_the_home() -> None:
 
 
 def test_a_retry_does_not_go_home_to_the_gate_that_failed() -> None:
-    made = core(("a", 4, 0), ("b", 4, 0))
+    made = core(("a", 4, 0), ("b", 4, 0), ("c", 4, 0))
     home = granted(made, 7)
-    assert granted(made, 7, avoid=(home.gate,)).gate != home.gate
+    second = granted(made, 7, avoid=(home.gate,))
+    assert second.gate != home.gate
+    assert granted(made, 7, avoid=(home.gate,)).gate == second.gate
+    assert granted(made, 7, avoid=("a", "b", "c")).gate in "abc"
 
 
 def test_without_the_setting_or_a_conversation_most_free_slots_decide() -> None:
