@@ -157,6 +157,17 @@ def test_what_cannot_be_done_is_one_sentence_and_exit_code_1(cli: Cli) -> None:
     assert cli.refused("tenants", "list", "--config", "/nowhere.yaml")
 
 
+def test_an_admin_key_is_made_on_purpose_and_for_nothing_else(cli: Cli) -> None:
+    """K7, S-A6: no key administers by default, and none both administers and asks models."""
+    cli.json("tenants", "create", "acme")
+    cli.json("users", "create", "ann", "--tenant", "acme")
+    owner = ["--tenant", "acme", "--user", "ann"]
+    assert not [scope for scope in cli.json("keys", "create", *owner)["scopes"] if scope.startswith("admin")]
+    made = cli.json("keys", "create", *owner, "--scopes", "admin:read,admin:write")
+    assert made["scopes"] == ["admin:read", "admin:write"]
+    assert "one for each" in cli.refused("keys", "create", *owner, "--scopes", "chat,admin:read")
+
+
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["keys"], ["keys", "create"], ["audit", "tail", "-n", "0"]])
 def test_wrong_usage_is_exit_code_2(cli: Cli, words: list[str]) -> None:
     assert cli.run(*words).returncode == 2

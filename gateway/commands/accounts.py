@@ -4,8 +4,6 @@ import argparse
 import time
 from typing import Any
 
-import msgspec
-
 from gateway.commands.common import (
     CommandError,
     Commands,
@@ -164,20 +162,16 @@ def _models(tenant: Tenant) -> str:
 
 
 def disable_tenant(args: argparse.Namespace) -> int:
-    return _set_tenant(args, accounts.now_us(), "disabled")
+    return _set_tenant(args, disabled=True)
 
 
 def enable_tenant(args: argparse.Namespace) -> int:
-    return _set_tenant(args, None, "enabled")
+    return _set_tenant(args, disabled=False)
 
 
-def _set_tenant(args: argparse.Namespace, at: int | None, done: str) -> int:
-    async def work(store: Store, _: Config) -> str:
-        tenant = await accounts.find_tenant(store, args.name)
-        await store.disable_tenant(tenant.id, at)
-        return tenant.id
-
-    _show_done(args, with_store(args, work), done)
+def _set_tenant(args: argparse.Namespace, *, disabled: bool) -> int:
+    tenant = with_store(args, lambda store, _: accounts.able_tenant(store, args.name, disabled=disabled))
+    _show_done(args, tenant.id, "disabled" if disabled else "enabled")
     return 0
 
 
@@ -213,20 +207,19 @@ def list_users(args: argparse.Namespace) -> int:
 
 
 def disable_user(args: argparse.Namespace) -> int:
-    return _set_user(args, accounts.now_us(), "disabled")
+    return _set_user(args, disabled=True)
 
 
 def enable_user(args: argparse.Namespace) -> int:
-    return _set_user(args, None, "enabled")
+    return _set_user(args, disabled=False)
 
 
-def _set_user(args: argparse.Namespace, at: int | None, done: str) -> int:
-    async def work(store: Store, _: Config) -> str:
-        user = await accounts.find_user(store, await accounts.find_tenant(store, args.tenant), args.name)
-        await store.disable_user(user.id, at)
-        return user.id
+def _set_user(args: argparse.Namespace, *, disabled: bool) -> int:
+    async def work(store: Store, _: Config) -> User:
+        tenant = await accounts.find_tenant(store, args.tenant)
+        return await accounts.able_user(store, tenant, args.name, disabled=disabled)
 
-    _show_done(args, with_store(args, work), done)
+    _show_done(args, with_store(args, work).id, "disabled" if disabled else "enabled")
     return 0
 
 
@@ -259,7 +252,7 @@ def create_key(args: argparse.Namespace) -> int:
 def _show_token(args: argparse.Namespace, key: Key, token: str, **more: Any) -> None:
     """The key alone goes to standard output, so that it can be sent to a file."""
     if args.json:
-        show_json({"token": token, **_public(key), **more})
+        show_json({"token": token, **accounts.public(key), **more})
     else:
         say("This is the only time the key is shown:")
         print(token)
@@ -277,13 +270,6 @@ def rotate_key(args: argparse.Namespace) -> int:
     return 0
 
 
-def _public(key: Key) -> dict[str, Any]:
-    """A key without its hash."""
-    shown = msgspec.structs.asdict(key)
-    del shown["hash"]
-    return shown
-
-
 def list_keys(args: argparse.Namespace) -> int:
     if args.user and not args.tenant:
         raise CommandError("--user needs --tenant")
@@ -297,7 +283,7 @@ def list_keys(args: argparse.Namespace) -> int:
 
     owners, keys = with_store(args, work)
     if args.json:
-        show_json([_public(key) for key in keys])
+        show_json([accounts.public(key) for key in keys])
     else:
         rows = [(k.id, *owners[k.user], k.name, _state(k), when(k.expires_at), when(k.last_used_at)) for k in keys]
         print(table(("KEY", "TENANT", "USER", "NAME", "STATE", "EXPIRES", "LAST USED"), rows))
@@ -313,23 +299,21 @@ def _state(key: Key) -> str:
 
 
 def disable_key(args: argparse.Namespace) -> int:
-    return _set_key(args, accounts.now_us(), "disabled")
+    return _set_key(args, disabled=True)
 
 
 def enable_key(args: argparse.Namespace) -> int:
-    return _set_key(args, None, "enabled")
+    return _set_key(args, disabled=False)
 
 
-def _set_key(args: argparse.Namespace, at: int | None, done: str) -> int:
-    if not with_store(args, lambda store, _: store.disable_key(args.id, at)):
-        raise CommandError(f"there is no key {args.id!r}")
-    _show_done(args, args.id, done)
+def _set_key(args: argparse.Namespace, *, disabled: bool) -> int:
+    with_store(args, lambda store, _: accounts.able_key(store, args.id, disabled=disabled))
+    _show_done(args, args.id, "disabled" if disabled else "enabled")
     return 0
 
 
 def revoke_key(args: argparse.Namespace) -> int:
-    if not with_store(args, lambda store, _: store.revoke_key(args.id, accounts.now_us())):
-        raise CommandError(f"there is no key {args.id!r}")
+    with_store(args, lambda store, _: accounts.revoke_key(store, args.id))
     _show_done(args, args.id, "revoked")
     return 0
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gateway import config as cfg
+from gateway.services import moments
 from gateway.store import open_store
 from gateway.store.base import Store
 from gateway.store.facts import sqlite_path
@@ -181,10 +182,9 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 def moment(text: str, zone: datetime.tzinfo | None = datetime.UTC) -> int:
     """ISO 8601 -> Unix microseconds. Without an offset it is a time of `zone`; None: of this machine's."""
     try:
-        found = datetime.datetime.fromisoformat(text)
-        return int((found if found.tzinfo else found.replace(tzinfo=zone)).timestamp() * 1e6)
-    except (ValueError, OverflowError) as err:
-        raise argparse.ArgumentTypeError(f"{text!r} is no ISO 8601 time") from err
+        return moments.moment(text, zone)
+    except ValueError as err:
+        raise argparse.ArgumentTypeError(str(err)) from err
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -2,16 +2,17 @@
 
 import argparse
 import re
-import time
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from gateway.commands.common import CommandError, Commands, show_json, store_options, table, with_store
 from gateway.config import Config
-from gateway.services import accounts
+from gateway.services import allowances
+from gateway.services.allowances import Owner
 from gateway.store.base import Store
-from gateway.store.limits import BUDGETS, Budget, Limits, window
+from gateway.store.limits import Limits
 
 FLAGS: dict[str, tuple[str, str]] = {
     "requests_per_minute": ("--rpm", "requests per minute"),
@@ -27,13 +28,6 @@ FLAGS: dict[str, tuple[str, str]] = {
 }
 REMOVED = 0
 """What the word `none` becomes: no number a limit may have."""
-
-
-class _Owner(NamedTuple):
-    kind: Literal["tenant", "user", "key"]
-    id: str
-    name: str
-    limits: Limits
 
 
 def add(commands: Commands) -> None:
@@ -77,19 +71,18 @@ def limits_of(args: argparse.Namespace, before: Limits = Limits()) -> Limits:  #
     """`before` with what the flags change."""
     given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
     changes = {name: None if number == REMOVED else number for name, number in given.items()}
-    return accounts.check_limits(msgspec.structs.replace(before, **changes))
+    return allowances.changed(before, changes)
 
 
 # -- verbs
 
 
 def show(args: argparse.Namespace) -> int:
-    async def work(store: Store, _: Config) -> tuple[_Owner, list[Budget]]:
+    async def work(store: Store, _: Config) -> tuple[Owner, dict[str, dict[str, Any]]]:
         owner = await _owner(store, args)
-        return owner, await store.budgets(f"{owner.kind}:{owner.id}")
+        return owner, await allowances.used(store, owner)
 
-    owner, budgets = with_store(args, work)
-    used = _used(owner.limits, budgets)
+    owner, used = with_store(args, work)
     if args.json:
         show_json({"kind": owner.kind, "id": owner.id, "limits": owner.limits, "budgets": used})
         return 0
@@ -103,24 +96,6 @@ def show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _used(limits: Limits, budgets: list[Budget]) -> dict[str, dict[str, Any]]:
-    """Of each budget that is set: what its current window spent, and what gateways hold of it."""
-    known = {budget.budget: budget for budget in budgets}
-    used = {}
-    for name, (unit, period) in BUDGETS.items():
-        if getattr(limits, name) is not None:
-            part, end = window(period, time.time())
-            row = known.get(f"{unit}/{part}", Budget("", ""))
-            scale = 1000 if unit == "gpu" else 1
-            spent, held = row.spent / scale, row.held / scale
-            used[name] = {
-                "spent": spent if unit == "gpu" else int(spent),
-                "held": held if unit == "gpu" else int(held),
-                "resets_at": None if end == float("inf") else int(end),
-            }
-    return used
-
-
 def change(args: argparse.Namespace) -> int:
     if all(getattr(args, name) is None for name in FLAGS):
         raise CommandError("say which limits to change")
@@ -131,18 +106,16 @@ def clear(args: argparse.Namespace) -> int:
     return _write(args, lambda owner: Limits())
 
 
-def _write(args: argparse.Namespace, of: Any) -> int:
-    async def work(store: Store, _: Config) -> tuple[_Owner, Limits]:
+def _write(args: argparse.Namespace, of: Callable[[Owner], Limits]) -> int:
+    async def work(store: Store, _: Config) -> Owner:
         owner = await _owner(store, args)
-        limits = of(owner)
-        await store.set_limits(owner.kind, owner.id, limits)
-        return owner, limits
+        return await allowances.put(store, owner, of(owner))
 
-    owner, limits = with_store(args, work)
+    owner = with_store(args, work)
     if args.json:
-        show_json({"kind": owner.kind, "id": owner.id, "limits": limits})
+        show_json({"kind": owner.kind, "id": owner.id, "limits": owner.limits})
     else:
-        print(f"{owner.kind} {owner.name}: {shown_limits(limits)}")
+        print(f"{owner.kind} {owner.name}: {shown_limits(owner.limits)}")
     return 0
 
 
@@ -152,17 +125,8 @@ def shown_limits(limits: Limits) -> str:
     return ", ".join(f"{FLAGS[name][0][2:]} {value}" for name, value in given if value is not None) or "not limited"
 
 
-async def _owner(store: Store, args: argparse.Namespace) -> _Owner:
-    """Whom the options name: the innermost of tenant, user and key."""
-    if args.key:
-        chain = await store.chain(args.key)
-        if chain is None:
-            raise CommandError(f"there is no key {args.key!r}")
-        return _Owner("key", chain.key.id, chain.key.name or chain.key.id, chain.key.limits)
-    if not args.tenant:
+async def _owner(store: Store, args: argparse.Namespace) -> Owner:
+    """Whom the options name."""
+    if not (args.key or args.tenant):
         raise CommandError("name a --tenant, a --user of a --tenant, or a --key")
-    tenant = await accounts.find_tenant(store, args.tenant)
-    if not args.user:
-        return _Owner("tenant", tenant.id, tenant.name, tenant.limits)
-    user = await accounts.find_user(store, tenant, args.user)
-    return _Owner("user", user.id, user.name, user.limits)
+    return await allowances.owner_of(store, tenant=args.tenant or "", user=args.user or "", key=args.key or "")

@@ -7,10 +7,7 @@ use is `GET /v1/models` with it. Exit code 1: an engine did not answer, so the l
 import argparse
 import asyncio
 
-import msgspec
-
 from gateway import config as cfg
-from gateway.api.model_names import untagged
 from gateway.commands.common import (
     CommandError,
     Commands,
@@ -23,15 +20,7 @@ from gateway.commands.common import (
 )
 from gateway.services.catalogue import base_url
 from gateway.services.discovery import LookFailed, Sighting, client, look
-
-
-class Found(msgspec.Struct):
-    """One model: the backends that have it, those of them that hold it in memory, and its aliases and categories."""
-
-    model: str
-    backends: list[str]
-    loaded: list[str]
-    names: list[str]
+from gateway.services.model_list import gathered
 
 
 def add(commands: Commands) -> None:
@@ -50,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("no backends are configured: name a file with --config or FAIRGATE_CONFIG")
     seen = asyncio.run(_look_at_all(config))
     silent = {name: sighting for name, sighting in seen.items() if isinstance(sighting, str)}
-    found = gathered(config, {name: sighting for name, sighting in seen.items() if isinstance(sighting, Sighting)})
+    answered = {name: sighting.models for name, sighting in seen.items() if isinstance(sighting, Sighting)}
+    found = gathered(config, answered)
     if args.json:
         show_json(found)
     else:
@@ -74,22 +64,3 @@ async def _look_at(backend: cfg.Backend, limit: float) -> Sighting | str:
             return await look(http, backend.engine, frozenset(backend.models), limit)
     except (LookFailed, OSError) as err:
         return str(err)
-
-
-def gathered(config: cfg.Config, seen: dict[str, Sighting]) -> list[Found]:
-    """By model, in order of name."""
-    found: dict[str, Found] = {}
-    for backend, sighting in seen.items():
-        for model in sighting.models:
-            row = found.setdefault(model.name, Found(model.name, [], [], _names(config, model.name)))
-            row.backends.append(backend)
-            if model.loaded:
-                row.loaded.append(backend)
-    return [found[name] for name in sorted(found)]
-
-
-def _names(config: cfg.Config, model: str) -> list[str]:
-    """Categories that the model is in, and aliases of both (A9)."""
-    own = {model, untagged(model)}
-    groups = [name for name, group in config.categories.items() if own.intersection(group.models)]
-    return groups + [alias for alias, target in config.aliases.items() if target in own.union(groups)]

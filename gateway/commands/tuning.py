@@ -4,14 +4,11 @@ Every change is a row with its author, never an overwrite (U7); running gateways
 """
 
 import argparse
-import time
 from collections.abc import Callable, Iterable
 
 import msgspec
 
-from gateway.api.model_names import meant
 from gateway.commands.common import (
-    CommandError,
     Commands,
     holders,
     moment,
@@ -23,17 +20,13 @@ from gateway.commands.common import (
     when,
     with_store,
 )
-from gateway.config import Config, nearest
-from gateway.services.accounts import find_tenant, find_user
-from gateway.services.keyfmt import random_text
-from gateway.services.operations import effective
+from gateway.config import Config
+from gateway.services import tuning
+from gateway.services.accounts import now_us
 from gateway.store.base import Store
 from gateway.store.operations import Kind, Reservation
-from scheduler.settings import describe
 
 HISTORY = 50
-FARTHEST = 10 * 366 * 86_400_000_000
-"""Microseconds from now to the end of a reservation: a typing error, not a plan, lies beyond."""
 
 
 def add(commands: Commands) -> None:
@@ -74,62 +67,30 @@ def _verb(verbs: Commands, name: str, text: str, run: Callable[[argparse.Namespa
     return parser
 
 
-def _now() -> int:
-    return time.time_ns() // 1000
-
-
 def _start(text: str) -> int:
     """An argparse type -> Unix microseconds."""
-    return _now() if text == "now" else moment(text, None)
+    return now_us() if text == "now" else moment(text, None)
 
 
 # ---- settings
 
 
 def _get(args: argparse.Namespace) -> int:
-    async def work(store: Store, config: Config) -> list[tuple[str, object, str, str]]:
-        changed = {row.id: row.body or "null" for row in await store.operations("setting")}
-        try:
-            now = effective(config.scheduling, changed)
-        except ValueError as err:
-            raise CommandError(f"the stored settings are unusable: {err}") from err
-        return [
-            (f.name, getattr(now, f.name), "runtime" if f.name in changed else "configuration", f.text)
-            for f in describe()
-        ]
-
-    rows = with_store(args, work)
+    rows = with_store(args, lambda store, config: tuning.settings_shown(store, config.scheduling))
     if args.name is not None:
-        _check_setting(args.name)
-        rows = [row for row in rows if row[0] == args.name]
+        tuning.check_setting(args.name)
+        rows = [row for row in rows if row.name == args.name]
     if args.json:
-        _show_settings(row[:3] for row in rows)
+        _show_settings((row.name, row.value, row.source) for row in rows)
     else:
-        print(table(("SETTING", "VALUE", "FROM", "MEANING"), rows))
+        print(table(("SETTING", "VALUE", "FROM", "MEANING"), [msgspec.structs.astuple(row) for row in rows]))
     return 0
 
 
-def _check_setting(name: str) -> None:
-    known = [field.name for field in describe()]
-    if name not in known:
-        raise CommandError(f"there is no setting {name!r}{nearest(name, known)}")
-
-
 def _set(args: argparse.Namespace) -> int:
-    async def work(store: Store, config: Config) -> None:
-        _check_setting(args.name)
-        try:
-            msgspec.json.decode(args.value)
-        except msgspec.DecodeError as err:
-            raise CommandError(f"{args.name}: {args.value!r} is neither a number nor null") from err
-        changed = {row.id: row.body or "null" for row in await store.operations("setting")}
-        try:
-            effective(config.scheduling, changed | {args.name: args.value})
-        except ValueError as err:
-            raise CommandError(str(err)) from err
-        await store.operate("setting", args.name, args.value, _now(), store.actor)
-
-    with_store(args, work, begins=True)
+    with_store(
+        args, lambda store, config: tuning.set_setting(store, config.scheduling, args.name, args.value), begins=True
+    )
     if args.json:
         _show_settings([(args.name, msgspec.json.decode(args.value), "runtime")])
     else:
@@ -139,8 +100,7 @@ def _set(args: argparse.Namespace) -> int:
 
 def _clear(args: argparse.Namespace) -> int:
     async def work(store: Store, config: Config) -> object:
-        _check_setting(args.name)
-        await store.operate("setting", args.name, None, _now(), store.actor)
+        await tuning.clear_setting(store, args.name)
         return getattr(config.scheduling, args.name)
 
     value = with_store(args, work)
@@ -168,27 +128,17 @@ def _history(args: argparse.Namespace, kind: Kind) -> int:
 
 
 def _create(args: argparse.Namespace) -> int:
-    async def work(store: Store, config: Config) -> Reservation:
-        tenant = await find_tenant(store, args.tenant)
-        user = await find_user(store, tenant, args.user) if args.user else None
-        ends = args.start + args.minutes * 60e6
-        if not max(args.start, _now()) < ends < _now() + FARTHEST:
-            raise CommandError("the window must end after it starts, in the future, and within ten years")
-        row = Reservation(
-            id=random_text(8),
-            tenant=tenant.id,
-            user=user.id if user is not None else None,
-            models=args.models,
-            starts_at=args.start,
-            ends_at=int(ends),
-            mode="exclusive" if args.exclusive else "preferred",
-            state="approved" if args.approve else "requested",
-            note=args.note,
-        )
-        await _store_reservation(store, row)
-        return row
-
-    row = with_store(args, work)
+    wish = tuning.Wish(
+        tenant=args.tenant,
+        user=args.user or "",
+        models=args.models,
+        starts_at=args.start,
+        minutes=args.minutes,
+        exclusive=args.exclusive,
+        note=args.note,
+        approve=args.approve,
+    )
+    row = with_store(args, lambda store, _: tuning.reserve(store, wish))
     if args.json:
         show_json(row)
     else:
@@ -196,55 +146,18 @@ def _create(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _store_reservation(store: Store, row: Reservation) -> None:
-    if row.state == "approved" and row.mode == "exclusive":
-        for other in await _reservations(store):
-            if _shut_out(row, other):
-                raise CommandError(f"{other.id} is exclusive too, for another, at that time: nobody would run")
-    await store.operate("reservation", row.id, msgspec.json.encode(row).decode(), _now(), store.actor)
-
-
-def _shut_out(row: Reservation, other: Reservation) -> bool:
-    """Whether no party is a holder of both where both are exclusive."""
-    if other.state != "approved" or other.mode != "exclusive" or other.id == row.id:
-        return False
-    apart = row.ends_at <= other.starts_at or other.ends_at <= row.starts_at
-    if apart or (row.models and other.models and not meant(row.models) & meant(other.models)):
-        return False
-    return row.tenant != other.tenant or bool(row.user and other.user and row.user != other.user)
-
-
-async def _reservations(store: Store) -> list[Reservation]:
-    rows = await store.operations("reservation")
-    return [msgspec.json.decode(row.body or "", type=Reservation) for row in rows]
-
-
 def _decide(args: argparse.Namespace) -> int:
-    state = "approved" if args.verb == "approve" else "cancelled"
-
-    async def work(store: Store, config: Config) -> Reservation:
-        found = [row for row in await _reservations(store) if row.id == args.id]
-        if not found:
-            raise CommandError(f"there is no reservation {args.id!r}")
-        if found[0].state == "cancelled":
-            raise CommandError("it is cancelled already")
-        if args.verb == "approve" and found[0].ends_at <= _now():
-            raise CommandError("it is over already")
-        row = msgspec.structs.replace(found[0], state=state)
-        await _store_reservation(store, row)
-        return row
-
-    row = with_store(args, work)
+    row = with_store(args, lambda store, _: tuning.decide(store, args.id, approve=args.verb == "approve"))
     if args.json:
         show_json(row)
     else:
-        say(f"{args.id} is {state}")
+        say(f"{args.id} is {row.state}")
     return 0
 
 
 def _list(args: argparse.Namespace) -> int:
     async def work(store: Store, config: Config) -> tuple[list[Reservation], dict[str, str]]:
-        return [row for row in await _reservations(store) if row.ends_at > _now()], await holders(store)
+        return await tuning.not_over(store), await holders(store)
 
     rows, held_by = with_store(args, work)
     if args.json:

@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import datetime
 import sys
 from typing import Any
 
@@ -12,12 +11,10 @@ from gateway.commands.audit import inert
 from gateway.commands.common import Commands, moment, show_json, store_options, table, with_store
 from gateway.config import Config
 from gateway.services import accounts
-from gateway.services.principal import ISSUED
-from gateway.services.usage import price_table
+from gateway.services.usage import named, price_table
 from gateway.store.base import Store
 from gateway.store.usage import BY, HOUR_US, UsageQuery, UsageRow
 
-_TIMES = {"day": "%Y-%m-%d", "hour": "%Y-%m-%dT%H:00Z"}
 _HEADER = (
     "REQUESTS", "ERRORS", "TOKENS IN", "TOKENS OUT", "SLOT S", "QUEUE P50/P95 MS", "FIRST BYTE P50/P95 MS",
     "TOTAL P50/P95 MS", "COST",
@@ -48,7 +45,7 @@ def _hour(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """A row for each group; prices come from the configuration."""
     rows, names = with_store(args, lambda store, config: _read(args, store, config))
-    shown = [{args.by: _name(args.by, row, names), **msgspec.structs.asdict(row)} for row in rows]
+    shown = [{args.by: name, **msgspec.structs.asdict(row)} for name, row in zip(names, rows, strict=True)]
     if args.json:
         show_json(shown)
     elif args.csv:
@@ -57,35 +54,15 @@ def run(args: argparse.Namespace) -> int:
         writer.writeheader()
         writer.writerows({name: inert(value) for name, value in row.items()} for row in shown)
     else:
-        print(table((args.by.upper(), *_HEADER), [(_name(args.by, row, names), *_cells(row)) for row in rows]))
+        print(table((args.by.upper(), *_HEADER), [(name, *_cells(row)) for name, row in zip(names, rows, strict=True)]))
     return 0
 
 
-async def _read(args: argparse.Namespace, store: Store, config: Config) -> tuple[list[UsageRow], dict[str, str]]:
+async def _read(args: argparse.Namespace, store: Store, config: Config) -> tuple[list[UsageRow], list[str]]:
     tenant = (await accounts.find_tenant(store, args.tenant)).id if args.tenant else ""
     times = {name: at for name in ("since", "until") if (at := getattr(args, name)) is not None}
-    query = UsageQuery(by=args.by, tenant=tenant, prices=price_table(config.prices), **times)
-    return await store.usage(query), await _names(args.by, store)
-
-
-async def _names(by: str, store: Store) -> dict[str, str]:
-    """Id -> what a person calls it. What was deleted keeps its id."""
-    if by not in ("tenant", "user", "key"):
-        return {}
-    tenants = {tenant.id: tenant.name for tenant in await store.tenants()}
-    if by == "tenant":
-        return tenants
-    users = {user.id: f"{tenants.get(user.tenant, user.tenant)}/{user.name}" for user in await store.users()}
-    if by == "user":
-        return users
-    by_token = {ISSUED + user: f"{name}/{ISSUED.rstrip(':')}" for user, name in users.items()}
-    return by_token | {key.id: f"{users.get(key.user, key.user)}/{key.name or key.id}" for key in await store.keys()}
-
-
-def _name(by: str, row: UsageRow, names: dict[str, str]) -> str:
-    if by in _TIMES:
-        return datetime.datetime.fromtimestamp(int(row.group) / 1e6, datetime.UTC).strftime(_TIMES[by])
-    return names.get(row.group, row.group)
+    rows = await store.usage(UsageQuery(by=args.by, tenant=tenant, prices=price_table(config.prices), **times))
+    return rows, await named(store, args.by, rows)
 
 
 def _cells(row: UsageRow) -> tuple[object, ...]:

@@ -4,9 +4,11 @@ Owns the rules for names, models and lifetimes; must not know how they are asked
 store and raise `AccountError` with a sentence for a person, or StoreError.
 """
 
+import asyncio
 import ipaddress
 import re
 import time
+from typing import Any
 
 import msgspec
 
@@ -31,12 +33,20 @@ ADMIN_SCOPES = ("admin:read", "admin:write")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
 _LONGEST_MODEL = 256
-_MOST_ACTIONS = 100_000
-"""Older ones are not looked for."""
+_MOST_ACTIONS = 10_000
+"""Of one key; older ones are not looked for."""
 
 
 class AccountError(Exception):
     """What was asked for cannot be; the message says why."""
+
+
+class NoSuch(AccountError):
+    """It names something that does not exist."""
+
+
+class Taken(AccountError):
+    """What is there already stands against it."""
 
 
 class KeyTerms(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +98,7 @@ async def create_tenant(
     try:
         await store.add_tenant(tenant)
     except Conflict as err:
-        raise AccountError(f"a tenant named {name!r} exists already") from err
+        raise Taken(f"a tenant named {name!r} exists already") from err
     return tenant
 
 
@@ -108,19 +118,19 @@ async def create_user(
     try:
         await store.add_user(user)
     except Conflict as err:
-        raise AccountError(f"tenant {tenant.name!r} has a user named {name!r} already") from err
+        raise Taken(f"tenant {tenant.name!r} has a user named {name!r} already") from err
     return user
 
 
 async def create_key(store: Store, user: User, terms: KeyTerms, identity: Identity) -> tuple[Key, str]:
-    """A new key and its text, which cannot be had again. Computes one Argon2id hash in the calling thread (20 ms)."""
+    """A new key and its text, which cannot be had again."""
     check_terms(terms)
     minted, now = mint(), now_us()
     key = Key(
         id=minted.id,
         user=user.id,
         name=terms.name,
-        hash=hasher(identity).hash(minted.secret),
+        hash=await _hashed(minted.secret, identity),
         created_at=now,
         expires_at=None if terms.days is None else now + terms.days * DAY,
         allow_all_models=terms.allow_all_models,
@@ -137,6 +147,11 @@ async def create_key(store: Store, user: User, terms: KeyTerms, identity: Identi
     return key, minted.token
 
 
+async def _hashed(secret: bytes, identity: Identity) -> str:
+    """Argon2id takes 20 ms: in a thread, since a gateway's loop may wait for it."""
+    return await asyncio.to_thread(hasher(identity).hash, secret)
+
+
 async def rotate_key(store: Store, key_id: str, overlap: float, identity: Identity) -> tuple[Key, Key, str]:
     """A new key with the terms of an old one, which expires after `overlap` hours (K6) -> (old, new, its text).
 
@@ -147,7 +162,7 @@ async def rotate_key(store: Store, key_id: str, overlap: float, identity: Identi
         raise AccountError(f"the overlap is 0 to {LONGEST_OVERLAP:.0f} hours")
     chain = await store.chain(key_id)
     if chain is None:
-        raise AccountError(f"there is no key {key_id!r}")
+        raise NoSuch(f"there is no key {key_id!r}")
     old, minted, now = chain.key, mint(), now_us()
     if old.revoked_at is not None:
         raise AccountError(f"key {key_id} is revoked; create a new one")
@@ -157,7 +172,7 @@ async def rotate_key(store: Store, key_id: str, overlap: float, identity: Identi
     key = msgspec.structs.replace(
         old,
         id=minted.id,
-        hash=hasher(identity).hash(minted.secret),
+        hash=await _hashed(minted.secret, identity),
         created_at=now,
         expires_at=None if life is None else now + life,
         last_used_at=None,
@@ -172,9 +187,9 @@ async def rotate_key(store: Store, key_id: str, overlap: float, identity: Identi
 async def _life(store: Store, key: Key) -> int | None:
     """How long a key was made to live. A rotation shortens that; the row of its making (U7) still tells."""
     ends = key.expires_at
-    for row in await store.operations_history("key", _MOST_ACTIONS) if ends is not None else ():
+    for row in await store.operations_about("key", key.id, _MOST_ACTIONS) if ends is not None else ():
         told = msgspec.json.decode(row.body or "{}")
-        if row.id == key.id and told.get("did") == "create":
+        if told.get("did") == "create":
             ends = told["expires_at"]
     return None if ends is None else ends - key.created_at
 
@@ -188,6 +203,8 @@ def check_terms(terms: KeyTerms) -> None:
         raise AccountError(f"a key lives 1 to {LONGEST_DAYS} days, or never expires by choice")
     if unknown := set(terms.scopes) - set(SCOPES) - set(ADMIN_SCOPES):
         raise AccountError(f"unknown scope {min(unknown)!r}; known: {', '.join(SCOPES + ADMIN_SCOPES)}")
+    if 0 < len(set(terms.scopes) & set(ADMIN_SCOPES)) < len(set(terms.scopes)):
+        raise AccountError("a key either administers or asks models; make one for each")
     if not terms.scopes:
         raise AccountError("a key without a scope opens nothing")
     if terms.priority not in PRIORITIES:
@@ -213,7 +230,7 @@ async def find_tenant(store: Store, ref: str) -> Tenant:
     tenant = await store.tenant(ref)
     if tenant is None:
         known = nearest(ref, [each.name for each in await store.tenants()])
-        raise AccountError(f"there is no tenant {ref!r}{known}")
+        raise NoSuch(f"there is no tenant {ref!r}{known}")
     return tenant
 
 
@@ -222,13 +239,59 @@ async def find_user(store: Store, tenant: Tenant, ref: str) -> User:
     user = await store.user(tenant.id, ref)
     if user is None:
         known = nearest(ref, [each.name for each in await store.users(tenant.id)])
-        raise AccountError(f"tenant {tenant.name!r} has no user {ref!r}{known}")
+        raise NoSuch(f"tenant {tenant.name!r} has no user {ref!r}{known}")
     return user
 
 
 def is_name(text: str) -> bool:
     """Whether a tenant, user or key can be called that."""
     return _NAME.fullmatch(text) is not None
+
+
+async def find_key(store: Store, key_id: str) -> Key:
+    """By its public id."""
+    key = await store.key(key_id)
+    if key is None:
+        raise NoSuch(f"there is no key {key_id!r}")
+    return key
+
+
+async def able_tenant(store: Store, ref: str, *, disabled: bool) -> Tenant:
+    """Refuse all keys of a tenant, or no longer -> the tenant as it is now."""
+    tenant, at = await find_tenant(store, ref), now_us() if disabled else None
+    await store.disable_tenant(tenant.id, at)
+    return msgspec.structs.replace(tenant, disabled_at=at)
+
+
+async def able_user(store: Store, tenant: Tenant, ref: str, *, disabled: bool) -> User:
+    """Refuse all keys of a user, or no longer -> the user as it is now."""
+    user, at = await find_user(store, tenant, ref), now_us() if disabled else None
+    await store.disable_user(user.id, at)
+    return msgspec.structs.replace(user, disabled_at=at)
+
+
+async def able_key(store: Store, key_id: str, *, disabled: bool) -> None:
+    """Refuse a key until it is enabled, or no longer."""
+    if not await store.disable_key(key_id, now_us() if disabled else None):
+        raise NoSuch(f"there is no key {key_id!r}")
+
+
+async def revoke_key(store: Store, key_id: str) -> None:
+    """Refuse a key for good."""
+    if not await store.revoke_key(key_id, now_us()):
+        raise NoSuch(f"there is no key {key_id!r}")
+
+
+def administers(key: Key) -> bool:
+    """Whether it opens the admin API, and so nothing else."""
+    return bool(set(key.scopes) & set(ADMIN_SCOPES))
+
+
+def public(key: Key) -> dict[str, Any]:
+    """A key without its hash."""
+    shown = msgspec.structs.asdict(key)
+    del shown["hash"]
+    return shown
 
 
 def _check_name(name: str) -> None:

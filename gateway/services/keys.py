@@ -330,9 +330,14 @@ class KeyService:
     async def revoke(self, key_id: str) -> bool:
         """Revoke for good, here at once. False: no such key. Raises StoreError: nothing was revoked."""
         known = await self._store.revoke_key(key_id, int(self._wall() * 1e6))
-        self._epoch += 1
-        self._drop(lambda principal: principal.key == key_id)
+        self.forget(key_id)
         return known
+
+    def forget(self, row_id: str) -> None:
+        """A tenant, user or key was changed by this process: what follows from it is read anew, at once."""
+        self._epoch += 1
+        self._negative.clear()
+        self._drop(lambda p: row_id in (p.key, p.user, p.tenant))
 
     def invalidate(self) -> None:
         """Forget all that came from the store. Proofs stay: they hold only against the same stored hash."""

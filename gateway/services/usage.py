@@ -7,7 +7,7 @@ read once for all that wait for it, and no more than AT_ONCE run, since each cos
 import asyncio
 import datetime
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -15,8 +15,9 @@ import msgspec
 from gateway.api.model_names import meant
 from gateway.config import Price
 from gateway.services import bounded
+from gateway.services.principal import ISSUED
 from gateway.store.base import Store, StoreError
-from gateway.store.usage import DAY_US, UsageQuery, UsageRow
+from gateway.store.usage import DAY_US, By, UsageQuery, UsageRow
 
 _log = logging.getLogger("fairgate.usage")
 
@@ -86,6 +87,28 @@ async def keep_rolled_up(store: Store) -> None:
             _log.warning("usage was not rolled up: %s", err)
 
 
+_TIMES: Mapping[str, str] = {"day": "%Y-%m-%d", "hour": "%Y-%m-%dT%H:00Z"}
+
+
+async def named(store: Store, by: By, rows: Sequence[UsageRow]) -> list[str]:
+    """What a person calls each group of a report. What was deleted keeps its id."""
+    groups = [row.group for row in rows]
+    if by in _TIMES:
+        return [_time(int(group)).strftime(_TIMES[by]) for group in groups]
+    if by == "model":
+        return groups
+    known = await store.labels(by, groups)  # type: ignore[arg-type]  # the other three are its kinds
+    if by == "key":
+        known |= await _issued(store, groups)
+    return [known.get(group, group) for group in groups]
+
+
+async def _issued(store: Store, groups: Sequence[str]) -> dict[str, str]:
+    """Of people who came with a token of their issuer."""
+    users = [group.removeprefix(ISSUED) for group in groups if group.startswith(ISSUED)]
+    return {ISSUED + user: f"{name}/{ISSUED.rstrip(':')}" for user, name in (await store.labels("user", users)).items()}
+
+
 def price_table(prices: Mapping[str, Price]) -> dict[str, tuple[float, float]]:
     """Model -> the price of its tokens, in and out. `name` stands for `name:latest` too, unless that has its own."""
     stated = {model: (price.input, price.output) for model, price in prices.items()}
@@ -93,7 +116,11 @@ def price_table(prices: Mapping[str, Price]) -> dict[str, tuple[float, float]]:
 
 
 def _date(micros: int) -> str:
-    return datetime.datetime.fromtimestamp(micros / 1e6, datetime.UTC).strftime("%Y-%m-%d")
+    return _time(micros).strftime("%Y-%m-%d")
+
+
+def _time(micros: int) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(micros / 1e6, datetime.UTC)
 
 
 def _shown(by: str, name: str, row: UsageRow) -> dict[str, Any]:

@@ -63,6 +63,31 @@ CHAINS_AT_ONCE = 32
 """Keys that one read brings at most."""
 
 
+class Page(msgspec.Struct, frozen=True):
+    """A part of a list: `count` rows after the first `skip`."""
+
+    count: int = 1 << 62
+    skip: int = 0
+
+
+ALL = Page()
+
+
+class AuditQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which rows of the trail: the latest `count` that match. Times are those of recording, Unix microseconds, `until`
+    is outside; empty texts and a status of 0 mean all. `model` is the one that served."""
+
+    count: int
+    since: int = 0
+    until: int = (1 << 63) - 1
+    tenant: str = ""
+    user: str = ""
+    key: str = ""
+    model: str = ""
+    outcome: str = ""
+    status: int = 0
+
+
 class StoreError(Exception):
     """The database could not do what was asked; the cause is chained, its text is for logs only."""
 
@@ -166,6 +191,10 @@ class Store(Protocol):
     actor: str
     """In whose name the store was opened."""
 
+    def acting(self, actor: str) -> "Store":
+        """The same open store for changes in another name; it ends with this one and is not closed."""
+        ...
+
     async def close(self) -> None:
         """Finish what was begun and release the database. Later calls raise StoreError."""
         ...
@@ -178,7 +207,9 @@ class Store(Protocol):
         """Raises Conflict when the name is taken."""
         ...
 
-    async def tenants(self) -> list[Tenant]: ...
+    async def tenants(self, page: Page = ALL) -> list[Tenant]:
+        """By name."""
+        ...
 
     async def tenant(self, ref: str) -> Tenant | None:
         """By id or name."""
@@ -192,7 +223,9 @@ class Store(Protocol):
         """Raises Conflict when the name is taken within the tenant, or there is no such tenant."""
         ...
 
-    async def users(self, tenant: str | None = None) -> list[User]: ...
+    async def users(self, tenant: str | None = None, page: Page = ALL) -> list[User]:
+        """By tenant and name."""
+        ...
 
     async def user(self, tenant: str, ref: str) -> User | None:
         """By id or name within a tenant (its id)."""
@@ -202,7 +235,15 @@ class Store(Protocol):
 
     async def add_key(self, key: Key) -> None: ...
 
-    async def keys(self, user: str | None = None, tenant: str | None = None) -> list[Key]: ...
+    async def keys(self, user: str | None = None, tenant: str | None = None, page: Page = ALL) -> list[Key]:
+        """In the order in which they were made."""
+        ...
+
+    async def key(self, key_id: str) -> Key | None: ...
+
+    async def labels(self, kind: Literal["tenant", "user", "key"], ids: Sequence[str]) -> dict[str, str]:
+        """Id -> what a person calls it, with the names of its owners; unknown ids are left out."""
+        ...
 
     async def chain(self, key_id: str) -> Chain | None:
         """The key and its owners, disabled and revoked ones included; None when the key is unknown."""
@@ -271,6 +312,10 @@ class Store(Protocol):
         """The latest `count` changes (None: of all kinds), oldest first."""
         ...
 
+    async def operations_about(self, kind: Kind, subject: str, count: int) -> list[Operation]:
+        """The latest `count` changes of one subject, oldest first."""
+        ...
+
     async def operations_version(self) -> int:
         """Rises with every operation."""
         ...
@@ -335,4 +380,8 @@ class Store(Protocol):
 
     async def audit_tail(self, count: int) -> list[AuditRow]:
         """The `count` latest rows, oldest first."""
+        ...
+
+    async def audit_find(self, query: AuditQuery) -> list[AuditRow]:
+        """Those that match, oldest first. May take seconds, beside other work."""
         ...

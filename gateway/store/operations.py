@@ -53,6 +53,7 @@ _CURRENT = (
 )
 _HISTORY = f"SELECT {_COLUMNS} FROM operations WHERE kind = $1 ORDER BY seq DESC LIMIT $2"  # noqa: S608 -- constants
 _ACTIONS = f"SELECT {_COLUMNS} FROM operations ORDER BY seq DESC LIMIT $1"  # noqa: S608 -- constants
+_ABOUT = f"SELECT {_COLUMNS} FROM operations WHERE kind = $1 AND id = $2 ORDER BY seq DESC LIMIT $3"  # noqa: S608 -- constants
 OPERATE = "INSERT INTO operations (kind, id, body, at, actor) VALUES ($1, $2, $3, $4, $5)"
 _SAVE = (
     "INSERT INTO saved_usage (writer, body, at) VALUES ($1, $2, $3) "
@@ -83,6 +84,10 @@ class OperationsSql:
         """The latest `count` changes (None: of all kinds), oldest first."""
         rows = await (self._fetch(_ACTIONS, count) if kind is None else self._fetch(_HISTORY, kind, count))
         return [_operation(row) for row in reversed(rows)]
+
+    async def operations_about(self, kind: Kind, subject: str, count: int) -> list[Operation]:
+        """The latest `count` changes of one subject, oldest first."""
+        return [_operation(row) for row in reversed(await self._fetch(_ABOUT, kind, subject, count))]
 
     async def operations_version(self) -> int:
         """Rises with every change."""

@@ -4,6 +4,7 @@ Statements use `$1`, `$2`, ... for values; names and values never meet in one st
 Must not know a driver.
 """
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -11,14 +12,17 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from gateway.store.base import (
+    ALL,
     CHAINS_AT_ONCE,
     STORED_COLUMNS,
+    AuditQuery,
     AuditRow,
     Chain,
     Change,
     Changes,
     Head,
     Key,
+    Page,
     Tenant,
     User,
 )
@@ -29,6 +33,7 @@ from gateway.store.prompts import PromptsSql
 from gateway.store.usage import UsageSql
 
 Row = TypeVar("Row", bound=msgspec.Struct)
+Form = TypeVar("Form", bound="SqlStore")
 Value = str | int | float | bool | bytes | None
 
 _COMPUTED = {"last_used_at"}
@@ -86,7 +91,15 @@ _ANY_CHAIN = (
     'FROM keys k JOIN users u ON u.id = k."user" JOIN tenants t ON t.id = u.tenant WHERE k.id '
 )
 _CHAIN = _ANY_CHAIN + "= $1"
-_CHAINS = f"{_ANY_CHAIN} IN ({', '.join(f'${number + 1}' for number in range(CHAINS_AT_ONCE))})"
+_SOME = f"IN ({', '.join(f'${number + 1}' for number in range(CHAINS_AT_ONCE))})"
+_CHAINS = f"{_ANY_CHAIN} {_SOME}"
+_LABELS: dict[str, str] = {
+    "tenant": f"SELECT id, name AS label FROM tenants WHERE id {_SOME}",  # noqa: S608 -- constants
+    "user": "SELECT u.id, t.name || '/' || u.name AS label FROM users u "  # noqa: S608 -- constants
+    f"JOIN tenants t ON t.id = u.tenant WHERE u.id {_SOME}",
+    "key": "SELECT k.id, t.name || '/' || u.name || '/' || CASE k.name WHEN '' THEN k.id ELSE k.name END AS label "  # noqa: S608 -- constants
+    f'FROM keys k JOIN users u ON u.id = k."user" JOIN tenants t ON t.id = u.tenant WHERE k.id {_SOME}',
+}
 _EXPIRE = (
     "UPDATE keys SET expires_at = CASE WHEN expires_at < $2 THEN expires_at ELSE $2 END "  # a null compares as neither
     "WHERE id = $1"
@@ -118,6 +131,12 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
 
     actor = "gateway"
 
+    def acting(self: Form, actor: str) -> Form:
+        """See `Store`. A view of its own, so that changes of several at once never mix their names."""
+        view = copy.copy(self)
+        view.actor = actor
+        return view
+
     async def _fetch(self, sql: str, *values: Value) -> Sequence[Any]:
         """Rows that answer `row["column"]` and `row.keys()`."""
         raise NotImplementedError
@@ -142,8 +161,13 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
     async def add_tenant(self, tenant: Tenant) -> None:
         await self._add("tenant", tenant)
 
-    async def tenants(self) -> list[Tenant]:
-        return [decode(Tenant, row) for row in await self._fetch(f"{_TENANTS} ORDER BY name")]
+    async def tenants(self, page: Page = ALL) -> list[Tenant]:
+        return [decode(Tenant, row) for row in await self._page(f"{_TENANTS} ORDER BY name", [], page)]
+
+    async def _page(self, sql: str, values: Sequence[Value], page: Page) -> Sequence[Any]:
+        """What follows the ORDER BY of `sql`."""
+        n = len(values)
+        return await self._fetch(f"{sql} LIMIT ${n + 1} OFFSET ${n + 2}", *values, page.count, page.skip)
 
     async def tenant(self, ref: str) -> Tenant | None:
         rows = await self._fetch(f"{_TENANTS} WHERE id = $1 OR name = $1 ORDER BY id <> $1", ref)
@@ -159,11 +183,11 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
     async def add_user(self, user: User) -> None:
         await self._add("user", user)
 
-    async def users(self, tenant: str | None = None) -> list[User]:
+    async def users(self, tenant: str | None = None, page: Page = ALL) -> list[User]:
         if tenant is None:
-            rows = await self._fetch(f"{_USERS} ORDER BY tenant, name")
+            rows = await self._page(f"{_USERS} ORDER BY tenant, name", [], page)
         else:
-            rows = await self._fetch(f"{_USERS} WHERE tenant = $1 ORDER BY name", tenant)
+            rows = await self._page(f"{_USERS} WHERE tenant = $1 ORDER BY name", [tenant], page)
         return [decode(User, row) for row in rows]
 
     async def user(self, tenant: str, ref: str) -> User | None:
@@ -178,15 +202,25 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
     async def add_key(self, key: Key) -> None:
         await self._add("key", key)
 
-    async def keys(self, user: str | None = None, tenant: str | None = None) -> list[Key]:
+    async def keys(self, user: str | None = None, tenant: str | None = None, page: Page = ALL) -> list[Key]:
+        where, values = "", []
         if user is not None:
-            rows = await self._fetch(f'{_KEYS} WHERE k."user" = $1 ORDER BY k.created_at, k.id', user)
+            where, values = 'WHERE k."user" = $1', [user]
         elif tenant is not None:
-            of = 'WHERE k."user" IN (SELECT id FROM users WHERE tenant = $1)'
-            rows = await self._fetch(f"{_KEYS} {of} ORDER BY k.created_at, k.id", tenant)
-        else:
-            rows = await self._fetch(f"{_KEYS} ORDER BY k.created_at, k.id")
+            where, values = 'WHERE k."user" IN (SELECT id FROM users WHERE tenant = $1)', [tenant]
+        rows = await self._page(f"{_KEYS} {where} ORDER BY k.created_at, k.id", values, page)
         return [decode(Key, row) for row in rows]
+
+    async def key(self, key_id: str) -> Key | None:
+        rows = await self._fetch(f"{_KEYS} WHERE k.id = $1", key_id)
+        return decode(Key, rows[0]) if rows else None
+
+    async def labels(self, kind: Literal["tenant", "user", "key"], ids: Sequence[str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for start in range(0, len(ids), CHAINS_AT_ONCE):
+            some = _padded(ids[start : start + CHAINS_AT_ONCE])
+            found.update((row["id"], row["label"]) for row in await self._fetch(_LABELS[kind], *some))
+        return found
 
     async def chain(self, key_id: str) -> Chain | None:
         return (await self.chains([key_id])).get(key_id)
@@ -194,9 +228,8 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
     async def chains(self, key_ids: Sequence[str]) -> dict[str, Chain]:
         if len(key_ids) == 1:
             rows = await self._fetch(_CHAIN, key_ids[0])
-        else:  # one text whatever their number, so that it is prepared once
-            padding = [key_ids[0]] * (CHAINS_AT_ONCE - len(key_ids))
-            rows = await self._fetch(_CHAINS, *key_ids, *padding)
+        else:
+            rows = await self._fetch(_CHAINS, *_padded(key_ids))
         chains = (Chain(decode(Tenant, row, "t_"), decode(User, row, "u_"), decode(Key, row, "k_")) for row in rows)
         return {chain.key.id: chain for chain in chains}
 
@@ -257,6 +290,39 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
 
     async def audit_tail(self, count: int) -> list[AuditRow]:
         return [tuple(row) for row in reversed(await self._fetch(_TAIL, count))]
+
+    async def audit_find(self, query: AuditQuery) -> list[AuditRow]:
+        sql, values = _matching(query)
+        return [tuple(row) for row in reversed(await self._report(sql, values))]
+
+
+def _padded(ids: Sequence[str]) -> list[str]:
+    """As many as one read takes: a statement of one text, whatever their number, is prepared once."""
+    return [*ids, *[ids[0]] * (CHAINS_AT_ONCE - len(ids))]
+
+
+_MATCHED = {
+    "tenant": "tenant",
+    "user": "user",
+    "key": "key",
+    "model": "model_served",
+    "outcome": "outcome",
+    "status": "status",
+}
+"""Field of a query -> column of the trail."""
+
+
+def _matching(query: AuditQuery) -> tuple[str, list[Value]]:
+    """SQL and its values; what is asked for travels as values."""
+    values: list[Value] = [query.since, query.until]
+    where = "recorded_at >= $1 AND recorded_at < $2"
+    for name, column in _MATCHED.items():
+        if wanted := getattr(query, name):
+            values.append(wanted)
+            where += f' AND "{column}" = ${len(values)}'
+    values.append(query.count)
+    order = "ORDER BY recorded_at DESC, writer DESC, seq DESC"
+    return f"{_AUDIT} WHERE {where} {order} LIMIT ${len(values)}", values
 
 
 def _head(row: Mapping[str, Any]) -> Head:

@@ -53,6 +53,14 @@ async def open_sqlite(path: Path) -> "SqliteStore":
     return SqliteStore(path, connection, thread)
 
 
+class _Life:
+    """What a store and its views (`acting`) share. `remains`: deleted prompts may still stand in the log."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.remains = False
+
+
 class SqliteStore(SqlStore):
     """`Store` on one SQLite file."""
 
@@ -60,12 +68,11 @@ class SqliteStore(SqlStore):
         self._path = path
         self._connection = connection
         self._thread = thread
-        self._closed = False
-        self._remains = False  # deleted prompts may still stand in the log
+        self._life = _Life()
 
     async def _run(self, work: Callable[..., T], *args: Any) -> T:
         """Do `work(connection, *args)` in the store's thread. Work that was begun is finished even if nobody waits."""
-        if self._closed:
+        if self._life.closed:
             raise StoreError(f"{self._path}: closed")
         return await asyncio.get_running_loop().run_in_executor(self._thread, _guarded, self._connection, work, args)
 
@@ -77,7 +84,7 @@ class SqliteStore(SqlStore):
 
     async def _report(self, sql: str, values: Sequence[Value]) -> Sequence[Any]:
         """On a connection and in a thread of its own: identity is read meanwhile."""
-        if self._closed:
+        if self._life.closed:
             raise StoreError(f"{self._path}: closed")
         return await asyncio.to_thread(_report, self._path, _numbered(sql), values)
 
@@ -93,8 +100,8 @@ class SqliteStore(SqlStore):
     async def _gone(self, deleted: int) -> int:
         """Out of the write-ahead log too, where they would stand until as much was written over them; again with the
         next ones where a reader is in the way."""
-        if deleted or self._remains:
-            self._remains = await self._run(_empty_log)
+        if deleted or self._life.remains:
+            self._life.remains = await self._run(_empty_log)
         return deleted
 
     async def wait_change(self, seconds: float) -> None:
@@ -112,15 +119,15 @@ class SqliteStore(SqlStore):
         return await self._run(_claim, claims, now, lease)
 
     async def close(self) -> None:
-        if not self._closed:
+        if not self._life.closed:
             try:
                 await self._run(sqlite3.Connection.close)
             finally:
-                self._closed = True
+                self._life.closed = True
                 self._thread.shutdown(wait=False)
 
     def __repr__(self) -> str:
-        return f"<SqliteStore {self._path}{' closed' if self._closed else ''}>"
+        return f"<SqliteStore {self._path}{' closed' if self._life.closed else ''}>"
 
 
 def _numbered(sql: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.services import accounts
 from gateway.services.accounts import KeyTerms
-from gateway.store.base import Conflict, Key, User
+from gateway.store.base import CHAINS_AT_ONCE, Conflict, Key, StoreError, User
 from gateway.store.limits import Limits
 from tests.services.keyring import CHEAP, connection
 
@@ -73,5 +73,52 @@ def test_what_was_not_done_is_no_row(store_url: str) -> None:
             assert not await store.revoke_key("k", 1)
             assert not await store.set_prompt_days("k", 1)
             assert len(await store.operations_history(None, 100)) == 1
+
+    asyncio.run(body())
+
+
+def test_a_view_acts_in_another_name_and_ends_with_its_store(store_url: str) -> None:
+    """U7: changes of several at once never mix their names; closing is the store's own."""
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            store.actor = "ada"
+            views = {name: store.acting(name) for name in ("ben", "cleo")}
+
+            async def make(name: str) -> None:
+                for number in range(5):
+                    await accounts.create_tenant(views[name], f"{name}{number}")
+
+            await asyncio.gather(*map(make, views))
+            await accounts.create_tenant(store, "ada0")
+            rows = await store.operations_history("tenant", 100)
+            assert len(rows) == 11
+            assert all(json.loads(row.body or "")["name"][:-1] == row.actor for row in rows)
+        for view in views.values():
+            with pytest.raises(StoreError):
+                await view.tenants()
+
+    asyncio.run(body())
+
+
+def test_labels_name_the_owners_too(store_url: str) -> None:
+    """Of more ids than one read takes; unknown ones are left out."""
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            tenant = await accounts.create_tenant(store, "acme")
+            users = [await accounts.create_user(store, tenant, f"u{number}") for number in range(CHAINS_AT_ONCE + 3)]
+            named, plain = [
+                (await accounts.create_key(store, users[0], KeyTerms(name=name), CHEAP))[0] for name in ("laptop", "")
+            ]
+            assert await store.labels("tenant", [tenant.id, "gone"]) == {tenant.id: "acme"}
+            assert await store.labels("user", [user.id for user in users]) == {u.id: f"acme/{u.name}" for u in users}
+            assert await store.labels("key", [named.id, plain.id]) == {
+                named.id: "acme/u0/laptop",
+                plain.id: f"acme/u0/{plain.id}",
+            }
+            assert await store.labels("user", []) == {}
+            assert await store.key("gone") is None
+            assert await store.key(named.id) == named
 
     asyncio.run(body())
