@@ -18,6 +18,7 @@ ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))
 
 from gateway import cli, config, errors  # noqa: E402  (the checkout's own packages, wherever this is called from)
+from gateway.admin.table import BASE, ROWS  # noqa: E402
 from gateway.api.dialect import Access, Endpoint  # noqa: E402
 from gateway.api.routes import Routes  # noqa: E402
 from gateway.services import metrics_table, spans  # noqa: E402
@@ -160,6 +161,12 @@ def method(row: Endpoint) -> str:
     return "every method" if row.method == "*" else f"`{row.method}`"
 
 
+def admin_routes() -> str:
+    """Every row of the admin API's table."""
+    rows = [(f"`{row.method}`", f"`{BASE}{row.path}`", f"`{row.scope}`", row.says) for row in ROWS]
+    return table(("method", "path", "scope", "what"), rows)
+
+
 def error_codes() -> str:
     """Every code a client can meet; meaning and remedy are written by hand in errors.yaml."""
     known = yaml.safe_load((DOCS / "errors.yaml").read_text(encoding="utf-8"))
@@ -266,6 +273,7 @@ def failures() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "routes": routes,
+    "admin-routes": admin_routes,
     "errors": error_codes,
     "metrics": metrics,
     "attributes": attributes,

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable
 
+from gateway.admin.api import AdminApi
 from gateway.admin.app import AdminServer, admin_app, serve_admin
 from gateway.admin.state import AWAY, WorkerStats
 from gateway.config import Config
@@ -94,7 +95,8 @@ class App(Plane):
         await self.backends.looked()  # else a restart tells clients for a moment that no model exists
         await super()._listen()
         if self.config.admin.listen:
-            self.admin = await serve_admin(self.config.admin.listen, admin_app(self))
+            routes = AdminApi(self, self.keys).routes() if self.config.admin.api else []
+            self.admin = await serve_admin(self.config.admin.listen, admin_app(self, routes))
 
     async def _stop(self) -> None:
         self.server.close()

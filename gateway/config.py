@@ -227,9 +227,18 @@ class Quotas(_Section, frozen=True):
 
 
 class Admin(_Section, frozen=True):
-    """The control-plane listener: /metrics, /healthz, /readyz. Keep it off the open network."""
+    """The control-plane listener: /metrics, /healthz, /readyz, and the admin API. Keep it off the open network."""
 
     listen: Annotated[str, Meta(description="HOST:PORT; empty: no listener")] = "127.0.0.1:9090"
+    api: Annotated[
+        bool, Meta(description="also serve /admin/v1 and the console at /admin/, to keys with admin scopes")
+    ] = False
+    hosts: Annotated[
+        list[Annotated[str, Meta(pattern=r"^[a-z0-9.:_-]+$")]],
+        Meta(
+            description="names, without port, by which the admin API may be called beside loopback's and the listener's"
+        ),
+    ] = []
 
 
 class Log(_Section, frozen=True):
@@ -421,6 +430,8 @@ def _check_addresses(config: Config) -> None:
                 parse_listen(text)
             except ValueError as err:
                 raise ConfigError(f"{path}: {err}") from err
+    if config.admin.api and not config.admin.listen:
+        raise ConfigError("admin.api: there is no admin.listen to serve it on")
     for index, cidr in enumerate(config.trusted_proxies):
         try:
             ipaddress.ip_network(cidr)

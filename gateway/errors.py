@@ -81,6 +81,20 @@ class RequestTimeout(ClientError):
     code = "request_timeout"
 
 
+class Conflict(ClientError):
+    """The name is taken, or what is there already stands against it."""
+
+    status = 409
+    code = "conflict"
+
+
+class NotJson(ClientError):
+    """A change that does not say it is JSON: a web page could send it without the browser asking first."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
 class TooLarge(ClientError):
     status = 413
     code = "request_too_large"

@@ -17,8 +17,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
+from starlette.routing import Route
 
 from gateway import logs
+from gateway.admin.api import AdminApi
 from gateway.admin.app import AdminServer, admin_app, serve_admin
 from gateway.admin.state import AWAY, NO_STATS, PlaneStats, Stock, WorkerStats, added
 from gateway.api.routes import Routes
@@ -32,6 +34,7 @@ from gateway.services.backend_facts import Topology
 from gateway.services.backends import BackendService
 from gateway.services.channel import Channel
 from gateway.services.desk import Desk
+from gateway.services.keys import KeyService
 from gateway.services.limits import LimitService
 from gateway.services.messages import (
     Asked,
@@ -76,6 +79,7 @@ class Parent:
         self.draining = False
         self.port = 0
         self.admin: AdminServer | None = None
+        self.keys: KeyService | None = None  # of the admin API, where it is on
         self._own = metrics_of(routes)  # what this process counted, and workers that are gone
         self._past = NO_STATS
         self._stock: dict[int, Stock] = {}  # of workers that run, as of the last look
@@ -158,6 +162,8 @@ class Parent:
 
     def desk(self, worker: Worker, channel: Channel) -> Desk:
         def failed(stranger: Stranger) -> None:
+            if self.keys is not None:
+                self.keys.failed_at(stranger.ip)
             for other in self._crew:
                 if other is not worker:
                     other.tell(stranger)
@@ -271,13 +277,25 @@ class Parent:
             if not worker.listening:
                 raise OSError(f"worker {worker.number} could not start: {worker.fault or 'see its log'}")
         if self.config.admin.listen:
-            self.admin = await serve_admin(self.config.admin.listen, admin_app(self))
+            self.admin = await serve_admin(self.config.admin.listen, admin_app(self, await self._admin_routes()))
+
+    async def _admin_routes(self) -> list[Route]:
+        """Of the admin API, where it is on. Its keys are verified here; an address that fails is told to the workers,
+        as theirs are here: it has one allowance."""
+        if not self.config.admin.api:
+            return []
+        keys = self.keys = KeyService(self.store, self.config.identity)
+        keys.on_failure = lambda ip: self._tell(Stranger(ip))
+        await keys.start()
+        return AdminApi(self, keys).routes()
 
     async def _stop(self) -> None:
         self.draining = True
         await self._end(Stop())
         if self.admin is not None:
             await self.admin.close()
+        if self.keys is not None:
+            await self.keys.close()
         self.scheduler.close()
         await self.hub.close()
 

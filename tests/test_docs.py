@@ -17,6 +17,8 @@ import pytest
 import yaml
 
 from gateway import cli, config, errors
+from gateway.admin import asks
+from gateway.admin.table import BASE, ROWS
 from gateway.api.routes import Routes
 from gateway.services.metrics_table import METRICS
 from scheduler.settings import describe
@@ -64,6 +66,7 @@ def documented() -> dict[str, tuple[str, list[str]]]:
         "fair-use setting": ("scheduler.md", [f"| `{field.name}` | " for field in describe()]),
         "route": ("api.md", [f"| {generator().method(row)} | `{row.path}` | " for row in Routes().rows]),
         "admin route": ("api.md", [f"| `GET` | `{path}` | the admin" for path in admin]),
+        "admin API route": ("admin-api.md", [f"| `{row.method}` | `{BASE}{row.path}` | `{row.scope}`" for row in ROWS]),
         "metric": ("metrics.md", [f"| `{metric.name}` | " for metric in METRICS]),
         "error code": ("errors.md", [f"| `{code}` | " for code in codes]),
         "command": ("cli.md", [f"### `{name}`\n" for name in commands]),
@@ -78,7 +81,8 @@ def test_every_setting_route_metric_error_and_command_is_documented() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["setting", "fair-use setting", "route", "admin route", "metric", "error code", "command"]
+    "kind",
+    ["setting", "fair-use setting", "route", "admin route", "admin API route", "metric", "error code", "command"],
 )
 def test_an_entry_that_is_taken_away_is_missed(kind: str) -> None:
     """The check itself: each entry stands once, so that its line alone keeps the test above quiet."""
@@ -86,6 +90,16 @@ def test_an_entry_that_is_taken_away_is_missed(kind: str) -> None:
     for entry in entries:
         lines = [line for line in page(name).splitlines(keepends=True) if not line.startswith(entry)]
         assert entry not in "".join(lines), entry
+
+
+def test_the_members_of_every_body_and_query_are_documented() -> None:
+    """Each ask of the admin API, member by member, in the row of its route."""
+    text = page("admin-api.md")
+    kinds = (asks.NewTenant, asks.NewUser, asks.NewKey, asks.Rotation, asks.LimitChanges, asks.NewReservation)
+    for kind in (*kinds, asks.UsageAsk, asks.AuditAsk, asks.ActionsAsk):
+        members = [name for name in kind.__struct_fields__ if name not in ("limit", "offset")]
+        rows = [line for line in text.splitlines() if all(f"`{name}`" in line for name in members)]
+        assert rows, kind.__name__
 
 
 def test_a_stale_part_is_seen() -> None:

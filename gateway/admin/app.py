@@ -1,13 +1,13 @@
 """The control plane: an ASGI application on a listener of its own, in the same event loop as the data plane.
 
-/metrics, /healthz, /readyz with its reasons, and /stats. It reads; it never waits on the data plane and holds the loop
-only for short turns. Must not know the data plane's sockets.
+/metrics, /healthz, /readyz with its reasons, and /stats: these read. The admin API (`api`) is added where it is on. It
+never waits on the data plane and holds the loop only for short turns. Must not know the data plane's sockets.
 """
 
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -37,8 +37,9 @@ _SECURITY: Final = {
 }
 
 
-def admin_app(gateway: Gateway) -> Starlette:
-    """The application over a running gateway; its metrics read the gateway's services from now on."""
+def admin_app(gateway: Gateway, more: Sequence[Route] = ()) -> Starlette:
+    """The application over a running gateway; its metrics read the gateway's services from now on. `more`: the routes
+    of the admin API, where it is on."""
     register_sources(gateway)
 
     async def metrics(request: Request) -> Response:
@@ -64,6 +65,7 @@ def admin_app(gateway: Gateway) -> Starlette:
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/stats", everything),
+            *more,
         ]
     )
     app.add_middleware(_SecurityHeaders)
@@ -88,7 +90,9 @@ class _SecurityHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_SECURITY)
+                headers = MutableHeaders(scope=message)
+                own = headers.get("content-security-policy")  # of a page that has one
+                headers.update(_SECURITY if own is None else _SECURITY | {"content-security-policy": own})
             await send(message)
 
         await self._app(scope, receive, sending)

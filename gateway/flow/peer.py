@@ -18,12 +18,17 @@ def client_ip_of(trusted: Sequence[str]) -> Callable[[str, RequestHead], str]:
     A malformed entry ends the search: what stands left of it was written by somebody nobody vouches for. So do HOPS
     entries.
     """
-    networks = [ipaddress.ip_network(cidr) for cidr in trusted]
-    if not networks:
+    if not trusted:
         return lambda peer, head: peer
+    believed = forwarded_by(trusted)
+    return lambda peer, head: believed(peer, head.headers.get(b"x-forwarded-for"))
 
-    def client_ip(peer: str, head: RequestHead) -> str:
-        forwarded = head.headers.get(b"x-forwarded-for")
+
+def forwarded_by(trusted: Sequence[str]) -> Callable[[str, bytes | None], str]:
+    """The same of (peer, `X-Forwarded-For` or None)."""
+    networks = [ipaddress.ip_network(cidr) for cidr in trusted]
+
+    def client_ip(peer: str, forwarded: bytes | None) -> str:
         if forwarded is None or not _within(peer, networks):
             return peer
         address = peer

@@ -47,6 +47,7 @@ from gateway.http1.message import ResponseHead
 from gateway.http1.wire import WireError
 from gateway.services.keyfmt import PREFIX as KEY_PREFIX
 from gateway.services.keyfmt import credential
+from gateway.services.keys import SCOPES
 from gateway.services.route import Backend, Route
 from gateway.services.tracing import passed_on
 from scheduler.aio import Lease, Rejected, Waiter
@@ -182,8 +183,11 @@ async def authenticate(x: Exchange, rt: Runtime) -> None:
     if failure is not None:
         await _tell_failure(x, rt, failure)
     rt.metrics.auth("ok")
-    if x.endpoint.scope and x.endpoint.scope not in x.principal.scopes:
-        raise Forbidden(f"This key lacks the scope {x.endpoint.scope!r}.")
+    if x.endpoint.scope:
+        if x.endpoint.scope not in x.principal.scopes:
+            raise Forbidden(f"This key lacks the scope {x.endpoint.scope!r}.")
+    elif x.principal.scopes.isdisjoint(SCOPES):
+        raise Forbidden("This key administers; it opens nothing here.")
     if grant is not None:
         x.connection.known = Known(x, grant, epoch)
 

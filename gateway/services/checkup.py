@@ -63,6 +63,10 @@ def listeners(config: Config) -> list[Finding]:
         found.append(_problem(f"the admin listener is open to everyone at {config.admin.listen}", do))
     elif not loopback(host):
         found.append(_warning(f"the admin listener is reachable from other machines at {config.admin.listen}", do))
+    if config.admin.api and not loopback(host):
+        says = f"the admin API takes keys without TLS at {config.admin.listen}"
+        do = "set admin.listen to 127.0.0.1:PORT and reach it through a proxy with TLS or an SSH tunnel"
+        found.append(_warning(says, do))
     ended_elsewhere = config.hsts or config.trusted_proxies
     if not loopback(parse_listen(config.listen)[0]) and config.tls is None and not ended_elsewhere:
         says = f"{config.listen} takes keys without TLS"

@@ -1,0 +1,97 @@
+"""The admin API over HTTP: a request through the gate to its row of the table, and what comes of it as JSON."""
+
+import logging
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.admin.call import Call, Managed, Office
+from gateway.admin.console import page
+from gateway.admin.gate import Gate, body_of, check_scope
+from gateway.admin.table import BASE, READ, find
+from gateway.errors import BadRequest, Bug, ClientError, Conflict, GatewayError, MethodNotAllowed, NotFound, Unavailable
+from gateway.services.accounts import AccountError, NoSuch, Taken
+from gateway.services.keys import KeyService
+from gateway.store.base import StoreError
+
+log = logging.getLogger("fairgate.admin")
+
+METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+
+class AdminApi:
+    """The routes below /admin."""
+
+    def __init__(self, gateway: Managed, keys: KeyService) -> None:
+        self._office = Office(gateway, keys)
+        self._gate = Gate(keys, lambda: gateway.config)
+
+    def routes(self) -> list[Route]:
+        """For the listener's application."""
+        return [
+            Route("/admin/", self._console, methods=["GET"]),
+            Route(f"{BASE}/{{path:path}}", self._answer, methods=METHODS),
+        ]
+
+    async def _console(self, request: Request) -> Response:
+        """The page is no secret; without a key it shows nothing."""
+        try:
+            self._gate.check_host(request)
+        except GatewayError as error:
+            return _refusal(error)
+        html, policy = page()
+        return Response(html, media_type="text/html", headers={"content-security-policy": policy})
+
+    async def _answer(self, request: Request) -> Response:
+        try:
+            return await self._served(request)
+        except GatewayError as error:
+            return _refusal(error)
+        except ClientDisconnect:
+            return _refusal(BadRequest("The body ended early."))
+        except AccountError as err:
+            return _refusal(_account_error(err))
+        except StoreError as err:
+            log.error("the store did not do what an admin asked: %s", err)
+            return _refusal(Unavailable("The store did not answer. Look again before you repeat it.", retry_after=1.0))
+        except Exception:
+            log.exception("an admin's request broke")
+            return _refusal(Bug("A fault in the gateway; its log has the cause."))
+
+    async def _served(self, request: Request) -> Response:
+        self._gate.check_host(request)
+        who = await self._gate.admit(request)
+        row, named = find(request.method, request.scope["path"].removeprefix(BASE))
+        check_scope(who, row.scope)
+        body = b"" if row.scope == READ else await body_of(request)
+        call = Call(self._office, who, named, request.scope["query_string"], body)
+        answer = await row.answer(call)
+        if row.scope != READ:
+            told = {"method": row.method, "route": BASE + row.path, "key": who.key, "status": row.status}
+            log.info("an admin changed something", extra=told)
+        return _json(answer, row.status)
+
+
+def _account_error(error: AccountError) -> ClientError:
+    """What a rule of the services refused, as the API says it."""
+    kind = NotFound if isinstance(error, NoSuch) else Conflict if isinstance(error, Taken) else BadRequest
+    return kind(str(error))
+
+
+def _json(body: object, status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
+
+
+def _refusal(error: GatewayError) -> Response:
+    told: dict[str, Any] = {"code": error.code, "message": error.message, "param": error.param}
+    headers = {}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(1, round(error.retry_after + 0.5)))
+    if isinstance(error, MethodNotAllowed):
+        headers["allow"] = error.allow
+    return _json({"error": told}, error.status, headers)

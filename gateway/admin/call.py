@@ -1,0 +1,121 @@
+"""One request of the admin API, once it may be answered: who asks, what for, and the services that answer.
+
+Must not know HTTP beyond the bytes of a query and a body.
+"""
+
+import asyncio
+import re
+from typing import Any, Final, Protocol, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from gateway.admin.state import Gateway
+from gateway.config import Config
+from gateway.errors import BadRequest
+from gateway.services.backend_facts import Seen
+from gateway.services.keys import KeyService
+from gateway.services.moments import moment
+from gateway.services.principal import Principal
+from gateway.store.base import Page, Store
+
+Asked = TypeVar("Asked", bound=msgspec.Struct)
+
+MOST_PARAMETERS: Final = 32
+REPORTS_AT_ONCE: Final = 2
+"""Reports and searches of the trail: each costs the store more than a request does."""
+
+
+class Watched(Protocol):
+    """The watch over backends, as far as the API shows it."""
+
+    def picture(self) -> tuple[Seen, ...]: ...
+
+
+class Managed(Gateway, Protocol):
+    """The running gateway as the API knows it."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def store(self) -> Store: ...
+    @property
+    def backends(self) -> Any: ...
+
+
+class Office:
+    """What there is one of: the gateway, the keys of whoever asks, and turns for what is slow."""
+
+    def __init__(self, gateway: Managed, keys: KeyService) -> None:
+        self.gateway = gateway
+        self.keys = keys
+        self.reports = asyncio.Semaphore(REPORTS_AT_ONCE)
+
+
+class Call:
+    """`store` acts in the name of the key that asks, and of no other."""
+
+    def __init__(self, office: Office, who: Principal, path: dict[str, str], query: bytes, body: bytes) -> None:
+        self.office = office
+        self.who = who
+        self.path = path
+        self.store: Store = office.gateway.store.acting(f"key:{who.key}")
+        self._query = query
+        self._body = body
+
+    @property
+    def config(self) -> Config:
+        return self.office.gateway.config
+
+    def asked(self, kind: type[Asked]) -> Asked:
+        """The body. Raises BadRequest with the path of what is wrong."""
+        try:
+            return msgspec.json.decode(self._body or b"{}", type=kind)
+        except msgspec.ValidationError as err:
+            raise _faulty(err) from err
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+            raise BadRequest("The body is no JSON document.") from err
+
+    def query(self, kind: type[Asked]) -> Asked:
+        """The query. Raises BadRequest; a parameter that stands twice is refused too."""
+        try:
+            pairs = parse_qsl(self._query.decode("ascii"), True, True, errors="strict", max_num_fields=MOST_PARAMETERS)
+        except ValueError as err:
+            raise BadRequest("The query cannot be read.") from err
+        given = dict(pairs)
+        if len(given) < len(pairs):
+            raise BadRequest("A parameter of the query stands twice.")
+        try:
+            return msgspec.convert(given, kind, strict=False)
+        except msgspec.ValidationError as err:
+            raise _faulty(err) from err
+
+    def forget(self, row_id: str) -> None:
+        """The row was changed: what this process derived from it is gone at once."""
+        self.office.keys.forget(row_id)
+
+
+def _faulty(error: msgspec.ValidationError) -> BadRequest:
+    """With the path of the faulty member; an unknown or missing one is named by its own."""
+    found = re.search(r"^(.*) - at `\$\.?(.*)`$", str(error), re.DOTALL)
+    fault, path = (found[1], found[2]) if found else (str(error), "")
+    named = re.search(r"(?:unknown|required) field `(.*)`", fault, re.DOTALL)
+    return BadRequest(fault, param=(f"{path}.{named[1]}".lstrip(".") if named else path) or None)
+
+
+def instant(text: str, name: str, absent: int) -> int:
+    """A time of a body or query -> Unix microseconds. Raises BadRequest."""
+    try:
+        return moment(text) if text else absent
+    except ValueError as err:
+        raise BadRequest(str(err), param=name) from err
+
+
+def page(limit: int, offset: int) -> Page:
+    """One row more than is shown: it tells whether there are more."""
+    return Page(limit + 1, offset)
+
+
+def listed(rows: list[Any], limit: int, offset: int) -> dict[str, Any]:
+    """A part of a list, and where the next one begins."""
+    return {"data": rows[:limit], "next_offset": offset + limit if len(rows) > limit else None}

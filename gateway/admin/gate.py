@@ -1,0 +1,109 @@
+"""Who may use the admin API: host, key, scope, and the bounds of what is sent. Nothing is read of a stranger.
+
+The order: the name the listener is called by (a foreign page that had its own name lead here sends that one), the key,
+an admin scope, the route, the route's scope, the body. A browser adds a key to nothing by itself and no cookie is read,
+so no page can act for whoever is looking at it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from starlette.requests import Request
+
+from gateway.config import Config
+from gateway.errors import Forbidden, GatewayError, NotJson, RequestTimeout, TooLarge, Unauthenticated
+from gateway.flow.peer import forwarded_by
+from gateway.services.accounts import ADMIN_SCOPES
+from gateway.services.checkup import loopback
+from gateway.services.keyfmt import PREFIX
+from gateway.services.keys import KeyService
+from gateway.services.principal import Principal
+from gateway.urls import parse_listen
+
+BODY_BYTES: Final = 64 * 1024
+BODY_SECONDS: Final = 10.0
+_ADMIN: Final = frozenset(ADMIN_SCOPES)
+
+
+class Gate:
+    """One listener's. `config` is asked anew: a reload may change the proxies that are believed."""
+
+    def __init__(self, keys: KeyService, config: Callable[[], Config]) -> None:
+        self._keys = keys
+        self._config = config
+
+    def check_host(self, request: Request) -> None:
+        """Raises Forbidden for a name that is none of ours."""
+        admin = self._config().admin
+        host = _name(request.headers.get("host", ""))
+        known = {parse_listen(admin.listen)[0].lower(), *admin.hosts}
+        if host not in known and not loopback(host):
+            raise Forbidden("The admin API is not called by this name; admin.hosts lists those that are.")
+
+    async def admit(self, request: Request) -> Principal:
+        """The owner of the key, which has an admin scope. Raises Unauthenticated, Forbidden, RateLimited,
+        AuthUnavailable."""
+        try:
+            who = await self._known(request)
+        except GatewayError as error:
+            failure = error
+        else:
+            if not who.scopes & _ADMIN:
+                raise Forbidden("This key has no admin scope.")
+            return who
+        if (turn := self._keys.turn_to_refuse()) is not None:
+            await turn
+        raise failure
+
+    async def _known(self, request: Request) -> Principal:
+        token, ip = _token(request), self._ip(request)
+        grant = self._keys.lookup(token, ip)
+        return grant.principal if grant is not None else await self._keys.verify(token, ip)
+
+    def _ip(self, request: Request) -> str:
+        peer = request.client.host if request.client is not None else ""
+        lines = request.headers.getlist("x-forwarded-for")
+        forwarded = ",".join(lines).encode("latin-1") if lines else None
+        return forwarded_by(self._config().trusted_proxies)(peer, forwarded)
+
+
+def _name(host: str) -> str:
+    """The Host field without its port, in lower case."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()
+
+
+def _token(request: Request) -> bytes:
+    """RFC 6750 section 2.1, and nothing else. Raises Unauthenticated."""
+    fields = request.headers.getlist("authorization")
+    if not fields:
+        raise Unauthenticated("Missing admin key. Send it as 'Authorization: Bearer fg_...'.")
+    scheme, _, token = fields[0].partition(" ")
+    given = token.strip().encode("latin-1")
+    if len(fields) > 1 or scheme.lower() != "bearer" or not given.startswith(PREFIX):
+        raise Unauthenticated("The Authorization header must be 'Bearer' followed by an admin key.")
+    return given
+
+
+def check_scope(who: Principal, scope: str) -> None:
+    """Raises Forbidden."""
+    if scope not in who.scopes:
+        raise Forbidden(f"This key lacks the scope {scope!r}.")
+
+
+async def body_of(request: Request) -> bytes:
+    """All of it. Raises NotJson, TooLarge, RequestTimeout."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise NotJson("Send changes with 'Content-Type: application/json'.")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > BODY_BYTES:
+                    raise TooLarge(f"The body is larger than {BODY_BYTES} bytes.")
+    except TimeoutError as err:
+        raise RequestTimeout("The body did not arrive in time.") from err
+    return bytes(body)

@@ -1,0 +1,102 @@
+"""Every route of the admin API: method, path, the scope it needs, and what answers. The one place that knows all.
+
+`docs/admin-api.md` is generated from this table.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from gateway.admin import people, running
+from gateway.admin.call import Call
+from gateway.errors import MethodNotAllowed, NotFound
+from gateway.services.accounts import ADMIN_SCOPES
+
+BASE = "/admin/v1"
+READ, WRITE = ADMIN_SCOPES
+
+
+@dataclass(frozen=True)
+class Row:
+    """`path` follows BASE; its `{names}` stand for one segment each."""
+
+    method: str
+    path: str
+    answer: Callable[[Call], Awaitable[object]]
+    says: str
+    status: int = 200
+
+    @property
+    def scope(self) -> str:
+        """What only looks needs the one scope, what changes anything the other."""
+        return READ if self.method == "GET" else WRITE
+
+    def match(self, segments: list[str]) -> dict[str, str] | None:
+        """What stands for the names, or None."""
+        own = self.path.split("/")[1:]
+        if len(own) != len(segments):
+            return None
+        pairs = list(zip(own, segments, strict=True))
+        if any(name != given for name, given in pairs if not name.startswith("{")):
+            return None
+        return {name[1:-1]: given for name, given in pairs if name.startswith("{")}
+
+
+TENANT, USER, KEY = "/tenants/{tenant}", "/tenants/{tenant}/users/{user}", "/keys/{key}"
+
+ROWS = (
+    Row("GET", "/self", running.myself, "whose key this is, and its scopes"),
+    Row("GET", "/stats", running.stats, "queues, slots, shares, connections: as `/stats`"),
+    Row("GET", "/backends", running.backends, "engines as they are seen now"),
+    Row("GET", "/models", running.models, "models, where they are, their other names: as `fairgate models`"),
+    Row("GET", "/tenants", people.tenants, "tenants by name"),
+    Row("POST", "/tenants", people.new_tenant, "create a tenant", 201),
+    Row("GET", TENANT, people.tenant, "one tenant"),
+    Row("POST", f"{TENANT}/disable", people.disable_tenant, "refuse all keys of a tenant"),
+    Row("POST", f"{TENANT}/enable", people.enable_tenant, "undo that"),
+    Row("GET", f"{TENANT}/limits", people.limits, "limits of a tenant, and what is spent of budgets"),
+    Row("PATCH", f"{TENANT}/limits", people.change_limits, "change those that are named; null takes one away"),
+    Row("DELETE", f"{TENANT}/limits", people.clear_limits, "take all away"),
+    Row("GET", "/users", people.users, "users, of all tenants or of `tenant`"),
+    Row("GET", f"{TENANT}/users", people.users_of_tenant, "users of a tenant by name"),
+    Row("POST", f"{TENANT}/users", people.new_user, "create a user", 201),
+    Row("GET", USER, people.user, "one user"),
+    Row("POST", f"{USER}/disable", people.disable_user, "refuse all keys of a user"),
+    Row("POST", f"{USER}/enable", people.enable_user, "undo that"),
+    Row("GET", f"{USER}/limits", people.limits, "limits of a user, and what is spent of budgets"),
+    Row("PATCH", f"{USER}/limits", people.change_limits, "change those that are named; null takes one away"),
+    Row("DELETE", f"{USER}/limits", people.clear_limits, "take all away"),
+    Row("GET", "/keys", people.keys, "keys by age, of all or of `tenant` and its `user`"),
+    Row("POST", "/keys", people.new_key, "create a key; `token` is shown this once", 201),
+    Row("GET", KEY, people.key, "one key, by its public id"),
+    Row("POST", f"{KEY}/rotate", people.rotate_key, "a new key with the same terms; the old one ends", 201),
+    Row("POST", f"{KEY}/disable", people.disable_key, "refuse a key until it is enabled"),
+    Row("POST", f"{KEY}/enable", people.enable_key, "undo that"),
+    Row("POST", f"{KEY}/revoke", people.revoke_key, "refuse a key for good"),
+    Row("GET", f"{KEY}/limits", people.limits, "limits of a key, and what is spent of budgets"),
+    Row("PATCH", f"{KEY}/limits", people.change_limits, "change those that are named; null takes one away"),
+    Row("DELETE", f"{KEY}/limits", people.clear_limits, "take all away"),
+    Row("GET", "/usage", running.usage, "requests, tokens, times and cost: as `fairgate usage`"),
+    Row("GET", "/settings", running.settings, "the fair-use settings in force, and where each comes from"),
+    Row("GET", "/settings/{setting}", running.setting, "one setting"),
+    Row("PUT", "/settings/{setting}", running.set_setting, "change it from now on"),
+    Row("DELETE", "/settings/{setting}", running.clear_setting, "go back to the configuration's value"),
+    Row("GET", "/reservations", running.reservations, "windows that are not over"),
+    Row("POST", "/reservations", running.new_reservation, "ask for a window, or approve it at once", 201),
+    Row("POST", "/reservations/{reservation}/approve", running.approve, "let it act"),
+    Row("POST", "/reservations/{reservation}/cancel", running.cancel, "end or withdraw it"),
+    Row("GET", "/audit", running.audit, "the latest rows of the audit trail that match"),
+    Row("GET", "/actions", running.actions, "what admins did, the latest last"),
+)
+
+
+def find(method: str, path: str) -> tuple[Row, dict[str, str]]:
+    """The row of a path below BASE, and what stands for its names. Raises NotFound, MethodNotAllowed."""
+    segments = path.split("/")[1:]
+    there = [(row, named) for row in ROWS if (named := row.match(segments)) is not None and all(named.values())]
+    if not there:
+        raise NotFound("There is no such route.")
+    for row, named in there:
+        if row.method == method:
+            return row, named
+    allow = ", ".join(row.method for row, _ in there)
+    raise MethodNotAllowed(f"This route takes {allow}.", allow)
