@@ -69,6 +69,8 @@ class Call:
 
     def asked(self, kind: type[Asked]) -> Asked:
         """The body. Raises BadRequest with the path of what is wrong."""
+        if rb"\u0000" in self._body:
+            raise BadRequest("The body holds a NUL, which no text of a store can.")
         try:
             return msgspec.json.decode(self._body or b"{}", type=kind)
         except msgspec.ValidationError as err:
@@ -85,6 +87,8 @@ class Call:
         given = dict(pairs)
         if len(given) < len(pairs):
             raise BadRequest("A parameter of the query stands twice.")
+        if any("\0" in value for value in given.values()):
+            raise BadRequest("The query holds a NUL, which no text of a store can.")
         try:
             return msgspec.convert(given, kind, strict=False)
         except msgspec.ValidationError as err:

@@ -6,6 +6,7 @@ so no page can act for whoever is looking at it.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -20,6 +21,8 @@ from gateway.services.keyfmt import PREFIX
 from gateway.services.keys import KeyService
 from gateway.services.principal import Principal
 from gateway.urls import parse_listen
+
+log = logging.getLogger("fairgate.admin")
 
 BODY_BYTES: Final = 64 * 1024
 BODY_SECONDS: Final = 10.0
@@ -48,8 +51,10 @@ class Gate:
             who = await self._known(request)
         except GatewayError as error:
             failure = error
+            log.warning("an admin key was refused", extra={"ip": self._ip(request), "code": error.code})
         else:
             if not who.scopes & _ADMIN:
+                log.warning("a key without an admin scope was refused", extra={"ip": self._ip(request), "key": who.key})
                 raise Forbidden("This key has no admin scope.")
             return who
         if (turn := self._keys.turn_to_refuse()) is not None:

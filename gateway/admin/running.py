@@ -113,9 +113,11 @@ async def usage(call: Call) -> object:
         until=_hour(asked.until, "until", EVER),
         tenant=(await accounts.find_tenant(call.store, asked.tenant)).id if asked.tenant else "",
         prices=price_table(call.config.prices),
+        count=asked.limit + 1,
+        skip=asked.offset,
     )
     async with call.office.reports:
-        rows = (await call.store.usage(query))[asked.offset : asked.offset + asked.limit + 1]
+        rows = await call.store.usage(query)
     names = await named(call.store, asked.by, rows)
     shown: list[Any] = [{"name": name, **msgspec.structs.asdict(row)} for name, row in zip(names, rows, strict=True)]
     return {"by": asked.by, **listed(shown, asked.limit, asked.offset)}

@@ -93,7 +93,7 @@ def find(method: str, path: str) -> tuple[Row, dict[str, str]]:
     """The row of a path below BASE, and what stands for its names. Raises NotFound, MethodNotAllowed."""
     segments = path.split("/")[1:]
     there = [(row, named) for row in ROWS if (named := row.match(segments)) is not None and all(named.values())]
-    if not there:
+    if not there or "\0" in path:  # which no text of a store can hold
         raise NotFound("There is no such route.")
     for row, named in there:
         if row.method == method:

@@ -52,7 +52,7 @@ _GROUPS: dict[By, str] = {
 
 class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Times are Unix microseconds, whole hours, `until` is outside; empty ids mean all. `prices`: model -> price of a
-    million prompt tokens and of a million completion tokens."""
+    million prompt tokens and of a million completion tokens. `count` groups after the first `skip`."""
 
     by: By
     since: int = 0
@@ -60,6 +60,8 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = ""
     key: str = ""
     prices: Mapping[str, tuple[float, float]] = {}
+    count: int = 1 << 62
+    skip: int = 0
 
     def __post_init__(self) -> None:
         if self.since % HOUR_US or self.until % HOUR_US:
@@ -95,9 +97,11 @@ def statement(query: UsageQuery, sketch_sum: str) -> tuple[str, list[str | int |
     order = "1" if query.by in ("day", "hour") else "sum(prompt_tokens) + sum(completion_tokens) DESC, 1"
     sums = ", ".join(f"sum({name}) AS {name}" for name in CELL_COLUMNS[6:12])
     sketches = ", ".join(f"{sketch_sum.format(name)} AS {name}" for name in SKETCHES)
+    values += [query.count, query.skip]
+    part = f"LIMIT ${len(values) - 1} OFFSET ${len(values)}"
     sql = (
         f"SELECT {_GROUPS[query.by]} AS grouped, {sums}, {sketches}, {cost} AS cost "  # noqa: S608 -- constants of ours
-        f"FROM {table} WHERE {where} GROUP BY 1 ORDER BY {order}"
+        f"FROM {table} WHERE {where} GROUP BY 1 ORDER BY {order} {part}"
     )
     return sql, values
 

@@ -18,7 +18,9 @@ from gateway.services.accounts import KeyTerms
 from gateway.store.base import Key
 from gateway.store.limits import Limits
 from tests.admin.desk import SCOPES_OF, WITHIN, Desk, desk
+from tests.gateway import gateway
 from tests.process import CHEAP_IDENTITY
+from tests.servers import free_port
 from tests.services.keyring import CHEAP, connection
 
 pytestmark = pytest.mark.timeout(240)
@@ -155,7 +157,10 @@ async def _state(tour: Tour) -> None:
     assert {row["status"] for row in rows} == {200}
     assert (await tour.do("GET", f"/audit?key={it.ids['write']}"))["data"] == []
     since = time.strftime("%Y-%m-%d", time.gmtime())
+    hours = await tour.do("GET", "/usage?by=hour&limit=1")
+    assert len(hours["data"]) == 1
     used = await tour.do("GET", f"/usage?by=user&since={since}&tenant=lab")
+    assert (await tour.do("GET", f"/usage?by=user&since={since}&tenant=lab&offset=1"))["data"] == []
     assert (used["by"], used["data"][0]["name"], used["data"][0]["requests"] > 0) == ("user", "lab/lea", True)
 
 
@@ -407,16 +412,20 @@ WRONG = [
     ("GET", "/audit?since=soon", None, 400, "since"),
     ("GET", "/actions?id=x", None, 400, "kind"),
     ("GET", "/nothing", None, 404, None),
+    ("GET", "/tenants/%00", None, 404, None),
+    ("GET", "/audit?key=%00", None, 400, None),
+    ("POST", "/keys", {"tenant": "acme", "user": "ann", "force_model": "\0"}, 400, None),
+    ("GET", "/audit?key=%ff", None, 400, None),
     ("GET", "/tenants/", None, 404, None),
     ("PUT", "/tenants", {}, 405, None),
 ]
 
 
-def test_what_is_wrong_is_named_and_changes_nothing(tmp_path: Path) -> None:
+def test_what_is_wrong_is_named_and_changes_nothing(store_url: str, tmp_path: Path) -> None:
     """Strict bodies and queries: an unknown member is refused with its path."""
 
     async def body() -> None:
-        async with desk(tmp_path) as it:
+        async with desk(tmp_path, store_url) as it:
             for method, path, asked, status, param in WRONG:
                 answer = await it.ask(method, BASE + path, asked)
                 assert answer.status_code == status, f"{method} {path} {asked}: {answer.text}"
@@ -473,6 +482,28 @@ def test_nothing_of_it_exists_when_it_is_off(tmp_path: Path, workers: int) -> No
                     assert (answer.status_code, answer.text) == (404, "Not Found"), path
             for path in ("/metrics", "/healthz", "/readyz", "/stats"):
                 assert (await it.ask("GET", path, key="")).status_code == 200
+
+    asyncio.run(body())
+
+
+def test_a_store_that_is_away_denies(tmp_path: Path) -> None:
+    """K5: what cannot be checked or done is refused; nothing of the database is told."""
+
+    async def body() -> None:
+        admin = config.Admin(listen=f"127.0.0.1:{free_port()}", api=True)
+        async with gateway("http://127.0.0.1:1", admin=admin) as g:
+            known, new = [await g.add_key(scopes=("admin:read",)) for _ in range(2)]
+            async with httpx.AsyncClient(base_url=f"http://{admin.listen}", trust_env=False) as http:
+
+                async def ask(key: str) -> tuple[int, str]:
+                    answer = await http.get(f"{BASE}/tenants", headers={"authorization": f"Bearer {key}"})
+                    assert ".db" not in answer.text
+                    return answer.status_code, answer.json().get("error", {}).get("code", "")
+
+                assert await ask(known) == (200, "")
+                await g.store.close()
+                assert await ask(known) == (503, "unavailable")
+                assert await ask(new) == (503, "auth_unavailable")
 
     asyncio.run(body())
 
