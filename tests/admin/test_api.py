@@ -185,6 +185,8 @@ def test_scopes_of_every_route(tmp_path: Path) -> None:
                     assert set(answer.json()) == {"error"}
                 good = await it.ask(row.method, path, {"nothing": 1}, key=row.scope.removeprefix("admin:"))
                 assert good.status_code in (200, 400, 404), f"{row.method} {row.path}: {good.text}"
+            for key, status in {"": 401, "data": 403, "read": 404, "write": 404}.items():
+                assert (await it.ask("GET", f"{BASE}/nothing", key=key)).status_code == status, key
             async with connection(it.store) as store:
                 assert len(await store.operations_history(None, 100)) == 7, "none of these changed anything"
 
@@ -288,9 +290,8 @@ def test_guesses_are_throttled_together_with_the_data_planes(tmp_path: Path, wor
             assert (answers[-1].status_code, len(answers) <= 3) == (429, True), [a.status_code for a in answers]
             assert int(answers[-1].headers["retry-after"]) >= 1
             assert (await it.ask("GET", f"{BASE}/self")).status_code == 200
-            async with asyncio.timeout(WITHIN):
-                while await it.chat("fg_wrong") != 429:
-                    await asyncio.sleep(0.05)
+            statuses = [await it.chat("fg_wrong") for _ in range(2)]
+            assert statuses[-1] == 429, "the first may overtake what the worker is told"
 
     asyncio.run(body())
 
@@ -464,6 +465,7 @@ async def _all(it: Desk, path: str, more: str = "") -> list[str]:
     while offset is not None:
         part = await it.get(f"{path}?limit=2&offset={offset}{more}")
         assert len(part["data"]) <= 2
+        assert offset < 20
         names += [row["name"] for row in part["data"]]
         offset = part["next_offset"]
     return names
