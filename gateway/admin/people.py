@@ -1,6 +1,6 @@
 """The admin API's answers about tenants, users, keys and their limits. The rules are `services.accounts`' own.
 
-An admin key is made, rotated and enabled on the host only: whoever holds one cannot make its power outlive it.
+An admin key is made, rotated and enabled on the host only: revoking a stolen one ends its administration.
 """
 
 from typing import Any

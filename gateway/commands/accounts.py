@@ -103,7 +103,13 @@ def _add_terms(create: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="all the tenant may use, or (--no-all-models) only those named; neither: named ones if any, else all",
     )
-    create.add_argument("--scopes", type=names, default=SCOPES, metavar="A,B", help=f"default: {','.join(SCOPES)}")
+    create.add_argument(
+        "--scopes",
+        type=names,
+        default=SCOPES,
+        metavar="A,B",
+        help=f"default: {','.join(SCOPES)}; for the admin API and nothing else: {','.join(accounts.ADMIN_SCOPES)}",
+    )
     create.add_argument("--cidrs", type=names, default=(), metavar="NET,NET", help="networks it may be used from")
     create.add_argument(
         "--expires-days", type=_days, default=accounts.DEFAULT_DAYS, metavar="N", help="1-365, or never (default: 90)"
