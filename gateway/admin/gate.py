@@ -16,11 +16,10 @@ from gateway.config import Config
 from gateway.errors import Forbidden, GatewayError, NotJson, RequestTimeout, TooLarge, Unauthenticated
 from gateway.flow.peer import forwarded_by
 from gateway.services.accounts import ADMIN_SCOPES
-from gateway.services.checkup import loopback
 from gateway.services.keyfmt import PREFIX
 from gateway.services.keys import KeyService
 from gateway.services.principal import Principal
-from gateway.urls import parse_listen
+from gateway.urls import loopback, parse_listen
 
 log = logging.getLogger("fairgate.admin")
 
