@@ -261,14 +261,10 @@ class Core:
     # -- slots -------------------------------------------------------------------------------------------------
 
     def _gate_for(self, pool: Pool, ticket: Ticket) -> Gate | None:
-        """A free slot for a request that need not wait. Who waited takes the first that comes free: turns go before
-        homes."""
+        """For who need not wait. Who waited takes the first slot that comes free: turns go before homes."""
         load = self.fleet.settings.affinity if ticket.conversation else 0.0
-        if load:
-            places = [place for place in pool.places if place[0].name not in ticket.avoid]
-            if (home := home_gate(places, ticket.conversation, load)) is not None:
-                return home
-        return best_gate(pool.places, ticket.avoid)
+        home = home_gate(pool.places, ticket.conversation, load, ticket.avoid) if load else None
+        return home or best_gate(pool.places, ticket.avoid)
 
     def _start(self, gate: Gate, request: Request, waited: float) -> Granted:
         gate.running += 1

@@ -65,15 +65,16 @@ def best_gate(places: Sequence[Place], avoid: tuple[str, ...] = ()) -> Gate | No
     return best
 
 
-def home_gate(places: Sequence[Place], conversation: int, load: float) -> Gate | None:
-    """The gate that a conversation prefers among those with a free slot; None where every one has too much to do.
+def home_gate(places: Sequence[Place], conversation: int, load: float, avoid: tuple[str, ...] = ()) -> Gate | None:
+    """The gate that a conversation prefers among those with a free slot; None where every one has too much to do, or is
+    one of `avoid`.
 
     Of the lowest preference, as in `best_gate`; there each conversation has an order of its own (highest random weight,
     Thaler and Ravishankar 1998, weighted by slots: twice the slots, twice the homes): when gates come and go, only the
     conversations of those move. The first one that runs at most `load` times its part of the requests takes it (bounded
     loads, Mirrokni et al. 2018).
     """
-    free = [place for place in places if place[0].running < place[0].slots]
+    free = [place for place in places if place[0].running < place[0].slots and place[0].name not in avoid]
     if not free:
         return None
     least = min([preference for _, preference in free])

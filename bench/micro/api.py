@@ -92,8 +92,8 @@ def streams() -> Iterator[Named]:
     yield "filter.feed, one frame", partial(frames.feed, FRAME)
     yield "filter.feed, the extra frame", partial(frames.feed, EXTRA)
     answer = b'{"id":"x","choices":[{"message":{"content":"%b"}}],"usage":{"prompt_tokens":1,"completion_tokens":2}}'
-    yield "usage_of_body 1 KB", partial(usage_of_body, OPENAI, answer % (b"x" * 1000))
-    yield "usage_of_body 100 KB", partial(usage_of_body, OPENAI, answer % (b"x" * 100_000))
+    yield "usage_of_body 1 KB", partial(usage_of_body, OPENAI.framing, answer % (b"x" * 1000))
+    yield "usage_of_body 100 KB", partial(usage_of_body, OPENAI.framing, answer % (b"x" * 100_000))
 
 
 def rest() -> Iterator[Named]:

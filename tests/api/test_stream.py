@@ -131,11 +131,11 @@ def test_usage_of_messages(counts: bytes, usage: Usage) -> None:
         b'{"usage":%b,"type":"message"}',
         b'{"content":"' + b"x" * 70_000 + b'", "usage": %b , "type":"message"}',
     ):
-        assert usage_of_body(MESSAGES, body % counts) == usage
+        assert usage_of_body(MESSAGES.framing, body % counts) == usage
 
 
 def test_counted_tokens_are_no_usage() -> None:
-    assert usage_of_body(ROUTES.match("POST", "/v1/messages/count_tokens"), b'{"input_tokens":14}') is None
+    assert usage_of_body(ROUTES.match("POST", "/v1/messages/count_tokens").framing, b'{"input_tokens":14}') is None
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_counted_tokens_are_no_usage() -> None:
     ],
 )  # fmt: skip
 def test_usage_of_openai_answers(frame: bytes, usage: Usage | None) -> None:
-    assert usage_of_body(CHAT, frame) == usage
+    assert usage_of_body(CHAT.framing, frame) == usage
     assert tapped([chunk(b"data: %b\n\n" % frame), chunk(DONE)]).finish() == usage
 
 
@@ -176,23 +176,23 @@ def test_usage_of_openai_answers(frame: bytes, usage: Usage | None) -> None:
     ],
 )
 def test_usage_of_ollama_answers(body: bytes, usage: Usage | None) -> None:
-    assert usage_of_body(NATIVE, body) == usage
+    assert usage_of_body(NATIVE.framing, body) == usage
 
 
 def test_usage_of_large_answers_is_read_from_their_end() -> None:
     vectors = json.dumps([[0.25] * 5000]).encode()
     openai = b'{"data":%b,"usage":{"prompt_tokens":8,"total_tokens":8}}' % vectors
     native = b'{"embeddings":%b,"total_duration":1,"prompt_eval_count":5}' % vectors
-    assert usage_of_body(CHAT, openai) == Usage(8, 0)
-    assert usage_of_body(CHAT, openai[-3000:]) == Usage(8, 0)
-    assert usage_of_body(NATIVE, native) == Usage(5, 0)
+    assert usage_of_body(CHAT.framing, openai) == Usage(8, 0)
+    assert usage_of_body(CHAT.framing, openai[-3000:]) == Usage(8, 0)
+    assert usage_of_body(NATIVE.framing, native) == Usage(5, 0)
     timed = (
         b'{"data":%b,"usage":{"prompt_tokens":8,"completion_tokens":2},"timings":{"cache_n":3,"prompt_n":5}}' % vectors
     )
-    assert usage_of_body(CHAT, timed) == Usage(8, 2, 3)
+    assert usage_of_body(CHAT.framing, timed) == Usage(8, 2, 3)
     first = b'{"usage":{"prompt_tokens":8},"data":%b}' % vectors
-    assert usage_of_body(CHAT, first) == Usage(8, 0)
-    assert usage_of_body(NATIVE, b'{"embedding":%b}' % vectors) is None
+    assert usage_of_body(CHAT.framing, first) == Usage(8, 0)
+    assert usage_of_body(NATIVE.framing, b'{"embedding":%b}' % vectors) is None
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
