@@ -119,12 +119,12 @@ def test_counting_is_a_request_of_no_tokens() -> None:
     uvloop.run(main())
 
 
-def test_engines_that_do_not_speak_it_are_not_asked() -> None:
+def test_engines_that_cannot_count_are_not_asked() -> None:
     """A3, K8"""
 
     async def main() -> None:
         async with Engine(answering(json_answer(MESSAGE))) as engine, gateway(engine.url, "openai") as g:
-            status, _, body = await g.ask(MESSAGES, chat())
+            status, _, body = await g.ask(COUNT, chat())
             assert (status, json.loads(body)["error"]["code"]) == (403, "model_not_available")
             assert engine.chats.empty()
 
