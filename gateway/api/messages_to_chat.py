@@ -5,32 +5,28 @@ unknown here are left out; what would change the meaning (documents, server tool
 who is asking, or where the request goes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
+from gateway.api.given import Object, an_array, an_object, decoded
 from gateway.errors import BadRequest
 
 PATH: Final = b"/v1/chat/completions"
 
 _SAME: Final = ("temperature", "top_p", "top_k")
 _CHOICES: Final = {"auto": "auto", "any": "required", "none": "none"}
-_FORGOTTEN: Final = frozenset({"thinking", "redacted_thinking"})
-
-Object = Mapping[str, Any]
+_FORGOTTEN: Final = ("thinking", "redacted_thinking")  # no set: a type may be anything, and not every value has a hash
 
 
 def request(body: bytes, model: str, cap: int) -> bytes:
     """The body of a chat completion, of at most `cap` tokens. Raises BadRequest for what has no counterpart."""
-    try:
-        asked = _object(msgspec.json.decode(body), "body")
-    except RecursionError:
-        raise BadRequest("The body is nested too deeply") from None
+    asked = decoded(body)
     limit = asked.get("max_tokens")
     made: dict[str, Any] = {
         "model": model,
-        "messages": [*_system(asked.get("system")), *_turns(_list(asked.get("messages"), "messages"))],
+        "messages": [*_system(asked.get("system")), *_turns(an_array(asked.get("messages"), "messages"))],
         "max_tokens": cap if limit is None else min(int(limit), cap),
     }
     made |= {key: asked[key] for key in _SAME if asked.get(key) is not None}
@@ -42,7 +38,10 @@ def request(body: bytes, model: str, cap: int) -> bytes:
 
 
 def _system(given: Any) -> list[Object]:
-    text = "\n".join(part["text"] for part in _parts(given, "system")) if given else ""
+    parts = _parts(given, "system") if given else []
+    if any(part["type"] != "text" for part in parts):
+        raise BadRequest("`system` holds text only", param="system")
+    text = "\n".join(part["text"] for part in parts)
     return [{"role": "system", "content": text}] if text else []
 
 
@@ -50,14 +49,14 @@ def _turns(messages: Sequence[Any]) -> list[Object]:
     made: list[Object] = []
     for number, given in enumerate(messages):
         name = f"messages.{number}"
-        message = _object(given, name)
+        message = an_object(given, name)
         content = message.get("content")
         if message.get("role") == "assistant":
             made.append(_assistant(content, name))
         elif isinstance(content, str):
             made.append({"role": message.get("role"), "content": content})
         else:
-            made += _user(message.get("role"), _list(content, f"{name}.content"), name)
+            made += _user(message.get("role"), an_array(content, f"{name}.content"), name)
     return made
 
 
@@ -66,7 +65,7 @@ def _user(role: Any, blocks: Sequence[Any], name: str) -> list[Object]:
     results: list[Object] = []
     parts: list[Object] = []
     for given in blocks:
-        block = _object(given, name)
+        block = an_object(given, name)
         if block.get("type") == "tool_result":
             said = _parts(block.get("content") or "", name)
             text = "\n".join(part["text"] for part in said if part["type"] == "text")
@@ -78,10 +77,10 @@ def _user(role: Any, blocks: Sequence[Any], name: str) -> list[Object]:
 
 
 def _assistant(content: Any, name: str) -> Object:
-    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else _list(content, f"{name}.content")
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else an_array(content, f"{name}.content")
     made: dict[str, Any] = {"role": "assistant", "content": None}
-    calls = [_call(_object(block, name)) for block in blocks if _object(block, name).get("type") == "tool_use"]
-    said = [block for block in blocks if _object(block, name).get("type") not in ("tool_use", *_FORGOTTEN)]
+    calls = [_call(an_object(block, name)) for block in blocks if an_object(block, name).get("type") == "tool_use"]
+    said = [block for block in blocks if an_object(block, name).get("type") not in ("tool_use", *_FORGOTTEN)]
     if said or not calls:
         made["content"] = _content(_parts(said, name))
     return made | ({"tool_calls": calls} if calls else {})
@@ -101,13 +100,13 @@ def _parts(content: Any, name: str) -> list[dict[str, Any]]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     parts = []
-    for given in _list(content, name):
-        block = _object(given, name)
+    for given in an_array(content, name):
+        block = an_object(given, name)
         kind = block.get("type")
         if kind == "text" and isinstance(block.get("text"), str):
             parts.append({"type": "text", "text": block["text"]})
         elif kind == "image":
-            parts.append({"type": "image_url", "image_url": {"url": _url(_object(block.get("source"), name))}})
+            parts.append({"type": "image_url", "image_url": {"url": _url(an_object(block.get("source"), name))}})
         elif kind not in _FORGOTTEN:
             raise BadRequest(f"The engine of this model takes no content of type {str(kind)[:40]!r}", param=name)
     return parts
@@ -129,11 +128,11 @@ def _content(parts: Sequence[Object]) -> str | Sequence[Object]:
 def _tools(asked: Object) -> dict[str, Any]:
     if not asked.get("tools"):
         return {}
-    made: dict[str, Any] = {"tools": [_tool(_object(tool, "tools")) for tool in _list(asked["tools"], "tools")]}
+    made: dict[str, Any] = {"tools": [_tool(an_object(tool, "tools")) for tool in an_array(asked["tools"], "tools")]}
     choice = asked.get("tool_choice")
     if choice is None:
         return made
-    choice = _object(choice, "tool_choice")
+    choice = an_object(choice, "tool_choice")
     made["tool_choice"] = _CHOICES.get(str(choice.get("type"))) or {
         "type": "function",
         "function": {"name": choice.get("name")},
@@ -151,20 +150,8 @@ def _tool(tool: Object) -> Object:
 
 
 def _format(asked: Object) -> dict[str, Any]:
-    form = _object(asked.get("output_config") or {}, "output_config").get("format")
+    form = an_object(asked.get("output_config") or {}, "output_config").get("format")
     if form is None:
         return {}
-    schema = {"name": "answer", "schema": _object(form, "output_config.format").get("schema")}
+    schema = {"name": "answer", "schema": an_object(form, "output_config.format").get("schema")}
     return {"response_format": {"type": "json_schema", "json_schema": schema}}
-
-
-def _object(value: Any, name: str) -> Object:
-    if not isinstance(value, dict):
-        raise BadRequest(f"`{name}` must be an object", param=name)
-    return value
-
-
-def _list(value: Any, name: str) -> Sequence[Any]:
-    if not isinstance(value, list):
-        raise BadRequest(f"`{name}` must be an array", param=name)
-    return value

@@ -5,11 +5,12 @@ no name for, and members that are unknown here are left out; what would change t
 no prompt at all) is refused. Must not know the answer, who is asking, or where it goes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
+from gateway.api.given import Object, an_array, an_object, decoded
 from gateway.errors import BadRequest
 
 CHAT: Final = b"/v1/chat/completions"
@@ -20,21 +21,19 @@ _OPTIONS: Final = ("temperature", "top_p", "top_k", "min_p", "seed", "presence_p
 _IMAGES: Final = {"/9j/": "jpeg", "R0lGOD": "gif", "UklGR": "webp"}
 """How the base64 of an image begins -> its type; else it is a PNG."""
 
-Object = Mapping[str, Any]
-
 
 def chat(body: bytes, model: str, cap: int) -> bytes:
     """The body of a chat completion for one of `/api/chat`. Raises BadRequest for what has no counterpart."""
-    asked = _read(body)
+    asked = decoded(body)
     messages = asked.get("messages")
     if not messages:
         raise BadRequest("The engine of this model loads it by itself: `messages` is required", param="messages")
-    return _completion(asked, _turns(_list(messages, "messages")), model, cap)
+    return _completion(asked, _turns(an_array(messages, "messages")), model, cap)
 
 
 def generate(body: bytes, model: str, cap: int) -> bytes:
     """The same for one of `/api/generate`: a prompt is what a user says, as the model's template has it."""
-    asked = _read(body)
+    asked = decoded(body)
     for member in ("raw", "suffix", "template", "context"):
         if asked.get(member):
             raise BadRequest(f"The engine of this model does not take `{member}`", param=member)
@@ -47,21 +46,14 @@ def generate(body: bytes, model: str, cap: int) -> bytes:
 
 def embed(body: bytes, model: str, cap: int) -> bytes:
     """The body of an embedding request for one of `/api/embed` or `/api/embeddings`."""
-    asked = _read(body)
+    asked = decoded(body)
     given = asked.get("input") if asked.get("input") is not None else asked.get("prompt")
     made = {"model": model, "input": given if given is not None else ""}
     return msgspec.json.encode(made | ({"dimensions": asked["dimensions"]} if asked.get("dimensions") else {}))
 
 
-def _read(body: bytes) -> Object:
-    try:
-        return _object(msgspec.json.decode(body), "body")
-    except RecursionError:
-        raise BadRequest("The body is nested too deeply") from None
-
-
 def _completion(asked: Object, messages: Sequence[Object], model: str, cap: int) -> bytes:
-    options = _object(asked.get("options") or {}, "options")
+    options = an_object(asked.get("options") or {}, "options")
     limit = options.get("num_predict")
     made: dict[str, Any] = {
         "model": model,
@@ -86,7 +78,7 @@ def _completion(asked: Object, messages: Sequence[Object], model: str, cap: int)
 def _format(given: Any) -> Object:
     if given == "json":
         return {"type": "json_object"}
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": _object(given, "format")}}
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": an_object(given, "format")}}
 
 
 def _turns(messages: Sequence[Any]) -> list[Object]:
@@ -94,13 +86,13 @@ def _turns(messages: Sequence[Any]) -> list[Object]:
     made: list[Object] = []
     open_calls: list[Object] = []
     for number, given in enumerate(messages):
-        message = _object(given, f"messages.{number}")
+        message = an_object(given, f"messages.{number}")
         turn: dict[str, Any] = {"role": message.get("role")}
         turn["content"] = _content(message.get("content") or "", message.get("images"))
         if message.get("tool_calls"):
-            calls = _list(message["tool_calls"], "tool_calls")
+            calls = an_array(message["tool_calls"], "tool_calls")
             turn["tool_calls"] = [
-                _call(_object(call, "tool_calls"), f"call_{number}_{n}") for n, call in enumerate(calls)
+                _call(an_object(call, "tool_calls"), f"call_{number}_{n}") for n, call in enumerate(calls)
             ]
             open_calls += turn["tool_calls"]
         if message.get("role") == "tool":
@@ -110,7 +102,7 @@ def _turns(messages: Sequence[Any]) -> list[Object]:
 
 
 def _call(call: Object, otherwise: str) -> Object:
-    function = _object(call.get("function") or {}, "tool_calls")
+    function = an_object(call.get("function") or {}, "tool_calls")
     arguments = function.get("arguments") or {}
     text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
     made = {"name": function.get("name"), "arguments": text}
@@ -130,7 +122,7 @@ def _content(text: Any, images: Any) -> str | Sequence[Object]:
         raise BadRequest("`content` must be a string", param="messages")
     if not images:
         return text
-    parts = [{"type": "image_url", "image_url": {"url": _url(image)}} for image in _list(images, "images")]
+    parts = [{"type": "image_url", "image_url": {"url": _url(image)}} for image in an_array(images, "images")]
     return [{"type": "text", "text": text}, *parts]
 
 
@@ -139,15 +131,3 @@ def _url(image: Any) -> str:
         raise BadRequest("`images` must be base64 texts", param="images")
     kind = next((kind for begin, kind in _IMAGES.items() if image.startswith(begin)), "png")
     return f"data:image/{kind};base64,{image}"
-
-
-def _object(value: Any, name: str) -> Object:
-    if not isinstance(value, dict):
-        raise BadRequest(f"`{name}` must be an object", param=name)
-    return value
-
-
-def _list(value: Any, name: str) -> Sequence[Any]:
-    if not isinstance(value, list):
-        raise BadRequest(f"`{name}` must be an array", param=name)
-    return value
