@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from gateway.api.bridge import Crossing
 from gateway.api.bridges import bridge_to
-from gateway.api.dialect import Access, Dialect, Framing
+from gateway.api.dialect import Access, Dialect, Framing, Kind
 from gateway.api.routes import NO_ENDPOINT
 from gateway.errors import (
     AuditUnavailable,
@@ -29,12 +29,13 @@ from gateway.errors import (
     RateLimited,
     UpstreamBroke,
     UpstreamError,
+    UpstreamRejected,
 )
 from gateway.flow import fields, local, quota
 from gateway.flow.behalf import represent
 from gateway.flow.exchange import Exchange, Known, Outcome, Runtime
 from gateway.flow.quota import GENERATIONS, output_cap
-from gateway.flow.refusals import Collector, engine_refused
+from gateway.flow.refusals import NO_SUCH_ROUTE, Collector, engine_refused
 from gateway.flow.relay import Relay
 from gateway.flow.settle import opening, settle
 from gateway.flow.silence import comment_while_silent
@@ -220,17 +221,23 @@ async def read(x: Exchange, rt: Runtime) -> None:
 
 def route(x: Exchange, rt: Runtime) -> None:
     """Model and principal -> route. One answer for forbidden and unknown (K8)."""
-    asked = x.principal.force_model or x.ask.model
-    found = (
-        rt.names.find(asked, partial(_usable, x, rt), rt.backends.loaded) if rt.names.some else _usable(x, rt, asked)
-    )
+    found = _find(x, rt, x.endpoint.dialect.name, x.endpoint.kind)
     if found is None:
+        if _find(x, rt, "openai", Kind.CHAT) is not None:  # which every engine has: the key may use it, but not so
+            raise UpstreamRejected(NO_SUCH_ROUTE, 404)
         raise ModelUnavailable("The model does not exist or this key may not use it.", param="model")
     x.route = found
 
 
-def _usable(x: Exchange, rt: Runtime, model: str) -> Route | None:
-    found = rt.backends.route(model, x.endpoint.dialect.name, x.endpoint.kind)
+def _find(x: Exchange, rt: Runtime, dialect: str, kind: str) -> Route | None:
+    asked = x.principal.force_model or x.ask.model
+    if rt.names.some:
+        return rt.names.find(asked, partial(_usable, x, rt, dialect, kind), rt.backends.loaded)
+    return _usable(x, rt, dialect, kind, asked)
+
+
+def _usable(x: Exchange, rt: Runtime, dialect: str, kind: str, model: str) -> Route | None:
+    found = rt.backends.route(model, dialect, kind)
     return found if found is not None and x.principal.may_use(found.model) else None
 
 

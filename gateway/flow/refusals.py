@@ -5,6 +5,7 @@ about itself (hosts, paths, stack traces) stays in `cause`.
 """
 
 import re
+from typing import Final
 
 from gateway.errors import (
     EngineBusy,
@@ -26,6 +27,8 @@ _UNABLE = re.compile(
     rb"|(image|audio|video) input is not supported"
 )
 """What a model or an engine cannot do. Some engines say so with a 500 (Ollama of embeddings, llama.cpp of images)."""
+
+NO_SUCH_ROUTE: Final = "The engine of this model has no route for this kind of request."
 
 # What engines say (lower case) -> what the caller may know. First match wins.
 SENTENCES: tuple[tuple[re.Pattern[bytes], str], ...] = (
@@ -73,7 +76,7 @@ def engine_refused(status: int, body: bytes) -> GatewayError:
     cause = f"status {status}: {body[:2048]!r}"
     text = body.lower()
     if status == 404 and b"model" not in text:
-        return UpstreamRejected("The engine of this model has no route for this kind of request.", 404, cause=cause)
+        return UpstreamRejected(NO_SUCH_ROUTE, 404, cause=cause)
     if status == 404:  # the model went away since discovery saw it: the same answer as for one never there (K8)
         return ModelUnavailable("The model does not exist or this key may not use it.", param="model", cause=cause)
     if status == 503 and b"loading" in text:

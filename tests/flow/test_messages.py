@@ -119,13 +119,18 @@ def test_counting_is_a_request_of_no_tokens() -> None:
     uvloop.run(main())
 
 
-def test_engines_that_cannot_count_are_not_asked() -> None:
-    """A3, K8"""
+@pytest.mark.parametrize("path", [COUNT, "/api/show"])
+def test_engines_that_cannot_are_not_asked(path: str) -> None:
+    """A3, K8: of a model that the key may use otherwise, that is no secret; of any other nothing is told."""
 
     async def main() -> None:
         async with Engine(answering(json_answer(MESSAGE))) as engine, gateway(engine.url, "openai") as g:
-            status, _, body = await g.ask(COUNT, chat())
-            assert (status, json.loads(body)["error"]["code"]) == (403, "model_not_available")
+            own = await g.add_key(user="narrow", models=("else",))
+            told = [await g.ask(path, chat(), key=key) for key in (g.key, own)]
+            told.append(await g.ask(path, chat(model="unknown")))
+            assert [status for status, _, _ in told] == [404, 403, 403]
+            assert b"has no route for this kind of request" in told[0][2]
+            assert all(b"model_not_available" in body for _, _, body in told[1:])
             assert engine.chats.empty()
 
     uvloop.run(main())
