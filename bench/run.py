@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,6 +73,8 @@ def say(text: str) -> None:
 
 
 FILES_SPARE = 500
+LOOK, IDLE, LONGEST_REST = 0.25, 0.05, 10.0
+"""Seconds between two looks, the part of a core that all gateways together need for nothing, and seconds at most."""
 
 
 def fits(peer: Peer, scenario: Scenario) -> bool:
@@ -180,6 +183,20 @@ def installed(peer: Peer) -> str | None:
     return peer.missing()
 
 
+def rest(peers: list[Peer]) -> None:
+    """Until all gateways are idle: what the run before left to do, such as rows on their way to a store, would be done
+    in the next one's window, on its core."""
+    pids = [pid for peer in peers for pid in peer.pids()]
+    until = time.monotonic() + LONGEST_REST
+    before = machine.cpu_of(pids)
+    while time.monotonic() < until:
+        time.sleep(LOOK)
+        now = machine.cpu_of(pids)
+        if (now - before).total <= IDLE * LOOK:
+            return
+        before = now
+
+
 def stop_all(peers: list[Peer]) -> None:
     for peer in peers:
         peer.stop()
@@ -258,6 +275,7 @@ def run(plan: Plan, rows_to: Path, on_row: Callable[[Row], None] = lambda row: s
         for _, group in itertools.groupby(turns(plan, peers), lambda turn: turn[:3]):
             with holding(plan.lock):
                 for number, spin, scenario, peer in group:
+                    rest(peers)
                     keep({"round": number, **measure(peer, fitting(scenario, files), backend, plan, spin)})
                     on_row(rows[-1])
     return rows
