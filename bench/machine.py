@@ -71,6 +71,12 @@ def cpu_of(pids: list[int]) -> Cpu:
     return Cpu(user * TICK, system * TICK, run / 1e9, main / 1e9)
 
 
+def connections() -> int:
+    """TCP sockets of this machine that are open or in TIME_WAIT."""
+    words = Path("/proc/net/sockstat").read_text().partition("TCP:")[2].split()
+    return int(words[words.index("inuse") + 1]) + int(words[words.index("tw") + 1])
+
+
 def pss_mb(pids: list[int]) -> float:
     """Proportional set size of all processes in MB (10^6 bytes): shared pages count by share."""
     kilobytes = 0

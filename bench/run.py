@@ -73,8 +73,12 @@ def say(text: str) -> None:
 
 
 FILES_SPARE = 500
-LOOK, IDLE, LONGEST_REST = 0.25, 0.05, 10.0
+LOOK, IDLE, LONGEST_REST = 0.25, 0.05, 75.0
 """Seconds between two looks, the part of a core that all gateways together need for nothing, and seconds at most."""
+LEFT = 3_000
+"""Connections that the run before may have left open or in TIME_WAIT. A gateway that keeps thousands to the backend
+lets go of them seconds later, all at once, and the backend, which all share, would read their ends in another one's
+window."""
 
 
 def fits(peer: Peer, scenario: Scenario) -> bool:
@@ -184,15 +188,15 @@ def installed(peer: Peer) -> str | None:
 
 
 def rest(peers: list[Peer]) -> None:
-    """Until all gateways are idle: what the run before left to do, such as rows on their way to a store, would be done
-    in the next one's window, on its core."""
+    """Until all gateways are idle and their connections gone: what the run before left to do, such as rows on their way
+    to a store, would be done in the next one's window, on its core."""
     pids = [pid for peer in peers for pid in peer.pids()]
     until = time.monotonic() + LONGEST_REST
     before = machine.cpu_of(pids)
     while time.monotonic() < until:
         time.sleep(LOOK)
         now = machine.cpu_of(pids)
-        if (now - before).total <= IDLE * LOOK:
+        if (now - before).total <= IDLE * LOOK and machine.connections() <= LEFT:
             return
         before = now
 
