@@ -25,6 +25,8 @@ def decoded(body: bytes) -> Object:
         return an_object(msgspec.json.decode(body), "body")
     except RecursionError:
         raise BadRequest("The body is nested too deeply") from None
+    except msgspec.DecodeError as err:  # what was read before as raw text: a number that no float can hold
+        raise BadRequest(f"The body cannot be translated: {err}") from None
 
 
 def an_object(value: Any, name: str) -> Object:

@@ -96,7 +96,7 @@ def _turns(messages: Sequence[Any]) -> list[Object]:
             ]
             open_calls += turn["tool_calls"]
         if message.get("role") == "tool":
-            turn["tool_call_id"] = message.get("tool_call_id") or _answered(open_calls, message.get("tool_name"))
+            turn["tool_call_id"] = _answered(open_calls, message.get("tool_call_id"), message.get("tool_name"))
         made.append(turn)
     return made
 
@@ -109,12 +109,16 @@ def _call(call: Object, otherwise: str) -> Object:
     return {"id": call.get("id") or otherwise, "type": "function", "function": made}
 
 
-def _answered(calls: list[Object], name: Any) -> str:
+def _answered(calls: list[Object], number: Any, name: Any) -> Any:
+    """The id of the call that is answered, which is no longer open."""
+    if number:
+        calls[:] = [call for call in calls if call["id"] != number]
+        return number
     found = next((call for call in calls if call["function"]["name"] == name), calls[0] if calls else None)
     if found is None:
         raise BadRequest("A tool's result stands before any call of a tool", param="messages")
     calls.remove(found)
-    return str(found["id"])
+    return found["id"]
 
 
 def _content(text: Any, images: Any) -> str | Sequence[Object]:

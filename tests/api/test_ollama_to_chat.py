@@ -95,6 +95,8 @@ def test_results_belong_to_the_calls_of_their_tool() -> None:
         {"role": "assistant", "content": "so"},
         {"role": "assistant", "tool_calls": [{"id": "own", "function": {"name": "a", "arguments": {}}}]},
         {"role": "tool", "tool_call_id": "own", "content": "4"},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": {}}}]},
+        {"role": "tool", "tool_name": "a", "content": "5"},
     ]
     made = chatted(messages=turns)["messages"]
     calls = made[1]["tool_calls"]
@@ -102,7 +104,7 @@ def test_results_belong_to_the_calls_of_their_tool() -> None:
     assert json.loads(calls[0]["function"]["arguments"]) == {"at": "a"}
     assert "thinking" not in made[1]
     answered = [turn["tool_call_id"] for turn in made if turn["role"] == "tool"]
-    assert answered == ["call_1_1", "call_1_0", "call_1_2", "own"]
+    assert answered == ["call_1_1", "call_1_0", "call_1_2", "own", "call_8_0"]
 
 
 def test_a_system_prompt_of_generate_stands_before_the_prompt() -> None:

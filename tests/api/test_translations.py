@@ -147,3 +147,10 @@ def test_a_body_of_millions_of_parts_does_not_hold_up_the_loop(make: Any, item: 
     with pytest.raises(BadRequest, match="100000"):
         make(body, "m", 1)
     assert time.process_time() - began < 1.0
+
+
+@pytest.mark.parametrize("document", [MESSAGES, CHAT, GENERATE])
+def test_a_number_that_none_can_hold_is_refused(document: dict[str, Any]) -> None:
+    body = json.dumps(document | {"temperature": 7}).encode().replace(b'"temperature": 7', b'"temperature": 1e999')
+    with pytest.raises(BadRequest, match="out of range"):
+        REQUESTS[id(document)](body, "served", 10)
