@@ -16,7 +16,7 @@ from gateway.config import Identity, nearest
 from gateway.services.keyfmt import mint, random_text
 from gateway.services.keys import SCOPES
 from gateway.services.proofs import hasher
-from gateway.store.base import Conflict, Key, Store, Tenant, User
+from gateway.store.base import Conflict, Key, Page, Store, Tenant, User
 from gateway.store.limits import NO_LIMITS, Limits
 
 DAY = 86_400_000_000
@@ -33,6 +33,8 @@ ADMIN_SCOPES = ("admin:read", "admin:write")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
 _LONGEST_MODEL = 256
+_SOME = Page(count=200)
+"""Names that a wrong one is compared with: of ten thousand it would hold a gateway's loop for half a second."""
 _MOST_ACTIONS = 10_000
 """Of one key; older ones are not looked for."""
 
@@ -82,7 +84,7 @@ async def create_tenant(
 ) -> Tenant:
     """A new tenant; without models it may use none (K8)."""
     _check_name(name)
-    _check_models(models)
+    check_models(models)
     if allow_all_models and models:
         raise AccountError("name models or allow all of them, not both")
     tenant = Tenant(
@@ -198,7 +200,9 @@ def check_terms(terms: KeyTerms) -> None:
     """Raises AccountError for what no key may be."""
     if terms.name:
         _check_name(terms.name)
-    _check_models(terms.models)
+    check_models(terms.models)
+    if terms.force_model:
+        check_models((terms.force_model,))
     if terms.days is not None and not 1 <= terms.days <= LONGEST_DAYS:
         raise AccountError(f"a key lives 1 to {LONGEST_DAYS} days, or never expires by choice")
     if unknown := set(terms.scopes) - set(SCOPES) - set(ADMIN_SCOPES):
@@ -229,7 +233,7 @@ async def find_tenant(store: Store, ref: str) -> Tenant:
     """By name or id."""
     tenant = await store.tenant(ref)
     if tenant is None:
-        known = nearest(ref, [each.name for each in await store.tenants()])
+        known = nearest(ref, [each.name for each in await store.tenants(_SOME)])
         raise NoSuch(f"there is no tenant {ref!r}{known}")
     return tenant
 
@@ -238,7 +242,7 @@ async def find_user(store: Store, tenant: Tenant, ref: str) -> User:
     """By name or id within a tenant."""
     user = await store.user(tenant.id, ref)
     if user is None:
-        known = nearest(ref, [each.name for each in await store.users(tenant.id)])
+        known = nearest(ref, [each.name for each in await store.users(tenant.id, _SOME)])
         raise NoSuch(f"tenant {tenant.name!r} has no user {ref!r}{known}")
     return user
 
@@ -299,7 +303,8 @@ def _check_name(name: str) -> None:
         raise AccountError(f"{name!r}: a name is 1 to 128 of A-Z a-z 0-9 . _ @ + -, beginning with a letter or digit")
 
 
-def _check_models(models: tuple[str, ...]) -> None:
+def check_models(models: tuple[str, ...]) -> None:
+    """Raises AccountError for what no engine can call a model."""
     for model in models:
         if not 0 < len(model) <= _LONGEST_MODEL or not model.isprintable() or " " in model:
             raise AccountError(f"{model!r} is no model name")

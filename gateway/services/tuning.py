@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.api.model_names import meant
 from gateway.config import nearest
-from gateway.services.accounts import AccountError, NoSuch, Taken, find_tenant, find_user, now_us
+from gateway.services.accounts import AccountError, NoSuch, Taken, check_models, find_tenant, find_user, now_us
 from gateway.services.keyfmt import random_text
 from gateway.services.operations import effective
 from gateway.store.base import Store
@@ -87,6 +87,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
 async def reserve(store: Store, wish: Wish) -> Reservation:
     """A new reservation, which acts once it is approved."""
+    check_models(wish.models)
     tenant = await find_tenant(store, wish.tenant)
     user = await find_user(store, tenant, wish.user) if wish.user else None
     ends = wish.starts_at + wish.minutes * 60e6

@@ -406,6 +406,7 @@ WRONG = [
     ("PUT", "/settings/queue_timeout", {"value": -1}, 400, None),
     ("PUT", "/settings/queue_timeout", {"value": {"a": 1}}, 400, None),
     ("POST", "/reservations", {"tenant": "acme", "minutes": 1, "start": "soon"}, 400, "start"),
+    ("POST", "/reservations", {"tenant": "acme", "minutes": 1, "models": ["m\n"]}, 400, None),
     ("POST", "/reservations/none/approve", None, 404, None),
     ("GET", "/usage?since=2026-01-01T00:30", None, 400, "since"),
     ("GET", "/usage?by=colour", None, 400, "by"),
@@ -416,6 +417,8 @@ WRONG = [
     ("GET", "/tenants/%00", None, 404, None),
     ("GET", "/audit?key=%00", None, 400, None),
     ("POST", "/keys", {"tenant": "acme", "user": "ann", "force_model": "\0"}, 400, None),
+    ("POST", "/keys", {"tenant": "acme", "user": "ann", "force_model": "m\n"}, 400, None),
+    ("POST", "/keys", {"tenant": "acme", "user": "ann", "force_model": "m" * 300}, 400, None),
     ("GET", "/audit?key=%ff", None, 400, None),
     ("GET", "/tenants/", None, 404, None),
     ("PUT", "/tenants", {}, 405, None),
@@ -537,3 +540,20 @@ def test_a_key_is_shown_without_its_hash() -> None:
     """N-13: whatever a key's row gets, its hash stays out."""
     shown = accounts.public(Key(id="k", user="u", name="n", hash="$argon2id$x", created_at=1))
     assert "$argon2id$x" not in str(shown)
+
+
+def test_a_wrong_name_is_compared_with_some_names_only(tmp_path: Path) -> None:
+    """With ten thousand, whoever may read could hold the loop that grants slots."""
+
+    async def body() -> None:
+        async with connection(str(tmp_path / "s.db")) as store:
+            tenant = await accounts.create_tenant(store, "acme")
+            for number in range(250):
+                await accounts.create_user(store, tenant, f"{'late' if number else 'early'}-{number:03}")
+            with pytest.raises(accounts.NoSuch, match="did you mean 'early-000'"):
+                await accounts.find_user(store, tenant, "earl-000")
+            with pytest.raises(accounts.NoSuch) as refused:
+                await accounts.find_user(store, tenant, "lat-249")
+            assert "late-249" not in str(refused.value)
+
+    asyncio.run(body())
