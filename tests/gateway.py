@@ -101,8 +101,8 @@ async def gateway(backend: str, engine: cfg.EngineKind = "openai", **settings: A
         )
         config = msgspec.structs.replace(config, **settings)
         store = await open_store(config.store)
-        app = App(config, store)
         try:
+            app = App(config, store)
             async with app.running():
                 await app.backends.looked()
                 running = Gateway(app, store)

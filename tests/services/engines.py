@@ -19,6 +19,7 @@ class Engine:
         self.asked: Counter[str] = Counter()
         self.hosts: list[str] = []
         self.keys: list[str] = []
+        self.held: asyncio.Event | None = None  # answers wait for it, if there is one
         self.port = 0
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
@@ -53,6 +54,8 @@ class Engine:
             self.hosts.append(fields["host"])
             self.keys.append(fields.get("authorization", ""))
             raw = self.answers.get(path, answer(b'{"error":"no"}', 404))
+            if self.held is not None:
+                await self.held.wait()
             if raw == HANG:
                 await reader.read()
             writer.write(raw)

@@ -469,12 +469,14 @@ def test_disabling_tenant_or_user_elsewhere_ends_a_cached_token(url: str) -> Non
 def test_a_verification_under_way_sees_what_changed_meanwhile(url: str) -> None:
     async def body() -> None:
         async with ring(url) as it, running(issuer := Issuer(RSA)), door(it.store, issuer.section()) as keys:
+            issuer.held = asyncio.Event()
             flight = asyncio.ensure_future(told(keys, good()))
             async with asyncio.timeout(5):
                 while not issuer.fetches:
                     await asyncio.sleep(0)
             await it.store.disable_user(it.user.id, 1)
             keys.invalidate()
+            issuer.held.set()
             assert await flight == Refusal.OWNER_DISABLED.value
 
     asyncio.run(body())
