@@ -6,6 +6,7 @@ end. Must not know who the client is, nor decide retries: `StaleConnection` says
 
 import asyncio
 import errno
+import logging
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from gateway.http1.eager import Signal
 from gateway.http1.facts import Address, PoolStats
 from gateway.http1.message import ResponseHead, UpstreamWireError
 from gateway.http1.reply import ResponseHeads
+
+log: Final = logging.getLogger("fairgate.http1")
 
 NEVER: Final = float("inf")
 JOIN_LIMIT: Final = 16 * 1024  # bytes up to which one joined write beats two
@@ -193,6 +196,13 @@ class UpstreamConnection:
                 self.abort()
         except UpstreamWireError as error:
             self._broke(UpstreamBroke("The engine's answer was malformed.", cause=str(error)))
+        except Exception as error:
+            self._unread(error)
+
+    def _unread(self, error: Exception) -> None:
+        """A bug in what reads this answer ends this answer only: the loop goes on, and nobody waits for its end."""
+        log.error("an answer could not be read by a bug", exc_info=error)
+        self._broke(UpstreamBroke("The engine's answer could not be read.", cause=repr(error)))
 
     def _read_head(self, data: bytes) -> None:
         self.reused = False  # it answers: from here on its end is a failure, and no reason to ask again (R5)
@@ -281,14 +291,21 @@ class UpstreamConnection:
         self.pool.forget(self)
         state, self.state = self.state, State.CLOSED
         if state is State.BODY and self.walker is None and self._remaining is None and exc is None:
-            if self.sink is not None:
-                self.sink.last(b"")
+            self._closed_after_all()
         elif state is State.HEAD and self.reused:
             self._fail(StaleConnection("The engine closed the connection.", cause=repr(exc)))
         elif state is State.HEAD or state is State.BODY:
             self._fail(
                 UpstreamBroke("The engine closed the connection before its answer was complete.", cause=repr(exc))
             )
+
+    def _closed_after_all(self) -> None:
+        """The end of the connection is that of a body without a length."""
+        try:
+            if self.sink is not None:
+                self.sink.last(b"")
+        except Exception as error:
+            self._unread(error)
 
     def _broke(self, error: UpstreamError) -> None:
         self.abort()

@@ -66,10 +66,14 @@ def send(connection: UpstreamConnection, **timers: float) -> "Signal[Any]":
 
 
 async def exchange(
-    connection: UpstreamConnection, got: "Signal[Any] | None" = None, *, paused: bool = False
+    connection: UpstreamConnection,
+    got: "Signal[Any] | None" = None,
+    *,
+    paused: bool = False,
+    body: Body | None = None,
 ) -> tuple[int, bytes, UpstreamError | None]:
     """One exchange: status, raw body bytes, how it broke. `paused`: its client takes nothing when it begins."""
-    body = Body()
+    body = body or Body()
     got = got or send(connection)
     head: list[Any] = []
 
@@ -216,6 +220,56 @@ def test_an_answer_that_stops_short_or_breaks_its_framing_fails(wire: bytes) -> 
         assert pool.take() is None
 
     run(answers(wire), test)
+
+
+class Crash(Body):
+    """A sink with a bug, which shows at the body's first bytes or at its last."""
+
+    def __init__(self, at: str) -> None:
+        super().__init__()
+        self.at = at
+
+    def data(self, data: bytes) -> None:
+        if self.at == "data":
+            raise RecursionError
+
+    def last(self, data: bytes) -> None:
+        raise RecursionError
+
+
+@pytest.mark.parametrize("at", ["data", "last"])
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"Content-Length: 4\r\n\r\nab",
+        b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n",
+        b"Connection: close\r\n\r\nab",
+    ],
+)
+def test_a_bug_in_what_reads_an_answer_ends_that_answer_only(
+    wire: bytes, at: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rest = b"0\r\n\r\n" if b"chunked" in wire else b"cd"
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        connection = await pool.dial(1.0)
+        body = Crash(at)
+        _, _, error = await exchange(connection, body=body)
+        assert isinstance(error, UpstreamBroke)
+        assert connection.state is State.CLOSED
+        assert pool.take() is None
+        assert "by a bug" in caplog.text
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\n" + wire)
+        await writer.drain()
+        writer.write(rest)
+        if b"close" in wire:
+            writer.close()
+        await reader.read()
+
+    run(script, test)
 
 
 @pytest.mark.parametrize(
