@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.api.completion import Call, ChunkStream, Completion, Counts, Function, Said, whole
+from gateway.api.completion import Call, CallNumbers, ChunkStream, Completion, Counts, Said, whole
 
 Object = Mapping[str, Any]
 
@@ -33,7 +33,7 @@ def answer(body: bytes) -> bytes:
     if said.content:
         content.append({"type": "text", "text": said.content})
     for number, call in enumerate(said.tool_calls or []):
-        content.append(_tool_use(call, f"{made.id}_{number}") | {"input": call.input})
+        content.append(_tool_use(call, f"{made.id or 'msg'}_{number}") | {"input": call.input})
     end = _end(choice.finish_reason, choice.stop_reason, called=bool(said.tool_calls))
     return msgspec.json.encode(_message(made, content) | end | {"usage": _usage(made.usage)})
 
@@ -43,8 +43,7 @@ def _message(made: Completion, content: list[Object]) -> dict[str, Any]:
 
 
 def _tool_use(call: Call, otherwise: str) -> dict[str, Any]:
-    function = call.function or Function()
-    return {"type": "tool_use", "id": call.id or f"toolu_{otherwise}", "name": function.name or "", "input": {}}
+    return {"type": "tool_use", "id": call.id or f"toolu_{otherwise}", "name": call.name, "input": {}}
 
 
 def _end(finish: str | None, stop: int | str | None, *, called: bool) -> dict[str, Any]:
@@ -58,10 +57,10 @@ def _usage(counts: Counts | None) -> dict[str, int]:
     """Anthropic's input leaves out what was read from a cache."""
     counts = counts or Counts()
     return {
-        "input_tokens": max(0, (counts.prompt_tokens or 0) - counts.cached),
+        "input_tokens": max(0, counts.prompt - counts.cached),
         "cache_read_input_tokens": counts.cached,
         "cache_creation_input_tokens": 0,
-        "output_tokens": counts.completion_tokens or 0,
+        "output_tokens": counts.completion,
     }
 
 
@@ -73,7 +72,8 @@ class MessageStream(ChunkStream):
         self._name = ""  # of the message, once it has begun
         self._index = -1  # of the newest block
         self._block = ""  # its type while it is open
-        self._calls: dict[int, int] = {}  # index of a call -> that of its block
+        self._calls: list[int] = []  # the index of each call's block
+        self._numbers = CallNumbers()
         self._counts: Counts | None = None
         self._finish: str | None = None
         self._stop: int | str | None = None
@@ -112,15 +112,14 @@ class MessageStream(ChunkStream):
         return out
 
     def _called(self, call: Call) -> bytes:
-        number = call.index or 0
+        number = self._numbers.of(call)
         out = b""
-        if number not in self._calls:
+        if number == len(self._calls):
             out = self._in("tool_use", _tool_use(call, f"{self._name}_{number}"))
-            self._calls[number] = self._index
-        arguments = call.function.arguments if call.function is not None else None
-        return out + (
-            self._delta(self._calls[number], "input_json_delta", partial_json=arguments) if arguments else b""
-        )
+            self._calls.append(self._index)
+        if call.arguments:
+            out += self._delta(self._calls[number], "input_json_delta", partial_json=call.arguments)
+        return out
 
     def _in(self, kind: str, block: Object) -> bytes:
         """Go on in the open block of this kind, or end it and begin one; each call has a block of its own."""

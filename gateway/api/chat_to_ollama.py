@@ -11,7 +11,17 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.api.completion import Call, ChunkStream, Completion, Counts, Function, Said, whole
+from gateway.api.completion import (
+    Call,
+    CallNumbers,
+    ChunkStream,
+    Completion,
+    Counts,
+    Function,
+    Said,
+    read,
+    whole,
+)
 
 _NANO: Final = 1_000_000_000
 _LAST: Final = 253_402_300_799  # Unix seconds of the last moment that a date can tell
@@ -43,16 +53,16 @@ def generate(body: bytes, seconds: float) -> bytes:
 
 def embed(body: bytes, seconds: float) -> bytes:
     """A list of embeddings as `/api/embed` answers. The numbers are the engine's own text."""
-    made = _VECTORS.decode(body)
+    made = read(_VECTORS, body)
     counts = made.usage or Counts()
     vectors = [each.embedding for each in sorted(made.data, key=lambda each: each.index)]
     answer: dict[str, Any] = {"model": made.model, "embeddings": vectors, "total_duration": int(seconds * _NANO)}
-    return msgspec.json.encode(answer | {"prompt_eval_count": counts.prompt_tokens or 0})
+    return msgspec.json.encode(answer | {"prompt_eval_count": counts.prompt})
 
 
 def embedding(body: bytes, seconds: float) -> bytes:
     """The same as the older `/api/embeddings` answers: one."""
-    made = _VECTORS.decode(body)
+    made = read(_VECTORS, body)
     if not made.data:
         raise ValueError("no embedding")
     return msgspec.json.encode({"embedding": made.data[0].embedding})
@@ -67,7 +77,7 @@ def _message(text: str, thoughts: str, calls: list[Call]) -> dict[str, Any]:
     if thoughts:
         message["thinking"] = thoughts
     if calls:
-        message["tool_calls"] = [_called(call) for call in calls]
+        message["tool_calls"] = [_called(call, number) for number, call in enumerate(calls)]
     return {"message": message}
 
 
@@ -75,9 +85,8 @@ def _response(text: str, thoughts: str, calls: list[Call]) -> dict[str, Any]:
     return {"response": text} | ({"thinking": thoughts} if thoughts else {})
 
 
-def _called(call: Call) -> dict[str, Any]:
-    name = (call.function or Function()).name or ""
-    return {"id": call.id or "", "function": {"index": call.index or 0, "name": name, "arguments": call.input}}
+def _called(call: Call, number: int) -> dict[str, Any]:
+    return {"id": call.id or "", "function": {"index": number, "name": call.name, "arguments": call.input}}
 
 
 def _whole(body: bytes, seconds: float, part: Part) -> bytes:
@@ -99,9 +108,9 @@ def _end(finish: str | None, counts: Counts | None, seconds: float, first: float
         "done": True,
         "done_reason": "length" if finish == "length" else "stop",
         "total_duration": int(seconds * _NANO),
-        "prompt_eval_count": counts.prompt_tokens or 0,
+        "prompt_eval_count": counts.prompt,
         "prompt_eval_duration": int(first * _NANO),
-        "eval_count": counts.completion_tokens or 0,
+        "eval_count": counts.completion,
         "eval_duration": int((seconds - first) * _NANO),
     }
 
@@ -116,7 +125,8 @@ class LineStream(ChunkStream):
         self._first = 0.0  # when the first word came
         self._part = part
         self._made = Completion()
-        self._calls: dict[int, Call] = {}
+        self._calls: list[Call] = []
+        self._numbers = CallNumbers()
         self._counts: Counts | None = None
         self._finish: str | None = None
 
@@ -132,14 +142,16 @@ class LineStream(ChunkStream):
         return self._say(said.content or "", said.thoughts, []) if said.content or said.thoughts else b""
 
     def _gather(self, call: Call) -> None:
-        known = self._calls.setdefault(call.index or 0, Call(call.index, function=Function("", "")))
-        function, more = known.function or Function(), call.function or Function()
+        number = self._numbers.of(call)
+        if number == len(self._calls):
+            self._calls.append(Call())
+        known = self._calls[number]
         known.id = known.id or call.id
-        known.function = Function(function.name or more.name, (function.arguments or "") + (more.arguments or ""))
+        known.function = Function(known.name or call.name, known.arguments + call.arguments)
 
     def end(self) -> bytes:
         """The calls of tools, and the last line."""
-        calls = self._say("", "", list(self._calls.values())) if self._calls else b""
+        calls = self._say("", "", self._calls) if self._calls else b""
         now = self._clock()
         end = _end(self._finish, self._counts, now - self._sent, (self._first or now) - self._sent)
         return calls + _text(_line(self._made) | self._part("", "", []) | end)

@@ -4,7 +4,7 @@ Owns the records that are read, and the cutting of a stream into chunks. Must no
 Not compiled (`hatch_build.py`): it has records.
 """
 
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -19,17 +19,29 @@ class Function(msgspec.Struct, gc=False):
 
 
 class Call(msgspec.Struct, gc=False):
-    index: int | None = 0
+    """A call of a tool, or a fragment of one."""
+
+    index: int | None = None
     id: str | None = None
     function: Function | None = None
 
     @property
-    def input(self) -> dict[str, Any]:
-        """The arguments; a cap on the output may have cut them to what is no JSON."""
+    def name(self) -> str:
+        return (self.function.name or "") if self.function is not None else ""
+
+    @property
+    def arguments(self) -> str:
+        return (self.function.arguments or "") if self.function is not None else ""
+
+    @property
+    def input(self) -> msgspec.Raw:
+        """The arguments as an object on one line, in the model's own text: its numbers and its depth are nobody's here.
+        A cap on the output may have cut them to what is no JSON; then it is empty."""
         try:
-            return _ARGUMENTS.decode((self.function or Function()).arguments or "{}")
+            _ARGUMENTS.decode(self.arguments or "{}")
         except (msgspec.DecodeError, RecursionError):
-            return {}
+            return msgspec.Raw(b"{}")
+        return msgspec.Raw((self.arguments or "{}").translate(_ONE_LINE))
 
 
 class Said(msgspec.Struct, gc=False):
@@ -53,17 +65,27 @@ class Choice(msgspec.Struct, gc=False):
 
 
 class Details(msgspec.Struct, gc=False):
-    cached_tokens: int | None = 0
+    cached_tokens: float | None = 0
 
 
 class Counts(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0
+    """Tokens. Whole numbers, but some writers of JSON give them a fraction of zero."""
+
+    prompt_tokens: float | None = 0
+    completion_tokens: float | None = 0
     prompt_tokens_details: Details | None = None
 
     @property
+    def prompt(self) -> int:
+        return int(self.prompt_tokens or 0)
+
+    @property
+    def completion(self) -> int:
+        return int(self.completion_tokens or 0)
+
+    @property
     def cached(self) -> int:
-        return (self.prompt_tokens_details.cached_tokens or 0) if self.prompt_tokens_details else 0
+        return int(self.prompt_tokens_details.cached_tokens or 0) if self.prompt_tokens_details else 0
 
 
 class Completion(msgspec.Struct, gc=False):
@@ -71,7 +93,7 @@ class Completion(msgspec.Struct, gc=False):
 
     id: str | None = None
     model: str | None = None
-    created: int | None = None
+    created: float | None = None
     choices: list[Choice] | None = None
     usage: Counts | None = None
 
@@ -81,16 +103,49 @@ class Completion(msgspec.Struct, gc=False):
         return self.choices[0] if self.choices else Choice()
 
 
+class CallNumbers:
+    """To which call of a stream a fragment belongs, counted from 0.
+
+    By its `index`; where engines give none, to the newest. One with a name and an id of its own begins a call whatever
+    its index: there are engines that send 0 for all.
+    """
+
+    def __init__(self) -> None:
+        self._newest: dict[int | None, int] = {}  # index -> its newest call
+        self._ids: list[str] = []
+
+    def of(self, call: Call) -> int:
+        """The number of its call."""
+        known = self._newest.get(call.index)
+        if known is not None and not self._begins(call, self._ids[known]):
+            return known
+        self._newest[call.index] = len(self._ids)
+        self._ids.append(call.id or "")
+        return len(self._ids) - 1
+
+    def _begins(self, call: Call, known: str) -> bool:
+        if not call.name:
+            return False
+        return known not in ("", call.id) if call.id else call.index is None
+
+
+Record = TypeVar("Record")
 _COMPLETION: Final = msgspec.json.Decoder(Completion)
-_ARGUMENTS: Final = msgspec.json.Decoder(dict[str, Any])
+_ARGUMENTS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ONE_LINE: Final = {ord("\n"): " ", ord("\r"): " "}
+
+
+def read(decoder: msgspec.json.Decoder[Record], body: bytes) -> Record:
+    """What an engine answered. Raises ValueError for what it cannot be, however deep."""
+    try:
+        return decoder.decode(body)
+    except RecursionError as err:
+        raise ValueError(str(err)) from err
 
 
 def whole(body: bytes) -> Completion:
     """A whole chat completion. Raises ValueError for what is none."""
-    try:
-        made = _COMPLETION.decode(body)
-    except RecursionError as err:
-        raise ValueError(str(err)) from err
+    made = read(_COMPLETION, body)
     if not made.choices:
         raise ValueError(f"no choices in {body[:500]!r}")
     return made
@@ -146,8 +201,8 @@ class ChunkStream:
             self._over = True
             return self.end()
         try:
-            chunk = _COMPLETION.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            chunk = read(_COMPLETION, data)
+        except ValueError:
             self.failed = data[:500].decode("utf-8", "replace")
             return b""
         return self.chunk(chunk)

@@ -22,9 +22,27 @@ def frame(delta: dict[str, Any], **choice: Any) -> bytes:
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
-def call(index: int, arguments: str, name: str = "", **members: Any) -> dict[str, Any]:
+def call(index: int | None, arguments: str, name: str = "", **members: Any) -> dict[str, Any]:
     function = {"arguments": arguments} | ({"name": name} if name else {})
-    return {"tool_calls": [{"index": index, "function": function, **members}]}
+    place = {} if index is None else {"index": index}
+    return {"tool_calls": [{**place, "function": function, **members}]}
+
+
+CALLED = [{"function": {"name": "f", "arguments": '{"a":1}'}}, {"function": {"name": "g", "arguments": "{}"}}]
+FRAGMENTS = pytest.mark.parametrize(
+    "deltas",
+    [
+        [call(0, "", "f", id="x"), call(0, '{"a"'), call(0, ":1}"), call(1, "{}", "g", id="y")],
+        [call(0, '{"a"', "f", id="x"), call(0, ":1}", "f", id="x"), call(1, "{}", "g", id="y")],
+        [call(0, '{"a"', "f", id="x"), call(0, ":1}", "f"), call(1, "{}", "g", id="y")],
+        [call(0, '{"a":1}', "f", id="x"), call(0, "{}", "g", id="y")],
+        [call(None, '{"a"', "f", id="x"), call(None, ":1}"), call(None, "{}", "g", id="y")],
+        [call(None, '{"a":1}', "f"), call(None, "{", "g"), call(None, "}")],
+        [{"tool_calls": [{"index": 0, **CALLED[0]}, {"index": 1, **CALLED[1]}]}],
+        [{"tool_calls": CALLED}],
+    ],
+)
+"""Ways in which engines tell two calls: with or without indices, with names and ids once or in each fragment."""
 
 
 def events(payload: bytes) -> list[Any]:
@@ -141,6 +159,32 @@ def test_why_it_ended(choice: dict[str, Any], reason: str, sequence: str | None)
     assert (message["stop_reason"], message["stop_sequence"]) == (reason, sequence)
     got = message_of(streamed(frame({"content": "x"}), frame({}, **choice), DONE)[0])
     assert (got["stop_reason"], got["stop_sequence"]) == (reason, sequence)
+
+
+@FRAGMENTS
+def test_fragments_of_calls_are_told_apart(deltas: list[dict[str, Any]]) -> None:
+    content = message_of(streamed(*map(frame, deltas), DONE)[0])["content"]
+    assert [(block["name"], block["input"]) for block in content] == [("f", {"a": 1}), ("g", {})]
+    assert content[0]["id"] != content[1]["id"]
+
+
+def test_arguments_may_be_as_deep_as_they_like() -> None:
+    """Around the deepest that JSON is read here, too."""
+    for depth in range(800, 1001):
+        deep = '{"a":' * depth + "{}" + "}" * depth
+        message = {"tool_calls": [{"id": "t", "function": {"name": "f", "arguments": deep}}]}
+        made = answer(json.dumps({"choices": [{"message": message}]}).encode())
+        assert deep.encode() in made or b'"input":{}' in made
+
+
+def test_counts_may_be_written_with_a_fraction() -> None:
+    """As some writers of JSON do, which know one kind of number."""
+    body = (
+        b'{"created":1.5,"choices":[{"message":{"content":"x"}}],"usage":{"prompt_tokens":9.0,"completion_tokens":2.0}}'
+    )
+    usage = json.loads(answer(body))["usage"]
+    assert (usage["input_tokens"], usage["output_tokens"]) == (9, 2)
+    assert not any(isinstance(count, float) for count in usage.values())
 
 
 def test_arguments_that_a_limit_cut_are_none() -> None:

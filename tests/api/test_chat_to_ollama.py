@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.api.chat_to_ollama import chat, chat_stream, embed, embedding, generate, generate_stream
 from tests.api.streams import TEXTS, cuts
-from tests.api.test_chat_to_messages import DONE, call, frame
+from tests.api.test_chat_to_messages import CALLED, DONE, FRAGMENTS, call, frame
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 2}
 COUNTED = b'data: {"choices":[],"model":"m","usage":{"prompt_tokens":9,"completion_tokens":2}}\n\n'
@@ -70,6 +70,25 @@ def test_calls_of_tools_come_whole() -> None:
     assert got[0]["message"]["tool_calls"] == [*made, second]
 
 
+@FRAGMENTS
+def test_fragments_of_calls_are_told_apart(deltas: list[dict[str, Any]]) -> None:
+    got, _ = lines(*map(frame, deltas), DONE)
+    functions = [call["function"] for call in got[0]["message"]["tool_calls"]]
+    assert functions == [{"index": 0, "name": "f", "arguments": {"a": 1}}, {"index": 1, "name": "g", "arguments": {}}]
+    message = whole(chat, {"tool_calls": CALLED})["message"]
+    assert [call["function"] for call in message["tool_calls"]] == functions
+
+
+def test_arguments_keep_their_text_on_one_line() -> None:
+    """A4: nothing is rounded, and a line of the stream is one."""
+    arguments = '{"a":\n[123456789012345678901234567890,\r\n1e999,0.30000000000000004]}'
+    stream = chat_stream(Clock(), SENT)
+    out = stream.feed(frame(call(0, arguments, "f")) + DONE)
+    assert [json.loads(line)["done"] for line in out.splitlines()] == [False, True]
+    assert b"123456789012345678901234567890," in out
+    assert b"1e999,0.30000000000000004" in out
+
+
 @pytest.mark.parametrize(("make", "part"), [(chat_stream, "message"), (generate_stream, "response")])
 def test_a_stream(make: Any, part: str) -> None:
     """A4: a line for what is said, one for the end, with the engine's counts and our clock's durations."""
@@ -124,8 +143,13 @@ def test_embeddings_keep_the_engines_numbers() -> None:
     assert embedding(body[:-1] + b"}", 0.5) == b'{"embedding":[0.30000000000000004,1e-9]}'
 
 
+DEEP = b'{"choices":[],"data":[{"embedding":%b%b}]}' % (b"[" * 9999, b"]" * 9999)
+
+
 @pytest.mark.parametrize("make", [chat, generate, embed, embedding])
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"choices":3}', b'{"choices":[],"data":3}', b"\xff", b"[" * 9999])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'{"choices":3}', b'{"choices":[],"data":3}', b"\xff", b"[" * 9999, DEEP]
+)
 def test_what_is_no_answer_is_an_error(make: Any, body: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         make(body, 1.0)

@@ -282,6 +282,18 @@ def test_embeddings_are_translated_and_metered() -> None:
     uvloop.run(main())
 
 
+def test_an_answer_too_deep_to_be_read_is_an_error_of_the_engine() -> None:
+    """A5: not a request that never ends."""
+    body = b'{"data":[{"embedding":%b%b}]}' % (b"[" * 3000, b"]" * 3000)
+
+    async def main() -> None:
+        async with Engine(answering(json_answer(body))) as engine, gateway(engine.url, "openai") as g:
+            assert (await g.ask("/api/embed", {"model": "m", "input": "x"}))[0] == 502
+            await g.idle()
+
+    uvloop.run(main())
+
+
 def test_what_cannot_be_said_in_the_engines_words_costs_nothing() -> None:
     """A4: a 400 in the client's shape, no request of the engine, and the slot goes back unused."""
 
