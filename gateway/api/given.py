@@ -29,6 +29,14 @@ def decoded(body: bytes) -> Object:
         raise BadRequest(f"The body cannot be translated: {err}") from None
 
 
+def encoded(made: Any) -> bytes:
+    """JSON of what was made of a body. Raises BadRequest for what is deeper than can be written."""
+    try:
+        return msgspec.json.encode(made)
+    except RecursionError:
+        raise BadRequest("The body is nested too deeply") from None
+
+
 def an_object(value: Any, name: str) -> Object:
     """Raises BadRequest unless it is one."""
     if not isinstance(value, dict):

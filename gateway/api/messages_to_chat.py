@@ -8,9 +8,7 @@ who is asking, or where the request goes.
 from collections.abc import Sequence
 from typing import Any, Final
 
-import msgspec
-
-from gateway.api.given import Object, an_array, an_object, decoded
+from gateway.api.given import Object, an_array, an_object, decoded, encoded
 from gateway.errors import BadRequest
 
 PATH: Final = b"/v1/chat/completions"
@@ -34,7 +32,7 @@ def request(body: bytes, model: str, cap: int) -> bytes:
         made["stop"] = asked["stop_sequences"]
     if asked.get("stream"):
         made |= {"stream": True, "stream_options": {"include_usage": True}}
-    return msgspec.json.encode(made | _tools(asked) | _format(asked))
+    return encoded(made | _tools(asked) | _format(asked))
 
 
 def _system(given: Any) -> list[Object]:
@@ -87,7 +85,7 @@ def _assistant(content: Any, name: str) -> Object:
 
 
 def _call(block: Object) -> Object:
-    arguments = msgspec.json.encode(block.get("input") or {}).decode()
+    arguments = encoded(block.get("input") or {}).decode()
     return {
         "id": block.get("id"),
         "type": "function",

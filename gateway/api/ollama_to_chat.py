@@ -8,9 +8,7 @@ no prompt at all) is refused. Must not know the answer, who is asking, or where 
 from collections.abc import Sequence
 from typing import Any, Final
 
-import msgspec
-
-from gateway.api.given import Object, an_array, an_object, decoded
+from gateway.api.given import Object, an_array, an_object, decoded, encoded
 from gateway.errors import BadRequest
 
 CHAT: Final = b"/v1/chat/completions"
@@ -49,7 +47,7 @@ def embed(body: bytes, model: str, cap: int) -> bytes:
     asked = decoded(body)
     given = asked.get("input") if asked.get("input") is not None else asked.get("prompt")
     made = {"model": model, "input": given if given is not None else ""}
-    return msgspec.json.encode(made | ({"dimensions": asked["dimensions"]} if asked.get("dimensions") else {}))
+    return encoded(made | ({"dimensions": asked["dimensions"]} if asked.get("dimensions") else {}))
 
 
 def _completion(asked: Object, messages: Sequence[Object], model: str, cap: int) -> bytes:
@@ -72,7 +70,7 @@ def _completion(asked: Object, messages: Sequence[Object], model: str, cap: int)
         made["chat_template_kwargs"] = {"enable_thinking": bool(think)}
     if asked.get("stream") is not False:
         made |= {"stream": True, "stream_options": {"include_usage": True}}
-    return msgspec.json.encode(made)
+    return encoded(made)
 
 
 def _format(given: Any) -> Object:
@@ -104,7 +102,7 @@ def _turns(messages: Sequence[Any]) -> list[Object]:
 def _call(call: Object, otherwise: str) -> Object:
     function = an_object(call.get("function") or {}, "tool_calls")
     arguments = function.get("arguments") or {}
-    text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
+    text = arguments if isinstance(arguments, str) else encoded(arguments).decode()
     made = {"name": function.get("name"), "arguments": text}
     return {"id": call.get("id") or otherwise, "type": "function", "function": made}
 

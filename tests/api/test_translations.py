@@ -154,3 +154,25 @@ def test_a_number_that_none_can_hold_is_refused(document: dict[str, Any]) -> Non
     body = json.dumps(document | {"temperature": 7}).encode().replace(b'"temperature": 7', b'"temperature": 1e999')
     with pytest.raises(BadRequest, match="out of range"):
         REQUESTS[id(document)](body, "served", 10)
+
+
+DEEP_IN = {
+    "input": (
+        messages_to_chat.request,
+        b'{"messages":[{"role":"assistant","content":[{"type":"tool_use","input":%b}]}]}',
+    ),
+    "input_schema": (messages_to_chat.request, b'{"messages":[],"tools":[{"input_schema":%b}]}'),
+    "stop_sequences": (messages_to_chat.request, b'{"messages":[],"stop_sequences":%b}'),
+    "format": (ollama_to_chat.chat, b'{"messages":[{}],"format":%b}'),
+    "arguments": (ollama_to_chat.chat, b'{"messages":[{"tool_calls":[{"function":{"arguments":%b}}]}]}'),
+    "embed": (ollama_to_chat.embed, b'{"input":%b}'),
+}
+
+
+@pytest.mark.parametrize("case", DEEP_IN)
+def test_a_body_as_deep_as_can_be_read_is_translated_or_refused(case: str) -> None:
+    """What is written may be deeper than what was read."""
+    make, around = DEEP_IN[case]
+    for depth in range(800, 1001):
+        with contextlib.suppress(BadRequest):
+            make(around % (b'{"a":' * depth + b"1" + b"}" * depth), "m", 1)
