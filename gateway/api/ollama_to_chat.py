@@ -5,6 +5,7 @@ no name for, and members that are unknown here are left out; what would change t
 no prompt at all) is refused. Must not know the answer, who is asking, or where it goes.
 """
 
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -82,19 +83,19 @@ def _format(given: Any) -> Object:
 def _turns(messages: Sequence[Any]) -> list[Object]:
     """Ollama's calls of tools need no ids: a result belongs to the first call of that tool that has none."""
     made: list[Object] = []
-    open_calls: list[Object] = []
+    calls = _OpenCalls()
     for number, given in enumerate(messages):
         message = an_object(given, f"messages.{number}")
         turn: dict[str, Any] = {"role": message.get("role")}
         turn["content"] = _content(message.get("content") or "", message.get("images"))
         if message.get("tool_calls"):
-            calls = an_array(message["tool_calls"], "tool_calls")
+            asked = an_array(message["tool_calls"], "tool_calls")
             turn["tool_calls"] = [
-                _call(an_object(call, "tool_calls"), f"call_{number}_{n}") for n, call in enumerate(calls)
+                _call(an_object(call, "tool_calls"), f"call_{number}_{n}") for n, call in enumerate(asked)
             ]
-            open_calls += turn["tool_calls"]
+            calls.add(turn["tool_calls"])
         if message.get("role") == "tool":
-            turn["tool_call_id"] = _answered(open_calls, message.get("tool_call_id"), message.get("tool_name"))
+            turn["tool_call_id"] = calls.answered(message.get("tool_call_id"), message.get("tool_name"))
         made.append(turn)
     return made
 
@@ -104,19 +105,35 @@ def _call(call: Object, otherwise: str) -> Object:
     arguments = function.get("arguments") or {}
     text = arguments if isinstance(arguments, str) else encoded(arguments).decode()
     made = {"name": function.get("name"), "arguments": text}
-    return {"id": call.get("id") or otherwise, "type": "function", "function": made}
+    return {"id": str(call.get("id") or otherwise), "type": "function", "function": made}
 
 
-def _answered(calls: list[Object], number: Any, name: Any) -> Any:
-    """The id of the call that is answered, which is no longer open."""
-    if number:
-        calls[:] = [call for call in calls if call["id"] != number]
-        return number
-    found = next((call for call in calls if call["function"]["name"] == name), calls[0] if calls else None)
-    if found is None:
-        raise BadRequest("A tool's result stands before any call of a tool", param="messages")
-    calls.remove(found)
-    return found["id"]
+class _OpenCalls:
+    """Calls without a result so far. Each step takes the same time however many there are."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[str, None] = OrderedDict()  # their ids, the oldest first
+        self._of_tool: dict[str, deque[str]] = {}  # the tool's name -> ids of its calls, answered ones among them
+
+    def add(self, calls: Sequence[Object]) -> None:
+        for call in calls:
+            self._open[call["id"]] = None
+            self._of_tool.setdefault(str(call["function"]["name"]), deque()).append(call["id"])
+
+    def answered(self, number: Any, tool: Any) -> str:
+        """The id of the call that is answered: as told, else the oldest of that tool, else the oldest."""
+        found = str(number) if number else self._oldest(str(tool))
+        self._open.pop(found, None)
+        return found
+
+    def _oldest(self, tool: str) -> str:
+        calls = self._of_tool.get(tool, ())
+        while calls:
+            if (call := calls.popleft()) in self._open:
+                return call
+        if not self._open:
+            raise BadRequest("A tool's result stands before any call of a tool", param="messages")
+        return next(iter(self._open))
 
 
 def _content(text: Any, images: Any) -> str | Sequence[Object]:

@@ -149,6 +149,15 @@ def test_a_body_of_millions_of_parts_does_not_hold_up_the_loop(make: Any, item: 
     assert time.process_time() - began < 1.0
 
 
+@pytest.mark.parametrize("result", [b'"tool_call_id":"x"', b'"tool_name":"x"', b'"tool_name":"f"'])
+def test_finding_the_calls_of_results_takes_the_same_time_for_each(result: bytes) -> None:
+    calls = b",".join([b'{"function":{"name":"f"}}'] * 20_000)
+    results = b",".join([b'{"role":"tool",%b}' % result] * 20_000)
+    began = time.process_time()
+    ollama_to_chat.chat(b'{"messages":[{"role":"assistant","tool_calls":[%b]},%b]}' % (calls, results), "m", 1)
+    assert time.process_time() - began < 1.0
+
+
 @pytest.mark.parametrize("document", [MESSAGES, CHAT, GENERATE])
 def test_a_number_that_none_can_hold_is_refused(document: dict[str, Any]) -> None:
     body = json.dumps(document | {"temperature": 7}).encode().replace(b'"temperature": 7', b'"temperature": 1e999')
