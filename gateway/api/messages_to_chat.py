@@ -104,16 +104,19 @@ def _parts(content: Any, name: str) -> list[dict[str, Any]]:
         if kind == "text" and isinstance(block.get("text"), str):
             parts.append({"type": "text", "text": block["text"]})
         elif kind == "image":
-            parts.append({"type": "image_url", "image_url": {"url": _url(an_object(block.get("source"), name))}})
+            parts.append({"type": "image_url", "image_url": {"url": _url(an_object(block.get("source"), name), name)}})
         elif kind not in _FORGOTTEN:
             raise BadRequest(f"The engine of this model takes no content of type {str(kind)[:40]!r}", param=name)
     return parts
 
 
-def _url(source: Object) -> str:
-    if source.get("type") == "base64":
-        return f"data:{source.get('media_type')};base64,{source.get('data')}"
-    return str(source.get("url"))
+def _url(source: Object, name: str) -> str:
+    kind, media, data, url = (source.get(member) for member in ("type", "media_type", "data", "url"))
+    if kind == "base64" and isinstance(media, str) and isinstance(data, str):
+        return f"data:{media};base64,{data}"
+    if kind == "url" and isinstance(url, str):
+        return url
+    raise BadRequest(f"The engine of this model takes no image of source {str(kind)[:40]!r}", param=name)
 
 
 def _content(parts: Sequence[Object]) -> str | Sequence[Object]:

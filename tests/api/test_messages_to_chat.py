@@ -122,6 +122,19 @@ def test_tools(choice: Any, becomes: dict[str, Any]) -> None:
         ({"messages": [{"role": "user", "content": 3}]}, "`messages.0.content` must be an array"),
         ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "takes no content of type 'document'"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "`messages.0` must be an object"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "no image of source 'None'"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image", "source": {"type": "file", "file_id": "f"}}]}
+                ]
+            },
+            "no image of source 'file'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "base64", "data": "a"}}]}]},
+            "no image of source 'base64'",
+        ),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "takes no content of type 'text'"),
         ({"messages": [{"role": "user", "content": [{"type": {}}]}]}, "takes no content of type"),
         ({"messages": [{"role": "assistant", "content": [{"type": []}]}]}, "takes no content of type"),
