@@ -94,6 +94,11 @@ def two(one: Engine, other: Engine) -> list[dict[str, Any]]:
     return [{"name": n, "url": e.url, "engine": "openai", "slots": 8} for n, e in (("a", one), ("b", other))]
 
 
+def test_a_body_as_deep_as_can_be_read_tells_of_a_conversation_or_of_none() -> None:
+    for depth in range(800, 1001):
+        number(b'{"model":"m","messages":[{"role":"user","content":%b%b}]}' % (b"[" * depth, b"]" * depth))
+
+
 @pytest.mark.parametrize("affinity", [0.0, 1.25])
 def test_with_the_setting_the_turns_of_a_conversation_meet_one_engine(affinity: float) -> None:
     async def main() -> None:
