@@ -109,7 +109,6 @@ def test_a_stream_that_breaks_is_told_in_the_clients_shape(path: str, fault: str
         async with Engine(streamed(*TORN[fault])) as engine, gateway(engine.url, "openai") as g:
             status, _, body = await g.ask(path, chat(stream=True))
             assert (status, error_of(path, body)) == (200, "upstream_broke")
-            assert b"ab" not in body
             assert SECRET.encode() not in body
             assert body.count(b'"a"') == body.count(b'"b"') == 1
             (row,) = await g.records(1)
