@@ -17,6 +17,7 @@ from gateway.api.dialect import Access, Dialect, Framing, Kind
 from gateway.api.routes import NO_ENDPOINT
 from gateway.errors import (
     AuditUnavailable,
+    BadRequest,
     Bug,
     ClientGone,
     ConnectFailed,
@@ -93,10 +94,17 @@ async def handle(x: Exchange, rt: Runtime) -> None:
     except WireError as error:
         refuse(x, rt, wire_error(error))
     except Exception as error:
-        log.exception("a request failed by a bug", extra={"request_id": x.id})
-        refuse(x, rt, Bug("Something went wrong in the gateway.", cause=repr(error)))
+        refuse(x, rt, _unforeseen(x, error))
     finally:
         settle(x, rt)
+
+
+def _unforeseen(x: Exchange, error: Exception) -> GatewayError:
+    """What the client is told. A body that could just be read may be too deep where the stack is deeper."""
+    if isinstance(error, RecursionError):
+        return BadRequest("The body is nested too deeply.", cause=repr(error))
+    log.exception("a request failed by a bug", extra={"request_id": x.id})
+    return Bug("Something went wrong in the gateway.", cause=repr(error))
 
 
 class Phases:

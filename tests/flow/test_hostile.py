@@ -154,3 +154,15 @@ def test_two_thousand_idle_connections_cost_others_nothing() -> None:
         assert all(await asyncio.gather(*(client.at_end() for client in crowd)))
 
     run(test, caps=cfg.Caps(connections_per_ip=5000))
+
+
+def test_a_body_as_deep_as_can_be_read_is_answered_or_refused() -> None:
+    """H5: it is read more than once, and the stack is not equally deep each time."""
+
+    async def test(g: Gateway) -> None:
+        for depth in range(900, 1000):
+            body = b'{"model":"m","prompt":["",%b],"max_tokens":9999999}' % (b"[" * depth + b"]" * depth)
+            status, _, told = await g.ask("/v1/completions", body)
+            assert status == 200 or (status == 400 and b"nested too deeply" in told), (depth, told)
+
+    run(test)
