@@ -82,11 +82,10 @@ class MessageStream(ChunkStream):
         """Its events."""
         self._counts = chunk.usage or self._counts
         out = self._opened(chunk)
-        for choice in chunk.choices or []:
-            self._finish = choice.finish_reason or self._finish
-            self._stop = choice.stop_reason if choice.stop_reason is not None else self._stop
-            out += self._said(choice.delta or Said())
-        return out
+        choice = chunk.choice
+        self._finish = choice.finish_reason or self._finish
+        self._stop = choice.stop_reason if choice.stop_reason is not None else self._stop
+        return out + self._said(choice.delta or Said())
 
     def end(self) -> bytes:
         """The last events."""

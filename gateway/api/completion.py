@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from gateway.api.dialect import Framing
-from gateway.api.frames import FrameFilter
+from gateway.api.frames import FRAME_END, FrameFilter
 from gateway.api.stream import LONGEST_FRAME, event_data, lines_of
 
 
@@ -163,7 +163,7 @@ class ChunkStream:
     def __init__(self) -> None:
         self.failed = ""
         self._sieve = FrameFilter(Framing.SSE)
-        self._held = b""
+        self._held = bytearray()  # a frame without its end, and at most two bytes before that were looked at
         self._over = False  # the engine's own end was seen
 
     def chunk(self, chunk: Completion) -> bytes:
@@ -178,10 +178,11 @@ class ChunkStream:
         """What may pass now."""
         if self.failed:
             return b""
-        text = self._held + self._sieve.feed(data)
-        after = b"\r" if text.endswith(b"\r") else b""  # perhaps the first half of a line end
-        *frames, rest = lines_of(text.removesuffix(after)).split(b"\n\n")
-        self._held = rest + after
+        seen = max(0, len(self._held) - 2)  # an end may straddle what was held: at most two of its three bytes
+        self._held += self._sieve.feed(data)
+        end = max((found.end() for found in FRAME_END.finditer(self._held, seen)), default=0)
+        frames = lines_of(bytes(self._held[:end])).split(b"\n\n") if end else ()
+        del self._held[:end]
         out = [self._translated(event_data(frame)) for frame in frames]
         self.failed = self.failed or self._sieve.failed
         if len(self._held) > LONGEST_FRAME:
@@ -190,8 +191,8 @@ class ChunkStream:
 
     def flush(self) -> bytes:
         """What the last frame says, if its end was cut off."""
-        rest = lines_of(self._held + self._sieve.flush())
-        self._held = b""
+        rest = lines_of(bytes(self._held + self._sieve.flush()))
+        self._held.clear()
         return self._translated(event_data(rest)) if not self.failed and rest.strip() else b""
 
     def _translated(self, data: bytes) -> bytes:

@@ -12,7 +12,8 @@ from gateway.api.dialect import Framing
 from gateway.api.stream import LONGEST_FRAME, TAIL, event_data, lines_of
 from gateway.api.views import OUTLINE
 
-_END: Final = {Framing.SSE: re.compile(rb"\n\r?\n|\r\r"), Framing.NDJSON: re.compile(rb"\n")}
+FRAME_END: Final = re.compile(rb"\n\r?\n|\r\r")
+_END: Final = {Framing.SSE: FRAME_END, Framing.NDJSON: re.compile(rb"\n")}
 _CLEAN_END: Final = {Framing.SSE: b"\n\n\r\n", Framing.NDJSON: b"\n\r\n"}  # of a frame, and of the chunk it stands in
 _SIZE_LINE: Final = 6  # bytes of the longest usual one; a second chunk cannot begin before
 _ERROR: Final = b"error"  # in every frame by which an engine says that it failed

@@ -1,6 +1,7 @@
 """`gateway.api.chat_to_messages`: a chat completion as a message, whole and streamed, however the bytes are cut."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -217,6 +218,23 @@ def test_a_stream_without_its_end_has_none_here_either() -> None:
     assert got[-1]["type"] == "content_block_delta"
     assert message_of(streamed(frame({"content": "a"}), b"data: [DONE]\n")[0])["content"][0]["text"] == "a"
     assert message_of(streamed(DONE)[0])["content"] == []
+
+
+def test_only_the_first_choice_of_a_chunk_is_told() -> None:
+    """As of a whole answer: the API has one."""
+    both = [{"index": n, "delta": {"content": text}} for n, text in enumerate("ab")]
+    got, _ = streamed(b"data: " + json.dumps({"choices": both}).encode() + b"\n\n", DONE)
+    assert message_of(got)["content"][0]["text"] == "a"
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+def test_a_frame_in_many_pieces_costs_what_a_whole_one_does(end: bytes) -> None:
+    stream = MessageStream()
+    text = frame({"content": "x" * 900_000}).strip() + end + frame({"content": "y"})
+    began = time.process_time()
+    out = b"".join([stream.feed(text[at : at + 200]) for at in range(0, len(text), 200)]) + stream.feed(DONE)
+    assert time.process_time() - began < 1.0
+    assert message_of(events(out))["content"][0]["text"] == "x" * 900_000 + "y"
 
 
 def test_a_frame_without_an_end_takes_no_more_room() -> None:
