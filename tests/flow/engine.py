@@ -147,6 +147,23 @@ class LlamaCpp(Engine):
                 await asyncio.sleep(0)
 
 
+def answering(*wires: bytes) -> Answer:
+    """An engine that sends these, each a read of its own as far as the kernel goes along."""
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for wire in wires:
+            writer.write(wire)
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    return answer
+
+
+def streamed(*frames: bytes) -> Answer:
+    """An engine that streams these, each a chunk of its own."""
+    return answering(SSE_HEAD, *(chunk(each) for each in frames), b"0\r\n\r\n")
+
+
 def cut(*wires: bytes) -> Answer:
     """An engine that sends these and closes."""
 

@@ -10,7 +10,19 @@ import pytest
 import uvloop
 
 from gateway import config as cfg
-from tests.flow.engine import DONE, SSE_HEAD, USAGE, USAGE_FRAME, Answer, Engine, chunk, frame, json_answer, plain
+from tests.flow.engine import (
+    DONE,
+    SSE_HEAD,
+    USAGE,
+    USAGE_FRAME,
+    Engine,
+    answering,
+    chunk,
+    frame,
+    json_answer,
+    plain,
+    streamed,
+)
 from tests.gateway import Gateway, chat, gateway
 from tests.wire import WAIT
 
@@ -18,20 +30,6 @@ NATIVE, MESSAGES = "/api/chat", "/v1/messages"
 ROUTES = pytest.mark.parametrize("path", [NATIVE, MESSAGES])
 SECRET = "at 10.0.0.5"
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
-
-
-def answering(*wires: bytes) -> Answer:
-    async def answer(head: bytes, body: bytes, reader: Reader, writer: Writer) -> None:
-        for wire in wires:
-            writer.write(wire)
-            await writer.drain()
-            await asyncio.sleep(0)
-
-    return answer
-
-
-def streamed(*frames: bytes) -> Answer:
-    return answering(SSE_HEAD, *(chunk(each) for each in frames), b"0\r\n\r\n")
 
 
 COMPLETION: dict[str, Any] = {

@@ -8,29 +8,13 @@ import pytest
 import uvloop
 
 from gateway import config as cfg
-from tests.flow.engine import END, MESSAGE, SSE_HEAD, START, STOP, WORD, Answer, Engine, chunk, json_answer
+from tests.flow.engine import END, MESSAGE, SSE_HEAD, START, STOP, WORD, Engine, answering, chunk, json_answer, streamed
 from tests.gateway import Gateway, chat, gateway
 from tests.wire import WAIT
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 VERSION = "anthropic-version: 2023-06-01\r\n"
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
-
-
-def answering(*wires: bytes) -> Answer:
-    """An engine that sends these, each a read of its own as far as the kernel goes along."""
-
-    async def answer(head: bytes, body: bytes, reader: Reader, writer: Writer) -> None:
-        for wire in wires:
-            writer.write(wire)
-            await writer.drain()
-            await asyncio.sleep(0)
-
-    return answer
-
-
-def streamed(*events: bytes) -> Answer:
-    return answering(SSE_HEAD, *(chunk(event) for event in events), b"0\r\n\r\n")
 
 
 async def asked(engine: Engine) -> tuple[dict[str, str], Any]:
