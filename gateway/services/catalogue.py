@@ -5,35 +5,26 @@ breakers, watching, principals or time.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, get_args
 from urllib.parse import urlsplit
 
 import msgspec
 
 from gateway import config
+from gateway.api.bridges import BRIDGES
 from gateway.api.model_info import ModelInfo
 from gateway.api.model_names import untagged
+from gateway.api.routes import Routes
 from gateway.services.route import Backend, Route, Terms
 
-_ALL: Final = frozenset({"ollama", "vllm", "llamacpp", "openai"})
-_OLLAMA: Final = frozenset({"ollama"})
-_MESSAGES: Final = frozenset({"ollama", "vllm", "llamacpp"})
+_ALL: Final = frozenset(get_args(config.EngineKind))
 
-# (dialect, kind) -> the engines that answer it, themselves or over a bridge. What is not here is served by none.
 SERVED_BY: Final[Mapping[tuple[str, str], frozenset[str]]] = {
-    ("openai", "chat"): _ALL,
-    ("openai", "completion"): _ALL,
-    ("openai", "embedding"): _ALL,
-    ("openai", "responses"): _ALL,
-    ("openai", "rerank"): frozenset({"vllm", "llamacpp", "openai"}),
-    ("ollama", "chat"): _ALL,
-    ("ollama", "completion"): _ALL,
-    ("ollama", "embedding"): _ALL,
-    ("ollama", "show"): _OLLAMA,
-    ("anthropic", "chat"): _ALL,
-    ("anthropic", "count"): _MESSAGES,  # an engine without the route says so, and its 404 is the answer
+    (row.dialect.name, row.kind): _ALL if row.upstream in BRIDGES or not row.engines else row.engines
+    for row in Routes().rows
+    if row.metered
 }
-
+"""(dialect, kind) -> the engines that answer it, themselves or over a bridge. What is not here is served by none."""
 
 Held = tuple[config.Backend, ModelInfo]
 Pools = dict[str, tuple[tuple[str, int], ...]]

@@ -390,12 +390,25 @@ def test_only_engines_that_serve_a_route_are_candidates() -> None:
     run(body)
 
 
-def test_the_catalogue_and_the_routes_name_the_same_engines() -> None:
-    """A1, R1: what a route declares is served, by other compatible engines too (SGLang, Infinity: `/v1/rerank`)."""
+EVERY = {"ollama", "vllm", "llamacpp", "openai"}
+OPENAI = {"chat": EVERY, "completion": EVERY, "embedding": EVERY, "responses": EVERY, "rerank": EVERY - {"ollama"}}
+OLLAMA = {"chat": EVERY, "completion": EVERY, "embedding": EVERY, "show": {"ollama"}}
+ANTHROPIC = {"chat": EVERY, "count": EVERY - {"openai"}}
+
+
+def test_every_kind_of_request_has_its_engines() -> None:
+    """A1, R1, A4: by other compatible engines too (SGLang, Infinity: `/v1/rerank`), and over bridges."""
+    table = {"openai": OPENAI, "ollama": OLLAMA, "anthropic": ANTHROPIC}
+    assert {(d, str(kind)): engines for (d, kind), engines in SERVED_BY.items()} == {
+        (dialect, kind): engines for dialect, kinds in table.items() for kind, engines in kinds.items()
+    }
+
+
+def test_routes_of_one_kind_name_the_same_engines() -> None:
+    """The catalogue keeps one row a kind."""
     for row in Routes().rows:
-        if row.metered:
-            served, every = SERVED_BY[row.dialect.name, row.kind], SERVED_BY["openai", "chat"]
-            assert served == (every if row.upstream in BRIDGES else row.engines or every), row.path
+        if row.metered and row.upstream not in BRIDGES:
+            assert SERVED_BY[row.dialect.name, row.kind] == (row.engines or EVERY), row.path
 
 
 # -- the watch, the breaker, forgetting -----------------------------------------------------------------------------
