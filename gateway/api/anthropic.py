@@ -4,14 +4,13 @@ Spoken by engines that have it beside their own API. Must not know other dialect
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
 
 from gateway.api.body import (
     Members,
-    insert_members,
+    edited,
     prompt_bytes,
     read_count,
     read_flag,
@@ -19,10 +18,9 @@ from gateway.api.body import (
     read_nested,
     read_object,
     read_text,
-    require,
-    with_members,
+    require_messages,
 )
-from gateway.api.dialect import Access, Ask, Endpoint, Framing, Kind, public_message
+from gateway.api.dialect import Access, Ask, Endpoint, Framing, Kind, public_message, rfc3339
 from gateway.api.model_info import ModelInfo
 from gateway.errors import BadRequest, Busy, GatewayError
 
@@ -81,7 +79,7 @@ class Anthropic:
         """The view of a body. Raises BadRequest with a sentence that names the field."""
         members = read_object(body, _GUARDED)
         keys = _GUARDED.intersection(members)
-        _check_messages(members)
+        require_messages(members)
         generates = endpoint.kind is Kind.CHAT
         return Ask(
             model=read_model(members),
@@ -103,11 +101,7 @@ class Anthropic:
             changes["model"] = msgspec.json.encode(model)
         if endpoint.kind is Kind.CHAT and (ask.max_tokens is None or ask.max_tokens > cap):
             changes[_CAP] = b"%d" % cap
-        if not changes:
-            return body
-        if ask.keys.isdisjoint(changes):
-            return insert_members(body, changes)
-        return with_members(body, changes)
+        return edited(body, ask.keys, changes)
 
     def error(self, err: GatewayError, request_id: str) -> bytes:
         """`{"type":"error","error":{...},"request_id":...}`; our code stands beside, where its clients ignore it."""
@@ -141,13 +135,6 @@ class Anthropic:
         return self.models(models)
 
 
-def _check_messages(members: Members) -> None:
-    require(members, "messages", b"[", "an array of messages")
-    messages = members["messages"]
-    if len(messages) < len(b"[{}]") and not bytes(messages)[1:-1].strip():
-        raise BadRequest("`messages` must not be empty", param="messages")
-
-
 def _limit(members: Members) -> int | None:
     """`max_tokens`. Zero and less are refused, as the API does: Ollama takes them as no limit."""
     number = read_count(members, _CAP)
@@ -161,5 +148,4 @@ def _user(members: Members) -> str:
 
 
 def _model(model: ModelInfo) -> dict[str, object]:
-    created = datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z")
-    return {"type": "model", "id": model.name, "display_name": model.name, "created_at": created}
+    return {"type": "model", "id": model.name, "display_name": model.name, "created_at": rfc3339(model.created)}

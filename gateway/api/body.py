@@ -262,6 +262,13 @@ def insert_members(body: bytes, values: Mapping[str, bytes]) -> bytes:
     return b"".join((body[:at], b",".join(fresh), b",", body[at:]))
 
 
+def edited(body: bytes, keys: frozenset[str], values: Mapping[str, bytes]) -> bytes:
+    """`body` with `values` set, in the cheapest way; `keys` are those of its guarded keys, which `values` are among."""
+    if not values:
+        return body
+    return insert_members(body, values) if keys.isdisjoint(values) else with_members(body, values)
+
+
 def read_model(members: Members, key: str = "model") -> str:
     """The model asked for; raises BadRequest if it is missing, not text, empty or longer than MODEL_CHARS."""
     model = read_text(members, key)
@@ -329,6 +336,14 @@ def require(members: Members, key: str, opening: bytes, what: str, *, needed: bo
         raise BadRequest(f"`{key}` must be {what}", param=key)
     if needed:
         raise BadRequest(f"`{key}` is required: {what}", param=key)
+
+
+def require_messages(members: Members) -> None:
+    """Refuse a body without at least one message."""
+    require(members, "messages", b"[", "an array of messages")
+    messages = members["messages"]
+    if len(messages) < len(b"[{}]") and not bytes(messages)[1:-1].strip():
+        raise BadRequest("`messages` must not be empty", param="messages")
 
 
 def prompts_in(members: Members, key: str) -> int:

@@ -6,7 +6,6 @@ records.
 """
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -22,9 +21,9 @@ from gateway.api.completion import (
     read,
     whole,
 )
+from gateway.api.dialect import rfc3339
 
 _NANO: Final = 1_000_000_000
-_LAST: Final = 253_402_300_799  # Unix seconds of the last moment that a date can tell
 
 
 class _Vector(msgspec.Struct, gc=False):
@@ -97,8 +96,7 @@ def _whole(body: bytes, seconds: float, part: Part) -> bytes:
 
 
 def _line(made: Completion) -> dict[str, Any]:
-    created = datetime.fromtimestamp(min(max(made.created or 0, 0), _LAST), UTC).isoformat().replace("+00:00", "Z")
-    return {"model": made.model or "", "created_at": created}
+    return {"model": made.model or "", "created_at": rfc3339(made.created or 0)}
 
 
 def _end(finish: str | None, counts: Counts | None, seconds: float, first: float) -> dict[str, Any]:

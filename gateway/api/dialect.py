@@ -7,6 +7,7 @@ Pure: no transport, no services. A dialect never sees who is asking or where the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, Protocol
 
@@ -145,6 +146,14 @@ class Endpoint:
     def metered(self) -> bool:
         """Whether the route goes through limits, queue and backend."""
         return bool(self.upstream)
+
+
+_LAST: Final = 253_402_300_799  # Unix seconds of the last moment that a date can tell
+
+
+def rfc3339(seconds: float) -> str:
+    """The moment of these Unix seconds, in UTC; of those beyond what a date can tell, the nearest."""
+    return datetime.fromtimestamp(min(max(seconds, 0), _LAST), UTC).isoformat().replace("+00:00", "Z")
 
 
 UNAVAILABLE_MODEL: Final = "The model is not available to this key."

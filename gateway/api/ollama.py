@@ -5,7 +5,6 @@ know other dialects, services or transport.
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Final
 
@@ -13,7 +12,7 @@ import msgspec
 
 from gateway.api.body import (
     Members,
-    insert_members,
+    edited,
     prompt_bytes,
     read_count,
     read_flag,
@@ -24,7 +23,7 @@ from gateway.api.body import (
     require,
     with_members,
 )
-from gateway.api.dialect import ANY_METHOD, Access, Ask, Endpoint, Framing, Kind, public_message
+from gateway.api.dialect import ANY_METHOD, Access, Ask, Endpoint, Framing, Kind, public_message, rfc3339
 from gateway.api.model_info import ModelInfo
 from gateway.errors import Busy, GatewayError
 
@@ -145,11 +144,7 @@ class Ollama:
             changes["options"] = _capped_options(body, ask, cap)
         if _KEEP_ALIVE in ask.keys:
             changes[_KEEP_ALIVE] = b"null"  # as if absent: the engine's own setting holds
-        if not changes:
-            return body
-        if ask.keys.isdisjoint(changes):
-            return insert_members(body, changes)
-        return with_members(body, changes)
+        return edited(body, ask.keys, changes)
 
     def error(self, err: GatewayError, request_id: str) -> bytes:
         """`{"error": "text"}` as Ollama writes it; code and request id stand beside, where its clients ignore them."""
@@ -213,7 +208,7 @@ def _digest(model: ModelInfo) -> str:
 
 def _tag(model: ModelInfo) -> dict[str, object]:
     own = {
-        "modified_at": datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z"),
+        "modified_at": rfc3339(model.created),
         "size": model.size,
         "digest": _digest(model),
         "details": {},

@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.api.body import (
     Members,
-    insert_members,
+    edited,
     prompt_bytes,
     prompts_in,
     read_count,
@@ -20,6 +20,7 @@ from gateway.api.body import (
     read_object,
     read_text,
     require,
+    require_messages,
     with_members,
 )
 from gateway.api.dialect import Access, Ask, Endpoint, Framing, Kind, public_message
@@ -132,11 +133,7 @@ class OpenAI:
             changes["stream_options"] = _including_usage(body, ask)
         if _PRIORITY in ask.keys:
             changes[_PRIORITY] = b"0"  # everybody's default
-        if not changes:
-            return body
-        if ask.keys.isdisjoint(changes):
-            return insert_members(body, changes)
-        return with_members(body, changes)
+        return edited(body, ask.keys, changes)
 
     def error(self, err: GatewayError, request_id: str) -> bytes:
         """`{"error": {...}}` with the members official clients read, and ours after them."""
@@ -174,10 +171,7 @@ def _shared(keys: frozenset[str]) -> frozenset[str]:
 
 
 def _check_chat(members: Members) -> None:
-    require(members, "messages", b"[", "an array of messages")
-    messages = members["messages"]
-    if len(messages) < len(b"[{}]") and not bytes(messages)[1:-1].strip():
-        raise BadRequest("`messages` must not be empty", param="messages")
+    require_messages(members)
 
 
 def _check_completion(members: Members) -> None:
