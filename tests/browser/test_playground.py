@@ -1,11 +1,7 @@
-"""The playground in headless Chromium, served by the real gateway in front of the simulated Ollama.
-
-Skipped where Chromium or playwright is missing; the tox environment `browser` installs the latter.
-"""
+"""The playground in headless Chromium, served by the real gateway in front of the simulated Ollama."""
 
 import contextlib
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -16,17 +12,9 @@ import httpx
 import pytest
 
 from gateway.flow.playground import page as served
+from tests.browser.chromium import MARKS, launched, watched
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (tox -e browser)")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH (Debian: apt-get install chromium)"),
-    pytest.mark.xdist_group("browser"),
-]
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-]
+pytestmark = MARKS
 LONG = "Write 5000 words about patience"
 
 
@@ -80,31 +68,15 @@ def started(command: list[str]) -> Iterator[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """One Chromium for all tests of the file."""
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield launched
-        launched.close()
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture
 def page(browser: Any, demo: Demo) -> Iterator[Any]:
-    """The playground just opened. At the end: no script error, no policy violation, no request to elsewhere."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    opened = context.new_page()
-    opened.set_default_timeout(15_000)
-    faults: list[str] = []
-    opened.on("pageerror", lambda error: faults.append(str(error)))
-    opened.on("console", lambda line: faults.append(line.text) if "Security Policy" in line.text else None)
-    opened.on("request", lambda asked: faults.append(asked.url) if not at_home(asked.url, demo) else None)
-    opened.goto(f"{demo.url}/playground")
-    yield opened
-    context.close()
-    assert faults == []
-
-
-def at_home(url: str, demo: Demo) -> bool:
-    """Whether an address is the gateway's own, or inline data."""
-    return url.startswith((demo.url + "/", "data:"))
+    """The playground just opened."""
+    with watched(browser, demo.url, "/playground") as opened:
+        yield opened
 
 
 def enter(page: Any, key: str) -> None:

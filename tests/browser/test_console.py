@@ -1,0 +1,170 @@
+"""The console in headless Chromium, served by a real gateway: what an operator does, and what it must not do."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from tests.admin.desk import Desk, desk
+from tests.browser.chromium import MARKS, launched, watched
+
+pytestmark = MARKS
+HOSTILE = "<img src=x onerror=document.title='owned'>"
+VIEWS = ("now", "people", "usage", "settings", "records")
+
+
+@pytest.fixture(scope="module")
+def portal() -> Iterator[BlockingPortal]:
+    """A loop in a thread: the engine behind the gateway answers from there."""
+    with start_blocking_portal() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def office(portal: BlockingPortal, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    with portal.wrap_async_context_manager(desk(tmp_path_factory.mktemp("console"))) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """One Chromium for all tests of the file."""
+    with launched() as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser: Any, office: Desk) -> Iterator[Any]:
+    """The console just opened."""
+    with watched(browser, f"http://127.0.0.1:{office.gateway.admin_port}", "/admin/") as opened:
+        yield opened
+
+
+def enter(page: Any, key: str) -> None:
+    page.fill("#key", key)
+    page.press("#key", "Enter")
+
+
+def view(page: Any, name: str) -> None:
+    """Open a view, and wait until it is there."""
+    page.click(f"#tab-{name}")
+    page.wait_for_selector(f"#tab-{name}[aria-current=true]")
+
+
+def part(page: Any, title: str) -> Any:
+    """The section of that title."""
+    return page.locator("section").filter(has=page.get_by_role("heading", name=re.compile(f"^{title}")))
+
+
+def submit(section: Any, **fields: str) -> None:
+    """Fill a form and send it."""
+    for name, value in fields.items():
+        section.locator(f"input[name={name}]").fill(value)
+    section.locator("form button").click()
+
+
+def test_without_an_admin_key_nothing_is_shown(page: Any, office: Desk) -> None:
+    """K1: not with a wrong one, nor with one that asks models."""
+    for key, said in (("fg_wrong", "Incorrect API key"), (office.keys["data"], "no admin scope")):
+        enter(page, key)
+        page.locator("#note.bad").filter(has_text=said).wait_for()
+        assert page.is_hidden("#tabs")
+        assert page.input_value("#key") == ""
+
+
+def test_every_view_opens(page: Any, office: Desk) -> None:
+    enter(page, office.keys["read"])
+    page.wait_for_selector("#tabs:visible")
+    assert [button.get_attribute("id") for button in page.query_selector_all("#tabs button")] == [
+        f"tab-{name}" for name in VIEWS
+    ]
+    for name in VIEWS:
+        view(page, name)
+        page.wait_for_selector("main table, main .muted")
+        assert page.locator("#note.bad:visible").count() == 0, page.text_content("#note")
+    view(page, "now")
+    part(page, "fairgate .*: ready").wait_for()
+    assert "m" in part(page, "Queues").locator("td").all_text_contents()
+
+
+def test_a_tenant_a_user_and_a_key_are_made_and_ended(page: Any, office: Desk, portal: BlockingPortal) -> None:
+    """O8: the key is shown once, works, and is refused as soon as it is revoked."""
+    enter(page, office.keys["admin"])
+    page.wait_for_selector("#tabs:visible")
+    view(page, "people")
+    part(page, "Tenants").locator("input[name=all_models]").check()
+    submit(part(page, "Tenants"), name="labs")
+    part(page, "Tenants").get_by_role("cell", name="labs").wait_for()
+    submit(part(page, "Users"), tenant="labs", name="eve")
+    part(page, "Users").get_by_role("cell", name="labs/eve").wait_for()
+    submit(part(page, "Keys"), tenant="labs", user="eve", name="phone")
+    token = page.locator("#note code").text_content()
+    assert portal.call(office.chat, token) == 200
+    line = part(page, "Keys").locator("tr").filter(has_text="phone")
+    assert "labs/eve" in line.text_content()
+    assert token not in part(page, "Keys").inner_html()
+    page.once("dialog", lambda asked: asked.dismiss())
+    line.get_by_role("button", name="Revoke").click()
+    page.wait_for_selector("#note", state="hidden")
+    assert portal.call(office.chat, token) == 200
+    page.once("dialog", lambda asked: asked.accept())
+    line.get_by_role("button", name="Revoke").click()
+    page.get_by_text("is revoked.").wait_for()
+    assert portal.call(office.chat, token) == 401
+    assert "revoked" in line.text_content()
+    assert token not in page.content()
+
+
+def test_a_key_that_only_reads_is_told_so(page: Any, office: Desk) -> None:
+    """O8: and what was typed stays."""
+    enter(page, office.keys["read"])
+    page.wait_for_selector("#tabs:visible")
+    view(page, "people")
+    submit(part(page, "Tenants"), name="more")
+    page.wait_for_selector("#note.bad")
+    assert "admin:write" in page.text_content("#note")
+    assert part(page, "Tenants").locator("input[name=name]").input_value() == "more"
+
+
+def test_a_setting_is_changed_and_put_back(page: Any, office: Desk) -> None:
+    enter(page, office.keys["admin"])
+    page.wait_for_selector("#tabs:visible")
+    view(page, "settings")
+    settings = part(page, "Fair-use settings")
+    name = settings.locator("tbody tr td").first.text_content()
+    line = settings.locator("tbody tr").first
+    value = line.locator("td").nth(1).text_content()
+    submit(settings, name=name, value="nonsense")
+    page.wait_for_selector("#note.bad")
+    submit(settings, name=name, value=str(float(value) + 1))
+    line.get_by_role("button", name="As configured").click()
+    page.wait_for_function("text => document.querySelector('tbody tr td:nth-child(2)').textContent === text", arg=value)
+
+
+def test_what_clients_say_is_text(page: Any, office: Desk, portal: BlockingPortal) -> None:
+    """H8: a model's name is markup nowhere."""
+    asked = {"model": HOSTILE, "messages": [{"role": "user", "content": "x"}]}
+    url = f"http://127.0.0.1:{office.gateway.port}/v1/chat/completions"
+    bearer = {"authorization": f"Bearer {office.keys['data']}"}
+    assert portal.call(lambda: office.http.post(url, json=asked, headers=bearer)).status_code == 403
+    enter(page, office.keys["read"])
+    page.wait_for_selector("#tabs:visible")
+    while not page.locator("main").get_by_text(HOSTILE).count():  # the row is written in the background
+        view(page, "records")
+        page.wait_for_selector("main section:nth-child(2)")
+    assert page.locator("main img").count() == 0
+    assert page.title() == "fairgate console"
+
+
+def test_the_key_is_forgotten(page: Any, office: Desk) -> None:
+    """K1: it was in no storage, cookie or address, and is nowhere afterwards."""
+    enter(page, office.keys["read"])
+    page.wait_for_selector("#tabs:visible")
+    kept = "() => JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
+    assert office.keys["read"] not in page.evaluate(kept) + page.content()
+    page.click("#leave")
+    page.get_by_text("The key is forgotten.").wait_for()
+    assert page.is_hidden("#tabs")
+    assert page.evaluate("() => key") == ""
