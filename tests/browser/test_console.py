@@ -138,9 +138,14 @@ def test_a_setting_is_changed_and_put_back(page: Any, office: Desk) -> None:
     value = line.locator("td").nth(1).text_content()
     submit(settings, name=name, value="nonsense")
     page.wait_for_selector("#note.bad")
-    submit(settings, name=name, value=str(float(value) + 1))
+    more = str(int(value) + 1)
+    submit(settings, name=name, value=more)
     line.get_by_role("button", name="As configured").click()
     page.wait_for_function("text => document.querySelector('tbody tr td:nth-child(2)').textContent === text", arg=value)
+    view(page, "records")
+    done = part(page, "What admins did").locator("tbody tr")
+    done.nth(1).wait_for()
+    assert [done.nth(n).locator("td").last.text_content() for n in (0, 1)] == ["cleared", more]
 
 
 def test_what_clients_say_is_text(page: Any, office: Desk, portal: BlockingPortal) -> None:
