@@ -19,7 +19,7 @@ COMPILED = {
     " statistics usage",
     "gateway/http1": "chunks client connection eager head message reply server wire",
     "gateway/api": "anthropic body dialect frames ollama openai stream usage",
-    "gateway/flow": "exchange fields ledger names phases quota relay settle silence ticket",
+    "gateway/flow": "exchange fields forward ids ledger names phases quota relay settle silence ticket",
     "gateway/services": "audit backends breaker keys limits meters metrics pace principal route spool",
 }
 """What a request or a frame passes through. A module is left out where it runs once (start, reload, administration),

@@ -47,7 +47,7 @@ PHASES: tuple[tuple[str, float | None, str], ...] = (
         1.0,
         r"^scheduler/|gateway/flow/(quota|ticket)|gateway/services/(limits|meters|pace|lender)",
     ),
-    ("limits and scheduler", 1.0, r"gateway/flow/phases\.py (admit|queue)|gateway/flow/ledger"),
+    ("limits and scheduler", 1.0, r"gateway/flow/(phases|forward)\.py (admit|queue)|gateway/flow/ledger"),
     ("body: decode and edit", 0.6, r"gateway/api/(body|openai|ollama|dialect)|gateway/flow/phases\.py read"),
     ("heads: parse and check", 3.0, r"gateway/http1/(wire|head|message|reply)"),
     (
@@ -58,7 +58,7 @@ PHASES: tuple[tuple[str, float | None, str], ...] = (
     (
         "ids, routes, our fields",
         0.7,
-        r"gateway/flow/(fields|cors|names|peer)|gateway/api/routes|phases\.py (classify|request_id)",
+        r"gateway/flow/(fields|cors|names|peer)|gateway/api/routes|gateway/flow/ids|phases\.py classify",
     ),
     ("relay: frames, usage, passing on", None, r"gateway/flow/relay|gateway/api/stream|gateway/http1/chunks"),
     (KERNEL, 10.8, r"gateway/http1/(connection|server|client|eager|listener)|uvloop|asyncio|runners\.py"),

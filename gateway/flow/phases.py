@@ -4,15 +4,12 @@ Each phase fills its own fields of the exchange or raises; phases that cannot wa
 sockets, SQL or Redis. The coroutine runs without a Task (`http1.eager`), so nothing here may need a current Task.
 """
 
-import itertools
 import logging
-import os
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any, Final
 
 from gateway.api.bridge import Crossing
-from gateway.api.bridges import bridge_to
 from gateway.api.dialect import Access, Dialect, Framing, Kind
 from gateway.api.routes import NO_ENDPOINT
 from gateway.errors import (
@@ -20,12 +17,10 @@ from gateway.errors import (
     BadRequest,
     Bug,
     ClientGone,
-    ConnectFailed,
     Forbidden,
     GatewayError,
     ModelUnavailable,
     MutationBlocked,
-    NoBackend,
     Overloaded,
     RateLimited,
     UpstreamBroke,
@@ -35,31 +30,23 @@ from gateway.errors import (
 from gateway.flow import fields, local, quota
 from gateway.flow.behalf import represent
 from gateway.flow.exchange import Exchange, Known, Outcome, Runtime
+from gateway.flow.forward import forward, queue
+from gateway.flow.ids import request_id
 from gateway.flow.quota import GENERATIONS, output_cap
-from gateway.flow.refusals import NO_SUCH_ROUTE, Collector, engine_refused
+from gateway.flow.refusals import NO_SUCH_ROUTE
 from gateway.flow.relay import Relay
 from gateway.flow.settle import opening, settle
-from gateway.flow.silence import comment_while_silent
-from gateway.flow.ticket import ticket
-from gateway.flow.verdicts import AUTH_FAILURES, REFUSALS, failure_of, outcome_of, wire_error
+from gateway.flow.verdicts import AUTH_FAILURES, failure_of, outcome_of, wire_error
 from gateway.http1.chunks import LAST_CHUNK, encode_chunk
-from gateway.http1.client import StaleConnection
 from gateway.http1.connection import Connection
-from gateway.http1.message import ResponseHead
 from gateway.http1.wire import WireError
-from gateway.services.keyfmt import PREFIX as KEY_PREFIX
 from gateway.services.keyfmt import credential
 from gateway.services.keys import SCOPES
-from gateway.services.route import Backend, Route
-from gateway.services.tracing import passed_on
-from scheduler.aio import Lease, Rejected, Waiter
+from gateway.services.route import Route
 
 log = logging.getLogger("fairgate.flow")
 
 STREAM_TYPES: Final = (b"text/event-stream", b"application/x-ndjson")
-_REQUEST_ID: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
-_ID_PREFIX: Final = os.urandom(6).hex() + "-"
-_ID_COUNT: Final = itertools.count(1)
 
 
 async def handle(x: Exchange, rt: Runtime) -> None:
@@ -131,21 +118,6 @@ class Phases:
         rt.metrics.refused(error.code)
         head = fields.error_fields(error, given, rt.cors.fields(None))
         connection.respond(error.status, head, rt.routes.default.error(error, given))
-
-
-def request_id(connection: Connection) -> str:
-    """The client's own id if it is harmless (H7: no key, for one), else a new one."""
-    head = connection.head
-    given = head.headers.get(b"x-request-id") if head is not None else None
-    if given and len(given) <= 64 and _REQUEST_ID.issuperset(given) and not given.startswith(KEY_PREFIX):
-        return given.decode()
-    return _ID_PREFIX + str(next(_ID_COUNT))
-
-
-def engine_id(x: Exchange) -> str:
-    """The request's id as its engine is told: nobody else's ever, while clients choose theirs and can guess others'.
-    vLLM refuses a request whose id runs already, older ones mix the two up."""
-    return f"{x.id}.{_ID_PREFIX}{next(_ID_COUNT)}" if b"x-request-id" in x.head.headers else x.id
 
 
 # ---- classify
@@ -266,127 +238,7 @@ async def admit(x: Exchange, rt: Runtime) -> None:
         rt.prompts.keep(x.id, x.principal, x.endpoint.path, x.route.model, x.body)
 
 
-# ---- queue
-
-
-async def queue(x: Exchange, rt: Runtime, avoid: tuple[str, ...] = ()) -> None:
-    """Ticket -> lease. Raises what REFUSALS says, or ClientGone. An interruption gives the place or the slot back."""
-    x.queued_at = rt.now()
-    try:
-        got = rt.scheduler.submit(ticket(x, rt, avoid))
-        x.lease = got if isinstance(got, Lease) else await _wait(x, rt, got)
-    except Rejected as rejected:
-        raise REFUSALS[rejected.refused.reason](rejected.refused) from None
-    x.granted_at = rt.now()
-
-
-async def _wait(x: Exchange, rt: Runtime, waiter: Waiter) -> Lease:
-    x.waiter = waiter
-    rt.ledger.queued(x)
-    comment_while_silent(x, rt)
-    try:
-        return await waiter.future
-    except BaseException:
-        waiter.cancel()
-        raise
-    finally:
-        rt.ledger.dequeued(x)
-
-
-# ---- forward
-
-
-async def forward(x: Exchange, rt: Runtime) -> None:
-    """Body and lease -> response head of an engine. Only this phase retries, and only before any byte of an answer:
-    once more on a new connection where a kept one had died, else on another backend (R5)."""
-    retries, kept = x.route.terms.retries, True
-    dead: tuple[str, ...] = ()
-    while True:
-        try:
-            x.reply = await _attempt(x, rt, kept=kept)
-            break
-        except StaleConnection:
-            _let_go(x)
-            kept = False
-        except ConnectFailed:
-            if retries <= 0 or len(x.route.candidates) < 2:
-                raise
-            retries, kept, dead = retries - 1, True, (*dead, x.backend.name)
-            _release_slot(x)
-            await queue(x, rt, avoid=dead)
-        rt.metrics.retried(x.backend.name)
-    if not 200 <= x.reply.status < 300:
-        await _refused_by_engine(x, rt)
-
-
-def _backend(name: str, rt: Runtime) -> Backend:
-    """The backend of a slot. One that a reload added while the request waited is none of its own, older, runtime."""
-    try:
-        return rt.backends.backend(name)
-    except KeyError:
-        raise NoBackend("The backends were changed while the request waited.", retry_after=1.0) from None
-
-
-async def _attempt(x: Exchange, rt: Runtime, *, kept: bool) -> ResponseHead:
-    """One try on the backend of the lease; on a connection `kept` from before if there is one, which may be stale."""
-    assert x.lease is not None  # noqa: S101  # queue ran
-    terms = x.route.terms
-    backend = x.backend = _backend(x.lease.gate, rt)
-    pool = rt.pools[backend.name]
-    body, target = _words_for(x, backend.engine)
-    passed = x.trace.fields if x.trace is not None else passed_on(x.head.headers)
-    if x.endpoint.passed:
-        passed += fields.passed_fields(x.endpoint.passed, x.head.headers)
-    head = fields.request_head(backend, target, engine_id(x), len(body), passed)
-    try:
-        x.upstream = (pool.take() if kept else None) or await pool.dial(terms.connect)
-        x.sent_at = rt.now()
-        answer = x.upstream.send(
-            head, body, "POST", first_byte=terms.first_byte, between=terms.between, total=terms.total
-        )
-        comment_while_silent(x, rt)
-        reply = await answer
-    except UpstreamError as error:
-        if not isinstance(error, StaleConnection):
-            rt.backends.failed(backend.name, failure_of(error))
-        raise
-    rt.backends.succeeded(backend.name)
-    return reply
-
-
-def _words_for(x: Exchange, engine: str) -> tuple[bytes, bytes]:
-    """The body for an engine of that kind, and the engine's path for it."""
-    endpoint, model, cap = x.endpoint, x.route.model, x.route.terms.max_output_tokens
-    x.bridge = bridge_to(engine, endpoint) if endpoint.engines else None
-    if x.bridge is not None:
-        return x.bridge.request(x.body, model, cap), x.bridge.upstream
-    return endpoint.dialect.edit(endpoint, x.body, x.ask, model=model, cap=cap, engine=engine), endpoint.upstream
-
-
-def _let_go(x: Exchange) -> None:
-    upstream, x.upstream = x.upstream, None
-    if upstream is not None:
-        upstream.release()
-
-
 # ---- relay
-
-
-def _release_slot(x: Exchange) -> None:
-    """Give the slot back unused: the request has cost the engine nothing."""
-    if x.lease is not None:
-        x.lease.release(0.0)
-        x.lease = None
-        x.granted_at = 0.0
-
-
-async def _refused_by_engine(x: Exchange, rt: Runtime) -> None:
-    """The engine answered with an error: read its text for the log, tell the client our own sentence (H8)."""
-    assert x.upstream is not None  # noqa: S101  # the attempt succeeded
-    x.upstream.sink = collector = Collector(x.upstream)
-    await collector.done
-    # Not a failure for the breaker: a caller who can make an engine answer 500 must not eject it for all.
-    raise engine_refused(x.reply.status, collector.body())
 
 
 def relay(x: Exchange, rt: Runtime) -> Relay:

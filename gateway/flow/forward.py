@@ -1,0 +1,134 @@
+"""A turn and an engine: the queue, the attempts on backends, and what an engine's refusal means to the client.
+
+Two phases of a request, each of which may wait. Must not know sockets, SQL or Redis; like all phases it runs without a
+Task (`http1.eager`).
+"""
+
+from gateway.api.bridges import bridge_to
+from gateway.errors import ConnectFailed, NoBackend, UpstreamError
+from gateway.flow import fields
+from gateway.flow.exchange import Exchange, Runtime
+from gateway.flow.ids import engine_id
+from gateway.flow.refusals import Collector, engine_refused
+from gateway.flow.silence import comment_while_silent
+from gateway.flow.ticket import ticket
+from gateway.flow.verdicts import REFUSALS, failure_of
+from gateway.http1.client import StaleConnection
+from gateway.http1.message import ResponseHead
+from gateway.services.route import Backend
+from gateway.services.tracing import passed_on
+from scheduler.aio import Lease, Rejected, Waiter
+
+
+async def queue(x: Exchange, rt: Runtime, avoid: tuple[str, ...] = ()) -> None:
+    """Ticket -> lease. Raises what REFUSALS says, or ClientGone. An interruption gives the place or the slot back."""
+    x.queued_at = rt.now()
+    try:
+        got = rt.scheduler.submit(ticket(x, rt, avoid))
+        x.lease = got if isinstance(got, Lease) else await _wait(x, rt, got)
+    except Rejected as rejected:
+        raise REFUSALS[rejected.refused.reason](rejected.refused) from None
+    x.granted_at = rt.now()
+
+
+async def _wait(x: Exchange, rt: Runtime, waiter: Waiter) -> Lease:
+    x.waiter = waiter
+    rt.ledger.queued(x)
+    comment_while_silent(x, rt)
+    try:
+        return await waiter.future
+    except BaseException:
+        waiter.cancel()
+        raise
+    finally:
+        rt.ledger.dequeued(x)
+
+
+async def forward(x: Exchange, rt: Runtime) -> None:
+    """Body and lease -> response head of an engine. Only this phase retries, and only before any byte of an answer:
+    once more on a new connection where a kept one had died, else on another backend (R5)."""
+    retries, kept = x.route.terms.retries, True
+    dead: tuple[str, ...] = ()
+    while True:
+        try:
+            x.reply = await _attempt(x, rt, kept=kept)
+            break
+        except StaleConnection:
+            _let_go(x)
+            kept = False
+        except ConnectFailed:
+            if retries <= 0 or len(x.route.candidates) < 2:
+                raise
+            retries, kept, dead = retries - 1, True, (*dead, x.backend.name)
+            _release_slot(x)
+            await queue(x, rt, avoid=dead)
+        rt.metrics.retried(x.backend.name)
+    if not 200 <= x.reply.status < 300:
+        await _refused_by_engine(x, rt)
+
+
+def _backend(name: str, rt: Runtime) -> Backend:
+    """The backend of a slot. One that a reload added while the request waited is none of its own, older, runtime."""
+    try:
+        return rt.backends.backend(name)
+    except KeyError:
+        raise NoBackend("The backends were changed while the request waited.", retry_after=1.0) from None
+
+
+async def _attempt(x: Exchange, rt: Runtime, *, kept: bool) -> ResponseHead:
+    """One try on the backend of the lease; on a connection `kept` from before if there is one, which may be stale."""
+    assert x.lease is not None  # noqa: S101  # queue ran
+    terms = x.route.terms
+    backend = x.backend = _backend(x.lease.gate, rt)
+    pool = rt.pools[backend.name]
+    body, target = _words_for(x, backend.engine)
+    passed = x.trace.fields if x.trace is not None else passed_on(x.head.headers)
+    if x.endpoint.passed:
+        passed += fields.passed_fields(x.endpoint.passed, x.head.headers)
+    head = fields.request_head(backend, target, engine_id(x), len(body), passed)
+    try:
+        x.upstream = (pool.take() if kept else None) or await pool.dial(terms.connect)
+        x.sent_at = rt.now()
+        answer = x.upstream.send(
+            head, body, "POST", first_byte=terms.first_byte, between=terms.between, total=terms.total
+        )
+        comment_while_silent(x, rt)
+        reply = await answer
+    except UpstreamError as error:
+        if not isinstance(error, StaleConnection):
+            rt.backends.failed(backend.name, failure_of(error))
+        raise
+    rt.backends.succeeded(backend.name)
+    return reply
+
+
+def _words_for(x: Exchange, engine: str) -> tuple[bytes, bytes]:
+    """The body for an engine of that kind, and the engine's path for it."""
+    endpoint, model, cap = x.endpoint, x.route.model, x.route.terms.max_output_tokens
+    x.bridge = bridge_to(engine, endpoint) if endpoint.engines else None
+    if x.bridge is not None:
+        return x.bridge.request(x.body, model, cap), x.bridge.upstream
+    return endpoint.dialect.edit(endpoint, x.body, x.ask, model=model, cap=cap, engine=engine), endpoint.upstream
+
+
+def _let_go(x: Exchange) -> None:
+    upstream, x.upstream = x.upstream, None
+    if upstream is not None:
+        upstream.release()
+
+
+def _release_slot(x: Exchange) -> None:
+    """Give the slot back unused: the request has cost the engine nothing."""
+    if x.lease is not None:
+        x.lease.release(0.0)
+        x.lease = None
+        x.granted_at = 0.0
+
+
+async def _refused_by_engine(x: Exchange, rt: Runtime) -> None:
+    """The engine answered with an error: read its text for the log, tell the client our own sentence (H8)."""
+    assert x.upstream is not None  # noqa: S101  # the attempt succeeded
+    x.upstream.sink = collector = Collector(x.upstream)
+    await collector.done
+    # Not a failure for the breaker: a caller who can make an engine answer 500 must not eject it for all.
+    raise engine_refused(x.reply.status, collector.body())
