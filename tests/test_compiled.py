@@ -53,6 +53,16 @@ def test_no_handler_waits_and_raises_again(module: str) -> None:
         assert not waits or max(raises, default=0) < min(waits), f"line {handler.lineno}"
 
 
+@pytest.mark.parametrize("module", modules())
+def test_a_caught_exception_has_one_type_a_name(module: str) -> None:
+    """Compiled, a name has the type it has first in its function: another exception under it is a TypeError."""
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    for function in (node for node in ast.walk(tree(module)) if isinstance(node, functions)):
+        handlers = [node for node in ast.walk(function) if isinstance(node, ast.ExceptHandler) and node.name]
+        caught = {(node.name, ast.unparse(node.type)) for node in handlers if node.type is not None}
+        assert len(caught) == len({name for name, _ in caught}), f"{function.name}: {sorted(caught)}"
+
+
 def test_every_module_of_the_list_exists() -> None:
     assert len(modules()) > 30
     for module in modules():

@@ -78,10 +78,10 @@ async def handle(x: Exchange, rt: Runtime) -> None:
         x.outcome = Outcome.CLIENT_GONE
     except GatewayError as error:
         refuse(x, rt, error)
-    except WireError as error:
-        refuse(x, rt, wire_error(error))
-    except Exception as error:
-        refuse(x, rt, _unforeseen(x, error))
+    except WireError as unread:
+        refuse(x, rt, wire_error(unread))
+    except Exception as bug:
+        refuse(x, rt, _unforeseen(x, bug))
     finally:
         settle(x, rt)
 

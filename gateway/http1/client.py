@@ -196,13 +196,13 @@ class UpstreamConnection:
                 self.abort()
         except UpstreamWireError as error:
             self._broke(UpstreamBroke("The engine's answer was malformed.", cause=str(error)))
-        except Exception as error:
-            self._unread(error)
+        except Exception as bug:
+            self._unread(bug)
 
-    def _unread(self, error: Exception) -> None:
+    def _unread(self, bug: Exception) -> None:
         """A bug in what reads this answer ends this answer only: the loop goes on, and nobody waits for its end."""
-        log.error("an answer could not be read by a bug", exc_info=error)
-        self._broke(UpstreamBroke("The engine's answer could not be read.", cause=repr(error)))
+        log.error("an answer could not be read by a bug", exc_info=bug)
+        self._broke(UpstreamBroke("The engine's answer could not be read.", cause=repr(bug)))
 
     def _read_head(self, data: bytes) -> None:
         self.reused = False  # it answers: from here on its end is a failure, and no reason to ask again (R5)
@@ -304,8 +304,8 @@ class UpstreamConnection:
         try:
             if self.sink is not None:
                 self.sink.last(b"")
-        except Exception as error:
-            self._unread(error)
+        except Exception as bug:
+            self._unread(bug)
 
     def _broke(self, error: UpstreamError) -> None:
         self.abort()
