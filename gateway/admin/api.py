@@ -32,6 +32,7 @@ class AdminApi:
     def routes(self) -> list[Route]:
         """For the listener's application."""
         return [
+            Route("/admin", _to_console, methods=["GET"]),
             Route("/admin/", self._console, methods=["GET"]),
             Route(f"{BASE}/{{path:path}}", self._answer, methods=METHODS),
         ]
@@ -73,6 +74,11 @@ class AdminApi:
             told = {"method": row.method, "route": BASE + row.path, "key": who.key, "status": row.status}
             log.info("an admin changed something", extra=told)
         return _json(answer, row.status)
+
+
+async def _to_console(request: Request) -> Response:
+    """Relative, so it leads nowhere else."""
+    return Response(status_code=307, headers={"location": "admin/"})
 
 
 def _account_error(error: AccountError) -> ClientError:

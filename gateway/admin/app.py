@@ -20,13 +20,13 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.admin.door import CONNECTIONS, Door
 from gateway.admin.state import Gateway, readiness, register_sources, stats
 from gateway.urls import parse_listen
 
 __all__ = ["AdminServer", "Gateway", "admin_app", "serve_admin"]
 
 BACKLOG: Final = 128
-CONCURRENT: Final = 64  # requests at once; a scraper, a console and a few probes need less
 GRACE: Final = 1  # seconds that answers under way get when it closes
 _SECURITY: Final = {
     "x-content-type-options": "nosniff",
@@ -68,6 +68,7 @@ def admin_app(gateway: Gateway, more: Sequence[Route] = ()) -> Starlette:
             *more,
         ]
     )
+    app.router.redirect_slashes = False  # such a redirect names whatever host the request did
     app.add_middleware(_SecurityHeaders)
     return app
 
@@ -163,7 +164,7 @@ async def serve_admin(listen: str, app: Any) -> AdminServer:
     bound = _bound(listen)
     config = uvicorn.Config(
         app,
-        http="h11",  # bounds what it buffers of a head
+        http=Door,  # on h11, which bounds what it buffers of a head
         ws="none",
         loop="none",
         lifespan="off",
@@ -172,7 +173,7 @@ async def serve_admin(listen: str, app: Any) -> AdminServer:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=CONCURRENT,
+        limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=GRACE,
     )
     server = _Server(config)

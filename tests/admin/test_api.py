@@ -346,6 +346,8 @@ def test_the_name_it_is_called_by(tmp_path: Path) -> None:
                     answer = await it.ask("GET", path, headers={"host": host})
                     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "permission_denied"), host
                 assert (await it.ask("GET", "/metrics", headers={"host": host})).status_code == 200
+            moved = await it.ask("GET", "/admin", headers={"host": "evil.example"})
+            assert (moved.status_code, moved.headers["location"]) == (307, "admin/")
 
     asyncio.run(body())
 
