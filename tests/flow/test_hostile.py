@@ -8,7 +8,7 @@ import pytest
 import uvloop
 
 from gateway import config as cfg
-from tests.flow.engine import DONE, Engine, stream
+from tests.flow.engine import DONE, Engine, plain, stream
 from tests.gateway import Gateway, chat, gateway
 from tests.wire import WAIT, Client
 
@@ -159,10 +159,12 @@ def test_two_thousand_idle_connections_cost_others_nothing() -> None:
 def test_a_body_as_deep_as_can_be_read_is_answered_or_refused() -> None:
     """H5: it is read more than once, and the stack is not equally deep each time."""
 
-    async def test(g: Gateway) -> None:
-        for depth in range(900, 1000):
-            body = b'{"model":"m","prompt":["",%b],"max_tokens":9999999}' % (b"[" * depth + b"]" * depth)
-            status, _, told = await g.ask("/v1/completions", body)
-            assert status == 200 or (status == 400 and b"nested too deeply" in told), (depth, told)
+    async def main() -> None:
+        async with Engine(plain) as engine, gateway(engine.url) as g:
+            for depth in range(900, 1000):
+                body = b'{"model":"m","prompt":["",%b],"max_tokens":9999999}' % (b"[" * depth + b"]" * depth)
+                status, _, told = await g.ask("/v1/completions", body)
+                assert status == 200 or (status == 400 and b"nested too deeply" in told), (depth, told)
+            await g.idle()
 
-    run(test)
+    uvloop.run(main())
