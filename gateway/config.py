@@ -24,6 +24,7 @@ from gateway.urls import (
     beside,
     database_fault,
     field_fault,
+    host_fault,
     http_fault,
     origin_fault,
     parse_listen,
@@ -234,7 +235,7 @@ class Admin(_Section, frozen=True):
         bool, Meta(description="also serve /admin/v1 and the console at /admin/, to keys with admin scopes")
     ] = False
     hosts: Annotated[
-        list[Annotated[str, Meta(pattern=r"^[a-z0-9.:_-]+$")]],
+        list[str],
         Meta(
             description="names, without port, by which the admin API may be called beside loopback's and the listener's"
         ),
@@ -432,6 +433,9 @@ def _check_addresses(config: Config) -> None:
                 raise ConfigError(f"{path}: {err}") from err
     if config.admin.api and not config.admin.listen:
         raise ConfigError("admin.api: there is no admin.listen to serve it on")
+    for index, name in enumerate(config.admin.hosts):
+        if fault := host_fault(name):
+            raise ConfigError(f"admin.hosts[{index}]: {fault}")
     for index, cidr in enumerate(config.trusted_proxies):
         try:
             ipaddress.ip_network(cidr)

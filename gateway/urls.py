@@ -7,6 +7,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\[\]:]*)(?::\d+)?")
+_NAME = re.compile(
+    r"(?:[a-z0-9_-]+\.)*(?![0-9]+\Z)[a-z0-9_-]+"
+)  # whose end is a number: an address or nothing (WHATWG)
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")
 
 
@@ -84,6 +87,15 @@ def parse_listen(text: str) -> tuple[str, int]:
     except UnicodeError as err:
         raise ValueError("not HOST:PORT") from err
     return host.strip("[]"), int(port)
+
+
+def host_fault(text: str) -> str:
+    """Why no request can be sent to it by this name, or nothing (RFC 9110, 7.2; without a port)."""
+    try:
+        sent = str(ipaddress.ip_address(text)) == text  # in its one short form, as browsers have it
+    except ValueError:
+        sent = bool(_NAME.fullmatch(text))
+    return "" if sent else "not a name or an address in lower case and without a port"
 
 
 def origin_fault(text: str) -> str:

@@ -16,6 +16,9 @@ def jwt(more: str) -> str:
     return f"jwt: {{issuer: a, audience: b, jwks: 'https://h/k', tenant: t, {more}}}"
 
 
+NO_HOSTS = ("", "a:80", "[::1]", "2001:DB8::7", "2001:db8:0::7", "A.lab", "a.", "a b", "http://a", "a/b", "10.0.0.300")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -58,6 +61,7 @@ def jwt(more: str) -> str:
         (jwt("retry: 301"), "jwt.retry: more than refresh"),
         (jwt("audiance: b"), "jwt.audiance: unknown setting; did you mean 'audience'"),
         ("cors: {origins: ['null']}", "cors.origins[0]: not SCHEME://HOST"),
+        *((f"admin: {{hosts: [a, '{name}']}}", "admin.hosts[1]: not a name or an address") for name in NO_HOSTS),
     ],
 )
 def test_what_cannot_work_is_refused_with_its_path(text: str, says: str) -> None:
@@ -81,6 +85,7 @@ def test_what_cannot_work_is_refused_with_its_path(text: str, says: str) -> None
         """jwt: {issuer: a, audience: b, jwks: '{"keys": []}', tenant: t}""",
         "aliases: {a: small}\ncategories: {small: {models: [x]}}",
         'tracing: {headers: {X-Key: "Basic dXNlcg==, two words"}}',
+        "admin: {hosts: [fairgate.lab, a, x_y.lab, 10.0.0.3, '2001:db8::7']}",
     ],
 )
 def test_what_looks_alike_and_works(text: str) -> None:

@@ -87,7 +87,7 @@ async def examine(path: Path | None) -> list[Check]:
     if config.prompts.redact:
         checks.append(_check("redaction", _redaction(config.prompts.redact)))
     if config.jwt is not None:
-        checks.append(_check("tokens", checkup.tokens(config.jwt, await _jwks(config.jwt))))
+        checks.append(_check("tokens", await _tokens(config.jwt)))
     if config.tracing.endpoint:
         checks.append(_check("tracing", checkup.tracing(config.tracing, _otel_installed())))
     if config.shared:
@@ -159,13 +159,13 @@ def _redaction(name: str) -> list[Finding]:
     return []
 
 
-async def _jwks(section: Jwt) -> str:
-    """Why the issuer's keys cannot be had, or nothing: they are read as the gateway reads them."""
+async def _tokens(section: Jwt) -> list[Finding]:
+    """The issuer's keys are read as the gateway reads them."""
     try:
         from gateway.services.jwks import fault_of
     except ImportError:
-        return f"PyJWT is not installed ({EXTRA}), and the gateway will not start"
-    return await fault_of(section)
+        return [Finding("problem", "jwt is set, but PyJWT is not installed: the gateway does not start", EXTRA)]
+    return checkup.tokens(section, await fault_of(section))
 
 
 def _otel_installed() -> bool:
