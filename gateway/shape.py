@@ -21,7 +21,7 @@ def readable(message: str) -> str:
 
 def refuse_unknown(raw: object, kind: Any, path: str) -> None:
     """Walk the tree beside its types; an unknown key or word is an error with its path and the nearest known one."""
-    kind = _struct_of(kind)
+    kind = bare(kind)
     if isinstance(raw, list) and get_origin(kind) in (list, tuple):
         for index, item in enumerate(raw):
             refuse_unknown(item, get_args(kind)[0], f"{path}[{index}]")
@@ -58,11 +58,11 @@ def _unknown(key: str, path: str, known: Iterable[str]) -> str:
     return f"{at}: unknown setting{nearest(key, known)}"
 
 
-def _struct_of(kind: Any) -> Any:
+def bare(kind: Any) -> Any:
     """Strip Annotated and `| None` from a type."""
     if get_origin(kind) is Annotated:
-        return _struct_of(get_args(kind)[0])
+        return bare(get_args(kind)[0])
     options = [arg for arg in get_args(kind) if arg is not type(None)]
     if type(None) in get_args(kind) and len(options) == 1:
-        return _struct_of(options[0])
+        return bare(options[0])
     return kind

@@ -3,7 +3,7 @@
 Whatever is not named here is refused with its path. What a value means is the services' to check.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -148,5 +148,5 @@ class ActionsAsk(Ask, frozen=True, kw_only=True):
     """The latest actions; `id`, which needs a `kind`: only of that subject."""
 
     limit: Rows = 50
-    kind: Kind | Literal[""] = ""
+    kind: Kind | None = None
     id: str = ""

@@ -5,7 +5,7 @@ Must not know HTTP beyond the bytes of a query and a body.
 
 import asyncio
 import re
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -17,6 +17,7 @@ from gateway.services.backend_facts import Seen
 from gateway.services.keys import KeyService
 from gateway.services.moments import moment
 from gateway.services.principal import Principal
+from gateway.shape import bare, nearest
 from gateway.store.base import Page, Store
 
 Asked = TypeVar("Asked", bound=msgspec.Struct)
@@ -74,7 +75,7 @@ class Call:
         try:
             return msgspec.json.decode(self._body or b"{}", type=kind)
         except msgspec.ValidationError as err:
-            raise _faulty(err) from err
+            raise _faulty(err, kind) from err
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
             raise BadRequest("The body is no JSON document.") from err
 
@@ -92,19 +93,24 @@ class Call:
         try:
             return msgspec.convert(given, kind, strict=False)
         except msgspec.ValidationError as err:
-            raise _faulty(err) from err
+            raise _faulty(err, kind) from err
 
     def forget(self, row_id: str) -> None:
         """The row was changed: what this process derived from it is gone at once."""
         self.office.keys.forget(row_id)
 
 
-def _faulty(error: msgspec.ValidationError) -> BadRequest:
-    """With the path of the faulty member; an unknown or missing one is named by its own."""
+def _faulty(error: msgspec.ValidationError, kind: type[object]) -> BadRequest:
+    """With the path of the faulty member, an unknown or missing one named by its own; and what may stand there."""
     found = re.search(r"^(.*) - at `\$\.?(.*)`$", str(error), re.DOTALL)
     fault, path = (found[1], found[2]) if found else (str(error), "")
-    named = re.search(r"(?:unknown|required) field `(.*)`", fault, re.DOTALL)
-    return BadRequest(fault, param=(f"{path}.{named[1]}".lstrip(".") if named else path) or None)
+    members = get_type_hints(kind)
+    if fault.startswith("Invalid enum value"):
+        fault = f"none of {', '.join(get_args(bare(members[path])))}"
+    named = re.search(r"(unknown|required) field `(.*)`", fault, re.DOTALL)
+    if named and not path and named[1] == "unknown":
+        fault += nearest(named[2], members)
+    return BadRequest(fault, param=(f"{path}.{named[2]}".lstrip(".") if named else path) or None)
 
 
 def instant(text: str, name: str, absent: int) -> int:

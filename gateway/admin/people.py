@@ -13,6 +13,7 @@ from gateway.errors import BadRequest, Forbidden
 from gateway.services import accounts, allowances
 from gateway.services.accounts import ADMIN_SCOPES, KeyTerms
 from gateway.services.allowances import Owner
+from gateway.services.keys import SCOPES
 from gateway.store.base import Tenant, User
 from gateway.store.limits import Limits
 
@@ -121,6 +122,8 @@ async def new_key(call: Call) -> object:
     asked = call.asked(NewKey)
     if set(asked.scopes) & set(ADMIN_SCOPES):
         raise Forbidden(HOST_ONLY, param="scopes")
+    if unknown := set(asked.scopes) - set(SCOPES):
+        raise BadRequest(f"unknown scope {min(unknown)!r}; known: {', '.join(SCOPES)}", param="scopes")
     terms = KeyTerms(
         name=asked.name,
         days=asked.expires_days,

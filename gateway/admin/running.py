@@ -9,6 +9,8 @@ from gateway.admin.call import Call, instant, listed
 from gateway.admin.state import stats as everything
 from gateway.errors import BadRequest
 from gateway.services import accounts, tuning
+from gateway.services.audit import INTERRUPTED
+from gateway.services.metrics_table import OUTCOMES
 from gateway.services.model_list import gathered
 from gateway.services.record import AuditRecord
 from gateway.services.usage import named, price_table
@@ -132,6 +134,8 @@ def _hour(text: str, name: str, absent: int) -> int:
 
 async def audit(call: Call) -> object:
     asked = call.query(AuditAsk)
+    if asked.outcome not in ("", *OUTCOMES, INTERRUPTED):
+        raise BadRequest(f"none of {', '.join(OUTCOMES)}, {INTERRUPTED}", param="outcome")
     query = AuditQuery(
         count=asked.limit,
         since=instant(asked.since, "since", 0),
@@ -155,5 +159,5 @@ async def actions(call: Call) -> object:
     elif asked.id:
         raise BadRequest("An id is named together with its kind.", param="kind")
     else:
-        rows = await call.store.operations_history(asked.kind or None, asked.limit)
+        rows = await call.store.operations_history(asked.kind, asked.limit)
     return {"data": rows}

@@ -400,7 +400,7 @@ WRONG = [
     ("GET", "/keys/nobody", None, 404, None),
     ("POST", "/keys", {"tenant": "acme", "user": "nobody"}, 404, None),
     ("POST", "/keys", {"tenant": "acme", "user": "ann", "expires_days": 366}, 400, None),
-    ("POST", "/keys", {"tenant": "acme", "user": "ann", "scopes": ["root"]}, 400, None),
+    ("POST", "/keys", {"tenant": "acme", "user": "ann", "scopes": ["root"]}, 400, "scopes"),
     ("PATCH", "/tenants/acme/limits", {}, 400, None),
     ("PATCH", "/tenants/acme/limits", {"burst": 0}, 400, "burst"),
     ("PATCH", "/tenants/acme/limits", {"burst": 1}, 400, None),
@@ -412,6 +412,7 @@ WRONG = [
     ("POST", "/reservations/none/approve", None, 404, None),
     ("GET", "/usage?since=2026-01-01T00:30", None, 400, "since"),
     ("GET", "/usage?by=colour", None, 400, "by"),
+    ("GET", "/audit?outcome=lost", None, 400, "outcome"),
     ("GET", "/audit?limit=100000", None, 400, "limit"),
     ("GET", "/audit?since=soon", None, 400, "since"),
     ("GET", "/actions?id=x", None, 400, "kind"),
@@ -444,6 +445,24 @@ def test_what_is_wrong_is_named_and_changes_nothing(store_url: str, tmp_path: Pa
             large = await it.ask("POST", f"{BASE}/tenants", content=b'{"name": "' + b"x" * 65_536 + b'"}')
             assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
             assert [row["name"] for row in (await it.get("/tenants"))["data"]] == ["acme"]
+
+    asyncio.run(body())
+
+
+def test_what_may_stand_there_is_told(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with desk(tmp_path) as it:
+
+            async def told(method: str, path: str, asked: Any = None) -> str:
+                return str((await it.ask(method, BASE + path, asked)).json()["error"]["message"])
+
+            assert (await told("GET", "/usage?by=colour")).startswith("none of tenant, user, key, model")
+            assert (await told("GET", "/actions?kind=keys")).startswith("none of ")
+            assert (await told("GET", "/audit?outcome=lost")).endswith("bug, interrupted")
+            assert "did you mean 'name'" in await told("POST", "/tenants", {"nmae": "x"})
+            scopes = await told("POST", "/keys", {"tenant": "acme", "user": "ann", "scopes": ["root"]})
+            assert "chat" in scopes
+            assert "admin" not in scopes
 
     asyncio.run(body())
 
