@@ -33,11 +33,21 @@ class Refusal(enum.Enum):
 DENIALS = frozenset({Refusal.UNAVAILABLE, Refusal.BUSY, Refusal.NO_SIGNERS})
 """Nothing was found out: 503, never 401 (K5)."""
 
-NO_GUESSES = frozenset({Refusal.ENDED, Refusal.TOO_EARLY, Refusal.TOO_LONG, Refusal.STRANGER, Refusal.OWNER_DISABLED})
-"""Of what the issuer signed for this gateway. Not held against the address: tokens of many users come from one chat
-UI, and one browser left open must not lock the others out."""
+NO_GUESSES = frozenset(
+    {
+        Refusal.UNKNOWN_SIGNER,
+        Refusal.ENDED,
+        Refusal.TOO_EARLY,
+        Refusal.TOO_LONG,
+        Refusal.STRANGER,
+        Refusal.OWNER_DISABLED,
+    }
+)
+"""Of what the issuer signed for this gateway, or may have signed with a key that it has only just got. Not held against
+the address: tokens of many users come from one chat UI, and one browser left open must not lock the others out. There
+is nothing to guess: behind each stands a good signature, but for an unknown signer, behind which none is checked."""
 
-PASSING = DENIALS | NO_GUESSES | {Refusal.UNKNOWN_SIGNER}
+PASSING = DENIALS | NO_GUESSES
 """Not remembered with the credential: what was refused may be good a moment later."""
 
 Verdict = Principal | Refusal

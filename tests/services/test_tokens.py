@@ -429,8 +429,9 @@ def test_what_the_issuer_signed_is_no_guess(url: str) -> None:
             for number in range(15):
                 assert await told(keys, good(exp=int(WALL) - 60, jti=str(number))) == Refusal.ENDED.value
                 assert await told(keys, good(sub="nobody", jti=str(number))) == STRANGER.value
+                assert await told(keys, LATER.sign(claims(WALL, jti=str(number)))) == UNKNOWN.value
             assert await told(keys, good()) == "let in"
-            assert keys.stats().refused == 30
+            assert keys.stats().refused == 45
 
     asyncio.run(body())
 
