@@ -4,6 +4,7 @@ The tail of the distribution is what makes a code base hard to read, so the tail
 """
 
 import ast
+import re
 
 from tests.test_layers import ROOT, sources
 
@@ -77,6 +78,14 @@ def test_nothing_swallowed_nothing_unfinished() -> None:
 def test_each_file_opens_with_what_it_owns() -> None:
     texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in sources()}
     assert [name for name, text in texts.items() if text.strip() and not ast.get_docstring(ast.parse(text))] == []
+
+
+def test_loggers_have_the_products_name() -> None:
+    """One filter of an operator finds them all."""
+    named = re.compile(r'getLogger\("([^"]+)"\)')
+    names = {name for path in sources() for name in named.findall(path.read_text(encoding="utf-8"))}
+    assert names
+    assert [name for name in sorted(names) if not name.startswith("fairgate.")] == []
 
 
 def test_the_measures_measure() -> None:

@@ -25,7 +25,7 @@ from gateway.services.discovery import LookFailed, Sighting
 from gateway.services.route import Backend, Route
 from scheduler.aimd import Aimd
 
-log = logging.getLogger("gateway.backends")
+log = logging.getLogger("fairgate.backends")
 
 DEFAULT_SLOTS: Final = 4  # where neither the configuration nor the engine says; vLLM and Ollama do not tell
 JITTER: Final = 0.1  # looks are up to this share earlier or later, so that replicas do not look in step

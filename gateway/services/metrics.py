@@ -33,7 +33,7 @@ from gateway.services.metrics_table import (
     Described,
 )
 
-log = logging.getLogger("gateway.metrics")
+log = logging.getLogger("fairgate.metrics")
 
 OTHER: Final = "other"
 MODELS_MAX: Final = 200  # label values; each costs 4 histograms, about 90 lines of a scrape

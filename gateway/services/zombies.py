@@ -22,7 +22,7 @@ from gateway.services import discovery
 from gateway.services.discovery import LookFailed
 from scheduler.aio import Lease, Scheduler
 
-log = logging.getLogger("gateway.zombies")
+log = logging.getLogger("fairgate.zombies")
 
 WORKS_ON: Final = frozenset({"llamacpp"})
 """Kinds of engines that go on with a plain answer; Ollama and vLLM end it with its connection."""

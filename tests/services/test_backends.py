@@ -244,7 +244,7 @@ BROKEN: dict[str, Callable[[], bytes]] = {
 def test_a_broken_answer_is_a_failure_with_a_line(broken: str, caplog: pytest.LogCaptureFixture) -> None:
     """R2: never an exception that ends the watch; the models of the last good look stay until forgotten."""
     raw = BROKEN[broken]()
-    caplog.set_level(logging.INFO, "gateway.backends")
+    caplog.set_level(logging.INFO, "fairgate.backends")
 
     async def body() -> None:
         engine = ollama("m:1")
