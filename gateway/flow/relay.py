@@ -2,8 +2,8 @@
 
 Whole buffers pass as they came, HTTP chunk framing included. Only where bytes must differ or be looked at (a hidden
 usage frame, an engine's error, a frame cut by a read, an HTTP/1.0 client, a body that ends with its connection) is the
-payload taken out and framed anew. Must not know
-authentication or queueing. One `Relay` is the upstream connection's sink and the client connection's stream at once.
+payload taken out and framed anew. Must not know authentication or queueing. One `Relay` is the upstream connection's
+sink and the client connection's stream at once.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,8 @@ from gateway.http1.eager import Signal
 from gateway.http1.message import ResponseHead
 
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
-LONGEST_TRANSLATED: Final = (
-    16 * 1024 * 1024
-)  # bytes of a plain answer in another API's words; embeddings are the longest
+LONGEST_TRANSLATED: Final = 16 * 1024 * 1024
+"""Bytes of a plain answer in another API's words; embeddings are the longest."""
 KEEP_FOR_USAGE: Final = 256 * 1024  # of a plain JSON answer; of longer ones what goes before is searched as it goes
 NEVER: Final = 1 << 62  # frames
 _NOTHING: Final[list[bytes]] = []  # what every stream keeps of a plain answer: shared, and never added to
