@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from msgspec import Meta
 
-from gateway.issuer import Jwt, jwt_fault
+from gateway.issuer import Jwt, Oidc, jwt_fault, oidc_fault
 from gateway.shape import nearest as nearest
 from gateway.shape import readable, refuse_unknown
 from gateway.source import ConfigError as ConfigError
@@ -240,6 +240,10 @@ class Admin(_Section, frozen=True):
             description="names, without port, by which the admin API may be called beside loopback's and the listener's"
         ),
     ] = []
+    oidc: (
+        Annotated[Oidc, Meta(description="sessions of the console by an OpenID provider; absent: only keys open it")]
+        | None
+    ) = None
 
 
 class Log(_Section, frozen=True):
@@ -347,7 +351,7 @@ def parse(text: str, folder: Path = Path()) -> Config:
 def _placed(config: Config, folder: Path) -> Config:
     """Every path it holds as seen from the current folder."""
     change, tls, audit, tracing = msgspec.structs.replace, config.tls, config.audit, config.tracing
-    jwt = config.jwt
+    jwt, oidc = config.jwt, config.admin.oidc
     if tls is not None:
         paths = {name: beside(folder, getattr(tls, name)) for name in ("cert", "key", "client_ca")}
         tls = change(tls, **paths)
@@ -358,6 +362,7 @@ def _placed(config: Config, folder: Path) -> Config:
         audit=change(audit, spool=beside(folder, audit.spool), anchors=beside(folder, audit.anchors)),
         tracing=change(tracing, ca=beside(folder, tracing.ca)),
         jwt=None if jwt is None else change(jwt, ca=beside(folder, jwt.ca)),
+        admin=change(config.admin, oidc=None if oidc is None else change(oidc, ca=beside(folder, oidc.ca))),
         backends=[change(backend, ca=beside(folder, backend.ca)) for backend in config.backends],
     )
 
@@ -388,6 +393,8 @@ def check(config: Config) -> None:
     _check_names(config)
     if config.jwt is not None and (at := jwt_fault(config.jwt)):
         raise ConfigError(f"jwt.{at}")
+    if config.admin.oidc is not None and (at := oidc_fault(config.admin.oidc)):
+        raise ConfigError(f"admin.oidc.{at}")
     if config.discovery.forget < config.discovery.interval + config.discovery.timeout:
         raise ConfigError("discovery.forget: less than interval and timeout: models would vanish between two looks")
     if config.caps.bodies_bytes < config.caps.body_bytes:
@@ -403,6 +410,8 @@ def secrets(config: Config) -> set[str]:
     urls = [url for url in (config.store, config.shared) if "://" in url]
     passwords = [password for url in urls if (password := urlsplit(url).password)]
     keys = [backend.key for backend in config.backends if backend.key]
+    if config.admin.oidc is not None and config.admin.oidc.client_secret:
+        keys.append(config.admin.oidc.client_secret)
     return {*keys, *passwords, *map(unquote, passwords), *config.tracing.headers.values()}
 
 
@@ -433,6 +442,8 @@ def _check_addresses(config: Config) -> None:
                 raise ConfigError(f"{path}: {err}") from err
     if config.admin.api and not config.admin.listen:
         raise ConfigError("admin.api: there is no admin.listen to serve it on")
+    if config.admin.oidc is not None and not config.admin.api:
+        raise ConfigError("admin.oidc: nobody can log in where admin.api is off")
     for index, name in enumerate(config.admin.hosts):
         if fault := host_fault(name):
             raise ConfigError(f"admin.hosts[{index}]: {fault}")

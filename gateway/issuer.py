@@ -1,9 +1,9 @@
-"""The section `jwt`: whose tokens are taken, and what they become (K9). Pure.
-
-Must not know how tokens are verified or keys fetched.
+"""The sections about identity providers: `jwt`, whose tokens are taken and what they become (K9), and `admin.oidc`, who
+may log in to the console (O8). Pure. Must not know how tokens are verified or keys fetched.
 """
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -64,6 +64,68 @@ class Jwt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True,
     def written_out(self) -> bool:
         """Whether `jwks` is the keys themselves: what `file:` led to."""
         return self.jwks.lstrip().startswith("{")
+
+
+class Oidc(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Sessions of the console for people whom an OpenID provider knows (O8). Needs `pip install 'fairgate[jwt]'`."""
+
+    issuer: Annotated[
+        _Name, Meta(description="the provider, to the letter; asked for ISSUER/.well-known/openid-configuration")
+    ]
+    client_id: Annotated[_Name, Meta(description="what the provider calls this console")]
+    client_secret: Annotated[str, Meta(description="use env: or file:; empty: a public client")] = ""
+    url: Annotated[
+        str,
+        Meta(description="the console as browsers call it, to its last slash; the provider must allow URL/callback"),
+    ]
+    ca: Annotated[str, Meta(description="PEM file to verify the provider's https; empty: the system's")] = ""
+    algorithms: Annotated[
+        tuple[Literal["RS256", "ES256"], ...], Meta(min_length=1, description="signatures that are taken: RS256, ES256")
+    ] = ("RS256", "ES256")
+    scope: Annotated[str, Meta(pattern="^openid( [!#-[\\]-~]+)*$", description="what the provider is asked for")] = (
+        "openid"
+    )
+    name_claim: Annotated[
+        tuple[_Name, ...], Meta(min_length=1, description="claim that names the person in records of what admins did")
+    ] = ("sub",)
+    role_claim: Annotated[
+        tuple[_Name, ...],
+        Meta(min_length=1, description="claim with the person's roles, a text or a list; [a, b] is the member b of a"),
+    ]
+    read: Annotated[tuple[_Name, ...], Meta(description="roles that have admin:read")] = ()
+    write: Annotated[tuple[_Name, ...], Meta(description="roles that have admin:write")] = ()
+    session: Annotated[_Seconds, Meta(description="life of a session; it is not prolonged")] = 28_800.0
+    timeout: Annotated[_Seconds, Meta(description="one question to the provider")] = 5.0
+
+    @property
+    def secure(self) -> bool:
+        """Whether browsers come by https."""
+        return self.url.startswith("https:")
+
+    @property
+    def tokens(self) -> Jwt:
+        """How its ID tokens are checked. They become no users, so there is no tenant."""
+        return Jwt(
+            issuer=self.issuer,
+            audience=self.client_id,
+            jwks="",
+            ca=self.ca,
+            algorithms=self.algorithms,
+            timeout=self.timeout,
+        )
+
+
+def oidc_fault(section: Oidc) -> str:
+    """As `jwt_fault`."""
+    if fault := fetch_fault(section.issuer):
+        return f"issuer: {fault}"
+    if fault := fetch_fault(section.url):
+        return f"url: {fault}"
+    if not urlsplit(section.url).path.endswith("/admin/") or "?" in section.url:
+        return "url: it ends in /admin/"
+    if not section.read and not section.write:
+        return "read: no role may do anything"
+    return ""
 
 
 def jwt_fault(section: Jwt) -> str:

@@ -16,6 +16,14 @@ def jwt(more: str) -> str:
     return f"jwt: {{issuer: a, audience: b, jwks: 'https://h/k', tenant: t, {more}}}"
 
 
+def oidc(*more: str) -> str:
+    """`admin` with a provider; what is given stands in place of what is usual."""
+    usual = {"issuer": "'https://h'", "client_id": "a", "url": "'https://h/admin/'", "role_claim": "[r]", "read": "[a]"}
+    given = dict(each.split(": ", 1) for each in more)
+    members = ", ".join(f"{name}: {value}" for name, value in (usual | given).items())
+    return f"admin: {{api: true, oidc: {{{members}}}}}"
+
+
 NO_HOSTS = ("", "a:80", "[::1]", "2001:DB8::7", "2001:db8:0::7", "A.lab", "a.", "a b", "http://a", "a/b", "10.0.0.300")
 
 
@@ -61,6 +69,15 @@ NO_HOSTS = ("", "a:80", "[::1]", "2001:DB8::7", "2001:db8:0::7", "A.lab", "a.", 
         (jwt("retry: 301"), "jwt.retry: more than refresh"),
         (jwt("audiance: b"), "jwt.audiance: unknown setting; did you mean 'audience'"),
         ("cors: {origins: ['null']}", "cors.origins[0]: not SCHEME://HOST"),
+        (oidc("issuer: 'http://h'"), "admin.oidc.issuer: http only on loopback"),
+        (oidc("url: 'http://h/admin/'"), "admin.oidc.url: http only on loopback"),
+        (oidc("url: 'https://h/admin'"), "admin.oidc.url: it ends in /admin/"),
+        (oidc("url: 'https://h/admin/?a=b'"), "admin.oidc.url: "),
+        (oidc("read: []"), "admin.oidc.read: no role may do anything"),
+        (oidc("scope: profile"), "admin.oidc.scope: "),
+        (oidc("api: false").replace("api: true", "api: false"), "unknown setting"),
+        ("admin: {oidc: {issuer: 'https://h', client_id: a}}", "required field"),
+        (oidc().replace("api: true", "api: false"), "admin.oidc: nobody can log in where admin.api is off"),
         *((f"admin: {{hosts: [a, '{name}']}}", "admin.hosts[1]: not a name or an address") for name in NO_HOSTS),
     ],
 )
@@ -85,6 +102,12 @@ def test_what_cannot_work_is_refused_with_its_path(text: str, says: str) -> None
         """jwt: {issuer: a, audience: b, jwks: '{"keys": []}', tenant: t}""",
         "aliases: {a: small}\ncategories: {small: {models: [x]}}",
         'tracing: {headers: {X-Key: "Basic dXNlcg==, two words"}}',
+        oidc(),
+        oidc(
+            "url: 'http://localhost:9090/gateway/admin/'",
+            "issuer: 'http://127.0.0.1:8/realms/a'",
+            "scope: openid email",
+        ),
         "admin: {hosts: [fairgate.lab, a, x_y.lab, 10.0.0.3, '2001:db8::7']}",
     ],
 )

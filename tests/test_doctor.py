@@ -12,6 +12,7 @@ import pytest
 from gateway.commands.doctor import Check, examine
 from gateway.store import open_store
 from gateway.store.postgresql import grants
+from tests.admin.provider import Provider
 from tests.databases import DATABASE, statement
 from tests.servers import PostgreSQL, Redis, free_port
 from tests.services.engines import Engine, ollama, running
@@ -124,6 +125,27 @@ def test_the_issuer_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "changed by others" in found("file:jwks.json")["file modes"].findings[0].says
     monkeypatch.setitem(sys.modules, "gateway.services.jwks", None)
     (missing,) = found(there)["tokens"].findings
+    assert ("PyJWT is not installed" in missing.says, missing.do) == (True, "pip install 'fairgate[jwt]'")
+
+
+def test_the_provider_of_the_consoles_logins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O8: it is asked as when somebody logs in."""
+    file = tmp_path / "fairgate.yaml"
+    provider = Provider()
+
+    async def found() -> Check:
+        async with provider.running():
+            admin = {"api": True, "oidc": provider.section(url="https://console.example/admin/")}
+            file.write_text(json.dumps({"store": str(tmp_path / "x.db"), "admin": admin}))
+            checks = await asyncio.to_thread(look, file)
+        return checks["console login"]
+
+    assert asyncio.run(found()).findings == []
+    provider.document = {"issuer": "https://else.example"}
+    (fault,) = asyncio.run(found()).findings
+    assert "another issuer" in fault.says
+    monkeypatch.setitem(sys.modules, "gateway.admin.oidc", None)
+    (missing,) = asyncio.run(found()).findings
     assert ("PyJWT is not installed" in missing.says, missing.do) == (True, "pip install 'fairgate[jwt]'")
 
 

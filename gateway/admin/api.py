@@ -1,7 +1,8 @@
 """The admin API over HTTP: a request through the gate to its row of the table, and what comes of it as JSON."""
 
 import logging
-from typing import Any, Final
+import time
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -11,11 +12,18 @@ from starlette.routing import Route
 from gateway.admin.call import Call, Managed, Office
 from gateway.admin.console import page
 from gateway.admin.gate import Gate, body_of, check_scope
+from gateway.admin.sessions import Sessions
 from gateway.admin.table import BASE, READ, find
+from gateway.config import ConfigError
 from gateway.errors import BadRequest, Bug, ClientError, Conflict, GatewayError, MethodNotAllowed, NotFound, Unavailable
+from gateway.issuer import Oidc
 from gateway.services.accounts import AccountError, NoSuch, Taken
 from gateway.services.keys import KeyService
+from gateway.services.tokens import EXTRA
 from gateway.store.base import StoreError
+
+if TYPE_CHECKING:
+    from gateway.admin.login import Login
 
 log = logging.getLogger("fairgate.admin")
 
@@ -23,17 +31,19 @@ METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 class AdminApi:
-    """The routes below /admin."""
+    """The routes below /admin. Raises ConfigError where people may log in and what that takes is not installed."""
 
     def __init__(self, gateway: Managed, keys: KeyService) -> None:
         self._office = Office(gateway, keys)
         self._gate = Gate(keys, lambda: gateway.config)
+        self._login = _login(gateway.config.admin.oidc, self._gate)
 
     def routes(self) -> list[Route]:
         """For the listener's application."""
         return [
             Route("/admin", _to_console, methods=["GET"]),
             Route("/admin/", self._console, methods=["GET"]),
+            *(self._login.routes() if self._login is not None else ()),
             Route(f"{BASE}/{{path:path}}", self._answer, methods=METHODS),
         ]
 
@@ -43,7 +53,7 @@ class AdminApi:
             self._gate.check_host(request)
         except GatewayError as error:
             return _refusal(error)
-        html, policy = page()
+        html, policy = page(login=self._login is not None)
         return Response(html, media_type="text/html", headers={"content-security-policy": policy})
 
     async def _answer(self, request: Request) -> Response:
@@ -74,6 +84,20 @@ class AdminApi:
             told = {"method": row.method, "route": BASE + row.path, "key": who.key, "status": row.status}
             log.info("an admin changed something", extra=told)
         return _json(answer, row.status)
+
+
+def _login(section: Oidc | None, gate: Gate) -> "Login | None":
+    """None where only keys open the console."""
+    if section is None:
+        return None
+    try:
+        from gateway.admin.login import Login
+        from gateway.admin.oidc import OpenId
+    except ImportError as error:
+        raise ConfigError(f"admin.oidc: PyJWT is not installed ({error.name}): {EXTRA}") from error
+    login = Login(section, OpenId(section), Sessions(section.session, time.monotonic), gate.check_host)
+    gate.session = login.who
+    return login
 
 
 async def _to_console(request: Request) -> Response:

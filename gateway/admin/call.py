@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from gateway.admin.sessions import PERSON
 from gateway.admin.state import Gateway
 from gateway.config import Config
 from gateway.errors import BadRequest
@@ -54,13 +55,13 @@ class Office:
 
 
 class Call:
-    """`store` acts in the name of the key that asks, and of no other."""
+    """`store` acts in the name of the key or the person that asks, and of no other."""
 
     def __init__(self, office: Office, who: Principal, path: dict[str, str], query: bytes, body: bytes) -> None:
         self.office = office
         self.who = who
         self.path = path
-        self.store: Store = office.gateway.store.acting(f"key:{who.key}")
+        self.store: Store = office.gateway.store.acting(who.key if who.key.startswith(PERSON) else f"key:{who.key}")
         self._query = query
         self._body = body
 

@@ -5,7 +5,7 @@ from gateway.flow.pages import hashed_page
 _FILE = "console.html"
 
 
-def page() -> tuple[bytes, str]:
-    """The page and the value of its Content-Security-Policy header."""
+def page(*, login: bool = False) -> tuple[bytes, str]:
+    """The page and the value of its Content-Security-Policy header. `login`: it offers to log in at the provider."""
     html, policy = hashed_page(__package__, _FILE)
-    return html, policy.decode("ascii")
+    return html.replace(b"<body>", b'<body data-login="on">', 1) if login else html, policy.decode("ascii")

@@ -1,14 +1,15 @@
 """Who may use the admin API: host, key, scope, and the bounds of what is sent. Nothing is read of a stranger.
 
-The order: the name the listener is called by (a foreign page that had its own name lead here sends that one), the key,
-an admin scope, the route, the route's scope, the body. A browser adds a key to nothing by itself and no cookie is read,
-so no page can act for whoever is looking at it.
+The order: the name the listener is called by (a foreign page that had its own name lead here sends that one), the key
+or the session, an admin scope, the route, the route's scope, the body. A browser adds a key to nothing by itself, and
+the cookie of a session counts only beside a field that no other site's page may send: none can act for who looks at it.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
@@ -34,18 +35,24 @@ class Gate:
     def __init__(self, keys: KeyService, config: Callable[[], Config]) -> None:
         self._keys = keys
         self._config = config
+        self.session: Callable[[Request], Principal | None] = lambda request: None
+        """Who logged in and asks now; nobody, where there are only keys."""
 
     def check_host(self, request: Request) -> None:
         """Raises Forbidden for a name that is none of ours."""
         admin = self._config().admin
         host = _name(request.headers.get("host", ""))
         known = {parse_listen(admin.listen)[0].lower(), *admin.hosts}
+        if admin.oidc is not None:
+            known.add(urlsplit(admin.oidc.url).hostname or "")
         if host not in known and not loopback(host):
             raise Forbidden("The admin API is not called by this name; admin.hosts lists those that are.")
 
     async def admit(self, request: Request) -> Principal:
-        """The owner of the key, which has an admin scope. Raises Unauthenticated, Forbidden, RateLimited,
-        AuthUnavailable."""
+        """The owner of the key, which has an admin scope, or of the session. Raises Unauthenticated, Forbidden,
+        RateLimited, AuthUnavailable."""
+        if "authorization" not in request.headers and (person := self.session(request)) is not None:
+            return person
         try:
             who = await self._known(request)
         except GatewayError as error:

@@ -24,7 +24,7 @@ EVER = (1 << 63) // HOUR_US * HOUR_US
 
 
 async def myself(call: Call) -> object:
-    """Who the key belongs to, and what it may here."""
+    """Who the key belongs to, or who logged in, and what may be done here."""
     who = call.who
     return {"key": who.key, "user": who.user, "tenant": who.tenant, "scopes": sorted(who.scopes)}
 

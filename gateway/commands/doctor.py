@@ -19,7 +19,7 @@ import msgspec
 from gateway import config as cfg
 from gateway import source
 from gateway.commands.common import Commands, config_option, json_option, show_json
-from gateway.issuer import Jwt
+from gateway.issuer import Jwt, Oidc
 from gateway.plane import tls_context
 from gateway.process import FILES_PER_STREAM, FILES_SPARE
 from gateway.services import checkup, x509
@@ -88,6 +88,8 @@ async def examine(path: Path | None) -> list[Check]:
         checks.append(_check("redaction", _redaction(config.prompts.redact)))
     if config.jwt is not None:
         checks.append(_check("tokens", await _tokens(config.jwt)))
+    if config.admin.oidc is not None:
+        checks.append(_check("console login", await _login(config.admin.oidc)))
     if config.tracing.endpoint:
         checks.append(_check("tracing", checkup.tracing(config.tracing, _otel_installed())))
     if config.shared:
@@ -166,6 +168,17 @@ async def _tokens(section: Jwt) -> list[Finding]:
     except ImportError:
         return [Finding("problem", "jwt is set, but PyJWT is not installed: the gateway does not start", EXTRA)]
     return checkup.tokens(section, await fault_of(section))
+
+
+async def _login(section: Oidc) -> list[Finding]:
+    """The provider is asked as it is when somebody logs in."""
+    try:
+        from gateway.admin.oidc import fault_of
+    except ImportError:
+        return [Finding("problem", "admin.oidc is set, but PyJWT is not installed: the gateway does not start", EXTRA)]
+    fault = await fault_of(section)
+    says = f"nobody can log in at {section.issuer}: {fault}"
+    return [Finding("problem", says, "correct admin.oidc.issuer or admin.oidc.ca, or start it")] if fault else []
 
 
 def _otel_installed() -> bool:

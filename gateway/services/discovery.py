@@ -248,14 +248,19 @@ async def _ask_all(http: httpx.AsyncClient, views: Mapping[str, msgspec.json.Dec
 
 async def get(http: httpx.AsyncClient, path: str, most: int = MAX_ANSWER) -> bytes:
     """The body of a 200 answer, read up to `most` bytes. Raises LookFailed, httpx.HTTPError."""
-    body = bytearray()
     async with http.stream("GET", path) as answer:
-        if answer.status_code != 200:
-            raise _Status(path, answer.status_code)
-        async for piece in answer.aiter_raw():  # raw: a compressed answer, which we did not ask for, is not unpacked
-            body += piece
-            if len(body) > most:
-                raise LookFailed(f"{path}: more than {most} bytes")
+        return await read(answer, path, most)
+
+
+async def read(answer: httpx.Response, path: str, most: int) -> bytes:
+    """As `get`, of an answer whose head is here."""
+    if answer.status_code != 200:
+        raise _Status(path, answer.status_code)
+    body = bytearray()
+    async for piece in answer.aiter_raw():  # raw: a compressed answer, which we did not ask for, is not unpacked
+        body += piece
+        if len(body) > most:
+            raise LookFailed(f"{path}: more than {most} bytes")
     return bytes(body)
 
 

@@ -140,7 +140,7 @@ class KeySet:
         """What a token says that names this key and algorithm, once its signature was checked; or why it is not
         believed."""
         try:
-            key = await self.find(kid)
+            key = await self.find(kid, algorithm)
         except KeysUnavailable:
             return Refusal.NO_SIGNERS
         if key is None:
@@ -150,19 +150,25 @@ class KeySet:
         self._checked += 1
         return signed_by(key, token) or Refusal.FORGED
 
-    async def find(self, kid: str) -> jwt.PyJWK | None:
-        """The key of that name; None: the issuer has none. Raises KeysUnavailable. May be interrupted: a fetch goes on
-        for whoever else waits."""
-        key = self._keys.get(kid)
+    async def find(self, kid: str, algorithm: str) -> jwt.PyJWK | None:
+        """The key of that name; without a name the only one of that algorithm (OpenID Connect Core, 10.1). None: the
+        issuer has none. Raises KeysUnavailable. May be interrupted: a fetch goes on for whoever else waits."""
+        key = self._known(kid, algorithm)
         if self._section.written_out or (key is not None and self._fresh()):
             return key
         under_way = self._flight is not None and not self._flight.done()
         if under_way or self._clock() - self._tried_at >= self._section.retry:
             await self._wait()
-        key = self._keys.get(kid)
+        key = self._known(kid, algorithm)
         if not self._fresh() or (key is None and not self._sound):
             raise KeysUnavailable
         return key
+
+    def _known(self, kid: str, algorithm: str) -> jwt.PyJWK | None:
+        if kid:
+            return self._keys.get(kid)
+        some = [key for key in self._keys.values() if key.algorithm_name == algorithm]
+        return some[0] if len(some) == 1 else None
 
     def _fresh(self) -> bool:
         return self._clock() - self._read_at <= self._section.keep

@@ -4,8 +4,9 @@ Owns what is asked of a token's head and claims, and who its user is. `jwks` own
 the signature, `keys` the cache, the throttle and what a change of the store does to what was granted. Rules:
 
 - Nothing that a token says is believed, and the store is not asked, before its signature was checked with a key that
-  the issuer shows under the name in its head. A head is read for that name and the algorithm alone; addresses and keys
-  in it (jku, x5u, jwk) do not exist here, and one that asks for more to be understood (`crit`) is refused (RFC 8725).
+  the issuer shows under the name in its head; if that has none, with the only key it could be. A head is read for that
+  name and the algorithm alone; addresses and keys in it (jku, x5u, jwk) do not exist here, and one that asks for more
+  to be understood (`crit`) is refused (RFC 8725).
 - `iss`, `aud` and `exp` must be there. A token bound to its sender (`cnf`, RFC 7800) is refused: the proof that makes
   it good is not asked for here.
 - A token is a user of a tenant, both found by name. It has what every key of that user would have that was made
@@ -49,7 +50,7 @@ _Time = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] | Annotated[float, msgspe
 
 class _Head(msgspec.Struct, frozen=True):
     alg: str
-    kid: str
+    kid: str = ""
     crit: Any = UNSET
 
 
@@ -91,41 +92,15 @@ class TokenService:
 
     async def judge(self, token: bytes) -> Verdict:
         """Whose it is, or why it is refused."""
-        head = _head_of(token)
-        if head is None or head.alg not in self.section.algorithms or head.crit is not UNSET:
-            return Refusal.FORGED
-        payload = await self.signers.signed(token, head.kid, head.alg)
-        return payload if isinstance(payload, Refusal) else await self._said(payload)
-
-    async def _said(self, payload: bytes) -> Verdict:
-        """What the issuer signed -> verdict."""
-        try:
-            said = msgspec.json.decode(payload, type=dict[str, Any])
-            claims = msgspec.convert(said, _Claims)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return Refusal.FOREIGN
-        fault = self._fault(claims)
-        if fault is not None:
-            return fault
         section = self.section
-        tenant = section.tenant or _named(said, section.tenant_claim)
-        user = _named(said, section.user_claim)
+        said = await said_in(token, section, self.signers, self._wall)
+        if isinstance(said, Refusal):
+            return said
+        tenant = section.tenant or named(said, section.tenant_claim)
+        user = named(said, section.user_claim)
         if not tenant or not user or (self._tenants and tenant not in self._tenants):
             return Refusal.STRANGER
-        return await self._account(tenant, user, claims.exp + section.clock_skew)
-
-    def _fault(self, claims: _Claims) -> Refusal | None:
-        section, now = self.section, self._wall()
-        named = [claims.aud] if isinstance(claims.aud, str) else claims.aud
-        if claims.iss != section.issuer or section.audience not in named or claims.cnf is not UNSET:
-            return Refusal.FOREIGN
-        if claims.exp + section.clock_skew <= now:
-            return Refusal.ENDED
-        if max(claims.nbf, claims.iat) - section.clock_skew > now:
-            return Refusal.TOO_EARLY
-        if claims.exp - section.clock_skew > now + section.longest:
-            return Refusal.TOO_LONG
-        return None
+        return await self._account(tenant, user, said["exp"] + section.clock_skew)
 
     async def _account(self, tenant: str, user: str, ends: float) -> Verdict:
         until, refusal = self._strangers.get((tenant, user), (0.0, Refusal.STRANGER))
@@ -174,6 +149,35 @@ class TokenService:
         return self.signers.stats()
 
 
+async def said_in(token: bytes, section: Jwt, signers: "KeySet", wall: Callable[[], float]) -> dict[str, Any] | Refusal:
+    """What the issuer says in a token, once signature, names and times were checked; or why it is not believed."""
+    head = _head_of(token)
+    if head is None or head.alg not in section.algorithms or head.crit is not UNSET:
+        return Refusal.FORGED
+    payload = await signers.signed(token, head.kid, head.alg)
+    if isinstance(payload, Refusal):
+        return payload
+    try:
+        said = msgspec.json.decode(payload, type=dict[str, Any])
+        claims = msgspec.convert(said, _Claims)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return Refusal.FOREIGN
+    return _fault(claims, section, wall()) or said
+
+
+def _fault(claims: _Claims, section: Jwt, now: float) -> Refusal | None:
+    audience = [claims.aud] if isinstance(claims.aud, str) else claims.aud
+    if claims.iss != section.issuer or section.audience not in audience or claims.cnf is not UNSET:
+        return Refusal.FOREIGN
+    if claims.exp + section.clock_skew <= now:
+        return Refusal.ENDED
+    if max(claims.nbf, claims.iat) - section.clock_skew > now:
+        return Refusal.TOO_EARLY
+    if claims.exp - section.clock_skew > now + section.longest:
+        return Refusal.TOO_LONG
+    return None
+
+
 def key_of(user: User, scopes: tuple[str, ...], ends: float) -> Key:
     """The key that all tokens of a user are counted under; it is in no store. `ends` in Unix seconds."""
     return Key(
@@ -195,11 +199,17 @@ def _head_of(token: bytes) -> _Head | None:
         return None
 
 
-def _named(said: dict[str, Any], path: tuple[str, ...]) -> str:
-    """The text at the end of `path`, if it can be the name of a tenant or user; else nothing."""
+def claim(said: dict[str, Any], path: tuple[str, ...]) -> Any:
+    """What stands at the end of `path`, or None."""
     value: Any = said
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def named(said: dict[str, Any], path: tuple[str, ...]) -> str:
+    """The text at the end of `path`, if it can be the name of a tenant or user; else nothing."""
+    value = claim(said, path)
     return value if isinstance(value, str) and accounts.is_name(value) else ""
 
 

@@ -71,9 +71,10 @@ async def desk(folder: Path, store: str = "", **settings: Any) -> AsyncIterator[
     async with Engine(random.Random(1), delay=0.0).listening() as engine:
         sections = SETTINGS | ({"store": store} if store else {}) | settings
         gateway = GatewayProcess(folder, sections | {"backends": engine_section(engine)})
-        gateway.settings["admin"] = {"listen": f"127.0.0.1:{gateway.admin_port}", "api": True} | settings.get(
-            "admin", {}
-        )
+        address = f"127.0.0.1:{gateway.admin_port}"
+        gateway.settings["admin"] = admin = {"listen": address, "api": True} | settings.get("admin", {})
+        if "oidc" in admin:
+            admin["oidc"] = {"url": f"http://{address}/admin/"} | admin["oidc"]
         keys, ids = await provide(gateway.settings["store"])
         await asyncio.to_thread(gateway.started)
         try:

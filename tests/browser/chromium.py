@@ -32,21 +32,32 @@ def launched() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def watched(browser: Any, home: str, path: str) -> Iterator[Any]:
-    """A page just opened. At the end: no script error, no policy violation, no request to elsewhere than `home`."""
+def watched(browser: Any, home: str, path: str, *elsewhere: str) -> Iterator[Any]:
+    """A page just opened. At the end: no script error, no policy violation, no request to elsewhere than `home` and
+    `elsewhere`, where pages may ask for what they like and do not get it."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     opened = context.new_page()
     opened.set_default_timeout(15_000)
     faults: list[str] = []
     opened.on("pageerror", lambda error: faults.append(str(error)))
     opened.on("console", lambda line: faults.append(line.text) if "Security Policy" in line.text else None)
-    opened.on("request", lambda asked: faults.append(asked.url) if not at_home(asked.url, home) else None)
+
+    def ask(route: Any) -> None:
+        asked = route.request
+        if at_home(asked.url, home, *elsewhere):
+            route.continue_()
+            return
+        route.abort()
+        if not at_home(asked.frame.url, *elsewhere):
+            faults.append(asked.url)
+
+    opened.route("**/*", ask)
     opened.goto(home + path)
     yield opened
     context.close()
     assert faults == []
 
 
-def at_home(url: str, home: str) -> bool:
+def at_home(url: str, *homes: str) -> bool:
     """Whether an address is the gateway's own, or inline data."""
-    return url.startswith((home + "/", "data:"))
+    return url.startswith((*(home + "/" for home in homes), "data:"))

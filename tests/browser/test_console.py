@@ -8,6 +8,7 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from tests.admin.desk import Desk, desk
+from tests.admin.test_login import independent
 from tests.browser.chromium import MARKS, launched, watched
 
 pytestmark = MARKS
@@ -173,3 +174,32 @@ def test_the_key_is_forgotten(page: Any, office: Desk) -> None:
     page.get_by_text("The key is forgotten.").wait_for()
     assert page.is_hidden("#tabs")
     assert page.evaluate("() => key") == ""
+
+
+def test_a_person_logs_in_at_another_site_and_out_again(
+    browser: Any, portal: BlockingPortal, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """O8: the browser's own rules for cookies hold, the provider being another site; a reload keeps the session."""
+    with portal.wrap_async_context_manager(independent()) as issuer:
+        section = {"issuer": issuer, "client_id": "console", "client_secret": "any", "role_claim": ["groups"]}
+        opening = desk(tmp_path_factory.mktemp("login"), admin={"oidc": section | {"read": ["ops"]}})
+        with portal.wrap_async_context_manager(opening) as office:
+            home = f"http://127.0.0.1:{office.gateway.admin_port}"
+            with watched(browser, home, "/admin/", issuer) as page:
+                page.click("#login:visible")
+                page.fill("input[name=sub]", "ann@lab")
+                page.press("input[name=sub]", "Enter")
+                page.wait_for_selector("#tabs:visible")
+                assert page.url == f"{home}/admin/"
+                assert "ann@lab: admin:read" in page.text_content("#note")
+                view(page, "people")
+                submit(part(page, "Tenants"), name="more")
+                page.locator("#note.bad").filter(has_text="admin:write").wait_for()
+                page.reload()
+                page.wait_for_selector("#tabs:visible")
+                assert page.evaluate("() => document.cookie") == ""
+                page.get_by_role("button", name="Log out").click()
+                page.wait_for_selector("#login:visible")
+                page.reload()
+                page.wait_for_selector("#login:visible")
+                assert page.is_hidden("#tabs")

@@ -33,7 +33,7 @@ async def key_set(section: Jwt, **more: Any) -> AsyncIterator[KeySet]:
 async def outcome(keys: KeySet, kid: str) -> str:
     """`key`, `none` or `unavailable`."""
     try:
-        return "none" if await keys.find(kid) is None else "key"
+        return "none" if await keys.find(kid, "RS256") is None else "key"
     except KeysUnavailable:
         return "unavailable"
 
@@ -213,8 +213,8 @@ def test_who_gives_up_waiting_does_not_end_the_fetch() -> None:
     async def body() -> None:
         issuer = Issuer(RSA)
         async with running(issuer), key_set(issuer.section()) as keys:
-            gone = asyncio.ensure_future(keys.find("rsa-1"))
-            stays = asyncio.ensure_future(keys.find("rsa-1"))
+            gone = asyncio.ensure_future(keys.find("rsa-1", "RS256"))
+            stays = asyncio.ensure_future(keys.find("rsa-1", "RS256"))
             await asyncio.sleep(0)
             gone.cancel()
             assert await stays is not None

@@ -22,7 +22,7 @@ from gateway.services.verdict import Refusal
 from gateway.store.base import StoreError, Tenant
 from gateway.store.limits import Limits, Scoped
 from tests.services.engines import running
-from tests.services.issuer import AUDIENCE, EC, NAME, PATH, RSA, WRITTEN, Issuer, Signer, claims, part, shown_at
+from tests.services.issuer import AUDIENCE, EC, NAME, PATH, RSA, WRITTEN, Issuer, Signer, claims, jwks, part, shown_at
 from tests.services.keyring import CHEAP, IP, Clock, Gate, Ring, connection, ring, service
 
 WALL = 1_800_000_000.0
@@ -177,7 +177,6 @@ REFUSED: dict[str, tuple[bytes, Refusal]] = {
     "name that is SQL": (with_head(kid="' OR 1=1 --"), UNKNOWN),
     "name that is a number": (raw_head(kid=1), FORGED),
     "name that is null": (raw_head(kid=None), FORGED),
-    "no name": (RSA.sign_raw(b'{"alg": "RS256"}', json.dumps(claims(WALL)).encode()), FORGED),
     "key in the head": (STRANGERS_KEY.sign(claims(WALL), kid="mine", jwk=STRANGERS_KEY.public()), UNKNOWN),
     "keys at an address in the head": (STRANGERS_KEY.sign(claims(WALL), kid="mine", jku="http://e/k"), UNKNOWN),
     "certificate at an address": (STRANGERS_KEY.sign(claims(WALL), kid="mine", x5u="http://e/k"), UNKNOWN),
@@ -417,6 +416,22 @@ def test_forged_tokens_are_throttled_before_any_signature_is_checked(url: str) -
             assert await told(keys, known) == "let in", "also when the cache has forgotten it"
             assert checks(keys) == before + 1
             assert await told(keys, good(jti="new"), "198.51.100.9") == "let in"
+
+    asyncio.run(body())
+
+
+def test_a_token_without_the_name_of_a_key(url: str) -> None:
+    """OpenID Connect Core, 10.1: an issuer with one key need not name it; of several none is tried."""
+    unnamed = RSA.sign_raw(b'{"alg": "RS256"}', json.dumps(claims(WALL)).encode())
+    forged = STRANGERS_KEY.sign_raw(b'{"alg": "RS256"}', json.dumps(claims(WALL)).encode())
+
+    async def body() -> None:
+        async with ring(url) as it:
+            async with door(it.store, shown_at(WRITTEN)) as keys:
+                assert await told(keys, unnamed) == "let in"
+                assert await told(keys, forged) == FORGED.value
+            async with door(it.store, shown_at(json.dumps(jwks(RSA, LATER, EC)))) as keys:
+                assert await told(keys, unnamed) == UNKNOWN.value
 
     asyncio.run(body())
 

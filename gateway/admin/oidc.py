@@ -1,0 +1,199 @@
+"""An OpenID provider, asked: where people log in, and who came back from there (O8).
+
+OpenID Connect Core 1.0, authorization code flow (section 3.1), with PKCE (RFC 7636). Owns what is asked of the provider
+and what is believed of its answers. Must not know cookies, sessions or routes. Needs PyJWT. Rules:
+
+- Endpoints are those of the provider's own document, which names the configured issuer; in clear on loopback only.
+- An ID token is checked as any token of an issuer is (`services.tokens`), and for the nonce of the attempt. Nothing
+  else that the provider gives is looked at or kept.
+- Logins are rare: clients and keys are made for each, so nothing has to be closed or grows old.
+"""
+
+import asyncio
+import hmac
+import secrets
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final
+from urllib.parse import quote_plus, urlencode
+
+import httpx
+import msgspec
+
+from gateway.issuer import Oidc
+from gateway.services.discovery import LookFailed, client, get, read
+from gateway.services.jwks import KeySet
+from gateway.services.tokens import said_in
+from gateway.services.verdict import DENIALS, Refusal
+from gateway.urls import fetch_fault
+
+DOCUMENT: Final = "/.well-known/openid-configuration"
+KNOWN_SECONDS: Final = 300.0  # for which the provider's document is believed
+MAX_ANSWER: Final = 256 * 1024  # bytes
+
+
+class ProviderFailed(Exception):
+    """The provider cannot be asked, or does not answer as one; the text is for the log."""
+
+
+class NotBelieved(Exception):
+    """What came back says nobody who logged in here; the text may be shown."""
+
+
+class _Provider(msgspec.Struct, frozen=True):
+    issuer: str
+    authorization_endpoint: str
+    token_endpoint: str
+    jwks_uri: str
+    token_endpoint_auth_methods_supported: tuple[str, ...] = ("client_secret_basic",)
+
+
+class _Tokens(msgspec.Struct, frozen=True):
+    id_token: str
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A login that began in some browser, which keeps it. All are random: the first comes back with whoever logged in,
+    the second in the ID token, and only who has the third gets that."""
+
+    state: str
+    nonce: str
+    verifier: str
+
+    @classmethod
+    def begin(cls) -> "Attempt":
+        """A new one."""
+        return cls(*(secrets.token_urlsafe(32) for _ in range(3)))
+
+    @classmethod
+    def kept(cls, text: str) -> "Attempt | None":
+        """One that a browser kept, or None."""
+        parts = text.split(".")
+        return cls(*parts) if len(parts) == 3 and all(parts) and text.isascii() else None
+
+    def __str__(self) -> str:
+        return f"{self.state}.{self.nonce}.{self.verifier}"
+
+    @property
+    def challenge(self) -> str:
+        """Of the verifier, by S256 (RFC 7636 section 4.2)."""
+        return urlsafe_b64encode(sha256(self.verifier.encode()).digest()).rstrip(b"=").decode()
+
+
+async def fault_of(section: Oidc) -> str:
+    """Why nobody can log in at the provider now, or nothing."""
+    try:
+        await OpenId(section).address(Attempt.begin())
+    except ProviderFailed as err:
+        return str(err)
+    return ""
+
+
+class OpenId:
+    """One provider. `wall` gives Unix seconds, `clock` monotonic ones."""
+
+    def __init__(
+        self,
+        section: Oidc,
+        *,
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._section = section
+        self._wall = wall
+        self._clock = clock
+        self._known: tuple[float, _Provider] | None = None
+
+    async def address(self, attempt: Attempt) -> str:
+        """Where a browser goes to log in. Raises ProviderFailed."""
+        section = self._section
+        endpoint = (await self._provider()).authorization_endpoint
+        asked = {
+            "response_type": "code",
+            "client_id": section.client_id,
+            "redirect_uri": section.url + "callback",
+            "scope": section.scope,
+            "state": attempt.state,
+            "nonce": attempt.nonce,
+            "code_challenge": attempt.challenge,
+            "code_challenge_method": "S256",
+        }
+        return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(asked)}"
+
+    async def claims(self, attempt: Attempt, code: str) -> dict[str, Any]:
+        """Of the person who came back with that code. Raises ProviderFailed, NotBelieved."""
+        provider = await self._provider()
+        token = await self._asked(self._exchange(provider, attempt, code))
+        section = msgspec.structs.replace(self._section.tokens, jwks=provider.jwks_uri)
+        keys = KeySet(section)
+        try:
+            said = await said_in(token, section, keys, self._wall)
+        finally:
+            await keys.close()
+        if isinstance(said, Refusal):
+            raise (ProviderFailed if said in DENIALS else NotBelieved)(said.value)
+        nonce, audience = said.get("nonce"), said["aud"]
+        if not isinstance(nonce, str) or not hmac.compare_digest(nonce.encode(), attempt.nonce.encode()):
+            raise NotBelieved("This login was not begun here.")
+        if (
+            said.get("azp", section.audience if isinstance(audience, str) or len(audience) == 1 else "")
+            != section.audience
+        ):
+            raise NotBelieved(Refusal.FOREIGN.value)
+        return said
+
+    async def _exchange(self, provider: _Provider, attempt: Attempt, code: str) -> bytes:
+        """The code for an ID token (OpenID Connect Core, 3.1.3)."""
+        section = self._section
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": section.url + "callback",
+            "code_verifier": attempt.verifier,
+        }
+        basic = section.client_secret and "client_secret_basic" in provider.token_endpoint_auth_methods_supported
+        # RFC 6749 section 2.3.1: both are encoded before they are joined.
+        auth = httpx.BasicAuth(quote_plus(section.client_id), quote_plus(section.client_secret)) if basic else None
+        if not basic:
+            form["client_id"] = section.client_id
+        if section.client_secret and not basic:
+            form["client_secret"] = section.client_secret
+        async with self._client() as http, http.stream("POST", provider.token_endpoint, data=form, auth=auth) as answer:
+            if answer.status_code in (400, 401):
+                raise NotBelieved("The provider does not know this login: it may be too old. Begin again.")
+            text = await read(answer, "token_endpoint", MAX_ANSWER)
+        return msgspec.json.decode(text, type=_Tokens).id_token.encode()
+
+    async def _provider(self) -> _Provider:
+        if self._known is None or self._clock() - self._known[0] > KNOWN_SECONDS:
+            self._known = (self._clock(), await self._asked(self._document()))
+        return self._known[1]
+
+    async def _document(self) -> _Provider:
+        async with self._client() as http:
+            text = await get(http, self._section.issuer.rstrip("/") + DOCUMENT, MAX_ANSWER)
+        found = msgspec.json.decode(text, type=_Provider)
+        if found.issuer != self._section.issuer:
+            raise ProviderFailed("its document is that of another issuer")
+        for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
+            if fault := fetch_fault(getattr(found, name)):
+                raise ProviderFailed(f"{name}: {fault}")
+        return found
+
+    def _client(self) -> httpx.AsyncClient:
+        section = self._section
+        return client(section.issuer, key="", ca=section.ca, timeout=section.timeout)
+
+    async def _asked(self, question: Any) -> Any:
+        """The answer to a question to the provider, in time. Raises ProviderFailed for whatever it does wrong."""
+        try:
+            async with asyncio.timeout(self._section.timeout):
+                return await question
+        except TimeoutError as err:
+            raise ProviderFailed(f"no answer within {self._section.timeout:g} s") from err
+        except (LookFailed, httpx.HTTPError, OSError, msgspec.MsgspecError, UnicodeError, RecursionError) as err:
+            raise ProviderFailed(str(err) or type(err).__name__) from err
