@@ -35,17 +35,17 @@ DENIALS = frozenset({Refusal.UNAVAILABLE, Refusal.BUSY, Refusal.NO_SIGNERS})
 
 NO_GUESSES = frozenset(
     {
-        Refusal.UNKNOWN_SIGNER,
         Refusal.ENDED,
         Refusal.TOO_EARLY,
         Refusal.TOO_LONG,
         Refusal.STRANGER,
         Refusal.OWNER_DISABLED,
+        Refusal.UNKNOWN_SIGNER,
     }
 )
-"""Of what the issuer signed for this gateway, or may have signed with a key that it has only just got. Not held against
-the address: tokens of many users come from one chat UI, and one browser left open must not lock the others out. There
-is nothing to guess: behind each stands a good signature, but for an unknown signer, behind which none is checked."""
+"""Not held against the address: tokens of many users come from one chat UI. What the issuer signed for this gateway,
+since one browser left open must not lock the others out; and what a key signed that is not known, since an issuer may
+sign with a new one before it is fetched. That is no guess: nothing under an unknown name can be right."""
 
 PASSING = DENIALS | NO_GUESSES
 """Not remembered with the credential: what was refused may be good a moment later."""

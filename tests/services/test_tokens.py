@@ -451,6 +451,32 @@ def test_what_the_issuer_signed_is_no_guess(url: str) -> None:
     asyncio.run(body())
 
 
+def test_a_signer_that_is_not_known_yet_is_no_guess(url: str) -> None:
+    """An issuer that begins to sign with a new key: whoever comes before the next fetch may not lock out a whole chat
+    interface. Nor may one that shows the new key late, or that showed a known one no longer for a while."""
+
+    async def body() -> None:
+        clock, issuer = Clock(WALL), Issuer(RSA)
+        async with ring(url) as it, running(issuer), door(it.store, issuer.section(), clock) as keys:
+            assert await told(keys, good()) == "let in"
+            issuer.shows(EC)
+            news = [EC.sign(claims(WALL, jti=str(number))) for number in range(15)]
+            assert await asyncio.gather(*(told(keys, token) for token in news)) == [UNKNOWN.value] * 15
+            clock.now += 10
+            assert await told(keys, news[0]) == "let in"
+            issuer.shows(RSA)
+            clock.now += 61
+            olds = [good(jti=str(number)) for number in range(15)]
+            assert await asyncio.gather(*(told(keys, token) for token in olds)) == ["let in"] * 15
+            assert await asyncio.gather(*(told(keys, token) for token in news)) == [UNKNOWN.value] * 15
+            issuer.shows(EC)
+            clock.now += 10
+            assert await told(keys, news[1]) == "let in"
+            assert keys.stats().refused == 30
+
+    asyncio.run(body())
+
+
 async def until_refused(keys: KeyService, token: bytes) -> str:
     async with asyncio.timeout(5):
         while (said := await told(keys, token)) == "let in":
