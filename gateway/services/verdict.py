@@ -35,6 +35,7 @@ DENIALS = frozenset({Refusal.UNAVAILABLE, Refusal.BUSY, Refusal.NO_SIGNERS})
 
 NO_GUESSES = frozenset(
     {
+        Refusal.FOREIGN,
         Refusal.ENDED,
         Refusal.TOO_EARLY,
         Refusal.TOO_LONG,
@@ -43,9 +44,9 @@ NO_GUESSES = frozenset(
         Refusal.UNKNOWN_SIGNER,
     }
 )
-"""Not held against the address: tokens of many users come from one chat UI. What the issuer signed for this gateway,
-since one browser left open must not lock the others out; and what a key signed that is not known, since an issuer may
-sign with a new one before it is fetched. That is no guess: nothing under an unknown name can be right."""
+"""Not held against the address: tokens of many users come from one chat UI. What the issuer signed, since
+one browser left open must not lock the others out; and what a key signed that is not known, since an issuer may sign
+with a new one before it is fetched. That is no guess: nothing under an unknown name can be right."""
 
 PASSING = DENIALS | NO_GUESSES
 """Not remembered with the credential: what was refused may be good a moment later."""
