@@ -15,6 +15,7 @@ who asks. Rules:
 import asyncio
 import logging
 import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from typing import Final
 
@@ -36,7 +37,6 @@ MAX_WAITING: Final = 256
 """Tokens that wait for one fetch: more are told to come again."""
 
 _ALGORITHMS: Final = {("RSA", ""): "RS256", ("EC", "P-256"): "ES256"}
-_jws = jwt.PyJWS()
 
 
 class JwksError(Exception):
@@ -97,12 +97,24 @@ def _usable(raw: msgspec.Raw, algorithms: tuple[str, ...]) -> tuple[str, jwt.PyJ
 
 
 def signed_by(key: jwt.PyJWK, token: bytes) -> bytes | None:
-    """What the token says, if it was signed with that key, else None. 50 us of the loop for RS256, 100 us for ES256."""
+    """What the token says, if it was signed with that key, else None. 50 us of the loop for RS256, 100 us for ES256,
+    and 5 us for each KiB of it. Reads no head: it was found good for this key."""
+    said, _, signature = token.rpartition(b".")
     try:
-        payload: bytes = _jws.decode_complete(token, key, [key.algorithm_name])["payload"]
-    except (jwt.PyJWTError, ValueError, RecursionError):
-        return None
-    return payload
+        if key.Algorithm.verify(said, key.key, _decoded(signature)):
+            return _decoded(said.partition(b".")[2])
+    except ValueError:  # binascii's errors are ValueErrors
+        pass
+    return None
+
+
+def _decoded(part: bytes) -> bytes:
+    """Base64url as RFC 7515 section 2 writes it, which is one way. Raises ValueError. PyJWT's own takes a step of the
+    interpreter for each byte."""
+    raw = urlsafe_b64decode(part + b"=" * (-len(part) % 4))
+    if urlsafe_b64encode(raw).rstrip(b"=") != part:
+        raise ValueError("not base64url")
+    return raw
 
 
 class KeySet:

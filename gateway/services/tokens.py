@@ -6,7 +6,7 @@ the signature, `keys` the cache, the throttle and what a change of the store doe
 - Nothing that a token says is believed, and the store is not asked, before its signature was checked with a key that
   the issuer shows under the name in its head; if that has none, with the only key it could be. A head is read for that
   name and the algorithm alone; addresses and keys in it (jku, x5u, jwk) do not exist here, and one that asks for more
-  to be understood (`crit`) is refused (RFC 8725).
+  to be understood (`crit`, RFC 8725) or for claims in clear (`b64`, RFC 7797) is refused.
 - `iss`, `aud` and `exp` must be there. A token bound to its sender (`cnf`, RFC 7800) is refused: the proof that makes
   it good is not asked for here.
 - A token is a user of a tenant, both found by name. It has what every key of that user would have that was made
@@ -52,6 +52,7 @@ class _Head(msgspec.Struct, frozen=True):
     alg: str
     kid: str = ""
     crit: Any = UNSET
+    b64: Any = True
 
 
 class _Claims(msgspec.Struct, frozen=True):
@@ -152,7 +153,7 @@ class TokenService:
 async def said_in(token: bytes, section: Jwt, signers: "KeySet", wall: Callable[[], float]) -> dict[str, Any] | Refusal:
     """What the issuer says in a token, once signature, names and times were checked; or why it is not believed."""
     head = _head_of(token)
-    if head is None or head.alg not in section.algorithms or head.crit is not UNSET:
+    if head is None or head.alg not in section.algorithms or head.crit is not UNSET or head.b64 is not True:
         return Refusal.FORGED
     payload = await signers.signed(token, head.kid, head.alg)
     if isinstance(payload, Refusal):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from gateway.issuer import Jwt
 from gateway.services import jwks as jwks_module
-from gateway.services.jwks import MAX_JWKS, MAX_KEYS, JwksError, KeySet, KeysUnavailable, fault_of, read_keys
+from gateway.services.jwks import MAX_JWKS, MAX_KEYS, JwksError, KeySet, KeysUnavailable, fault_of, read_keys, signed_by
 from gateway.services.token_facts import TokenStats
 from tests.services.engines import HANG, answer, running
 from tests.services.issuer import EC, PATH, RSA, WRITTEN, Issuer, Signer, jwks, shown_at
@@ -92,6 +93,41 @@ def test_no_more_keys_are_read_than_an_issuer_can_have() -> None:
 def test_what_is_no_jwks_is_none(text: bytes) -> None:
     with pytest.raises(JwksError):
         read_keys(text, BOTH)
+
+
+@pytest.mark.parametrize("signer", [RSA, EC])
+def test_a_long_token_is_checked_in_as_few_steps_as_a_short_one(signer: Signer) -> None:
+    """Who floods with forged ones chooses their length: no step of the interpreter for each byte of it."""
+    key = read_keys(WRITTEN, BOTH)[signer.kid]
+
+    def steps(said: dict[str, Any]) -> int:
+        token, seen = signer.sign(said), 0
+
+        def count(*event: Any) -> None:
+            nonlocal seen
+            seen += 1
+
+        sys.setprofile(count)
+        try:
+            payload = signed_by(key, token)
+        finally:
+            sys.setprofile(None)
+        assert payload == json.dumps(said).encode()
+        return seen
+
+    steps({})  # what is imported at first use
+    assert steps({"more": "x" * 5000}) == steps({})
+
+
+def test_a_signature_is_written_in_one_way() -> None:
+    """RFC 4648, 3.5: else each token had others beside it that are as good."""
+    token = RSA.sign({})
+    key = read_keys(WRITTEN, BOTH)[RSA.kid]
+    last = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    ends = [token[:-1] + end.encode() for end in last]
+    assert [end for end in ends if signed_by(key, end) is not None] == [token]
+    for odd in (token + b"=", token + b"A", token[:-1], token + b"\n", b".".join([token, b""])):
+        assert signed_by(key, odd) is None
 
 
 def test_a_jwks_of_a_file_is_all_there_is() -> None:
