@@ -142,7 +142,7 @@ class KeyService:
         self._prover = Prover(config, clock)
         self._epoch = 0  # moves whenever anything derived from the store may be stale
         self._seen = 0  # version of the store's changes that was applied
-        self._looked_at = clock()
+        self._looked_at = self._forget_at = clock()
         self._used: dict[str, int] = {}
         self._watcher: asyncio.Task[None] | None = None
         self.tokens: TokenJudge | None = None
@@ -310,6 +310,7 @@ class KeyService:
         """No await between the check of the epoch and this."""
         now = self._clock()
         if isinstance(verdict, Principal):
+            self._forget_ended(now)
             until = now + self._config.cache_seconds
             if verdict.expires_at is not None:
                 until = min(until, now + verdict.expires_at - self._wall())
@@ -319,6 +320,13 @@ class KeyService:
         elif verdict not in PASSING:
             self._proofs.pop(digest, None)  # a revoked key's holder is throttled like any stranger
             bounded.put(self._negative, digest, now + self._config.cache_seconds, self._config.cache_size)
+
+    def _forget_ended(self, now: float) -> None:
+        """Once in `cache_seconds`, as `_drop`: of tokens each is another, and few come again."""
+        if now >= self._forget_at:
+            self._forget_at = now + self._config.cache_seconds
+            for digest in [digest for digest, grant in self._verified.items() if grant.until <= now]:
+                del self._verified[digest]
 
     @property
     def epoch(self) -> int:

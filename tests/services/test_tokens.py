@@ -355,6 +355,25 @@ def test_a_token_is_verified_once_and_ends_on_time(url: str) -> None:
     asyncio.run(body())
 
 
+def test_tokens_whose_entries_ended_are_forgotten(url: str) -> None:
+    """Each is another, and few come again: the cache holds those of the last minute, not of the day."""
+
+    async def body() -> None:
+        clock = Clock(WALL)
+        async with ring(url) as it, door(it.store, shown_at(WRITTEN), clock) as keys:
+            for number in range(5):
+                await answer(keys, good(jti=str(number)))
+            clock.now += 30
+            await answer(keys, good(jti="later"))
+            assert keys.stats().cached == 6
+            clock.now += 30
+            await answer(keys, good(jti="last"))
+            assert keys.stats().cached == 2
+            assert keys.lookup(good(jti="later"), IP) is not None
+
+    asyncio.run(body())
+
+
 def test_many_at_once_are_one_verification(url: str) -> None:
     async def body() -> None:
         async with ring(url) as it, door(it.store, shown_at(WRITTEN)) as keys:
