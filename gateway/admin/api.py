@@ -31,7 +31,7 @@ METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 class AdminApi:
-    """The routes below /admin. Raises ConfigError where people may log in and what that takes is not installed."""
+    """The routes below /admin. Raises ConfigError where people may log in and what that takes is not there."""
 
     def __init__(self, gateway: Managed, keys: KeyService) -> None:
         self._office = Office(gateway, keys)
@@ -95,7 +95,10 @@ def _login(section: Oidc | None, gate: Gate) -> "Login | None":
         from gateway.admin.oidc import OpenId
     except ImportError as error:
         raise ConfigError(f"admin.oidc: PyJWT is not installed ({error.name}): {EXTRA}") from error
-    login = Login(section, OpenId(section), Sessions(section.session, time.monotonic), gate.check_host)
+    try:
+        login = Login(section, OpenId(section), Sessions(section.session, time.monotonic), gate.check_host)
+    except OSError as error:
+        raise ConfigError(f"admin.oidc.ca: {error}") from error
     gate.session = login.who
     return login
 

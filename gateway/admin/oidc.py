@@ -12,6 +12,7 @@ and what is believed of its answers. Must not know cookies, sessions or routes. 
 import asyncio
 import hmac
 import secrets
+import ssl
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
@@ -88,13 +89,14 @@ async def fault_of(section: Oidc) -> str:
     """Why nobody can log in at the provider now, or nothing."""
     try:
         await OpenId(section).address(Attempt.begin())
-    except ProviderFailed as err:
+    except (ProviderFailed, OSError) as err:
         return str(err)
     return ""
 
 
 class OpenId:
-    """One provider. `wall` gives Unix seconds, `clock` monotonic ones."""
+    """One provider. Raises OSError for an authority that cannot be read. `wall` gives Unix seconds, `clock` monotonic
+    ones."""
 
     def __init__(
         self,
@@ -103,6 +105,8 @@ class OpenId:
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if section.ca:
+            ssl.create_default_context(cafile=section.ca)
         self._section = section
         self._wall = wall
         self._clock = clock

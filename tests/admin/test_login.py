@@ -374,7 +374,9 @@ def test_sessions_end_and_are_bounded() -> None:
 
 
 def test_what_it_takes_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    section = Oidc(issuer="https://a", client_id="b", url="https://c/admin/", role_claim=("d",), read=("e",))
+    section = Oidc(issuer="https://a", client_id="b", url="https://c/admin/", role_claim=("d",), read=("e",), ca="none")
+    with pytest.raises(ConfigError, match=r"admin\.oidc\.ca: "):
+        api._login(section, msgspec.UNSET)  # type: ignore[arg-type]  # not reached
     monkeypatch.setitem(sys.modules, "gateway.admin.login", None)
     with pytest.raises(ConfigError, match=r"admin\.oidc: PyJWT .*fairgate\[jwt\]"):
         api._login(section, msgspec.UNSET)  # type: ignore[arg-type]  # not reached
