@@ -15,10 +15,10 @@ import secrets
 import ssl
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote_plus, urlencode
 
 import httpx
@@ -30,6 +30,8 @@ from gateway.services.jwks import KeySet
 from gateway.services.tokens import said_in
 from gateway.services.verdict import DENIALS, Refusal
 from gateway.urls import fetch_fault
+
+Answer = TypeVar("Answer")
 
 DOCUMENT: Final = "/.well-known/openid-configuration"
 KNOWN_SECONDS: Final = 300.0  # for which the provider's document is believed
@@ -54,6 +56,10 @@ class _Provider(msgspec.Struct, frozen=True):
 
 class _Tokens(msgspec.Struct, frozen=True):
     id_token: str
+
+
+class _Error(msgspec.Struct, frozen=True):
+    error: str
 
 
 @dataclass(frozen=True)
@@ -143,10 +149,8 @@ class OpenId:
         nonce, audience = said.get("nonce"), said["aud"]
         if not isinstance(nonce, str) or not hmac.compare_digest(nonce.encode(), attempt.nonce.encode()):
             raise NotBelieved("This login was not begun here.")
-        if (
-            said.get("azp", section.audience if isinstance(audience, str) or len(audience) == 1 else "")
-            != section.audience
-        ):
+        several = isinstance(audience, list) and len(audience) > 1
+        if said.get("azp", None if several else section.audience) != section.audience:
             raise NotBelieved(Refusal.FOREIGN.value)
         return said
 
@@ -167,10 +171,12 @@ class OpenId:
         if section.client_secret and not basic:
             form["client_secret"] = section.client_secret
         async with self._client() as http, http.stream("POST", provider.token_endpoint, data=form, auth=auth) as answer:
-            if answer.status_code in (400, 401):
-                raise NotBelieved("The provider does not know this login: it may be too old. Begin again.")
-            text = await read(answer, "token_endpoint", MAX_ANSWER)
-        return msgspec.json.decode(text, type=_Tokens).id_token.encode()
+            text = await read(answer, "token_endpoint", MAX_ANSWER, good=(200, 400))
+        if answer.status_code == 200:
+            return msgspec.json.decode(text, type=_Tokens).id_token.encode()
+        if (error := msgspec.json.decode(text, type=_Error).error) == "invalid_grant":  # RFC 6749 section 5.2
+            raise NotBelieved("The provider does not know this login: it may be too old. Begin again.")
+        raise ProviderFailed(f"token_endpoint: {error[:100]!r}")
 
     async def _provider(self) -> _Provider:
         if self._known is None or self._clock() - self._known[0] > KNOWN_SECONDS:
@@ -192,7 +198,7 @@ class OpenId:
         section = self._section
         return client(section.issuer, key="", ca=section.ca, timeout=section.timeout)
 
-    async def _asked(self, question: Any) -> Any:
+    async def _asked(self, question: Awaitable[Answer]) -> Answer:
         """The answer to a question to the provider, in time. Raises ProviderFailed for whatever it does wrong."""
         try:
             async with asyncio.timeout(self._section.timeout):

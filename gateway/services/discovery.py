@@ -252,9 +252,9 @@ async def get(http: httpx.AsyncClient, path: str, most: int = MAX_ANSWER) -> byt
         return await read(answer, path, most)
 
 
-async def read(answer: httpx.Response, path: str, most: int) -> bytes:
+async def read(answer: httpx.Response, path: str, most: int, *, good: tuple[int, ...] = (200,)) -> bytes:
     """As `get`, of an answer whose head is here."""
-    if answer.status_code != 200:
+    if answer.status_code not in good:
         raise _Status(path, answer.status_code)
     body = bytearray()
     async for piece in answer.aiter_raw():  # raw: a compressed answer, which we did not ask for, is not unpacked

@@ -197,6 +197,9 @@ CLAIMS: dict[str, dict[str, Any]] = {
 }
 ANSWERS: dict[str, tuple[Callable[[str], Response], int]] = {
     "refused": (lambda token: JSONResponse({"error": "invalid_grant"}, 400), 403),
+    "another client": (lambda token: JSONResponse({"error": "invalid_client"}, 401), 503),
+    "an odd question": (lambda token: JSONResponse({"error": "invalid_request"}, 400), 503),
+    "refused in no words": (lambda token: PlainTextResponse("no", 400), 503),
     "broken": (lambda token: PlainTextResponse("at 10.0.0.5", 500), 503),
     "no JSON": (lambda token: PlainTextResponse("<html>"), 503),
     "no token": (lambda token: JSONResponse({"access_token": "x"}), 503),
