@@ -6,20 +6,21 @@ Owns what of a request stays the same from turn to turn. Must not know backends 
 
 import re
 from hashlib import blake2b
+from itertools import islice
 from typing import Final
 
 import msgspec
 
-from gateway.api.body import brackets_end
 from gateway.http1.message import RequestHead
 from gateway.services.principal import Principal
 
 PART: Final = 4096  # bytes of each part that count: conversations that differ only behind them are taken for one
 TEXT: Final = 256  # bytes of a prompt without turns: it grows at its end
 TURNS: Final = 16  # the user's first one is among these, or never comes
-LONGEST: Final = 256 * 1024  # bytes of a turn whose end is looked for
+LONGEST: Final = 256 * 1024  # bytes of all turns in which it is looked for
+TOKENS: Final = 4096  # brackets and strings that are looked at in them: a body may hold millions
 
-_NEXT: Final = re.compile(rb"[\[,][ \t\r\n]*+(?=\{)")
+_TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{}"]', re.DOTALL)  # a lone quote: the string is cut off
 
 _NOTHING: Final = msgspec.Raw()
 
@@ -63,20 +64,35 @@ def _told_by(body: bytes) -> list[bytes]:
 def _beginning(body: bytes) -> list[bytes]:
     """What stands before the first answer: instructions, and turns up to the first one of the user."""
     opening = _opening(body)
-    parts = [bytes(text)[:PART] for text in (opening.system, opening.instructions) if len(text)]
-    for text in (bytes(each) for each in (opening.messages, opening.input, opening.prompt) if len(each)):
+    parts = [bytes(memoryview(text)[:PART]) for text in (opening.system, opening.instructions) if len(text)]
+    for text in (_front(each) for each in (opening.messages, opening.input, opening.prompt) if len(each)):
         parts += _first_turns(text) or [text[:TEXT]]
     return parts
+
+
+def _front(raw: msgspec.Raw) -> bytes:
+    return bytes(memoryview(raw)[:LONGEST])
 
 
 def _first_turns(text: bytes) -> list[bytes]:
     """The turns of an array up to the user's first; none where it holds something else."""
     parts: list[bytes] = []
-    end = 0
-    while len(parts) < TURNS and (begin := _NEXT.match(text, end)) is not None:
-        start = begin.end()
-        end = brackets_end(text, start, start + LONGEST)
-        parts.append(text[start:end][:PART] if end > 0 else text[start : start + PART])
-        if end < 0 or bytes(_turn(text[start:end]).role) == b'"user"':
+    depth = start = 0
+    for token in islice(_TOKEN.finditer(text), TOKENS):
+        at = token.start()
+        mark = text[at : at + 1]
+        if mark in b"]}":
+            depth -= 1
+            if depth == 1:
+                turn = text[start : at + 1]
+                parts.append(turn[:PART])
+                if len(parts) == TURNS or bytes(_turn(turn).role) == b'"user"':
+                    return parts
+        elif depth < 2 and mark != b"[{"[depth : depth + 1]:
+            return parts
+        elif mark in b"[{":
+            depth += 1
+            start = at if depth == 2 else start
+        elif token.end() - at == 1:
             break
-    return parts
+    return [*parts, text[start : start + PART]] if depth > 1 else parts

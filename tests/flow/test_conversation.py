@@ -90,6 +90,20 @@ def test_strange_turns_are_no_error(turns: bytes) -> None:
     assert number(b'{"model":"m","messages":%b}' % turns)
 
 
+@pytest.mark.parametrize("piece", [b"[]", b'""', b"{}"])
+def test_however_much_a_body_holds_a_bounded_part_of_it_is_looked_through(piece: bytes) -> None:
+    """What stands behind thousands of brackets and strings tells nothing: it would hold up all streams."""
+    turn = b'{"role":"tool","content":[%b]}' % b",".join([piece] * 50_000)
+    assert number(b'{"model":"m","messages":[%b,%b]}' % (turn, turn.replace(b"tool", b"user"))) == number(
+        b'{"model":"m","messages":[%b]}' % turn
+    )
+    texts = [b'{"role":"system","content":"%b"}' % (b"x" * 100_000)] * 3
+    told = [
+        b'{"model":"m","messages":[%b,{"role":"user","content":"%b"}]}' % (b",".join(texts), b) for b in (b"a", b"b")
+    ]
+    assert number(told[0]) == number(told[1])
+
+
 def two(one: Engine, other: Engine) -> list[dict[str, Any]]:
     return [{"name": n, "url": e.url, "engine": "openai", "slots": 8} for n, e in (("a", one), ("b", other))]
 
