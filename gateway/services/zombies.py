@@ -6,7 +6,7 @@ requests live there. Owns who is a zombie and when it is over; must not know req
 
 Engine and gateway are read at different moments, and a request on its way between a grant and a slot of the engine is
 in the one count only. So a zombie is over when two looks in a row say so, the first a pause after its request ended.
-An engine that does not tell is believed to be done after UNTOLD seconds, so that no slot is lost.
+An engine that has not told for UNTOLD seconds is believed to be done, so that no slot is lost.
 """
 
 import logging
@@ -60,12 +60,14 @@ class Zombie:
 
 
 class Haunted:
-    """One backend with zombies. `doubted`: how many of them no look has said to be over yet, newcomers included."""
+    """One backend with zombies. `doubted`: how many of them no look has said to be over yet, newcomers included.
+    `told`: when its engine told its busy slots last."""
 
     def __init__(self, gate: str) -> None:
         self.gate = gate
         self.zombies: list[Zombie] = []
         self.doubted = 0
+        self.told = float("-inf")
 
     def __repr__(self) -> str:
         return f"<Haunted {self.gate} zombies={len(self.zombies)} doubted={self.doubted}>"
@@ -175,8 +177,9 @@ class ZombieService:
         except LookFailed as err:
             log.debug("an engine does not tell its busy slots", extra={"backend": haunted.gate, "reason": str(err)})
             haunted.doubted += doubted
-            self._expire(haunted, UNTOLD)
+            self._expire(haunted)
             return
+        haunted.told = self._clock()
         live = min(live, self._live(haunted))
         works_on = min(max(0, busy - live), len(asked))
         haunted.doubted += works_on
@@ -187,9 +190,11 @@ class ZombieService:
         """Requests that the gateway has there now."""
         return self._scheduler.running(haunted.gate) - len(haunted.zombies)
 
-    def _expire(self, haunted: Haunted, longest: float = float("inf")) -> None:
-        now = self._clock()
-        self._over(haunted, [each for each in haunted.zombies if now - each.since >= min(each.most, longest)])
+    def _expire(self, haunted: Haunted) -> None:
+        now, told = self._clock(), haunted.told
+        late = [each for each in haunted.zombies if now - each.since >= each.most]
+        untold = [each for each in haunted.zombies if now - max(each.since, told) >= UNTOLD]
+        self._over(haunted, late + untold)
 
     def _over(self, haunted: Haunted, zombies: list[Zombie]) -> None:
         """First all are no zombies any more, then their slots go: a slot's next holder may look at the count."""

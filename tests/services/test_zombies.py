@@ -209,6 +209,24 @@ def test_an_engine_that_does_not_tell_gets_a_bounded_time(raw: bytes, monkeypatc
     run(test)
 
 
+def test_an_engine_that_once_does_not_tell_is_believed_what_it_told_before() -> None:
+    """One look that was too slow, of an engine that has much to do, ends nobody."""
+
+    async def test(w: World, engine: Engine) -> None:
+        busy(engine, 1)
+        w.zombie()
+        assert await w.look(int(2 * UNTOLD / PAUSE)) == 1
+        engine.answers["/slots"] = answer(b"{}", 503)
+        assert await w.look(int(UNTOLD / PAUSE) - 1) == 1
+        busy(engine, 1)
+        assert await w.look() == 1
+        engine.answers["/slots"] = answer(b"{}", 503)
+        assert await w.look(int(UNTOLD / PAUSE) - 1) == 1
+        assert await w.look() == 0
+
+    run(test)
+
+
 def test_a_zombie_ends_with_its_time_even_if_the_engine_stays_busy() -> None:
     """Somebody else may use the engine beside the gateway."""
 
