@@ -104,6 +104,7 @@ class _Props(msgspec.Struct, frozen=True):
 
 class _Slot(msgspec.Struct, frozen=True):
     is_processing: bool
+    id_task: int | None = None
 
 
 _View = TypeVar("_View")
@@ -152,14 +153,16 @@ async def look(http: httpx.AsyncClient, engine: str, listed: frozenset[str], lim
     return narrowed(sighting, listed)
 
 
-async def busy_slots(http: httpx.AsyncClient, limit: float) -> int:
-    """How many slots of a llama.cpp server work now; none where nobody listens. `limit` in seconds. Raises LookFailed,
-    also where the server was started with `--no-slots`."""
+async def busy_slots(http: httpx.AsyncClient, limit: float) -> list[int]:
+    """The numbers of the tasks that the slots of a llama.cpp server work on now, ascending: later ones have larger
+    numbers, and those that have none -1. None where nobody listens. `limit` in seconds. Raises LookFailed, also where
+    the server was started with `--no-slots`."""
     try:
         with anyio.fail_after(limit):
-            return sum(slot.is_processing for slot in _read(_slots, await get(http, "/slots"), "/slots"))
+            slots = _read(_slots, await get(http, "/slots"), "/slots")
+            return sorted(-1 if slot.id_task is None else slot.id_task for slot in slots if slot.is_processing)
     except httpx.ConnectError:
-        return 0
+        return []
     except TimeoutError as err:
         raise LookFailed(f"no complete answer within {limit:g} s") from err
     except httpx.HTTPError as err:

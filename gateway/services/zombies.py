@@ -6,6 +6,8 @@ requests live there. Owns who is a zombie and when it is over; must not know req
 
 Engine and gateway are read at different moments, and a request on its way between a grant and a slot of the engine is
 in the one count only. So a zombie is over when two looks in a row say so, the first a pause after its request ended.
+What is at work at its first two looks may be the zombie's; what the engine began later is not: where several gateways
+have one engine, none waits for what another has there from then on.
 An engine that has not told for UNTOLD seconds is believed to be done, so that no slot is lost.
 """
 
@@ -28,6 +30,7 @@ WORKS_ON: Final = frozenset({"llamacpp"})
 """Kinds of engines that go on with a plain answer; Ollama and vLLM end it with its connection."""
 PAUSE: Final = 0.25  # seconds between two looks
 LOOK: Final = 2.0  # seconds for one
+SURE: Final = 2  # looks: what an engine has not begun by then was over there at both
 UNTOLD: Final = 10.0  # seconds: "goes on for seconds" is what was seen of llama.cpp with answers of a usual length
 
 
@@ -48,15 +51,24 @@ class ZombieStats(msgspec.Struct, frozen=True):
 
 
 class Zombie:
-    """A lease that outlives its request. `most` and `since` in seconds, the latter of the service's clock."""
+    """A lease that outlives its request. `most` and `since` in seconds, the latter of the service's clock. `last`: the
+    engine's newest task that may be its work, known after so many `looks`."""
 
-    __slots__ = ("cost", "lease", "most", "since")
+    __slots__ = ("cost", "last", "lease", "looks", "most", "since")
 
     def __init__(self, lease: Lease, cost: float, most: float, since: float) -> None:
         self.lease = lease
         self.cost = cost
         self.most = most
         self.since = since
+        self.last = -1
+        self.looks = 0
+
+    def see(self, tasks: Sequence[int]) -> None:
+        """The engine works on these, ascending."""
+        if self.looks < SURE:
+            self.looks += 1
+            self.last = max([self.last, *tasks])
 
 
 class Haunted:
@@ -173,15 +185,17 @@ class ZombieService:
         asked, doubted, haunted.doubted = list(haunted.zombies), haunted.doubted, 0
         live = self._live(haunted)
         try:
-            busy = await discovery.busy_slots(http, LOOK)
+            tasks = await discovery.busy_slots(http, LOOK)
         except LookFailed as err:
             log.debug("an engine does not tell its busy slots", extra={"backend": haunted.gate, "reason": str(err)})
             haunted.doubted += doubted
             self._expire(haunted)
             return
         haunted.told = self._clock()
+        for each in asked:
+            each.see(tasks)
         live = min(live, self._live(haunted))
-        works_on = min(max(0, busy - live), len(asked))
+        works_on = min(max(0, len(tasks) - live), _may_be_theirs(tasks, asked))
         haunted.doubted += works_on
         self._over(haunted, asked[: max(0, len(asked) - max(works_on, doubted))])
         self._expire(haunted)
@@ -206,3 +220,11 @@ class ZombieService:
         """Of every backend that may have some."""
         held = {gate: len(haunted.zombies) for gate, haunted in self._haunted.items()}
         return tuple(ZombieStats(gate, held.get(gate, 0), seen) for gate, seen in self._seen.items())
+
+
+def _may_be_theirs(tasks: Sequence[int], zombies: Sequence[Zombie]) -> int:
+    """How many of an engine's tasks, ascending, may be work of so many zombies, one of each."""
+    found = 0
+    for last in sorted(each.last for each in zombies):
+        found += found < len(tasks) and tasks[found] <= last
+    return found

@@ -84,8 +84,16 @@ async def world(engine: Engine) -> AsyncIterator[World]:
 
 def busy(engine: Engine, count: int) -> None:
     """`/slots` as llama.cpp gives it, with so many at work."""
-    slots = [{"id": n, "id_task": n, "n_ctx": 64, "is_processing": n < count, "params": {}} for n in range(SLOTS)]
-    engine.says("/slots", slots)
+    at_work(engine, *range(count))
+
+
+def at_work(engine: Engine, *tasks: int | None) -> None:
+    """`/slots` with these tasks at work; None: one that has no number."""
+    slots = [{"id": n, "id_task": -1, "n_ctx": 64, "is_processing": False, "params": {}} for n in range(SLOTS)]
+    for slot, task in zip(slots, tasks, strict=False):
+        slot["is_processing"] = True
+        slot["id_task"] = task
+    engine.says("/slots", [{k: v for k, v in slot.items() if v is not None} for slot in slots])
 
 
 def run(test: Callable[[World, Engine], Awaitable[None]]) -> None:
@@ -235,6 +243,62 @@ def test_a_zombie_ends_with_its_time_even_if_the_engine_stays_busy() -> None:
         w.zombie(most=5.0)
         assert await w.look(int(5.0 / PAUSE) - 1) == 1
         assert await w.look() == 0
+
+    run(test)
+
+
+def test_work_that_others_began_since_is_no_zombies() -> None:
+    """Several gateways at one engine, or people: a zombie waits for what they had there when it became one, at most."""
+
+    async def test(w: World, engine: Engine) -> None:
+        at_work(engine, 5, 9)  # one of them is the zombie's
+        w.zombie()
+        assert await w.look(3) == 1
+        at_work(engine, 9, 14)
+        assert await w.look(3) == 1
+        at_work(engine, 14, 15)
+        assert await w.look() == 1
+        assert await w.look() == 0
+
+    run(test)
+
+
+def test_a_zombie_that_the_engine_begins_late_is_known_by_the_second_look() -> None:
+    async def test(w: World, engine: Engine) -> None:
+        at_work(engine, 5)
+        w.zombie()
+        assert await w.look() == 1
+        at_work(engine, 5, 8)
+        assert await w.look() == 1
+        at_work(engine, 8)
+        assert await w.look(10) == 1
+        at_work(engine, 30)
+        assert await w.look(2) == 0
+
+    run(test)
+
+
+def test_each_task_is_work_of_one_zombie() -> None:
+    async def test(w: World, engine: Engine) -> None:
+        at_work(engine, 1, 2)
+        w.zombie()
+        w.zombie()
+        assert await w.look(2) == 2
+        at_work(engine, 2, 3, 4)
+        assert await w.look(2) == 1
+        at_work(engine, 3, 4)
+        assert await w.look(2) == 0
+
+    run(test)
+
+
+def test_tasks_without_numbers_may_be_anybodys() -> None:
+    async def test(w: World, engine: Engine) -> None:
+        at_work(engine, None, None)
+        w.zombie()
+        assert await w.look(20) == 1
+        at_work(engine)
+        assert await w.look(2) == 0
 
     run(test)
 
