@@ -72,14 +72,15 @@ def home_gate(places: Sequence[Place], conversation: int, load: float, avoid: tu
     Of the lowest preference, as in `best_gate`; there each conversation has an order of its own (highest random weight,
     Thaler and Ravishankar 1998, weighted by slots: twice the slots, twice the homes): when gates come and go, only the
     conversations of those move. The first one that runs at most `load` times its part of the requests takes it (bounded
-    loads, Mirrokni et al. 2018).
+    loads, Mirrokni et al. 2018). What runs beyond the slots of a gate, as on one that is closed, is nobody's part.
     """
     free = [place for place in places if place[0].running < place[0].slots and place[0].name not in avoid]
     if not free:
         return None
     least = min([preference for _, preference in free])
     equals = [gate for gate, preference in places if preference == least]
-    part = load * (sum([gate.running for gate in equals]) + 1) / sum([gate.slots for gate in equals])
+    running = sum([min(gate.running, gate.slots) for gate in equals])
+    part = load * (running + 1) / sum([gate.slots for gate in equals])
     best: Gate | None = None
     highest = -inf
     for gate, preference in free:

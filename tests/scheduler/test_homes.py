@@ -103,6 +103,21 @@ def test_one_busy_conversation_does_not_fill_its_home_while_others_idle() -> Non
     assert max(placed.values()) == ceil(1.25 * 160 * 100 / 400)
 
 
+def test_what_hangs_on_an_ejected_gate_does_not_widen_the_part_of_the_others() -> None:
+    made = core(("dead", 8, 0), ("a", 8, 0), ("b", 8, 0), affinity=1.25)
+    for _ in range(24):
+        granted(made, 0)
+    for number in range(1, 25):
+        if made._requests[number].gate is not made.fleet.gates["dead"]:
+            made.release(1.0, number, 1.0)
+    for slots in (0, 3):  # ejected, and with fewer slots than requests
+        made.set_gate(1.0, "dead", slots)
+        taken = [granted(made, 7) for _ in range(8)]
+        assert max(Counter(answer.gate for answer in taken).values()) == ceil(1.25 * (slots + 8) * 8 / (slots + 16))
+        for answer in taken:
+            made.release(1.0, answer.id, 1.0)
+
+
 def test_turns_go_before_homes() -> None:
     """Who waits takes the slot that comes free, wherever that is."""
     made = core(("a", 1, 0), ("b", 1, 0))
@@ -142,7 +157,7 @@ def _all_above(places: list[tuple[Gate, int]], load: float) -> bool:
     """Nobody who is free runs less than `load` times its part."""
     least = min(preference for gate, preference in places if gate.running < gate.slots)
     equals = [gate for gate, preference in places if preference == least]
-    part = load * (sum(gate.running for gate in equals) + 1) / sum(gate.slots for gate in equals)
+    part = load * (sum(min(gate.running, gate.slots) for gate in equals) + 1) / sum(gate.slots for gate in equals)
     return all(gate.running >= part * gate.slots for gate in equals if gate.running < gate.slots)
 
 
