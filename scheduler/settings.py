@@ -130,7 +130,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ge=0,
             le=1e3,
             description="A conversation stays with one backend of its model while that has a free slot and runs no "
-            "more than this many times its part of the requests (1.25: a quarter more). 0: most free slots decide.",
+            "more than this many times its part of the requests (1.25: a quarter more). 0: most free slots decide; "
+            "nothing between 0 and 1.",
         ),
     ] = 0.0
     offset_batch: Annotated[float, Doc(ge=-1e4, le=1e4, description="Points of class `batch`.")] = -20.0
@@ -140,6 +141,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         for field in describe():
             field.check(getattr(self, field.name))
+        if 0.0 < self.affinity < 1.0:
+            raise ValueError(f"affinity: {self.affinity!r} is neither 0 nor at least 1")
 
     @property
     def landmark_every(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from math import ceil
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,6 +95,15 @@ def test_a_retry_does_not_go_home_to_the_gate_that_failed() -> None:
 def test_without_the_setting_or_a_conversation_most_free_slots_decide() -> None:
     for made, conversation in ((core(("a", 4, 0), ("b", 4, 0), affinity=0.0), 7), (core(("a", 4, 0), ("b", 4, 0)), 0)):
         assert Counter(granted(made, conversation).gate for _ in range(8)) == {"a": 4, "b": 4}
+
+
+@pytest.mark.parametrize("affinity", [0.25, 1e-9, 0.999])
+def test_less_than_its_part_is_no_part(affinity: float) -> None:
+    """0.25 where a quarter more was meant would give up homes among equals."""
+    with pytest.raises(ValueError, match=r"affinity: .* is neither 0 nor at least 1"):
+        Settings(affinity=affinity)
+    with pytest.raises(ValueError, match="affinity"):
+        Settings().changed(affinity=affinity)
 
 
 def test_one_busy_conversation_does_not_fill_its_home_while_others_idle() -> None:
