@@ -199,6 +199,7 @@ def test_a_person_logs_in_at_another_site_and_out_again(
                 page.wait_for_selector("#tabs:visible")
                 assert page.evaluate("() => document.cookie") == ""
                 page.get_by_role("button", name="Log out").click()
+                page.get_by_text("You are logged out.").wait_for()
                 page.wait_for_selector("#login:visible")
                 page.reload()
                 page.wait_for_selector("#login:visible")
