@@ -101,6 +101,7 @@ def _token(request: Request) -> bytes:
 def check_scope(who: Principal, scope: str) -> None:
     """Raises Forbidden."""
     if scope not in who.scopes:
+        log.warning("an admin lacks the scope for what was asked", extra={"key": who.key, "scope": scope})
         raise Forbidden(f"This key lacks the scope {scope!r}.")
 
 

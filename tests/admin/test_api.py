@@ -189,6 +189,11 @@ def test_scopes_of_every_route(tmp_path: Path) -> None:
                 assert (await it.ask("GET", f"{BASE}/nothing", key=key)).status_code == status, key
             async with connection(it.store) as store:
                 assert len(await store.operations_history(None, 100)) == 7, "none of these changed anything"
+            lines = [json.loads(line) for line in it.gateway.log().splitlines() if "lacks the scope for" in line]
+            refused = {(line["key"], line["scope"]) for line in lines}
+            assert refused == {(it.ids["read"], "admin:write"), (it.ids["write"], "admin:read")}, (
+                "who tried is in the log"
+            )
 
     asyncio.run(body())
 
