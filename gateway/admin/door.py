@@ -37,6 +37,8 @@ class Door(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         before = self.cycle
+        if not self.answering and len(self.connections) >= CONNECTIONS:
+            self._make_room()
         super().data_received(data)
         if self.cycle is not before and self.answering:
             self._allow(self.answer_seconds)
@@ -59,9 +61,13 @@ class Door(H11Protocol):
         self.place = next(_PLACES)
 
     def _make_room(self) -> None:
-        """The one that has waited longest for a head leaves; where all are answered, uvicorn tells the new one so."""
-        idle = [other for other in self.connections if isinstance(other, Door) and not other.answering]
-        longest = min(idle, key=lambda other: other.place)
-        if longest is not self:
+        """Another one leaves: that which has waited longest for a head, before any whose answer is still on its way;
+        where all are being answered, uvicorn tells this one so."""
+        others = [other for other in self.connections if isinstance(other, Door) and other is not self]
+        idle = [
+            (other.transport.get_write_buffer_size() > 0, other.place, other) for other in others if not other.answering
+        ]
+        if idle:
+            _, _, longest = min(idle)
             self.connections.discard(longest)  # at once: its end is told in a later turn of the loop
             longest.transport.abort()

@@ -102,8 +102,10 @@ def test_where_all_are_answered_a_new_request_is_told_so() -> None:
         for _ in asked:
             await asyncio.wait_for(listener.begun.acquire(), WAIT)
         assert (await listener.ask()).startswith(b"HTTP/1.1 503 ")
+        await listener.connect()
         listener.go.set()
         assert set(await asyncio.gather(*asked)) == {b"HTTP/1.1 200 OK\r\n"}
+        assert await listener.ask() == b"HTTP/1.1 200 OK\r\n", "as soon as one is done"
 
     run(test)
 
