@@ -6,6 +6,7 @@ spans and keep every other byte. Must not know dialects, engines or transport.
 """
 
 import re
+import struct
 from collections.abc import Mapping
 from typing import Final
 
@@ -24,6 +25,7 @@ REPEATED_BYTES: Final = 64 * 1024
 """Most bytes of arrays and objects of keys that stand again. Their ends are found bracket by bracket; the last of each
 key was decoded, and is stepped over."""
 
+_BYTE: Final = struct.Struct("B")
 _OBJECT: Final = msgspec.json.Decoder(Members)
 _LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _TEXT: Final = msgspec.json.Decoder(str | None)
@@ -83,7 +85,10 @@ def _around(members: Members) -> int:
 
     A body of just this length has distinct keys without escapes and no white space: each of those would make it longer.
     """
-    return sum(map(len, members.values())) + 3 * len(members) + 2
+    size = 3 * len(members) + 2
+    for raw in members.values():
+        size += len(raw)
+    return size
 
 
 def _is_spaced(body: bytes, members: Members, compact: int) -> bool:
@@ -327,10 +332,15 @@ def read_nested(members: Members, key: str, guarded: frozenset[str]) -> Members:
     return {} if text == b"null" else read_object(text, guarded, key)
 
 
+def _first(raw: msgspec.Raw) -> int:
+    """The first byte of a value, which may be megabytes: nothing is copied."""
+    return int(_BYTE.unpack_from(raw)[0])
+
+
 def require(members: Members, key: str, opening: bytes, what: str, *, needed: bool = True) -> None:
     """Refuse a body whose `key` is missing (if needed) or whose value does not start with a byte of `opening`."""
     raw = members.get(key)
-    if raw is not None and memoryview(raw)[0] in opening:
+    if raw is not None and _first(raw) in opening:
         return
     if raw is not None and bytes(raw) != b"null":
         raise BadRequest(f"`{key}` must be {what}", param=key)
@@ -349,7 +359,7 @@ def require_messages(members: Members) -> None:
 def prompts_in(members: Members, key: str) -> int:
     """How many prompts the member holds: the items of an array of texts, token lists or objects, else one."""
     raw = members.get(key)
-    if raw is None or memoryview(raw)[0] != 0x5B:
+    if raw is None or _first(raw) != 0x5B:
         return 1
     text = bytes(raw)
     return len(_LIST.decode(text)) if _PROMPTS.match(text) else 1

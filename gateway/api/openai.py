@@ -39,6 +39,8 @@ _MULTIPLIERS: Final = frozenset({"n", "best_of", "n_cmpl"})
 _BATCHES: Final = frozenset({"prompt", "prompt_embeds"})
 """Keys that hold several prompts if they are arrays, each answered apart; vLLM takes both at once."""
 
+_COUNTED: Final = _BATCHES | _MULTIPLIERS
+
 _PRIORITY: Final = "priority"
 """vLLM's own order of requests, if it runs with one: whoever names the smallest number goes first, and others are
 preempted for it."""
@@ -246,6 +248,8 @@ def _limit(standard: tuple[str, ...], members: Members, keys: frozenset[str]) ->
 
 def _choices(shape: _Shape, members: Members, keys: frozenset[str]) -> int:
     """Answers the engine may generate: several for each prompt, and a completion may bring several prompts."""
+    if keys.isdisjoint(_COUNTED):
+        return 1
     prompts = 1
     if shape.limits and not keys.isdisjoint(_BATCHES):
         prompts = sum(prompts_in(members, key) for key in keys & _BATCHES)

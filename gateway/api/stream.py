@@ -348,7 +348,7 @@ def _last_member(body: bytes) -> Usage | None:
     if at < 0 or not body.endswith(b"}}") or body.find(b'"timings"') >= 0:
         return None
     try:
-        return _of_block(BLOCK.decode(memoryview(body)[at + 8 : -1]))
+        return _of_block(BLOCK.decode(body[at + 8 : -1]))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 

@@ -302,8 +302,13 @@ def _first_byte(x: Exchange) -> bytes:
     x.first_byte_at = x.runtime.now()
     x.status = x.reply.status
     waited = x.granted_at - x.queued_at
-    overhead = (x.sent_at - x.started) - waited
-    own = b"x-fairgate-queue-ms: %d\r\nx-fairgate-overhead-ms: %.2f\r\n" % (waited * 1000, overhead * 1000)
+    overhead = int((x.sent_at - x.started - waited) * 1e6) // 10  # hundredths of a millisecond
+    own = b"x-fairgate-queue-ms: %d\r\nx-fairgate-overhead-ms: %d.%d%d\r\n" % (
+        int(waited * 1000),
+        overhead // 100,
+        overhead // 10 % 10,
+        overhead % 10,
+    )
     if x.endpoint.dialect.id_field:
         own += fields.id_field(x.endpoint.dialect, x.id)
     return fields.answer_fields(_told_type(x), x.id, own + x.extra)

@@ -79,8 +79,14 @@ def _fields(noun: bytes, meters: Shown, now: float) -> bytes:
     for meter in meters[1:]:
         if (mine := meter.remaining(now)) < left:
             tightest, left = meter, mine
-    lines = b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\n" % (noun, tightest.most, noun, left)
     reset = tightest.reset(now)
     if reset == math.inf:  # a budget without a window does not come back
-        return lines
-    return lines + b"x-ratelimit-reset-%b: %b\r\n" % (noun, duration(reset).encode())
+        return b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\n" % (noun, tightest.most, noun, left)
+    return b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n" % (
+        noun,
+        tightest.most,
+        noun,
+        left,
+        noun,
+        duration(reset).encode(),
+    )

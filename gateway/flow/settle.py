@@ -46,7 +46,7 @@ def settle(x: Exchange, rt: Runtime) -> None:
     rt.audit.put(row, x.audit_number)
     if rt.tracing is not None:
         _trace(x, rt.tracing, row, ended)
-    _count(x, rt, ended, cost_units)
+    _count(x, rt, row, ended, cost_units)
     if x.error is not None and x.error.cause:
         log.warning("request failed", extra={"request_id": x.id, "code": x.error.code, "cause": x.error.cause})
     if rt.config.log.requests:
@@ -202,15 +202,13 @@ def _us(end: float, start: float) -> int:
     return int((end - start) * 1e6) if start else 0
 
 
-def _count(x: Exchange, rt: Runtime, ended: float, cost_units: float) -> None:
-    metrics, endpoint = rt.metrics, x.endpoint
-    dialect = endpoint.dialect.name if endpoint is not NO_ENDPOINT else ""
-    metrics.count_request(dialect, endpoint.path, x.status, _said(x.outcome))
+def _count(x: Exchange, rt: Runtime, row: AuditRecord, ended: float, cost_units: float) -> None:
+    metrics = rt.metrics
+    metrics.count_request(row.dialect, row.route, row.status, row.outcome)
     if x.error is not None:
         metrics.refused(x.error.code)
     if x.route is NO_ROUTE:
         return
-    usage = x.usage or NO_USAGE
     waited = x.granted_at - x.queued_at if x.granted_at else None
     # Only what had to wait tells whether turns were fair: the scheduler's own figure, 0 for a slot that was free.
     contended = x.lease is not None and x.lease.waited > 0.0
@@ -219,12 +217,12 @@ def _count(x: Exchange, rt: Runtime, ended: float, cost_units: float) -> None:
         duration=ended - x.started,
         queue=waited,
         first_byte=x.first_byte_at - x.started if x.first_byte_at else None,
-        prompt=usage.prompt_tokens,
-        completion=usage.completion_tokens,
-        cached=usage.cached_tokens,
-        estimated=_estimated(x, usage),
-        bytes_in=x.body_bytes,
-        bytes_out=x.connection.bytes_out,
+        prompt=row.prompt_tokens,
+        completion=row.completion_tokens,
+        cached=row.cached_tokens,
+        estimated=row.usage_estimated,
+        bytes_in=row.bytes_in,
+        bytes_out=row.bytes_out,
         overhead=x.sent_at - x.started - (waited or 0.0) if x.sent_at else None,
         party=x.principal.user,
         cost=cost_units / x.principal.share if contended else 0.0,

