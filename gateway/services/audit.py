@@ -216,7 +216,7 @@ class AuditService:
         entries, position = self._spool.read(self._position, self._config.batch_rows)
         rows: list[AuditRow] = []
         writer, seq, at, last = head.writer, head.seq, head.recorded_at, head.hash
-        for some in slices([entry for entry in entries if entry.seq > seq]):
+        for some in slices([entry for entry in entries if entry[0] > seq]):
             for entry in some:
                 seq, at, payload = entry
                 fields = _fields(payload)

@@ -29,6 +29,7 @@ from gateway.services.keyfmt import random_text
 MAGIC: Final = b"FGSPOOL1"
 _FRAME: Final = struct.Struct("<II")  # length of the rest, its CRC-32
 _HEAD: Final = struct.Struct("<BQQQ")  # kind, number, seq, at
+_BOTH: Final = struct.Struct("<IIBQQQ")
 _BASE: Final = 0
 _START: Final = 1
 _END: Final = 2
@@ -45,12 +46,8 @@ class SpoolError(Exception):
     """The directory cannot be used; the message says why and what to do."""
 
 
-class Entry(NamedTuple):
-    """One END frame."""
-
-    seq: int
-    at: int
-    payload: bytes
+Entry = tuple[int, int, bytes]
+"""One END frame: seq, at and payload. A plain tuple: half a million a minute are made where much is asked."""
 
 
 class Position(NamedTuple):
@@ -93,18 +90,16 @@ def _take_entries(data: bytes, count: int, found: list[Entry]) -> int:
     As `_frames`, for a reader that looks at END frames only: the others are stepped over by their length.
     """
     at, length = 0, len(data)
-    while length - at >= _FRAME.size and len(found) < count:
-        size, check = _FRAME.unpack_from(data, at)
+    while length - at >= _BOTH.size and len(found) < count:
+        size, check, kind, _, seq, when = _BOTH.unpack_from(data, at)
         start = at + _FRAME.size
         end = start + size
         if not _HEAD.size <= size <= _LONGEST_FRAME or end > length:
             break
-        if data[start] == _END:
-            body = data[start:end]
-            if crc32(body) != check:
+        if kind == _END:
+            if crc32(data[start:end]) != check:
                 break
-            _, _, seq, when = _HEAD.unpack_from(body)
-            found.append(Entry(seq, when, body[_HEAD.size :]))
+            found.append((seq, when, data[at + _BOTH.size : end]))
         at = end
     return at
 

@@ -500,6 +500,24 @@ def test_two_writers_share_one_store(store_url: str, tmp_path: Path) -> None:
     asyncio.run(body())
 
 
+def test_a_large_batch_is_in_the_store_as_a_whole_or_not_at_all(store_url: str) -> None:
+    """U3: PostgreSQL takes it in several COPYs, of which a later one may fail."""
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            columns = msgspec.structs.astuple(FULL)
+            rows: list[AuditRow] = [(*columns, "w", seq, 7, b"h") for seq in range(1, 501)]
+            last = Head("w", 500, 7, b"h")
+            with pytest.raises(Exception, match=r"(?i)null"):
+                await store.add_audit(Head("w"), last, [*rows[:-1], (*columns, "w", None, 7, b"h")])
+            assert await store.audit_head("w") == Head("w")
+            assert await store.audit_chain("w", 0, 1000) == []
+            assert await store.add_audit(Head("w"), last, rows)
+            assert await store.audit_chain("w", 0, 1000) == rows
+
+    asyncio.run(body())
+
+
 def test_the_head_moves_only_from_where_it_stands(store_url: str) -> None:
     """U3: the store's half of exactly once."""
 

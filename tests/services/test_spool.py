@@ -38,7 +38,7 @@ def test_entries_are_read_in_order_with_seq_and_time(tmp_path: Path) -> None:
         assert spool.end(0, text)
     assert entries(spool) == []
     spool.flush()
-    assert entries(spool) == [Entry(1, 5, b"a"), Entry(2, 5, b"b")]
+    assert entries(spool) == [(1, 5, b"a"), (2, 5, b"b")]
     spool.close()
 
 
@@ -65,11 +65,11 @@ def test_a_new_process_goes_on_where_the_old_one_was_killed(tmp_path: Path) -> N
     assert new.interrupted == [(running, b"two")]
     assert new.end(running, b"two interrupted") == 2
     new.flush()
-    assert [entry.payload for entry in entries(new)] == [b"one done", b"two interrupted"]
+    assert [payload for _, _, payload in entries(new)] == [b"one done", b"two interrupted"]
     new.close()
     last = opened(tmp_path)
     assert last.interrupted == []
-    assert [entry.seq for entry in entries(last)] == [1, 2]
+    assert [seq for seq, _, _ in entries(last)] == [1, 2]
     last.close()
 
 
@@ -101,7 +101,7 @@ def test_delivered_segments_go_and_running_requests_stay_known(tmp_path: Path) -
     assert len(list(tmp_path.glob("*.log"))) > 5
     before = spool.size
     found = entries(spool)
-    assert [entry.seq for entry in found] == list(range(1, 51))
+    assert [seq for seq, _, _ in found] == list(range(1, 51))
     spool.release(49)
     spool.end(0, b"last")
     spool.flush()
@@ -142,7 +142,7 @@ def test_a_torn_end_is_cut_off(tmp_path: Path, cut: int) -> None:
     os.truncate(path, path.stat().st_size - cut)
     spool = opened(tmp_path)
     assert spool.damaged == []
-    assert [entry.payload for entry in entries(spool)] == [b"whole"]
+    assert [payload for _, _, payload in entries(spool)] == [b"whole"]
     assert spool.end(0, b"next") == 2
     spool.close()
 
@@ -161,7 +161,7 @@ def test_a_changed_byte_is_found_and_kept_aside(tmp_path: Path) -> None:
     spool = opened(tmp_path)
     assert len(spool.damaged) == 1
     assert first.with_suffix(".damaged").exists()
-    assert [entry.seq for entry in entries(spool)] == [2, 3]
+    assert [seq for seq, _, _ in entries(spool)] == [2, 3]
     spool.close()
 
 
@@ -224,7 +224,7 @@ def test_a_segment_that_could_not_be_synced_is_synced_again_before_it_is_read(
     assert spool.read(spool.start, 10)[0] == []
     spool.sync()
     assert synced.count(complete) == 2
-    assert [entry.seq for entry in spool.read(spool.start, 10)[0]] == [1]
+    assert [seq for seq, _, _ in spool.read(spool.start, 10)[0]] == [1]
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(complete)
     monkeypatch.undo()
@@ -251,7 +251,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     spool.end(0, b"c")
     spool.flush()
-    assert [entry.payload for entry in entries(spool)] == [b"a", b"b", b"c"]
+    assert [payload for _, _, payload in entries(spool)] == [b"a", b"b", b"c"]
     spool.close()
 
 
@@ -286,7 +286,7 @@ def test_a_segment_whose_head_finds_no_room_is_not_begun(
     abandon(spool)
     again = opened(tmp_path)
     assert (again.damaged, again.interrupted) == ([], [(number, b"runs") for number in running])
-    assert [entry.payload[:1] for entry in entries(again)] == [b"a", b"b", b"c"]
+    assert [payload[:1] for _, _, payload in entries(again)] == [b"a", b"b", b"c"]
     again.close()
 
 
@@ -322,7 +322,7 @@ def test_any_history_of_kills_leaves_one_entry_for_each_request(
             some, position = spool.read(position, chance.randrange(1, 9))
             delivered += some
             if some:
-                spool.release(some[-1].seq)
+                spool.release(some[-1][0])
         else:
             abandon(spool)
             spool = opened(directory, segment_bytes=chance.choice((150, 1000)))
@@ -335,9 +335,9 @@ def test_any_history_of_kills_leaves_one_entry_for_each_request(
         spool.end(number, name)
     spool.flush()
     durable |= fresh
-    seen = {entry.seq: entry.payload for entry in delivered}
-    for entry in entries(spool, position):
-        assert seen.setdefault(entry.seq, entry.payload) == entry.payload
+    seen = {seq: payload for seq, _, payload in delivered}
+    for seq, _, payload in entries(spool, position):
+        assert seen.setdefault(seq, payload) == payload
     assert sorted(seen) == list(range(1, len(seen) + 1))
     assert len(set(seen.values())) == len(seen)
     assert durable <= set(seen.values())
