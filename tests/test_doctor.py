@@ -86,6 +86,12 @@ def test_a_configuration_that_cannot_be_read_is_the_only_finding(tmp_path: Path)
     assert "did you mean 'listen'" in checks["configuration"].findings[0].says
 
 
+def test_sections_that_are_left_empty(tmp_path: Path) -> None:
+    """As a name without anything behind it, which is what YAML calls null."""
+    text = f"store: {tmp_path / 'x.db'}\njwt:\nadmin: {{oidc: }}\n"
+    assert look(written(tmp_path, text, 0o644))["file modes"].findings == []
+
+
 def test_the_extra_of_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """O4: whether OpenTelemetry is there."""
     text = (

@@ -114,7 +114,7 @@ def _files(path: Path | None, raw: Any, tls: cfg.Tls | None) -> list[Finding]:
     named = [] if path is None else [beside(path.parent, name) for name in checkup.secret_files(raw)]
     for name in dict.fromkeys(named + keys):
         found += _mode(name, lambda mode, name=name: checkup.secret_file(name, mode))  # type: ignore[misc]
-    jwks = raw.get("jwt", {}).get("jwks", "")
+    jwks = (raw.get("jwt") or {}).get("jwks", "")
     if path is not None and jwks.startswith("file:"):
         public = beside(path.parent, jwks.removeprefix("file:"))
         found += _mode(public, lambda mode: checkup.public_file(public, mode))

@@ -147,21 +147,29 @@ def config_file(path: str, mode: int, raw: Any) -> list[Finding]:
 
 def literal_secrets(raw: Any) -> Iterator[str]:
     """Paths of the settings whose secret stands in the file itself."""
-    if not isinstance(raw, dict):
-        return
-    for index, backend in enumerate(raw.get("backends") or ()):
-        key = backend.get("key") if isinstance(backend, dict) else None
-        if isinstance(key, str) and key and not key.startswith(("env:", "file:")) and "${" not in key:
+    for index, backend in enumerate(_at(raw, "backends") or ()):
+        if _literal(_at(backend, "key")):
             yield f"backends[{index}].key"
-    tracing = raw.get("tracing")
-    headers = tracing.get("headers") if isinstance(tracing, dict) else None
-    for name, value in headers.items() if isinstance(headers, dict) else ():
-        if isinstance(value, str) and value and not value.startswith(("env:", "file:")) and "${" not in value:
+    if _literal(_at(raw, "admin", "oidc", "client_secret")):
+        yield "admin.oidc.client_secret"
+    for name, value in (_at(raw, "tracing", "headers") or {}).items():
+        if _literal(value):
             yield f"tracing.headers.{name}"
     for name in ("store", "shared"):
-        url = raw.get(name)
+        url = _at(raw, name)
         if isinstance(url, str) and "${" not in url and "://" in url and urlsplit(url).password:
             yield name
+
+
+def _at(raw: Any, *names: str) -> Any:
+    """What stands there in the file, or None: sections may be empty."""
+    for name in names:
+        raw = raw.get(name) if isinstance(raw, dict) else None
+    return raw
+
+
+def _literal(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and not value.startswith(("env:", "file:")) and "${" not in value
 
 
 def secret_files(raw: Any) -> list[str]:

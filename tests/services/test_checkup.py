@@ -107,6 +107,9 @@ def test_who_reads_and_writes_the_configuration() -> None:
     assert levels(checkup.config_file("f", 0o660, {})) == ["problem"]
     (found,) = checkup.config_file("f", 0o644, RAW)
     assert "backends[0].key, store in clear" in found.says
+    (found,) = checkup.config_file("f", 0o644, {"admin": {"oidc": {"client_secret": "plain"}}, "tracing": None})
+    assert "admin.oidc.client_secret in clear" in found.says
+    assert checkup.config_file("f", 0o644, {"admin": {"oidc": {"client_secret": "file:/run/s"}}, "jwt": None}) == []
 
 
 def test_files_of_secrets() -> None:
