@@ -110,9 +110,14 @@ class Channel(asyncio.Protocol):
             future.set_exception(ChannelLost("the channel is closed"))
             return future
         number = next(self._numbers)
-        self._open[number] = (future, kind)
         timer = self._loop.call_later(seconds, self._fail, number, f"no answer within {seconds:g} s")
-        future.add_done_callback(lambda _: timer.cancel())
+
+        def ended(_: object) -> None:
+            timer.cancel()
+            self._open.pop(number, None)
+
+        future.add_done_callback(ended)
+        self._open[number] = (future, kind)
         self.send(Ask(number, msgspec.Raw(_encode(question))))
         return future
 
@@ -178,12 +183,12 @@ class Channel(asyncio.Protocol):
         if answer.fault:
             self._fail(answer.number, answer.fault)
             return
-        future, kind = self._open.pop(answer.number, (None, None))
+        future, kind = self._open.get(answer.number, (None, None))
         if future is not None and not future.done():
             future.set_result(msgspec.msgpack.decode(answer.body, type=kind))
 
     def _fail(self, number: int, why: str) -> None:
-        future, _ = self._open.pop(number, (None, None))
+        future, _ = self._open.get(number, (None, None))
         if future is not None and not future.done():
             future.set_exception(ChannelLost(why))
 

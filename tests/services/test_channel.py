@@ -219,6 +219,40 @@ def test_a_question_without_an_answer_fails() -> None:
     uvloop.run(main())
 
 
+def test_a_question_whose_answer_cannot_be_read_fails() -> None:
+    """The channel ends with it, and whoever asked is told."""
+
+    async def main() -> None:
+        async with ends() as (here, there):
+
+            async def word(question: Double) -> str:
+                return "two"
+
+            there.channel.answers({Double: word})
+            with pytest.raises(ChannelLost, match="closed"):
+                async with asyncio.timeout(5):
+                    await here.channel.ask(Double(1), int, 60.0)
+
+    uvloop.run(main())
+
+
+def test_a_question_that_nobody_waits_for_is_forgotten() -> None:
+    """Though it is never answered."""
+
+    async def main() -> None:
+        async with ends() as (here, there):
+
+            async def never(question: Double) -> None:
+                await asyncio.Event().wait()
+
+            there.channel.answers({Double: never})
+            here.channel.ask(Double(1), int, 60.0).cancel()
+            await asyncio.sleep(0)
+            assert "asked=0" in repr(here.channel)
+
+    uvloop.run(main())
+
+
 def test_an_end_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounded memory: what piles up for it ends the channel."""
     monkeypatch.setattr("gateway.services.channel.MOST_UNSENT", 1 << 20)
