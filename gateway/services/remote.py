@@ -185,7 +185,8 @@ class RemoteLimits:
         """Refuse everybody who waits, and comes later."""
         self._closed = True
         asked, self._asked = self._asked, {}
-        for future, _ in asked.values():
+        for number, (future, _) in asked.items():
+            self._channel.send(Settle(number, 0, 0.0))
             if not future.done():
                 future.set_exception(LimitsUnavailable("Limits cannot be checked at the moment.", retry_after=1.0))
 

@@ -300,6 +300,28 @@ def test_an_interrupted_reservation_leaves_nothing_held(tmp_path: Path) -> None:
     uvloop.run(main())
 
 
+def test_what_a_worker_refuses_at_its_end_was_not_used(tmp_path: Path) -> None:
+    """As `RemoteHub.close` ends it: limits, then the channel."""
+    who = asker(Limits(tokens_total=1000))
+
+    async def main() -> None:
+        async with sides(tmp_path) as (shared, (one, two)):
+            one.limits.forget(await one.limits.acquire(who, 100, 0.0))
+            await one.idle()
+            asked = asyncio.ensure_future(one.limits.acquire(who, 100, 0.0))
+            await asyncio.sleep(0)
+            one.limits.close()
+            one.channel.close()
+            with pytest.raises(LimitsUnavailable):
+                await asked
+            await one.gone.wait()
+            await one.idle()
+            assert shared.limits.stats().open == 0
+            await two.limits.acquire(who, 1000, 0.0)
+
+    uvloop.run(main())
+
+
 def test_a_lost_worker_has_used_what_it_held(tmp_path: Path) -> None:
     """L2: nobody knows how far its requests came."""
     who = asker(Limits(concurrent=3, tokens_total=1000))
