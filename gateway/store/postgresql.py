@@ -197,11 +197,14 @@ class PostgreSQLStore(SqlStore):
             return
         try:
             with _translated():
-                self._listener = await asyncpg.connect(
-                    self._url, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS
-                )
-                await self._listener.add_listener(CHANNEL, self._notified)
-                self._changed.set()  # whatever happened while nobody listened
+                made = await asyncpg.connect(self._url, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS)
+                try:
+                    await made.add_listener(CHANNEL, self._notified)
+                except BaseException:  # one that does not listen is none
+                    made.terminate()
+                    raise
+            self._listener = made
+            self._changed.set()  # whatever happened while nobody listened
         except StoreError as err:
             _log.debug("not listening for changes: %s", err)
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -198,6 +199,32 @@ def test_a_change_wakes_the_watchers_of_another_connection(store_url: str) -> No
             while not (await elsewhere.changes(0)).items:
                 await elsewhere.wait_change(0.5)
             assert time.monotonic() - began < 1.0
+
+    asyncio.run(body())
+
+
+def test_a_connection_that_could_not_listen_is_made_anew(postgresql_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """K3: it would be open, and hear nothing."""
+    listen = asyncpg.Connection.add_listener
+    failures = [TimeoutError()]
+
+    async def fails_once(self: Any, *given: Any) -> None:
+        if failures:
+            raise failures.pop()
+        await listen(self, *given)
+
+    monkeypatch.setattr(asyncpg.Connection, "add_listener", fails_once)
+
+    async def body() -> None:
+        async with connection(postgresql_url) as store, connection(postgresql_url) as elsewhere:
+            await fill(store)
+            for _ in range(3):  # without a listener, with a new one, and until a notification
+                await elsewhere.wait_change(0.1)
+            began = time.monotonic()
+            waiting = asyncio.ensure_future(elsewhere.wait_change(10.0))
+            await store.disable_user("u1", 1)
+            await waiting
+            assert time.monotonic() - began < 5.0
 
     asyncio.run(body())
 
