@@ -11,10 +11,10 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from gateway.admin.sessions import PERSON
-from gateway.admin.state import Gateway
+from gateway.admin.state import Gateway, HasStats
 from gateway.config import Config
 from gateway.errors import BadRequest
-from gateway.services.backend_facts import Seen
+from gateway.services.backend_facts import BackendStats, Seen
 from gateway.services.keys import KeyService
 from gateway.services.moments import moment
 from gateway.services.principal import Principal
@@ -28,7 +28,7 @@ REPORTS_AT_ONCE: Final = 2
 """Reports and searches of the trail: each costs the store more than a request does."""
 
 
-class Watched(Protocol):
+class Watched(HasStats[tuple[BackendStats, ...]], Protocol):
     """The watch over backends, as far as the API shows it."""
 
     def picture(self) -> tuple[Seen, ...]: ...
@@ -42,7 +42,7 @@ class Managed(Gateway, Protocol):
     @property
     def store(self) -> Store: ...
     @property
-    def backends(self) -> Any: ...
+    def backends(self) -> Watched: ...
 
 
 class Office:
