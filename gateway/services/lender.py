@@ -182,7 +182,7 @@ class Lender(Generic[M]):
             try:
                 async with asyncio.timeout(self._deadline):
                     await self._ask(batch)
-            except self._failures as err:
+            except Exception as err:  # whatever it is: others still have to be closed
                 _log.warning("%s: leases were not given back: %s", self.name, str(err) or type(err).__name__)
                 return
 

@@ -20,9 +20,12 @@ class World:
         self.rounds: list[list[Budget]] = []
         self.asked: dict[Budget, float] = {}
         self.longest = 0.0
+        self.broken = False
         self.lender = Lender("nobody", self._answer, (), lease=LEASE, deadline=5.0, clock=self.clock)
 
     async def _answer(self, budgets: Sequence[Budget]) -> list[bool]:
+        if self.broken:
+            raise KeyError("a bug")
         now = self.clock()
         self.rounds.append(list(budgets))
         for budget in budgets:
@@ -74,6 +77,18 @@ def test_who_waits_takes_along_what_is_due_soon() -> None:
         world.lender.refill(asks, 1)
         await world.turn(1.0)
         assert world.rounds == [[soon], [later], [asks, soon]]
+        await world.lender.close()
+
+    asyncio.run(body())
+
+
+def test_a_round_that_breaks_at_the_end_does_not_keep_the_rest_from_closing() -> None:
+    async def body() -> None:
+        world = World()
+        world.lender.start()
+        world.lender.refill(Budget("key:1", "tokens/total", TOKENS, 1, math.inf, "h"), 1)
+        await world.turn(0.0)
+        world.broken = True
         await world.lender.close()
 
     asyncio.run(body())
