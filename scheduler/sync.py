@@ -12,7 +12,7 @@ from math import inf
 from scheduler.fleet import Fleet
 from scheduler.model import Ticket
 from scheduler.pool import Pool
-from scheduler.request import QUEUED, RUNNING, Request
+from scheduler.request import MAX_COST, MAX_SHARE, MIN_SHARE, QUEUED, RUNNING, Request
 from scheduler.settings import Settings
 
 Client = Sequence[str]
@@ -20,8 +20,8 @@ Client = Sequence[str]
 
 
 class SyncScheduler:
-    """Fair order without slots. Times are seconds of the caller's clock (a step back counts as no step), tokens are
-    cost units.
+    """Fair order without slots. Times are seconds of the caller's clock (a step back, and NaN, count as no step),
+    tokens are cost units.
 
     The number of slots of a model only scales its usage; tell it with `set_slots`, else it is the most that ever ran.
     `user_cap` (None: no cap) bounds one user's waiting requests per model.
@@ -30,7 +30,7 @@ class SyncScheduler:
     def __init__(self, settings: Settings | None = None, now: float = 0.0, user_cap: int | None = None) -> None:
         self._fleet = Fleet(Settings() if settings is None else settings, now)
         self._user_cap = inf if user_cap is None else user_cap
-        self._pools: dict[str, Pool] = {}
+        self._pools = self._fleet.pools
         self._told: set[str] = set()
         self._shares: dict[tuple[str, str], float] = {}
         self._tenant_shares: dict[str, float] = {}
@@ -45,11 +45,11 @@ class SyncScheduler:
 
     def set_share(self, tenant: str, user: str, share: float) -> None:
         """Weight of a user among the users of its tenant; holds from its next request."""
-        self._shares[tenant, user] = min(max(share, 1e-3), 1e6)
+        self._shares[tenant, user] = min(max(share, MIN_SHARE), MAX_SHARE)
 
     def set_tenant_share(self, tenant: str, share: float) -> None:
         """Weight of a tenant among tenants; holds from its next request."""
-        self._tenant_shares[tenant] = min(max(share, 1e-3), 1e6)
+        self._tenant_shares[tenant] = min(max(share, MIN_SHARE), MAX_SHARE)
 
     def enqueue(self, client: Client, model: str, est_tokens: float, now: float) -> Request | None:
         """A request waits. Returns its handle, or None if its user has too many waiting. Estimates below 0 or NaN
@@ -110,12 +110,10 @@ class SyncScheduler:
 
     def _pool(self, model: str, now: float) -> Pool:
         pool = self._pools.get(model)
-        if pool is None:
-            pool = self._pools[model] = self._fleet.add_pool(now, model)
-        return pool
+        return self._fleet.add_pool(now, model) if pool is None else pool
 
     def _step(self, now: float) -> float:
-        if now <= self._now:
+        if not now > self._now:
             return self._now
         self._now = now
         if now >= self._landmark:
@@ -127,4 +125,4 @@ class SyncScheduler:
 
 
 def _cost(tokens: float) -> float:
-    return min(tokens, 1e12) if tokens > 0.0 else 0.0
+    return min(tokens, MAX_COST) if tokens > 0.0 else 0.0

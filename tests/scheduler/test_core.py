@@ -913,6 +913,9 @@ def test_the_synchronous_form_is_tolerant() -> None:
     made.cancel(handles[1], 2.0)
     assert made.next("m", 2.0) is None
     assert made.waiting("m") == made.waiting("unknown") == 0
+    timeless = made.enqueue(("t", "u", "k"), "m", 1.0, nan)
+    assert timeless is not None
+    assert timeless.arrival == 2.0
 
 
 def test_the_slots_of_each_model_are_its_own() -> None:
