@@ -155,7 +155,7 @@ async def look(http: httpx.AsyncClient, engine: str, listed: frozenset[str], lim
 
 async def busy_slots(http: httpx.AsyncClient, limit: float) -> list[int]:
     """The numbers of the tasks that the slots of a llama.cpp server work on now, ascending: later ones have larger
-    numbers, and those that have none -1. None where nobody listens. `limit` in seconds. Raises LookFailed, also where
+    numbers, and those that have none -1. Empty where nobody listens. `limit` in seconds. Raises LookFailed, also where
     the server was started with `--no-slots`."""
     try:
         with anyio.fail_after(limit):

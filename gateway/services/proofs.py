@@ -124,7 +124,7 @@ def hasher(config: Identity) -> argon2.PasswordHasher:
 
 
 def secret_matches(of: argon2.PasswordHasher, stored: str, secret: bytes) -> bool:
-    """Runs in a thread. A stored string that is no hash matches nothing."""
+    """Runs in a thread. What does not begin as a hash matches nothing; a damaged one raises VerificationError."""
     try:
         return of.verify(stored, secret)
     except (argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
