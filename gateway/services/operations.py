@@ -93,8 +93,7 @@ class Operations:
         if version == self._version and self._clock() - self._applied_at < REFRESH_EVERY:
             return
         settings = {row.id: row.body or "null" for row in await self._store.operations("setting")}
-        windows = [each for row in await self._store.operations("reservation") if (each := _read(row)) is not None]
-        self._apply(settings, windows)
+        self._apply(settings, await reservations(self._store))
         self._version, self._applied_at = version, self._clock()
 
     def _apply(self, overrides: dict[str, str], reservations: list[Reservation]) -> None:
@@ -129,6 +128,11 @@ class Operations:
             await self.save()
         except StoreError as err:
             log.warning("fair use was not saved: %s", err)
+
+
+async def reservations(store: Store) -> list[Reservation]:
+    """All that this version understands. Raises StoreError."""
+    return [each for row in await store.operations("reservation") if (each := _read(row)) is not None]
 
 
 def _read(row: Operation) -> Reservation | None:

@@ -12,7 +12,7 @@ from gateway.api.model_names import meant
 from gateway.config import nearest
 from gateway.services.accounts import AccountError, NoSuch, Taken, check_models, find_tenant, find_user, now_us
 from gateway.services.keyfmt import random_text
-from gateway.services.operations import effective
+from gateway.services.operations import effective, reservations
 from gateway.store.base import Store
 from gateway.store.operations import Reservation
 from scheduler.settings import Settings, describe
@@ -110,7 +110,7 @@ async def reserve(store: Store, wish: Wish) -> Reservation:
 
 async def _keep(store: Store, row: Reservation) -> None:
     if row.state == "approved" and row.mode == "exclusive":
-        for other in await _reservations(store):
+        for other in await reservations(store):
             if _shut_out(row, other):
                 raise Taken(f"{other.id} is exclusive too, for another, at that time: nobody would run")
     await store.operate("reservation", row.id, msgspec.json.encode(row).decode(), now_us(), store.actor)
@@ -126,19 +126,14 @@ def _shut_out(row: Reservation, other: Reservation) -> bool:
     return row.tenant != other.tenant or bool(row.user and other.user and row.user != other.user)
 
 
-async def _reservations(store: Store) -> list[Reservation]:
-    rows = await store.operations("reservation")
-    return [msgspec.json.decode(row.body or "", type=Reservation) for row in rows]
-
-
 async def not_over(store: Store) -> list[Reservation]:
     """Windows that are not over."""
-    return [row for row in await _reservations(store) if row.ends_at > now_us()]
+    return [row for row in await reservations(store) if row.ends_at > now_us()]
 
 
 async def decide(store: Store, wanted: str, *, approve: bool) -> Reservation:
     """Let a window act, or end or withdraw it."""
-    found = [row for row in await _reservations(store) if row.id == wanted]
+    found = [row for row in await reservations(store) if row.id == wanted]
     if not found:
         raise NoSuch(f"there is no reservation {wanted!r}")
     if found[0].state == "cancelled":

@@ -218,6 +218,26 @@ def test_a_reservation_that_cannot_be_read_keeps_nobody_else_from_being_served(
     assert [record.levelname for record in caplog.records if "reservation bad" in record.message] == ["ERROR"]
 
 
+@pytest.mark.parametrize("more", UNREADABLE)
+def test_a_reservation_that_cannot_be_read_keeps_no_other_from_being_changed(
+    tmp_path: Path, more: dict[str, object]
+) -> None:
+    store = made(tmp_path / "s.db", "lab")
+
+    async def put() -> None:
+        opened = await open_store(str(store))
+        row = {"id": "bad", "tenant": "t", "starts_at": 1, "ends_at": 1 << 52, "mode": "exclusive", **more}
+        await opened.operate("reservation", "bad", json.dumps(row), 1, "me")
+        await opened.close()
+
+    uvloop.run(put())
+    window = ("--tenant", "lab", "--start", "now", "--minutes", "5", "--exclusive", "--approve")
+    (good,) = fairgate(store, "reservations", "create", *window).stdout.split()
+    listed = fairgate(store, "reservations", "list", "--json")
+    assert [row["id"] for row in json.loads(listed.stdout)] == [good]
+    assert fairgate(store, "reservations", "cancel", good).returncode == 0
+
+
 def _plain(row: Reservation) -> dict[str, object]:
     return {"id": row.id, "tenant": row.tenant, "starts_at": row.starts_at, "ends_at": row.ends_at, "mode": row.mode}
 
