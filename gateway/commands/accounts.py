@@ -10,8 +10,8 @@ from gateway.commands.common import (
     names,
     say,
     show_json,
-    store_options,
     table,
+    verb,
     when,
     with_store,
 )
@@ -30,56 +30,49 @@ def add(commands: Commands) -> None:
     _add_keys(commands.add_parser("keys", help="create, list, rotate, disable and revoke keys"))
 
 
-def _verb(verbs: Commands, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=summary)
-    parser.set_defaults(run=run)
-    store_options(parser)
-    return parser
-
-
 def _add_tenants(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    create = _verb(verbs, "create", create_tenant, "Create a tenant. Without models it may use none.")
+    create = verb(verbs, "create", create_tenant, "Create a tenant. Without models it may use none.")
     create.add_argument("name")
     create.add_argument("--models", type=names, default=(), metavar="A,B", help="models its keys may use")
     create.add_argument("--all-models", action="store_true", help="its keys may use every model")
     create.add_argument("--share", type=float, default=1.0, help="weight of fair use among tenants (default: 1)")
     create.add_argument("--cidrs", type=names, default=(), metavar="NET,NET", help="networks its keys may be used from")
     limit_options(create)
-    _verb(verbs, "list", list_tenants, "List tenants.")
-    disable = _verb(verbs, "disable", disable_tenant, "Refuse all keys of a tenant.")
+    verb(verbs, "list", list_tenants, "List tenants.")
+    disable = verb(verbs, "disable", disable_tenant, "Refuse all keys of a tenant.")
     disable.add_argument("name")
-    enable = _verb(verbs, "enable", enable_tenant, "Undo the disabling of a tenant.")
+    enable = verb(verbs, "enable", enable_tenant, "Undo the disabling of a tenant.")
     enable.add_argument("name")
 
 
 def _add_users(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    create = _verb(verbs, "create", create_user, "Create a user of a tenant.")
+    create = verb(verbs, "create", create_user, "Create a user of a tenant.")
     create.add_argument("name")
     create.add_argument("--share", type=float, default=1.0, help="weight of fair use within the tenant (default: 1)")
     limit_options(create)
-    disable = _verb(verbs, "disable", disable_user, "Refuse all keys of a user.")
+    disable = verb(verbs, "disable", disable_user, "Refuse all keys of a user.")
     disable.add_argument("name")
-    enable = _verb(verbs, "enable", enable_user, "Undo the disabling of a user.")
+    enable = verb(verbs, "enable", enable_user, "Undo the disabling of a user.")
     enable.add_argument("name")
-    for verb in (create, disable, enable):
-        verb.add_argument("--tenant", required=True, help="name or id")
-    listing = _verb(verbs, "list", list_users, "List users.")
+    for each in (create, disable, enable):
+        each.add_argument("--tenant", required=True, help="name or id")
+    listing = verb(verbs, "list", list_users, "List users.")
     listing.add_argument("--tenant", help="only of this tenant")
 
 
 def _add_keys(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    create = _verb(verbs, "create", create_key, "Create a key of a user and print it, once.")
+    create = verb(verbs, "create", create_key, "Create a key of a user and print it, once.")
     create.add_argument("--tenant", required=True, help="name or id")
     create.add_argument("--user", required=True, help="name or id")
     create.add_argument("--name", default="", help="what the key is for")
     _add_terms(create)
-    listing = _verb(verbs, "list", list_keys, "List keys; the keys themselves are not known any more.")
+    listing = verb(verbs, "list", list_keys, "List keys; the keys themselves are not known any more.")
     listing.add_argument("--tenant", help="only of this tenant")
     listing.add_argument("--user", help="only of this user of the tenant")
-    rotate = _verb(verbs, "rotate", rotate_key, "Replace a key by a new one with the same terms and print it, once.")
+    rotate = verb(verbs, "rotate", rotate_key, "Replace a key by a new one with the same terms and print it, once.")
     rotate.add_argument("id", help="the key's public id")
     rotate.add_argument(
         "--overlap",
@@ -88,11 +81,11 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
         metavar="HOURS",
         help=f"how long the old key still works, 0-{accounts.LONGEST_OVERLAP:.0f} (default: %(default).0f)",
     )
-    disable = _verb(verbs, "disable", disable_key, "Refuse a key until it is enabled again.")
+    disable = verb(verbs, "disable", disable_key, "Refuse a key until it is enabled again.")
     disable.add_argument("id", help="the key's public id")
-    enable = _verb(verbs, "enable", enable_key, "Undo the disabling of a key.")
+    enable = verb(verbs, "enable", enable_key, "Undo the disabling of a key.")
     enable.add_argument("id", help="the key's public id")
-    revoke = _verb(verbs, "revoke", revoke_key, "Revoke a key for good; running gateways refuse it within a second.")
+    revoke = verb(verbs, "revoke", revoke_key, "Revoke a key for good; running gateways refuse it within a second.")
     revoke.add_argument("id", help="the key's public id")
 
 

@@ -27,6 +27,7 @@ from gateway.store.facts import sqlite_path
 T = TypeVar("T")
 Commands = Any
 """argparse's own type of a group of commands is private."""
+Run = Callable[[argparse.Namespace], int]
 _MOST_ROWS = 100_000
 
 
@@ -59,6 +60,14 @@ def store_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", metavar="URL", help="SQLite file or URL (default: as configured, else fairgate.db)")
     config_option(parser, "configuration file that names the store")
     json_option(parser)
+
+
+def verb(verbs: Commands, name: str, run: Run, summary: str) -> argparse.ArgumentParser:
+    """One of a family's commands on a store."""
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=summary)
+    parser.set_defaults(run=run)
+    store_options(parser)
+    return parser
 
 
 def configuration(args: argparse.Namespace) -> cfg.Config:

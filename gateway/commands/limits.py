@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.commands.common import CommandError, Commands, show_json, store_options, table, with_store
+from gateway.commands.common import CommandError, Commands, show_json, table, verb, with_store
 from gateway.config import Config
 from gateway.services import allowances
 from gateway.services.allowances import Owner
@@ -34,21 +34,14 @@ def add(commands: Commands) -> None:
     """Declare the family."""
     parser = commands.add_parser("limits", help="show and change rates and budgets")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    shown = _verb(verbs, "show", show, "Show limits, and what is spent and reserved of budgets.")
-    changed = _verb(verbs, "set", change, "Change the limits that are named; `none` removes one. Acts within a second.")
-    cleared = _verb(verbs, "clear", clear, "Remove all limits of a tenant, user or key.")
-    for verb in (shown, changed, cleared):
-        verb.add_argument("--tenant", help="name or id")
-        verb.add_argument("--user", help="name or id, of the tenant")
-        verb.add_argument("--key", help="public id")
+    shown = verb(verbs, "show", show, "Show limits, and what is spent and reserved of budgets.")
+    changed = verb(verbs, "set", change, "Change the limits that are named; `none` removes one. Acts within a second.")
+    cleared = verb(verbs, "clear", clear, "Remove all limits of a tenant, user or key.")
+    for each in (shown, changed, cleared):
+        each.add_argument("--tenant", help="name or id")
+        each.add_argument("--user", help="name or id, of the tenant")
+        each.add_argument("--key", help="public id")
     limit_options(changed)
-
-
-def _verb(verbs: Commands, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=summary)
-    parser.set_defaults(run=run)
-    store_options(parser)
-    return parser
 
 
 def limit_options(parser: argparse.ArgumentParser) -> None:

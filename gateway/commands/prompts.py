@@ -1,7 +1,6 @@
 """`fairgate prompts`: keep what a key asks, see it, delete it (U5). Every one of these acts is a row itself (U7)."""
 
 import argparse
-import time
 
 import msgspec
 
@@ -11,14 +10,14 @@ from gateway.commands.common import (
     harmless,
     rows_option,
     show_json,
-    store_options,
     table,
+    verb,
     when,
     whole,
     with_store,
 )
 from gateway.config import Config
-from gateway.services.accounts import LONGEST_DAYS
+from gateway.services.accounts import LONGEST_DAYS, now_us
 from gateway.store.base import Store
 from gateway.store.prompts import Prompt
 
@@ -27,38 +26,27 @@ def add(commands: Commands) -> None:
     """Declare the family."""
     family = commands.add_parser("prompts", help="keep what a key asks for some days; show and delete it")
     verbs = family.add_subparsers(required=True, metavar="VERB")
-    on = _verb(verbs, "on", "keep what a key asks from now on, redacted as configured", keep)
+    on = verb(verbs, "on", keep, "keep what a key asks from now on, redacted as configured")
     on.add_argument("key", help="its public id")
     on.add_argument(
         "--days", type=whole(1, LONGEST_DAYS), required=True, metavar="N", help=f"1-{LONGEST_DAYS}; then it is deleted"
     )
-    off = _verb(verbs, "off", "keep no more of a key; what is there stays until its day, or `purge`", stop)
+    off = verb(verbs, "off", stop, "keep no more of a key; what is there stays until its day, or `purge`")
     off.add_argument("key", help="its public id")
-    listing = _verb(verbs, "list", "what is kept, the latest last, without its text", show_list)
+    listing = verb(verbs, "list", show_list, "what is kept, the latest last, without its text")
     listing.add_argument("--key", default="", help="only of this key, by its public id")
     rows_option(listing)
-    _verb(verbs, "show", "the text of a request's prompt", show).add_argument("id", help="the request's id")
-    purge = _verb(verbs, "purge", "delete what is kept, at once", delete)
+    verb(verbs, "show", show, "the text of a request's prompt").add_argument("id", help="the request's id")
+    purge = verb(verbs, "purge", delete, "delete what is kept, at once")
     which = purge.add_mutually_exclusive_group(required=True)
     which.add_argument("--request", default="", metavar="ID", help="of this request")
     which.add_argument("--key", default="", metavar="ID", help="of this key")
     which.add_argument("--all", action="store_true", help="of all keys")
 
 
-def _verb(verbs: Commands, name: str, text: str, run: object) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
-    store_options(parser)
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _now() -> int:
-    return time.time_ns() // 1000
-
-
 async def _note(store: Store, subject: str, did: str, count: int) -> None:
     body = msgspec.json.encode({"did": did, "prompts": count}).decode()
-    await store.operate("prompts", subject, body, _now(), store.actor)
+    await store.operate("prompts", subject, body, now_us(), store.actor)
 
 
 def keep(args: argparse.Namespace) -> int:
@@ -80,7 +68,7 @@ def _set_days(args: argparse.Namespace, days: int) -> int:
 
 
 def show_list(args: argparse.Namespace) -> int:
-    prompts = with_store(args, lambda store, _: store.prompts(args.key, args.rows, _now()))
+    prompts = with_store(args, lambda store, _: store.prompts(args.key, args.rows, now_us()))
     if args.json:
         show_json([_described(prompt) for prompt in prompts])
     else:
@@ -99,7 +87,7 @@ def show(args: argparse.Namespace) -> int:
     """Request ids may be the client's own, so there may be several."""
 
     async def work(store: Store, _: Config) -> list[Prompt]:
-        found = await store.prompt(args.id, _now())
+        found = await store.prompt(args.id, now_us())
         await _note(store, args.id, "read", len(found))
         return found
 

@@ -4,7 +4,7 @@ Every change is a row with its author, never an overwrite (U7); running gateways
 """
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import msgspec
 
@@ -15,8 +15,8 @@ from gateway.commands.common import (
     names,
     say,
     show_json,
-    store_options,
     table,
+    verb,
     when,
     with_store,
 )
@@ -33,19 +33,19 @@ def add(commands: Commands) -> None:
     """Add both families to the tree."""
     settings = commands.add_parser("settings", help="the fair-use settings, at runtime")
     verbs = settings.add_subparsers(required=True, metavar="COMMAND")
-    get = _verb(verbs, "get", "what is in force, and where it comes from", _get)
+    get = verb(verbs, "get", _get, "what is in force, and where it comes from")
     get.add_argument("name", nargs="?")
-    put = _verb(verbs, "set", "change one from now on", _set)
+    put = verb(verbs, "set", _set, "change one from now on")
     put.add_argument("name")
     put.add_argument("value", help="a number, or null")
-    _verb(verbs, "clear", "go back to the configuration's value", _clear).add_argument("name")
-    _verb(verbs, "history", "who changed what", lambda args: _history(args, "setting"))
+    verb(verbs, "clear", _clear, "go back to the configuration's value").add_argument("name")
+    verb(verbs, "history", lambda args: _history(args, "setting"), "who changed what")
     _add_reservations(commands.add_parser("reservations", help="windows in which one party goes first or alone"))
 
 
 def _add_reservations(family: argparse.ArgumentParser) -> None:
     verbs = family.add_subparsers(required=True, metavar="COMMAND")
-    create = _verb(verbs, "create", "ask for a window; it acts once approved", _create)
+    create = verb(verbs, "create", _create, "ask for a window; it acts once approved")
     create.add_argument("--tenant", required=True, help="the holder: name or id")
     create.add_argument("--user", help="only this user of the tenant")
     create.add_argument("--models", type=names, default=(), metavar="A,B", help="default: all")
@@ -54,17 +54,10 @@ def _add_reservations(family: argparse.ArgumentParser) -> None:
     create.add_argument("--exclusive", action="store_true", help="nobody else runs (default: the holder goes first)")
     create.add_argument("--note", default="")
     create.add_argument("--approve", action="store_true", help="approve at once")
-    for verb, text in (("approve", "let it act"), ("cancel", "end or withdraw it")):
-        _verb(verbs, verb, text, _decide).add_argument("id")
-    _verb(verbs, "list", "windows that are not over", _list)
-    _verb(verbs, "history", "who changed what", lambda args: _history(args, "reservation"))
-
-
-def _verb(verbs: Commands, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text)
-    store_options(parser)
-    parser.set_defaults(run=run, verb=name)
-    return parser
+    verb(verbs, "approve", lambda args: _decide(args, approve=True), "let it act").add_argument("id")
+    verb(verbs, "cancel", lambda args: _decide(args, approve=False), "end or withdraw it").add_argument("id")
+    verb(verbs, "list", _list, "windows that are not over")
+    verb(verbs, "history", lambda args: _history(args, "reservation"), "who changed what")
 
 
 def _start(text: str) -> int:
@@ -146,8 +139,8 @@ def _create(args: argparse.Namespace) -> int:
     return 0
 
 
-def _decide(args: argparse.Namespace) -> int:
-    row = with_store(args, lambda store, _: tuning.decide(store, args.id, approve=args.verb == "approve"))
+def _decide(args: argparse.Namespace, *, approve: bool) -> int:
+    row = with_store(args, lambda store, _: tuning.decide(store, args.id, approve=approve))
     if args.json:
         show_json(row)
     else:
