@@ -6,6 +6,7 @@ used in full, for nobody can tell how far the request came. Must not know proces
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -36,6 +37,8 @@ from gateway.services.meters import GPU, TOKENS
 from gateway.services.zombies import Zombies
 from scheduler.aio import Lease, Rejected, Scheduler, Waiter
 from scheduler.model import Place, Refused
+
+_log = logging.getLogger("fairgate.workers")
 
 
 class Hub(Protocol):
@@ -159,12 +162,15 @@ class Desk:
             task.add_done_callback(lambda _: self._reserving.pop(asked.number, None))
 
     async def _after(self, round_: Awaitable[None], asked: Reserve) -> None:
-        """A lender had to be asked: wait for its round, then try again."""
+        """A lender had to be asked: wait for its round, then try again. Whatever breaks, the worker is told."""
         try:
             await round_
             got = await self._hub.limits.acquire(asked, asked.tokens, asked.gpu_seconds)
         except GatewayError as error:
             self._deny(asked, error)
+        except Exception:
+            _log.exception("a worker's reservation broke")
+            self._deny(asked, LimitsUnavailable("Limits cannot be checked at the moment.", retry_after=1.0))
         else:
             self._hold(asked, got)
 

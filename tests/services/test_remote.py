@@ -300,6 +300,32 @@ def test_an_interrupted_reservation_leaves_nothing_held(tmp_path: Path) -> None:
     uvloop.run(main())
 
 
+class Broken:
+    """Limits with a fault in what a lender has to be asked for."""
+
+    def __init__(self, limits: LimitService) -> None:
+        self.reserve, self.shown = limits.reserve, limits.shown
+
+    async def acquire(self, *asked: object) -> None:
+        raise RuntimeError("a fault")
+
+
+def test_a_reservation_that_breaks_is_denied(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As one of the same process, whoever asked is told; nobody waits for ever."""
+
+    async def main() -> None:
+        async with sides(tmp_path) as (shared, (one, _)):
+            whole, shared.limits = shared.limits, Broken(shared.limits)  # type: ignore[assignment]
+            with pytest.raises(LimitsUnavailable):
+                async with asyncio.timeout(5):
+                    await one.limits.acquire(asker(Limits(tokens_total=1000)), 100, 0.0)
+            await one.idle()
+            shared.limits = whole
+
+    uvloop.run(main())
+    assert "a worker's reservation broke" in caplog.text
+
+
 def test_what_a_worker_refuses_at_its_end_was_not_used(tmp_path: Path) -> None:
     """As `RemoteHub.close` ends it: limits, then the channel."""
     who = asker(Limits(tokens_total=1000))
