@@ -205,5 +205,5 @@ class OpenId:
                 return await question
         except TimeoutError as err:
             raise ProviderFailed(f"no answer within {self._section.timeout:g} s") from err
-        except (LookFailed, httpx.HTTPError, OSError, msgspec.MsgspecError, UnicodeError, RecursionError) as err:
+        except (LookFailed, httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RecursionError) as err:
             raise ProviderFailed(str(err) or type(err).__name__) from err

@@ -287,6 +287,17 @@ def test_a_document_that_is_none_lets_nobody_in(what: str, tmp_path: Path) -> No
     run(tmp_path, provider, test)
 
 
+def test_an_endpoint_that_cannot_be_asked_lets_nobody_in(tmp_path: Path) -> None:
+    """It is an address, and longer than any that is asked for."""
+    provider = Provider()
+    provider.document = {"token_endpoint": f"https://127.0.0.1:1/{'x' * 70_000}"}
+
+    async def test(it: Desk, browser: Browser) -> None:
+        assert (await browser.log_in()).status_code == 503
+
+    run(tmp_path, provider, test)
+
+
 @pytest.mark.parametrize(
     ("secret", "methods", "basic"),
     [("", None, False), (SECRET, None, True), (SECRET, ["client_secret_post"], False), ("", ["none"], False)],
