@@ -166,10 +166,7 @@ async def rotate_key(store: Store, key_id: str, overlap: float, identity: Identi
     if chain is None:
         raise NoSuch(f"there is no key {key_id!r}")
     old, minted, now = chain.key, mint(), now_us()
-    if old.revoked_at is not None:
-        raise AccountError(f"key {key_id} is revoked; create a new one")
-    if old.disabled_at is not None:
-        raise AccountError(f"key {key_id} is disabled; enable it first")
+    _check_lives(old)
     life = await _life(store, old)
     key = msgspec.structs.replace(
         old,
@@ -182,8 +179,27 @@ async def rotate_key(store: Store, key_id: str, overlap: float, identity: Identi
     await store.add_key(key)
     ends = now + int(overlap * HOUR)
     await store.expire_key(old.id, ends)
+    await _end_with_old(store, old, key)
     ends = ends if old.expires_at is None else min(ends, old.expires_at)
     return msgspec.structs.replace(old, expires_at=ends), key, minted.token
+
+
+def _check_lives(key: Key) -> None:
+    if key.revoked_at is not None:
+        raise AccountError(f"key {key.id} is revoked; create a new one")
+    if key.disabled_at is not None:
+        raise AccountError(f"key {key.id} is disabled; enable it first")
+
+
+async def _end_with_old(store: Store, old: Key, successor: Key) -> None:
+    """Who ended the old key while it was rotated meant its holder: then no successor may live."""
+    chain = await store.chain(old.id)
+    try:
+        if chain is not None:
+            _check_lives(chain.key)
+    except AccountError:
+        await store.revoke_key(successor.id, now_us())
+        raise
 
 
 async def _life(store: Store, key: Key) -> int | None:

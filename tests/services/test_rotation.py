@@ -115,3 +115,22 @@ def test_what_cannot_be_rotated(store_url: str) -> None:
             assert not await made.store.expire_key("nothing", 1)
 
     asyncio.run(body())
+
+
+def test_no_successor_of_a_key_that_is_revoked_meanwhile_lives(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """K3: between the look at the old key and the row of the new one."""
+
+    async def body() -> None:
+        async with ring(store_url) as made:
+            add = made.store.add_key
+
+            async def revoke_first(key: Key) -> None:
+                await made.store.revoke_key(made.key.id, 1)
+                await add(key)
+
+            monkeypatch.setattr(made.store, "add_key", revoke_first)
+            with pytest.raises(AccountError, match="revoked"):
+                await accounts.rotate_key(made.store, made.key.id, 1.0, CHEAP)
+            assert [key.revoked_at for key in await made.store.keys()].count(None) == 0
+
+    asyncio.run(body())
