@@ -2,7 +2,7 @@
 
 Owns the strict reading of a status line and its fields (RFC 9112 sections 4 to 6). Must not know connections or who
 asked. A head that two readers could frame in two ways is refused: the connection would carry one user's answer to
-another.
+another. So is a compressed body: engines are asked for `identity`, and nobody behind here could read it.
 """
 
 import re
@@ -145,6 +145,8 @@ def _framed(status: int, http11: bool, headers: list[tuple[bytes, bytes]], metho
     if bare and (chunked or length):
         raise UpstreamWireError("body announced where none is allowed")
     no_body = bare or status == 304 or method == "HEAD"
+    if not no_body and fields.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
+        raise UpstreamWireError("content coding that was not asked for")
     until_close = not no_body and not chunked and length is None
     keep_alive = not until_close and _persistent(fields.get(b"connection"), http11)
     return ResponseHead(status, headers, length, chunked and not no_body, until_close, no_body, keep_alive)

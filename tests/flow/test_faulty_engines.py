@@ -1,6 +1,7 @@
 """What one faulty engine, or one caller who provokes it, must not do to all others."""
 
 import asyncio
+import gzip
 import json
 
 import msgspec
@@ -10,7 +11,19 @@ import uvloop
 from gateway import config as cfg
 from gateway.api.usage import MOST
 from gateway.store.limits import Limits
-from tests.flow.engine import SSE_HEAD, Answer, Engine, chunk, deaf_port, frame, json_answer, plain, start_and_hang
+from tests.flow.engine import (
+    DONE,
+    PLAIN,
+    SSE_HEAD,
+    Answer,
+    Engine,
+    chunk,
+    deaf_port,
+    frame,
+    json_answer,
+    plain,
+    start_and_hang,
+)
 from tests.gateway import Gateway, chat, gateway
 from tests.wire import WAIT
 
@@ -174,5 +187,26 @@ def test_a_client_that_leaves_is_noticed_however_long_its_body_was(size: int) ->
                 await engine.chats.get()
                 client.reset()
                 await engine.aborted.get()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
+def test_a_compressed_answer_reaches_nobody(streamed: bool) -> None:
+    """A5, A7, H8: without its Content-Encoding no client could read it, and its tokens would count for nobody."""
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert b"Accept-Encoding: identity\r\n" in head
+        packed = gzip.compress(frame("a") + DONE if streamed else PLAIN)
+        media = b"text/event-stream" if streamed else b"application/json"
+        fields = b"Content-Type: %b\r\nContent-Encoding: gzip\r\nContent-Length: %d" % (media, len(packed))
+        writer.write(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n%b" % (fields, packed))
+
+    async def main() -> None:
+        async with Engine(answer) as engine, gateway(engine.url) as g:
+            status, _, body = await g.ask(CHAT, chat(stream=streamed))
+            assert (status, json.loads(body)["error"]["code"]) == (502, "upstream_broke")
+            (row,) = await g.records(1)
+            assert (row["status"], row["outcome"]) == (502, "upstream_failed")
 
     uvloop.run(main())

@@ -81,6 +81,13 @@ def test_reasons_are_for_the_log() -> None:
         (b"HTTP/2.0 200 OK\r\n\r\n", "status line"),
         (b"HTTP/1.1 200 OK\r\nX: \0\r\n\r\n", "control byte"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "Content-Length"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", "content coding"),
     ):
         with pytest.raises(UpstreamWireError, match=reason):
             parse_response_head(data, "POST")
+
+
+def test_what_says_that_it_is_not_compressed_is_read() -> None:
+    """The engine is asked for `identity`, and may say so; where no body follows the coding only describes."""
+    assert _parse(b"HTTP/1.1 200 OK\r\nContent-Encoding: Identity\r\n\r\n", "POST").until_close
+    assert _parse(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", "HEAD").no_body
