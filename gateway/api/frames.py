@@ -1,6 +1,7 @@
 """Which frames of a stream a client may see: not the usage frame it did not ask for, not what an engine says of itself.
 
-Owns the decision about whole frames (SSE and NDJSON). Must not know sockets, HTTP framing or who is asking.
+Owns the decision about whole frames (SSE and NDJSON), and whether a plain answer is an error for all its status. Must
+not know sockets, HTTP framing or who is asking.
 """
 
 import re
@@ -22,6 +23,11 @@ _ERROR_LINE: Final = re.compile(rb"^(?:error:|event: ?error *$)", re.MULTILINE)
 """An event that official clients raise as an error, and the field name under which older llama.cpp sent its own."""
 _ERROR_TYPES: Final = frozenset({b'"error"', b'"response.failed"'})
 _FALSY: Final = frozenset({b"null", b"false", b'""', b"{}", b"[]", b"0"})
+PLAIN_START: Final = 128
+"""Most bytes of a plain answer by which it is told whether it is an error."""
+_ERROR_STARTS: Final = (b'{"error":', b'{"type":"error","error":')
+_PLAIN_ERROR: Final = re.compile(rb'\s*\{\s*(?:"type"\s*:\s*"error"\s*,\s*)?"error"\s*:\s*(?:"[^"]|\{\s*")')
+"""Nothing but an error begins so: answers that have the key as well have it further back, or null."""
 _USAGE_OBJECT: Final = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
 
 
@@ -110,6 +116,43 @@ class FrameFilter:
         if held:
             self.at_boundary = False
         return held or b""
+
+
+def may_be_error(answer: bytes) -> bool:
+    """Whether a plain answer, of which this is the start, is an engine's error (A5) or may still turn out to be one."""
+    compact = answer[:PLAIN_START].translate(None, b" \t\r\n")
+    openai, anthropic = _ERROR_STARTS
+    return openai.startswith(compact[: len(openai)]) or anthropic.startswith(compact[: len(anthropic)])
+
+
+class PlainFilter:
+    """Takes the payload of a plain answer, gives it back when its first bytes have shown that it is no error, and else
+    nothing; `failed` has the beginning of an error, "" until then."""
+
+    __slots__ = ("_held", "_judged", "at_boundary", "failed")
+
+    def __init__(self) -> None:
+        self._held = b""
+        self._judged = False
+        self.at_boundary = False  # there are no frames
+        self.failed = ""
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes that may pass now."""
+        if self.failed:
+            return b""
+        if self._judged:
+            return data
+        self._held += data
+        return b"" if len(self._held) < PLAIN_START and may_be_error(self._held) else self.flush()
+
+    def flush(self) -> bytes:
+        """What is still held, judged as it stands."""
+        held, self._held = self._held, b""
+        if not self._judged and _PLAIN_ERROR.match(held):
+            self.failed = held[:500].decode("utf-8", "replace")
+        self._judged = True
+        return b"" if self.failed else held
 
 
 def _data_of(frame: bytes, framing: Framing) -> list[bytes]:

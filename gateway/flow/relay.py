@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from gateway.api.bridge import Crossing, Sieve
 from gateway.api.dialect import Endpoint, Framing
-from gateway.api.frames import FrameFilter
+from gateway.api.frames import PLAIN_START, FrameFilter, PlainFilter, may_be_error
 from gateway.api.stream import LONGEST_USAGE, Opening, Tap, payload_end, usage_of_body, usage_within
 from gateway.api.usage import Usage
 from gateway.errors import UpstreamBroke, UpstreamError
@@ -45,6 +45,7 @@ class Relay:
         "_kept_bytes",
         "_let_go",
         "_path",
+        "_plain",
         "_start",
         "_tail_seen",
         "_usual",
@@ -100,10 +101,13 @@ class Relay:
         self._decoder: ChunkDecoder | None = None
         own_words = streaming and crossing is None
         self._filter = FrameFilter(endpoint.framing, hide_usage=hide_usage) if own_words else None
+        self._plain: PlainFilter | None = None
         self._chunked_out = self._choose_framing()
         self._path = self._usual = self._choose_path()
         if self.tap is not None and endpoint.opens_with_usage and crossing is None:
             self.tap.opening, self._path = Opening(chunked=reply.chunked), Relay._see_opening
+        elif self.tap is None and crossing is None:
+            self._path = Relay._see_start
         connection.stream = self
         if not connection.writable:
             upstream.pause()
@@ -148,6 +152,16 @@ class Relay:
         if self.tap.opening.feed(data):
             self._path = self._usual
         self._usual(self, data)
+
+    def _see_start(self, data: bytes) -> None:
+        """A plain answer whose first buffer shows that it is no error takes the usual path; of others the payload is
+        taken out and judged."""
+        self._path = self._usual
+        payload = ChunkDecoder().decode(data[: 2 * PLAIN_START]) if self.reply.chunked else data
+        if may_be_error(payload):
+            self._plain, self._path = PlainFilter(), Relay._reframe
+            self._decoder = ChunkDecoder() if self.reply.chunked else None
+        self._path(self, data)
 
     def _pass(self, data: bytes) -> None:
         """The common path: one buffer in, the same buffer out."""
@@ -205,8 +219,10 @@ class Relay:
             self._stop_if_failed(sieve)
 
     def _sieve(self) -> Sieve | None:
-        """What the stream's payload goes through, if it is taken out."""
-        return self._filter if self._words is None else self._words
+        """What the payload goes through, if it is taken out."""
+        if self._words is not None:
+            return self._words
+        return self._plain if self._filter is None else self._filter
 
     def _gather(self, data: bytes) -> None:
         """A plain answer in another API's words is translated when all of it is here."""
@@ -272,9 +288,10 @@ class Relay:
         self.done.set(None)
 
     def _stop_if_failed(self, sieve: Sieve) -> None:
-        """The engine reported an error in its stream: the client gets ours, not the engine's words (H8)."""
+        """The engine reported an error under a status of success: the client gets ours, not the engine's words (H8)."""
         if sieve.failed and self.error is None:
-            self.broke(UpstreamBroke("The engine reported an error in its stream.", cause=sieve.failed))
+            where = "in its stream" if self.tap is not None else "as its answer"
+            self.broke(UpstreamBroke(f"The engine reported an error {where}.", cause=sieve.failed))
 
     @property
     def told(self) -> bool:
