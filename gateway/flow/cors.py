@@ -3,17 +3,21 @@
 Source: the Fetch standard, "CORS protocol". `extra` also carries HSTS, the other field that depends on where we stand.
 """
 
+import re
+
 from gateway import config
 from gateway.http1.message import RequestHead
 
 HSTS = b"Strict-Transport-Security: max-age=31536000\r\n"
-_EXPOSED = b"Access-Control-Expose-Headers: x-request-id, retry-after, x-fairgate-queue-ms\r\n"
-_PREFLIGHT = (
-    b"Access-Control-Allow-Methods: GET, POST\r\n"
-    b"Access-Control-Allow-Headers: authorization, content-type, x-api-key, x-request-id, x-session-id,"
-    b" anthropic-version, anthropic-beta\r\n"
-    b"Access-Control-Max-Age: 600\r\n"
+_EXPOSED = (
+    b"Access-Control-Expose-Headers: x-request-id, request-id, retry-after, retry-after-ms, x-should-retry,"
+    b" x-fairgate-queue-ms, x-fairgate-overhead-ms, x-fairgate-error,"
+    b" x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests,"
+    b" x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n"
 )
+"""All that an answer has beside the fields that every page may read: official clients obey some of them."""
+_PREFLIGHT = b"Access-Control-Allow-Methods: GET, POST\r\nAccess-Control-Max-Age: 600\r\n"
+_NAMES = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z, \t]+")
 
 
 class Cors:
@@ -38,12 +42,16 @@ class Cors:
         return self._always + shared + self._credentials + _EXPOSED
 
     def preflight(self, head: RequestHead) -> bytes | None:
-        """The field lines that answer a preflight, or None when this is no preflight of an allowed origin."""
+        """The field lines that answer a preflight, or None when this is no preflight of an allowed origin.
+
+        Its pages may send what fields they want: official clients have a dozen of their own, and each version others.
+        """
         origin = head.headers.get(b"origin")
         asked = b"access-control-request-method" in head.headers
         if head.method != "OPTIONS" or origin is None or not asked or not self._allows(origin):
             return None
-        return _PREFLIGHT
+        names = head.headers.get(b"access-control-request-headers", b"")
+        return _PREFLIGHT + (b"Access-Control-Allow-Headers: %b\r\n" % names if _NAMES.fullmatch(names) else b"")
 
     def _allows(self, origin: bytes) -> bool:
         return origin in self._origins or b"*" in self._origins

@@ -47,7 +47,31 @@ def test_an_allowed_origin_and_its_preflight() -> None:
     assert fields["access-control-allow-credentials"] == "true"
     status, fields = answers(["https://chat.example"], ORIGIN + ASKS, "OPTIONS")
     assert status == 200
-    assert "authorization" in fields["access-control-allow-headers"]
+    assert "access-control-allow-headers" not in fields
+
+
+def test_an_allowed_page_may_use_the_official_clients() -> None:
+    """H11, A10: what they send is theirs to choose, and what they obey they may read."""
+    names = "authorization,content-type,x-stainless-os,x-stainless-retry-count,x-stainless-timeout,x-queue-timeout"
+    wants = f"Access-Control-Request-Headers: {names}\r\n"
+    for origins in (["https://chat.example"], ["*"]):
+        _, fields = answers(origins, ORIGIN + ASKS + wants, "OPTIONS")
+        assert fields["access-control-allow-headers"] == names
+    _, fields = answers(["https://chat.example"], ORIGIN)
+    exposed = set(fields["access-control-expose-headers"].split(", "))
+    assert {"retry-after", "retry-after-ms", "x-should-retry", "x-request-id", "request-id"} < exposed
+    assert {"x-ratelimit-remaining-requests", "x-ratelimit-reset-tokens"} < exposed
+
+
+def test_what_names_no_fields_is_not_repeated() -> None:
+    """H11: nor anything for an origin that is not allowed."""
+    strange = "Access-Control-Request-Headers: a\x80(b)\r\n"
+    _, fields = answers(["https://chat.example"], ORIGIN + ASKS + strange, "OPTIONS")
+    assert "access-control-allow-headers" not in fields
+    wants = "Access-Control-Request-Headers: authorization\r\n"
+    status, fields = answers(["https://other.example"], ORIGIN + ASKS + wants, "OPTIONS")
+    assert status == 405
+    assert "access-control-allow-headers" not in fields
 
 
 def test_a_wildcard_with_credentials_does_not_start() -> None:
