@@ -108,6 +108,7 @@ class Phases:
         """A request that could not be read still gets an answer in a dialect, and a record."""
         rt = self.runtime
         x = Exchange(request_id(connection), connection, rt)
+        x.extra = rt.cors.fields(None)
         refuse(x, rt, wire_error(error))
         settle(x, rt)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvloop
 
 from gateway import config as cfg
@@ -277,6 +278,22 @@ def test_a_trusted_proxy_stands_for_many_clients() -> None:
 
     for trusted in ([], ["127.0.0.0/8"]):
         run(plain, test, trusted_proxies=trusted, caps=cfg.Caps(connections_per_ip=3))
+
+
+@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n\r\n", b"GET / HT"], ids=["without a host", "in no time"])
+def test_what_was_no_request_is_answered_like_everything_else(sent: bytes) -> None:
+    """H7, H11"""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        client = await g.connect()
+        await client.send(sent)
+        _, fields, body = await client.answer()
+        assert json.loads(body)["error"]["request_id"] == fields["x-request-id"]
+        assert fields["x-content-type-options"] == "nosniff"
+        assert "strict-transport-security" in fields
+        assert fields["vary"] == "Origin"
+
+    run(plain, test, hsts=True, cors=cfg.Cors(origins=["https://a.example"]), timeouts=cfg.Timeouts(head=0.1))
 
 
 def test_a_connection_too_many_is_told_so_like_everything_else() -> None:
