@@ -42,6 +42,14 @@ _AFTER_SCALAR: Final = frozenset(b",} \t\r\n")
 _PROMPTS: Final = re.compile(rb'\[[ \t\r\n]*+["[{]')
 """An array of prompts: one that begins with a number is a single prompt, as tokens (llama.cpp: mixed with texts)."""
 
+_NO_JSON: Final = (
+    (b"\x1f\x8b", "is compressed by gzip; send it as it is"),
+    (b"\x28\xb5\x2f\xfd", "is compressed by zstd; send it as it is"),
+    (b"\xef\xbb\xbf", "begins with a byte order mark, which JSON has none of; send it without"),
+    (b"\xff\xfe", "is UTF-16; JSON is UTF-8"),
+)
+"""How bodies begin that were meant to be JSON, and what is said of them: the first odd byte would explain nothing."""
+
 _COLON: Final = rb"[ \t\r\n]*+:[ \t\r\n]*+"
 _BLOB: Final = re.compile(
     rb';base64,[A-Za-z0-9+/=_\\-]*+|"images"%b\[[^]]*+|"input_audio"%b\{[^}]*+|"data"%b"[A-Za-z0-9+/=_\\-]*+'
@@ -109,6 +117,9 @@ def _is_spaced(body: bytes, members: Members, compact: int) -> bool:
 
 def _complaint(body: bytes, err: Exception, parent: str) -> str:
     what = _subject(parent)
+    for opening, fault in _NO_JSON:
+        if body.startswith(opening):
+            return f"{what} {fault}"
     if isinstance(err, UnicodeDecodeError):
         return f"{what} is not valid UTF-8 (byte {err.start})"
     if isinstance(err, RecursionError):

@@ -1,5 +1,6 @@
 """`gateway.api.body`: reading top-level members, refusing ambiguous ones, splicing edits."""
 
+import gzip
 import json
 from typing import Any
 
@@ -28,7 +29,10 @@ GUARDED = frozenset({"model", "stream", "max_tokens", "stream_options", "n"})
         (b'{"a":"\\ud800"}', "The body is not valid JSON: it ends too early, or an escaped surrogate stands alone"),
         (b'{"a":"\xff"}', "The body is not valid UTF-8 (byte 6)"),
         (b'{"\xc3\x28":1}', "The body is not valid UTF-8 (byte 2)"),
-        (b"\xef\xbb\xbf{}", "The body is not valid JSON: invalid character (byte 0)"),
+        (b"\xef\xbb\xbf{}", "The body begins with a byte order mark, which JSON has none of; send it without"),
+        (gzip.compress(b"{}", mtime=0), "The body is compressed by gzip; send it as it is"),
+        (b"\x28\xb5\x2f\xfd\x04\x00", "The body is compressed by zstd; send it as it is"),
+        ("{}".encode("utf-16"), "The body is UTF-16; JSON is UTF-8"),
         (b'{"a":NaN}', "The body is not valid JSON: invalid character (byte 5)"),
         (b'{"a":' + b"[" * 200_000, "The body is nested too deeply"),
         (b'{"a":' + b'{"a":' * 200_000, "The body is nested too deeply"),
