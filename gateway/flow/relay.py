@@ -269,8 +269,15 @@ class Relay:
         self.done.set(None)
 
     def _translate(self, crossing: Crossing) -> None:
+        body = b"".join(self._kept)
+        if may_be_error(body):
+            self._plain = PlainFilter()
+            body = self._plain.feed(body) + self._plain.flush()
+            self._stop_if_failed(self._plain)
+        if self.error is not None:
+            return
         try:
-            self._begin(crossing.answer(b"".join(self._kept)))
+            self._begin(crossing.answer(body))
         except ValueError as err:
             self.broke(UpstreamBroke("The engine's answer could not be read.", cause=str(err)))
             return

@@ -72,6 +72,25 @@ def test_an_error_is_no_success_whatever_its_status(dialect: str, framing: str, 
 
 
 @pytest.mark.parametrize("size", [1000, 3], ids=["at once", "torn"])
+@pytest.mark.parametrize("dialect", ["ollama", "anthropic"])
+def test_an_error_that_would_have_to_be_translated_is_told_the_same(dialect: str, size: int) -> None:
+    """A4, A5, R5: who asks in another API's words ejects the engine no sooner."""
+    path, error = ERRORS[dialect]
+
+    async def main() -> None:
+        answer = saying(json.dumps(ERRORS["openai"][1]).encode(), "chunks", size)
+        trial = cfg.Discovery(interval=3600.0, eject_after=1)
+        async with Engine(answer) as engine, gateway(engine.url, discovery=trial) as g:
+            status, _, body = await g.ask(path, chat(stream=False, max_tokens=5))
+            assert (status, b"reported an error as its answer" in body) == (502, True)
+            assert json.loads(body).keys() >= error.keys()
+            assert [stats.state for stats in g.app.backends.stats()] == ["closed"]
+            await g.idle()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("size", [1000, 3], ids=["at once", "torn"])
 @pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize(
     "body",
