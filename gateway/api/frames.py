@@ -120,6 +120,8 @@ class FrameFilter:
 
 def may_be_error(answer: bytes) -> bool:
     """Whether a plain answer, of which this is the start, is an engine's error (A5) or may still turn out to be one."""
+    if len(answer) > 2 and answer[:2] == b'{"' and answer[2] not in b"et":  # as nearly all begin: told at once
+        return False
     compact = answer[:PLAIN_START].translate(None, b" \t\r\n")
     openai, anthropic = _ERROR_STARTS
     return openai.startswith(compact[: len(openai)]) or anthropic.startswith(compact[: len(anthropic)])
