@@ -16,8 +16,8 @@ import msgspec
 from msgspec import Meta
 
 from gateway.issuer import Jwt, Oidc, jwt_fault, oidc_fault
+from gateway.shape import fitting, refuse_unknown
 from gateway.shape import nearest as nearest
-from gateway.shape import readable, refuse_unknown
 from gateway.source import ConfigError as ConfigError
 from gateway.source import follow, read
 from gateway.urls import (
@@ -340,10 +340,7 @@ def parse(text: str, folder: Path = Path()) -> Config:
     """YAML text -> checked Config. Relative paths start in `folder`."""
     raw = follow(read(text), folder)
     refuse_unknown(raw, Config, "")
-    try:
-        config = msgspec.convert(raw, Config)
-    except msgspec.ValidationError as err:
-        raise ConfigError(readable(str(err))) from err
+    config: Config = fitting(raw, Config)
     check(config)
     return _placed(config, folder)
 

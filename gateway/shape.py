@@ -13,10 +13,14 @@ import msgspec
 from gateway.source import ConfigError
 
 
-def readable(message: str) -> str:
-    """msgspec says `Expected ... - at `$.a.b``; put the path first."""
-    found = re.search(r"^(.*) - at `\$\.?(.*)`$", message, re.DOTALL)
-    return f"{found[2]}: {found[1]}" if found else message
+def fitting(raw: object, kind: Any, path: str = "") -> Any:
+    """`raw` as a `kind`. Raises ConfigError with the path first; msgspec says `Expected ... - at `$.a.b``."""
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as err:
+        found = re.search(r"^(.*) - at `\$(.*)`$", str(err), re.DOTALL)
+        says, at = (found[1], found[2]) if found else (str(err), "")
+        raise ConfigError(f"{path}{at}: {says}".lstrip(".: ")) from err
 
 
 def refuse_unknown(raw: object, kind: Any, path: str) -> None:
@@ -26,10 +30,13 @@ def refuse_unknown(raw: object, kind: Any, path: str) -> None:
         for index, item in enumerate(raw):
             refuse_unknown(item, get_args(kind)[0], f"{path}[{index}]")
     elif isinstance(raw, dict) and get_origin(kind) is dict:
+        member = get_args(kind)[1]
         for key, item in raw.items():
             if not isinstance(key, str):
                 raise ConfigError(f"{path}: {key!r} is no text; as a name it stands in quotes")
-            refuse_unknown(item, get_args(kind)[1], f"{path}.{key}")
+            refuse_unknown(item, member, f"{path}.{key}")
+            if bare(member) is not str:  # NAME:TEXT without a blank is a name, and its text may be a secret
+                fitting(item, member, f"{path}.{key}")  # of the whole tree msgspec would call it `[...]`
     elif isinstance(raw, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         hints = get_type_hints(kind, include_extras=True)
         for key, item in raw.items():
