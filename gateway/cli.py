@@ -93,7 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = args.run(args)
         sys.stdout.flush()
-    except (AccountError, CommandError, ConfigError, SpoolError, StoreError) as err:
+    except ConfigError as err:
+        say(f"fairgate: {Scrubber().complaint(str(err))}")
+        return 1
+    except (AccountError, CommandError, SpoolError, StoreError) as err:
         say(Scrubber().text(f"fairgate: {err}"))
         return 1
     except BrokenPipeError:

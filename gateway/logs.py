@@ -98,6 +98,11 @@ class Scrubber:
             return f"{scrubbed[:MAX_TEXT]}... [{len(text)} characters]"
         return scrubbed
 
+    def complaint(self, text: str) -> str:
+        """`SETTING: why`, each part by itself: of `client_secret: why` the reason would pass for the secret."""
+        setting, colon, why = text.partition(": ")
+        return f"{self.text(setting)}{colon}{self.text(why)}"
+
     def value(self, value: object, depth: int = 0) -> Any:
         """`value` as JSON knows it, bounded in depth and size. Unknown types appear as their `str`."""
         if value is None or isinstance(value, bool | int | float):

@@ -119,7 +119,8 @@ def reload_on_hangup(
             if not isinstance(ignored, list):
                 ignored = await ignored
         except (ConfigError, OSError, ValueError) as err:
-            log.error("configuration not reloaded: %s", err)
+            setting, _, why = str(err).partition(": ")  # apart: `client_secret: why` would be scrubbed as a secret is
+            log.error("configuration not reloaded: %s", setting, extra={"why": why})
         else:
             log.info("configuration reloaded", extra={"needs_restart": ignored})
 

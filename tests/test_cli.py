@@ -281,8 +281,10 @@ def test_check_config_names_the_path_and_suggests(tmp_path: Path) -> None:
     file = tmp_path / "fairgate.yaml"
     file.write_text("listen: 127.0.0.1:1\nbackends:\n- {name: b, url: 'http://x', engine: ollama, slotz: 1}\n")
 
+    check_config = [sys.executable, "-m", "gateway", "check-config"]
+
     def check(*words: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "gateway", "check-config", str(file), *words]
+        line = [*check_config, str(file), *words]
         return subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=ROOT)
 
     bad = check()
@@ -294,6 +296,11 @@ def test_check_config_names_the_path_and_suggests(tmp_path: Path) -> None:
     assert ": none of ollama, vllm, llamacpp, openai; did you mean 'ollama'?" in check().stderr
     file.write_text(file.read_text().replace("olama", "ollama"))
     assert check().returncode == 0
+    for setting in ("admin: {oidc: {client_secret: env:NOT_SET}}", "tracing: {headers: {authorization: env:NOT_SET}}"):
+        other = tmp_path / "secret.yaml"
+        other.write_text(setting)
+        refused = subprocess.run([*check_config, str(other)], capture_output=True, text=True, timeout=60, cwd=ROOT)
+        assert "environment variable NOT_SET is not set" in refused.stderr  # why is not taken for the secret
     assert json.loads(check("--json").stdout) == {"valid": True, "listen": "127.0.0.1:1", "backends": ["b"]}
 
 

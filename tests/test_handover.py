@@ -172,6 +172,7 @@ def test_sighup_reloads_the_file_or_keeps_the_old_one(tmp_path: Path) -> None:
                 for text, said in (
                     (json.dumps(config | {"aliases": {"other": "m"}}), "configuration reloaded"),
                     ("listen: nowhere", "configuration not reloaded"),
+                    ("tracing: {headers: {authorization: env:NOT_SET}}", "environment variable NOT_SET is not set"),
                 ):
                     file.write_text(text)
                     gate.process.send_signal(signal.SIGHUP)
