@@ -306,11 +306,16 @@ def tls_context(tls: cfg.Tls | None) -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
+    files = [name for name in (tls.cert, tls.key, tls.client_ca) if name]
     try:
+        for name in files:
+            open(name, "rb").close()  # OpenSSL would not say which of them
         context.load_cert_chain(tls.cert, tls.key)
         if tls.client_ca:
             context.load_verify_locations(tls.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as err:
-        raise cfg.ConfigError(f"tls: {err}") from err
+    except ssl.SSLError as err:
+        raise cfg.ConfigError(f"tls: {', '.join(files)}: {err}") from err
+    except OSError as err:
+        raise cfg.ConfigError(f"tls: {err.filename}: {err.strerror}") from err
     return context

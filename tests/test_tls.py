@@ -20,6 +20,7 @@ from gateway.http1 import listener
 from gateway.http1.client import Pool
 from gateway.http1.facts import Address
 from gateway.plane import tls_context
+from gateway.services import discovery
 from gateway.store.base import STORED_COLUMNS
 from tests.flow.engine import DONE, Engine, start_and_hang, stream
 from tests.gateway import Gateway, chat, gateway
@@ -176,6 +177,21 @@ def test_a_reload_brings_another_authority_of_clients_into_force(authority: Auth
             assert await silent.at_end()
 
     uvloop.run(main())
+
+
+def test_a_file_of_tls_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    """O7: OpenSSL says that a file is missing, or is none, not which."""
+    text = tmp_path / "text.pem"
+    text.write_text("no certificate")
+    for missing in ("cert", "key", "client_ca"):
+        section = {"cert": str(text), "key": str(text)} | {missing: str(tmp_path / "none.pem")}
+        with pytest.raises(cfg.ConfigError, match=r"tls: .*none\.pem: No such file"):
+            tls_context(msgspec.convert(section, cfg.Tls))
+    with pytest.raises(cfg.ConfigError, match=r"tls: .*text\.pem"):
+        tls_context(cfg.Tls(cert=str(text), key=str(text)))
+    for file in ("none.pem", "text.pem"):
+        with pytest.raises(OSError, match=file):
+            discovery.client("https://localhost", key="", ca=str(tmp_path / file), timeout=1.0)
 
 
 def test_tls_older_than_1_2_is_refused(authority: Authority) -> None:

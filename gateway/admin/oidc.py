@@ -12,7 +12,6 @@ and what is believed of its answers. Must not know cookies, sessions or routes. 
 import asyncio
 import hmac
 import secrets
-import ssl
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable
@@ -25,7 +24,7 @@ import httpx
 import msgspec
 
 from gateway.issuer import Oidc
-from gateway.services.discovery import LookFailed, client, get, read
+from gateway.services.discovery import LookFailed, client, get, read, trusting
 from gateway.services.jwks import KeySet
 from gateway.services.tokens import said_in
 from gateway.services.verdict import DENIALS, Refusal
@@ -112,7 +111,7 @@ class OpenId:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if section.ca:
-            ssl.create_default_context(cafile=section.ca)
+            trusting(section.ca)
         self._section = section
         self._wall = wall
         self._clock = clock

@@ -135,7 +135,9 @@ def _tls(tls: cfg.Tls | None) -> list[Finding]:
     try:
         tls_context(tls)
         end = x509.not_after(Path(tls.cert).read_text(encoding="ascii", errors="replace"))
-    except (cfg.ConfigError, OSError, ValueError) as err:
+    except cfg.ConfigError as err:
+        return checkup.unreadable(*str(err).split(": ", 1))
+    except (OSError, ValueError) as err:
         return checkup.unreadable(tls.cert, str(err))
     return checkup.certificate(tls.cert, end, time.time())
 

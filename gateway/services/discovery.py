@@ -116,6 +116,14 @@ _props = msgspec.json.Decoder(_Props)
 _slots = msgspec.json.Decoder(list[_Slot])
 
 
+def trusting(ca: str) -> ssl.SSLContext:
+    """A client's context with the authorities of `ca`; empty: the system's. Raises OSError, which names the file."""
+    try:
+        return ssl.create_default_context(cafile=ca or None)
+    except OSError as err:  # an ssl.SSLError is one; neither says of which file it speaks
+        raise OSError(f"{ca}: {err.strerror or err}") from err
+
+
 def client(url: str, *, key: str, ca: str, timeout: float) -> httpx.AsyncClient:
     """The client of one backend. No proxy from the environment, no redirects, no cookies kept, nothing kept alive.
 
@@ -123,7 +131,7 @@ def client(url: str, *, key: str, ca: str, timeout: float) -> httpx.AsyncClient:
     An http backend gets an empty TLS context, which trusts nobody and costs nothing to build.
     """
     secure = url.startswith("https:")
-    context = ssl.create_default_context(cafile=ca or None) if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = trusting(ca) if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     headers = {"user-agent": f"fairgate/{__version__}", "accept": "application/json", "accept-encoding": "identity"}
     if key:
         headers["authorization"] = f"Bearer {key}"
