@@ -23,7 +23,7 @@ from gateway.services.keyfmt import parse
 from gateway.services.principal import Principal
 from gateway.services.prompts import PromptService
 from gateway.store.sketch import ERROR
-from tests.servers import PostgreSQL
+from tests.servers import PostgreSQL, free_port
 from tests.services.keyring import IP, connection, service
 from tests.services.test_audit import FULL, config
 from tests.services.test_trail import tamper, write
@@ -529,6 +529,13 @@ def test_an_export_has_no_formula(cli: Cli, tmp_path: Path) -> None:
 
     asyncio.run(fill())
     assert ",'=cmd" in cli.run("audit", "export", "--csv").stdout
+
+
+def test_a_database_that_does_not_answer_is_named_without_its_password() -> None:
+    port = free_port()
+    said = Cli(f"postgresql://owner:hunter2@127.0.0.1:{port}/x").refused("tenants", "list")
+    assert f"postgresql://127.0.0.1:{port}/x: " in said
+    assert "hunter2" not in said
 
 
 def test_migrate_and_the_same_commands_on_postgresql(postgresql: PostgreSQL, tmp_path: Path) -> None:

@@ -181,7 +181,10 @@ async def _made(path: Path) -> None:
 
 def test_a_store_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_text("not a database, just some text that is long enough to be read as a header of one")
-    assert look(written(tmp_path, f"store: {tmp_path / 'x.db'}\n"))["store"].level == "problem"
+    (found,) = look(written(tmp_path, f"store: {tmp_path / 'x.db'}\n"))["store"].findings
+    assert found.level == "problem"
+    assert found.says == f"{tmp_path / 'x.db'}: file is not a database"
+    assert "firewall" not in found.do
 
 
 def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

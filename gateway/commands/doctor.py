@@ -143,12 +143,14 @@ def _tls(tls: cfg.Tls | None) -> list[Finding]:
 
 
 async def _store(url: str) -> list[Finding]:
+    path = sqlite_path(url)
     try:
-        path = sqlite_path(url)
         if path is None:
             return checkup.postgresql(await postgresql_facts(url))
         return checkup.sqlite(str(path.absolute()), sqlite_facts(path))
     except StoreError as err:
+        if path is not None:
+            return checkup.unreadable(str(path), str(err).removeprefix(f"{path}: "))
         return checkup.unreachable("the store does not answer", str(err))
 
 

@@ -91,8 +91,11 @@ class PostgreSQLStore(SqlStore):
 
     async def check_schema(self) -> None:
         """Raise StoreError unless the schema is the one this program knows."""
-        async with self._connection() as connection:
-            done = await _applied(connection)
+        try:
+            async with self._connection() as connection:
+                done = await _applied(connection)
+        except StoreError as err:
+            raise StoreError(f"{_shown(self._url)}: {err}") from err
         known = len(migrations("postgresql"))
         if done < known:
             raise StoreError(f"{_shown(self._url)}: schema {done} is older than {known}; run `fairgate migrate`")

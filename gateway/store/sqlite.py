@@ -35,6 +35,8 @@ OPEN_BUSY_MS = 10_000
 """At open another process may be migrating."""
 BUSY_MS = 1_000
 """Other writers (the command line) hold the lock for milliseconds."""
+_IN_USE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL)
+"""Another process holds a lock. All else (a folder that may not be written, a full disk) no waiting mends."""
 _ADD_ROW = re.sub(r"\$\d+", "?", ADD_AUDIT)
 """Each value once and in order, so without numbers: thousands of rows a second are bound without a mapping each."""
 _ADD_SLICE = _ADD_ROW + (", " + _ADD_ROW[_ADD_ROW.rindex("(") :]) * (SLICE - 1)
@@ -232,13 +234,13 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         _restrict(path)
         connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            return _prepare(connection, path)
+        except BaseException:
+            connection.close()
+            raise
     except (sqlite3.Error, OSError) as err:
         raise StoreError(f"{path}: {err}") from err
-    try:
-        return _guarded(connection, _prepare, (path,))
-    except BaseException:
-        connection.close()
-        raise
 
 
 def _restrict(path: Path) -> None:
@@ -273,8 +275,8 @@ def _wal(connection: sqlite3.Connection) -> None:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             return
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
+        except sqlite3.OperationalError as err:
+            if err.sqlite_errorcode & 0xFF not in _IN_USE or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from gateway.store import StoreError, open_store
 from gateway.store.base import Store, Tenant
 from gateway.store.prompts import Prompt
 from gateway.store.schema import Database, migrations, statements
-from gateway.store.sqlite import SqliteStore
+from gateway.store.sqlite import OPEN_BUSY_MS, SqliteStore, _wal
 from tests.services.keyring import connection
 
 MODULES = "import asyncio, sys; from gateway.store import open_store;"
@@ -74,8 +75,20 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "fairgate.db"
     path.write_bytes(b"not a database " * 100)
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError, match=r"fairgate\.db: file is not a database"):
         asyncio.run(open_store(str(path)))
+
+
+def test_only_a_lock_is_waited_for(tmp_path: Path) -> None:
+    """A file that may not be written is said at once: each command would seem to hang."""
+    path = tmp_path / "fairgate.db"
+    with closing(sqlite3.connect(path)) as made:
+        made.execute("CREATE TABLE t (x)")
+    begun = time.monotonic()
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
+    with closing(connection), pytest.raises(sqlite3.OperationalError, match="readonly"):
+        _wal(connection)
+    assert time.monotonic() - begun < OPEN_BUSY_MS / 2000
 
 
 def test_many_processes_may_create_it_at_once(tmp_path: Path) -> None:
