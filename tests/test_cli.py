@@ -366,6 +366,14 @@ def test_no_terminal_obeys_what_clients_sent(cli: Cli, tmp_path: Path) -> None:
     assert "\x9b" not in cli.run("audit", "tail", "--json").stdout
 
 
+def test_anchors_that_cannot_be_read_are_no_missing_ones(cli: Cli, tmp_path: Path) -> None:
+    """U4: their folder may not be entered, for one; here the name is longer than any file's."""
+    cli.run("tenants", "create", "acme")
+    file = tmp_path / "fairgate.yaml"
+    file.write_text(f"audit: {{anchors: {'a' * 300}}}\n")
+    assert "name too long" in cli.refused("audit", "verify", "--config", str(file))
+
+
 @pytest.mark.parametrize("spool", ["spool", "spool-1"])
 def test_verify_knows_the_anchors_of_every_worker(cli: Cli, tmp_path: Path, spool: str) -> None:
     """U4: each has its own in its spool; a whole chain that is gone is missed, whichever worker wrote it."""

@@ -159,8 +159,12 @@ def _anchors(named: Path | None, store: Store, config: Config) -> trail.Anchors:
     one = [Path(config.audit.anchors)] if config.audit.anchors else []
     files = one or [spool / "anchors.jsonl" for spool in spools(config, store)]
     found: dict[str, Mapping[int, bytes]] = {}
-    for path in filter(Path.exists, files):
-        found.update(trail.read_anchors(path))
+    for path in files:
+        try:
+            found.update(trail.read_anchors(path))
+        except trail.AnchorError as err:
+            if not isinstance(err.__cause__, FileNotFoundError):
+                raise
     if not found:
         say(f"no anchors in {files[0].absolute()}: a chain that was computed anew would not be noticed")
     return found

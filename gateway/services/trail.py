@@ -34,7 +34,8 @@ class AnchorError(Exception):
 
 
 def read_anchors(path: Path) -> Anchors:
-    """The file that gateways append to. A last line without its end is passed over: it was being written."""
+    """The file that gateways append to. A last line without its end is passed over: it was being written. Raises
+    AnchorError."""
     anchors: dict[str, dict[int, bytes]] = {}
     try:
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
@@ -42,7 +43,7 @@ def read_anchors(path: Path) -> Anchors:
                 entry = json.loads(line)
                 anchors.setdefault(entry["writer"], {})[entry["seq"]] = bytes.fromhex(entry["hash"])
     except (OSError, ValueError, KeyError, TypeError) as err:
-        raise AnchorError(f"{path}: {err}") from err
+        raise AnchorError(f"{path}: {getattr(err, 'strerror', None) or err}") from err
     return anchors
 
 
