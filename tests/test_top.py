@@ -1,8 +1,12 @@
 """The live view: what stands where, from a real `/stats` and from a full one."""
 
 import asyncio
+import contextlib
 import http.server
 import json
+import os
+import pty
+import signal
 import subprocess
 import sys
 import threading
@@ -13,9 +17,10 @@ import uvloop
 
 from gateway.admin.app import admin_app, serve_admin
 from gateway.cli import main
-from gateway.commands.top import bar, count, picture, seconds
+from gateway.commands.top import CLEAR_BELOW, bar, count, picture, seconds
 from tests.flow.engine import Engine, hang
 from tests.gateway import chat, gateway
+from tests.servers import free_port
 
 
 def test_the_picture_shows_backends_queues_and_users() -> None:
@@ -42,9 +47,31 @@ def test_the_picture_shows_backends_queues_and_users() -> None:
             assert any(line.startswith("t/u ") and "100%" in line for line in lines)
             raw = await run(subprocess.run, [*command, "--json"], capture_output=True, text=True, check=True)
             assert json.loads(raw.stdout)["scheduler"]["queued"] == 2
+            away = ["--store", f"postgresql://owner@127.0.0.1:{free_port()}/x"]
+            known = await run(subprocess.run, [*command, *away], capture_output=True, text=True, check=True)
+            assert "ids are shown instead of names" in known.stderr
+            assert "2 queued" in known.stdout
+            drawn = await run(in_a_terminal, command)
+            assert drawn.index("\x1b[?7l") < drawn.index("2 queued") < drawn.index("\x1b[?7h")
             await admin.close()
 
     uvloop.run(watched())
+
+
+def in_a_terminal(command: list[str]) -> str:
+    """What it draws, and what it leaves at Ctrl-C."""
+    ours, its = pty.openpty()
+    drawn = ""
+    with open(ours, "rb", buffering=0) as screen, subprocess.Popen(command, stdin=its, stdout=its, stderr=its) as top:
+        os.close(its)
+        while CLEAR_BELOW not in drawn:
+            drawn += screen.read(65536).decode(errors="replace")
+        top.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while more := screen.read(65536):
+                drawn += more.decode(errors="replace")
+        assert top.wait(30) == 0
+    return drawn
 
 
 class Other(http.server.BaseHTTPRequestHandler):

@@ -25,10 +25,11 @@ from gateway.commands.common import (
     with_store,
 )
 from gateway.config import Config
-from gateway.store.base import Store
+from gateway.store.base import StoreError
 
 HOME, CLEAR_BELOW, CLEAR_LINE = "\x1b[H", "\x1b[J", "\x1b[K"
-SHOW_ALTERNATE, SHOW_MAIN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+SHOW_ALTERNATE, SHOW_MAIN = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"
+"""Without the cursor, and a line longer than the terminal is wide ends there: wrapped, it would move those below."""
 BOLD, DIM, RED, GREEN, YELLOW, CYAN, PLAIN = (f"\x1b[{n}m" for n in (1, 2, 31, 32, 33, 36, 0))
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 STATES = {"closed": ("up", GREEN), "half_open": ("trial", YELLOW), "open": ("down", RED)}
@@ -47,19 +48,24 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Watch until interrupted. Without a store, as on another machine than the gateway's, ids stand for names."""
-
-    async def work(store: Store, config: Config) -> None:
-        await _show(args, config, await holders(store))
-
+    """Watch until interrupted."""
     config = configuration(args)
     with contextlib.suppress(KeyboardInterrupt):
-        if (path := missing_store(args.store or config.store)) is None:
-            with_store(args, work)
-        else:
-            say(f"there is no store {path}: ids are shown instead of names")
-            asyncio.run(_show(args, config, {}))
+        asyncio.run(_show(args, config, _names(args, config)))
     return 0
+
+
+def _names(args: argparse.Namespace, config: Config) -> Mapping[str, str]:
+    """Without a store, as on another machine than the gateway's or while it is away, ids stand for names."""
+    path = missing_store(args.store or config.store)
+    lacks = f"there is no store {path}"
+    if path is None:
+        try:
+            return with_store(args, lambda store, _: holders(store))
+        except StoreError as err:
+            lacks = str(err)
+    say(f"{lacks}: ids are shown instead of names")
+    return {}
 
 
 async def _show(args: argparse.Namespace, config: Config, names: Mapping[str, str]) -> None:
