@@ -38,7 +38,7 @@ from gateway.services.keyfmt import parse, shaped
 from gateway.services.principal import ISSUED, Grant, Network, Principal
 from gateway.services.proofs import ChainReader, Prover
 from gateway.services.throttle import FailureThrottle, RefusalPace
-from gateway.services.verdict import DENIALS, NO_GUESSES, PASSING, Refusal, TokenJudge, Verdict
+from gateway.services.verdict import DENIALS, LAPSED, NO_GUESSES, PASSING, Refusal, TokenJudge, Verdict
 from gateway.store.base import Chain, Changes, Key, Store, StoreError, Tenant, User
 from gateway.store.limits import NO_LIMITS, Scoped
 
@@ -262,6 +262,8 @@ class KeyService:
             verdict = await self._judge(digest, key_id, secret)
             if epoch == self._epoch:
                 self._remember(digest, verdict)
+                if verdict in LAPSED:  # once in `cache_seconds`: until then it is remembered
+                    _log.warning("a key that lapsed is used", extra={"key": key_id, "why": verdict.name.lower()})
                 return verdict
         return Refusal.UNAVAILABLE
 

@@ -48,6 +48,9 @@ NO_GUESSES = frozenset(
 one browser left open must not lock the others out; and what a key signed that is not known, since an issuer may sign
 with a new one before it is fetched. That is no guess: nothing under an unknown name can be right."""
 
+LAPSED = frozenset({Refusal.EXPIRED, Refusal.REVOKED, Refusal.DISABLED})
+"""The secret was that of the key: its holder was let in once, or has it from somebody who was."""
+
 PASSING = DENIALS | NO_GUESSES
 """Not remembered with the credential: what was refused may be good a moment later."""
 

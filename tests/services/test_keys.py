@@ -299,6 +299,24 @@ def test_a_key_expires_on_time_though_cached(url: str) -> None:
     asyncio.run(body())
 
 
+def test_the_log_names_a_key_that_lapsed_once_while_it_is_remembered(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """K3: records name no key that was not let in, and a revoked one that is still used matters. A guess is no key."""
+
+    async def body() -> None:
+        async with ring(url) as it:
+            await it.store.revoke_key(it.key.id, 1)
+            async with service(it.store) as keys:
+                for token in (it.token, it.token, wrong_secret(it.token)):
+                    with pytest.raises(Unauthenticated):
+                        await answer(keys, token)
+            said = [vars(record) for record in caplog.records if record.message == "a key that lapsed is used"]
+            assert [(each["key"], each["why"]) for each in said] == [(it.key.id, "revoked")]
+
+    asyncio.run(body())
+
+
 def test_unknown_keys_never_reach_argon2_and_malformed_ones_not_even_the_store(url: str) -> None:
     """K3, K4"""
 
