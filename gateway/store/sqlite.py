@@ -281,11 +281,18 @@ def _wal(connection: sqlite3.Connection) -> None:
             time.sleep(0.01)
 
 
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
 def _migrate(connection: sqlite3.Connection, path: Path) -> bool:
-    """Apply what is missing under the write lock -> whether anything was; a file from a newer program is refused."""
+    """Apply what is missing under the write lock -> whether anything was; a file from a newer program is refused.
+    Where nothing is, nothing is locked or written: on a full disk, too, commands that read can."""
     known = migrations("sqlite")
+    if _version(connection) == len(known):
+        return False
     with _transaction(connection):
-        done = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        done = _version(connection)
         if done > len(known):
             raise StoreError(f"{path}: schema {done} is newer than this program knows ({len(known)})")
         for migration in known[done:]:

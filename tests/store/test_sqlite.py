@@ -129,6 +129,21 @@ def test_a_locked_file_is_an_error_in_time(tmp_path: Path) -> None:
     asyncio.run(body())
 
 
+def test_a_file_that_nobody_can_write_is_read(tmp_path: Path) -> None:
+    """O5: `fairgate audit tail` in the night in which the disk is full; here somebody holds the lock."""
+    path = tmp_path / "fairgate.db"
+
+    async def body() -> None:
+        async with connection(path) as store:
+            await store.add_tenant(Tenant(id="t", name="t", created_at=0))
+        with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+            holder.execute("BEGIN IMMEDIATE")
+            async with connection(path) as store:
+                assert [tenant.name for tenant in await store.tenants()] == ["t"]
+
+    asyncio.run(body())
+
+
 @pytest.mark.parametrize("how", ["purged", "expired"])
 def test_deleted_prompts_are_on_no_disk(tmp_path: Path, how: str) -> None:
     """U5: neither in the file nor in its log while the gateway runs; what a reader keeps goes with the next ones."""
