@@ -337,7 +337,8 @@ def test_audit_tail_verify_and_export(cli: Cli, tmp_path: Path) -> None:
     assert cli.run("audit", "export", "--csv", "--since", "2020-01-01", "--output", str(out)).returncode == 0
     assert stat.S_IMODE(out.stat().st_mode) == 0o600, "addresses and names are its owner's to read"
     assert out.read_text(encoding="utf-8").splitlines()[1].startswith("r-1,1800000000000000,t,u,k,2001:db8::1,")
-    tamper(cli.store, "UPDATE audit SET status = 500")
+    tamper(cli.store, "UPDATE audit SET status = 429, error = 'queue_full'")
+    assert cli.run("audit", "tail").stdout.split()[-1] == "queue_full", "why it was refused"
     broken = cli.run("audit", "verify")
     assert broken.returncode == 1
     assert "BROKEN at 1 (request r-1)" in broken.stdout

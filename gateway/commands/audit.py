@@ -95,7 +95,9 @@ def show_tail(args: argparse.Namespace) -> int:
     if args.json:
         show_json([msgspec.structs.asdict(record) for record in records])
         return 0
-    header = ("TIME (UTC)", "REQUEST", "KEY", "ROUTE", "MODEL", "STATUS", "OUTCOME", "TOKENS", "QUEUE MS", "TOTAL MS")
+    header = (
+        "TIME (UTC)", "REQUEST", "KEY", "ROUTE", "MODEL", "STATUS", "OUTCOME", "TOKENS", "QUEUE MS", "TOTAL MS", "ERROR"
+    )  # fmt: skip
     print(table(header, [_shown(record) for record in records]))
     return 0
 
@@ -105,7 +107,7 @@ def _shown(r: AuditRecord) -> tuple[object, ...]:
     model = r.model_served or r.model_asked
     return (
         when(r.started_at), r.id, r.key, r.route, model, r.status, r.outcome, tokens, r.queue_us // 1000,
-        r.total_us // 1000,
+        r.total_us // 1000, r.error,
     )  # fmt: skip
 
 
