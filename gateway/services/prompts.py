@@ -123,7 +123,7 @@ class PromptService:
                 await _wait(self._ready, SWEEP_SECONDS)
                 await _wait(self._crowded, GATHER_SECONDS)
             except StoreError as err:
-                _log.warning("prompts wait: %d, %s", len(self._pending), err)
+                _log.warning("%d prompts wait to be written, others to expire: %s", len(self._pending), err)
                 await asyncio.sleep(_RETRY)
 
     async def _write(self) -> None:
