@@ -95,7 +95,10 @@ def test_a_key_is_shown_once_alone_on_standard_output(cli: Cli) -> None:
     done = cli.run("keys", "create", "--tenant", "acme", "--user", "ann", "--expires-days", "never")
     assert parse(done.stdout.strip().encode()) is not None
     assert "only time" in done.stderr
-    assert done.stdout.strip() not in cli.run("keys", "list").stdout
+    assert "expires never" in done.stderr
+    listed = cli.run("keys", "list").stdout
+    assert "active  never" in listed
+    assert done.stdout.strip() not in listed
 
 
 def test_a_rotated_key_is_shown_once_and_names_what_it_replaces(cli: Cli) -> None:

@@ -255,7 +255,7 @@ def _show_token(args: argparse.Namespace, key: Key, token: str, **more: Any) -> 
     else:
         say("This is the only time the key is shown:")
         print(token)
-        say(f"id {key.id}, expires {when(key.expires_at)}")
+        say(f"id {key.id}, expires {_end(key)}")
 
 
 def rotate_key(args: argparse.Namespace) -> int:
@@ -284,9 +284,14 @@ def list_keys(args: argparse.Namespace) -> int:
     if args.json:
         show_json([accounts.public(key) for key in keys])
     else:
-        rows = [(k.id, *owners[k.user], k.name, _state(k), when(k.expires_at), when(k.last_used_at)) for k in keys]
+        rows = [(k.id, *owners[k.user], k.name, _state(k), _end(k), when(k.last_used_at)) for k in keys]
         print(table(("KEY", "TENANT", "USER", "NAME", "STATE", "EXPIRES", "LAST USED"), rows))
     return 0
+
+
+def _end(key: Key) -> str:
+    """`-` would read like something that is not known."""
+    return "never" if key.expires_at is None else when(key.expires_at)
 
 
 def _state(key: Key) -> str:
