@@ -47,7 +47,7 @@ class Tls(_Section, frozen=True):
     """TLS of a listener (H12)."""
 
     cert: Annotated[str, Meta(description="PEM file with the certificate chain")]
-    key: Annotated[str, Meta(description="PEM file with the private key")]
+    key: Annotated[str, Meta(description="PEM file with the private key, without a passphrase")]
     client_ca: Annotated[str, Meta(description="PEM file; when set, clients must present a certificate of it")] = ""
 
 

@@ -299,6 +299,11 @@ def address_of(section: cfg.Backend) -> Address:
     return Address(host, split.port or (443 if tls else 80), tls, section.ca)
 
 
+def _no_passphrase() -> str:
+    """OpenSSL would ask the terminal, if there is one, and at a reload everybody would wait for the answer."""
+    raise cfg.ConfigError("tls.key: it has a passphrase, which nobody is asked for; keep it without one")
+
+
 def tls_context(tls: cfg.Tls | None) -> ssl.SSLContext | None:
     """TLS 1.2+ for a listener (H12). Raises ConfigError."""
     if tls is None:
@@ -310,12 +315,10 @@ def tls_context(tls: cfg.Tls | None) -> ssl.SSLContext | None:
     try:
         for name in files:
             open(name, "rb").close()  # OpenSSL would not say which of them
-        context.load_cert_chain(tls.cert, tls.key)
+        context.load_cert_chain(tls.cert, tls.key, _no_passphrase)
         if tls.client_ca:
             context.load_verify_locations(tls.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
-    except ssl.SSLError as err:
-        raise cfg.ConfigError(f"tls: {', '.join(files)}: {err}") from err
-    except OSError as err:
-        raise cfg.ConfigError(f"tls: {err.filename}: {err.strerror}") from err
+    except OSError as err:  # an ssl.SSLError is one, without a name
+        raise cfg.ConfigError(f"tls: {err.filename or ', '.join(files)}: {err.strerror or err}") from err
     return context

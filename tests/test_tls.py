@@ -194,6 +194,16 @@ def test_a_file_of_tls_that_cannot_be_used_is_named(tmp_path: Path) -> None:
             discovery.client("https://localhost", key="", ca=str(tmp_path / file), timeout=1.0)
 
 
+def test_nobody_is_asked_for_a_passphrase(authority: Authority) -> None:
+    """O7: a reload would wait for it."""
+    cert, locked = authority.issue("locked"), str(authority.folder / "passphrase.key")
+    key = cert.replace(".pem", ".key")
+    command = ["openssl", "pkey", "-in", key, "-aes256", "-passout", "pass:any word", "-out", locked]
+    subprocess.run(command, check=True, capture_output=True)
+    with pytest.raises(cfg.ConfigError, match=r"tls\.key: it has a passphrase"):
+        tls_context(cfg.Tls(cert=cert, key=locked))
+
+
 def test_tls_older_than_1_2_is_refused(authority: Authority) -> None:
     """S-N5, H12. An unusable certificate is a sentence at start, not a traceback."""
     section = authority.section(authority.issue("server"))
