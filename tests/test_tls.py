@@ -192,6 +192,8 @@ def test_a_file_of_tls_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     for file in ("none.pem", "text.pem"):
         with pytest.raises(OSError, match=file):
             discovery.client("https://localhost", key="", ca=str(tmp_path / file), timeout=1.0)
+        with pytest.raises(OSError, match=file):
+            Pool(Address("localhost", 1, tls=True, ca=str(tmp_path / file)), idle_expiry=1.0)
 
 
 def test_nobody_is_asked_for_a_passphrase(authority: Authority) -> None:

@@ -23,8 +23,9 @@ from urllib.parse import quote_plus, urlencode
 import httpx
 import msgspec
 
+from gateway.http1.client import trusting
 from gateway.issuer import Oidc
-from gateway.services.discovery import LookFailed, client, get, read, trusting
+from gateway.services.discovery import LookFailed, client, get, read
 from gateway.services.jwks import KeySet
 from gateway.services.tokens import said_in
 from gateway.services.verdict import DENIALS, Refusal

@@ -338,16 +338,24 @@ def _abandon(task: "asyncio.Task[UpstreamConnection]") -> None:
         task.result().abort()
 
 
+def trusting(ca: str) -> ssl.SSLContext:
+    """A client's context with the authorities of `ca`; empty: the system's. Raises OSError, which names the file."""
+    try:
+        return ssl.create_default_context(cafile=ca or None)
+    except OSError as err:  # an ssl.SSLError is one; neither says of which file it speaks
+        raise OSError(f"{ca}: {err.strerror or err}") from err
+
+
 class Pool:
     """The connections of one backend address (R6): LIFO reuse, idle expiry, no bound of its own (slots bound use)."""
 
     def __init__(
         self, address: Address, idle_expiry: float, rest: float = REST, used: "set[Pool] | None" = None
     ) -> None:
-        """Times in seconds; the pool is in `used` while it has connections. Raises OSError (ssl.SSLError too) for a
-        `ca` that cannot be used."""
+        """Times in seconds; the pool is in `used` while it has connections. Raises OSError for a `ca` that
+        cannot be used."""
         self.address = address
-        self._tls = ssl.create_default_context(cafile=address.ca or None) if address.tls else None
+        self._tls = trusting(address.ca) if address.tls else None
         self.idle_expiry = idle_expiry
         self.connections: set[UpstreamConnection] = set()
         self.retired = False

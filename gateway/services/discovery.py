@@ -20,6 +20,7 @@ from msgspec import UNSET, UnsetType
 from gateway import __version__
 from gateway.api.model_info import ModelInfo
 from gateway.api.model_names import untagged
+from gateway.http1.client import trusting
 
 MAX_ANSWER: Final = 8 * 1024 * 1024  # bytes; 2 000 models with long details stay below 2 MiB
 MAX_MODELS: Final = 10_000
@@ -114,14 +115,6 @@ _version = msgspec.json.Decoder(_Version)
 _list = msgspec.json.Decoder(_List)
 _props = msgspec.json.Decoder(_Props)
 _slots = msgspec.json.Decoder(list[_Slot])
-
-
-def trusting(ca: str) -> ssl.SSLContext:
-    """A client's context with the authorities of `ca`; empty: the system's. Raises OSError, which names the file."""
-    try:
-        return ssl.create_default_context(cafile=ca or None)
-    except OSError as err:  # an ssl.SSLError is one; neither says of which file it speaks
-        raise OSError(f"{ca}: {err.strerror or err}") from err
 
 
 def client(url: str, *, key: str, ca: str, timeout: float) -> httpx.AsyncClient:
