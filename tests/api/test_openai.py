@@ -169,6 +169,22 @@ def test_images_and_sounds_do_not_count_as_text(part: bytes) -> None:
     assert ask.input_bytes < 5_000
 
 
+def test_each_image_and_sound_of_a_body_counts_once() -> None:
+    image = b'{"type":"image_url","image_url":{"url":"data:image/png;base64,%b"}}' % (b"iVB/" * 25_000)
+    sound = b'{"type":"input_audio","input_audio":{"data":"%b","format":"wav"}}' % (b"UklG" * 25_000)
+    text = b'{"type":"text","text":"%b"}' % (b"word " * 20_000)
+    ask = read(b'{"model":"m","messages":[{"role":"user","content":[%b]}]}' % b",".join((image, text, sound, image)))
+    assert 100_000 + 3 * 4096 <= ask.input_bytes < 100_000 + 3 * 4096 + 500
+
+
+def test_what_only_begins_like_images_counts_as_text() -> None:
+    text = b'{"type":"text","text":"%b"}' % (b";base64,A " * 200_000)
+    image = b'{"type":"image_url","image_url":{"url":"data:image/png;base64,%b"}}' % (b"iVB/" * 25_000)
+    body = b'{"model":"m","messages":[{"role":"user","content":[%b]}]}'
+    assert read(body % text).input_bytes > 2_000_000
+    assert read(body % (text + b"," + image)).input_bytes > 2_100_000  # behind too many to be looked for
+
+
 @pytest.mark.parametrize(
     ("given", "engine", "limits"),
     [
