@@ -437,6 +437,8 @@ def _check_addresses(config: Config) -> None:
                 parse_listen(text)
             except ValueError as err:
                 raise ConfigError(f"{path}: {err}") from err
+    if config.admin.listen == config.listen and parse_listen(config.listen)[1]:
+        raise ConfigError("admin.listen: it is the address of `listen`")
     if config.admin.api and not config.admin.listen:
         raise ConfigError("admin.api: there is no admin.listen to serve it on")
     if config.admin.oidc is not None and not config.admin.api:

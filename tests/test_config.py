@@ -83,6 +83,7 @@ NO_HOSTS = ("", "a:80", "[::1]", "2001:DB8::7", "2001:db8:0::7", "A.lab", "a.", 
         (oidc("api: false").replace("api: true", "api: false"), "unknown setting"),
         ("admin: {oidc: {issuer: 'https://h', client_id: a}}", "required field"),
         (oidc().replace("api: true", "api: false"), "admin.oidc: nobody can log in where admin.api is off"),
+        ("listen: 127.0.0.1:80\nadmin: {listen: '127.0.0.1:80'}", "admin.listen: it is the address of `listen`"),
         *((f"admin: {{hosts: [a, '{name}']}}", "admin.hosts[1]: not a name or an address") for name in NO_HOSTS),
     ],
 )

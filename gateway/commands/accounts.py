@@ -193,8 +193,8 @@ def create_user(args: argparse.Namespace) -> int:
 def list_users(args: argparse.Namespace) -> int:
     async def work(store: Store, _: Config) -> tuple[dict[str, str], list[User]]:
         tenant = await accounts.find_tenant(store, args.tenant) if args.tenant else None
-        tenants = {t.id: t.name for t in await store.tenants()}
-        return tenants, await store.users(tenant.id if tenant else None)
+        users = await store.users(tenant.id if tenant else None)
+        return {t.id: t.name for t in await store.tenants()}, users  # last: nobody's tenant is missing
 
     tenants, users = with_store(args, work)
     if args.json:
@@ -276,9 +276,11 @@ def list_keys(args: argparse.Namespace) -> int:
     async def work(store: Store, _: Config) -> tuple[dict[str, tuple[str, str]], list[Key]]:
         tenant = await accounts.find_tenant(store, args.tenant) if args.tenant else None
         user = await accounts.find_user(store, tenant, args.user) if tenant and args.user else None
+        # In this order: no key's user and no user's tenant is missing, whoever is made meanwhile.
+        keys = await store.keys(user.id if user else None, tenant.id if tenant else None)
+        users = await store.users(tenant.id if tenant else None)
         tenants = {t.id: t.name for t in await store.tenants()}
-        owners = {u.id: (tenants[u.tenant], u.name) for u in await store.users(tenant.id if tenant else None)}
-        return owners, await store.keys(user.id if user else None, tenant.id if tenant else None)
+        return {u.id: (tenants[u.tenant], u.name) for u in users}, keys
 
     owners, keys = with_store(args, work)
     if args.json:
