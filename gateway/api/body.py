@@ -59,6 +59,9 @@ _BLOBS: Final = (
 )
 """How images and audio in base64 begin and go on (`data`: those of Anthropic's API). Some JSON writers (PHP's) escape
 its slashes. Looked for one by one: one expression for all of them takes 15 ms for a megabyte, these 3."""
+_STEP: Final = 2048
+_RUN: Final = re.compile(rb"[A-Za-z0-9+/=_\\-]{%d}" % _STEP)
+"""What has no such run at a multiple of _STEP has no image of 4096 bytes. Of text a few bytes a step tell that."""
 _MOST_BLOBS: Final = 1000
 """Of each kind in one text: a body made of their beginnings must not hold the loop. What is beyond counts as text."""
 _BLOB_FROM: Final = 64 * 1024
@@ -397,6 +400,8 @@ def prompt_bytes(body: bytes, members: Members, keys: tuple[str, ...]) -> int:
 def _uncounted(text: bytes) -> int:
     """Bytes of images and sounds beyond their flat amount; of what stands inside another, the outer one's."""
     spans = []
+    if not any(_RUN.match(text, at) for at in range(0, len(text), _STEP)):
+        return 0
     for opening, rest in _BLOBS:
         at = text.find(opening)
         for _ in range(_MOST_BLOBS):
