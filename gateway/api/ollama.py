@@ -13,7 +13,6 @@ import msgspec
 from gateway.api.body import (
     Members,
     edited,
-    prompt_bytes,
     read_count,
     read_flag,
     read_model,
@@ -25,6 +24,7 @@ from gateway.api.body import (
 )
 from gateway.api.dialect import ANY_METHOD, Access, Ask, Endpoint, Framing, Kind, public_message, rfc3339
 from gateway.api.model_info import ModelInfo
+from gateway.api.prompt_size import prompt_bytes
 from gateway.errors import Busy, GatewayError
 
 _SCOPE: Final = "ollama"

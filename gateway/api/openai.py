@@ -11,7 +11,6 @@ import msgspec
 from gateway.api.body import (
     Members,
     edited,
-    prompt_bytes,
     prompts_in,
     read_count,
     read_flag,
@@ -25,6 +24,7 @@ from gateway.api.body import (
 )
 from gateway.api.dialect import Access, Ask, Endpoint, Framing, Kind, public_message
 from gateway.api.model_info import ModelInfo
+from gateway.api.prompt_size import prompt_bytes
 from gateway.errors import BadRequest, BudgetSpent, Busy, GatewayError, ModelUnavailable
 
 CHOICES: Final = 128
@@ -40,6 +40,7 @@ _BATCHES: Final = frozenset({"prompt", "prompt_embeds"})
 """Keys that hold several prompts if they are arrays, each answered apart; vLLM takes both at once."""
 
 _COUNTED: Final = _BATCHES | _MULTIPLIERS
+"""Without any of them there is one answer."""
 
 _PRIORITY: Final = "priority"
 """vLLM's own order of requests, if it runs with one: whoever names the smallest number goes first, and others are

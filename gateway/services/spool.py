@@ -29,7 +29,7 @@ from gateway.services.keyfmt import random_text
 MAGIC: Final = b"FGSPOOL1"
 _FRAME: Final = struct.Struct("<II")  # length of the rest, its CRC-32
 _HEAD: Final = struct.Struct("<BQQQ")  # kind, number, seq, at
-_BOTH: Final = struct.Struct("<IIBQQQ")
+_BOTH: Final = struct.Struct(_FRAME.format + _HEAD.format[1:])  # at once
 _BASE: Final = 0
 _START: Final = 1
 _END: Final = 2
