@@ -263,3 +263,7 @@ class Bug(GatewayError):
 
 class ClientGone(Exception):
     """The client closed its connection before the answer was complete: an outcome (499 in records), never rendered."""
+
+
+class Interrupted(Exception):
+    """The gateway ended and cut the connection of a request that ran: an outcome, never rendered."""

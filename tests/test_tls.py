@@ -131,7 +131,7 @@ def test_streams_that_are_cut_at_the_end_leave_their_rows(authority: Authority, 
         assert held == [4, 0]
         async with connection(store) as opened:
             rows = [dict(zip(STORED_COLUMNS, row, strict=True)) for row in await opened.audit_tail(10)]
-        assert [row["outcome"] for row in rows] == ["client_gone"] * 4
+        assert [row["outcome"] for row in rows] == ["interrupted"] * 4
 
     uvloop.run(main())
 

@@ -9,7 +9,6 @@ from gateway.admin.call import Call, instant, listed
 from gateway.admin.state import stats as everything
 from gateway.errors import BadRequest
 from gateway.services import accounts, tuning
-from gateway.services.audit import INTERRUPTED
 from gateway.services.metrics_table import OUTCOMES
 from gateway.services.model_list import gathered
 from gateway.services.record import AuditRecord
@@ -134,8 +133,8 @@ def _hour(text: str, name: str, absent: int) -> int:
 
 async def audit(call: Call) -> object:
     asked = call.query(AuditAsk)
-    if asked.outcome not in ("", *OUTCOMES, INTERRUPTED):
-        raise BadRequest(f"none of {', '.join(OUTCOMES)}, {INTERRUPTED}", param="outcome")
+    if asked.outcome not in ("", *OUTCOMES):
+        raise BadRequest(f"none of {', '.join(OUTCOMES)}", param="outcome")
     query = AuditQuery(
         count=asked.limit,
         since=instant(asked.since, "since", 0),

@@ -52,6 +52,12 @@ class Outcome(StrEnum):
     CLIENT_GONE = "client_gone"
     TIMED_OUT = "timed_out"
     BUG = "bug"
+    INTERRUPTED = "interrupted"
+    """The gateway ended and cut it; of a killed one, the next process writes that row."""
+
+
+GIVEN_UP: Final = frozenset({Outcome.CLIENT_GONE, Outcome.INTERRUPTED})
+"""Whatever an engine did of these was asked for, and nobody heard how it went on."""
 
 
 @dataclass(frozen=True, eq=False)

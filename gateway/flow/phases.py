@@ -17,8 +17,10 @@ from gateway.errors import (
     BadRequest,
     Bug,
     ClientGone,
+    Draining,
     Forbidden,
     GatewayError,
+    Interrupted,
     ModelUnavailable,
     MutationBlocked,
     Overloaded,
@@ -74,8 +76,8 @@ async def handle(x: Exchange, rt: Runtime) -> None:
             await local.respond_later(x, rt)
         else:
             local.respond(x, rt)
-    except ClientGone:
-        x.outcome = Outcome.CLIENT_GONE
+    except (ClientGone, Interrupted) as left:
+        _unheard(x, cut=isinstance(left, Interrupted))
     except GatewayError as error:
         refuse(x, rt, error)
     except WireError as unread:
@@ -84,6 +86,14 @@ async def handle(x: Exchange, rt: Runtime) -> None:
         refuse(x, rt, _unforeseen(x, bug))
     finally:
         settle(x, rt)
+
+
+def _unheard(x: Exchange, *, cut: bool) -> None:
+    """Nobody is told any more: the client left, or the gateway ended and `cut` it."""
+    if cut:
+        x.outcome, x.error = Outcome.INTERRUPTED, Draining("The gateway ended.")
+    else:
+        x.outcome = Outcome.CLIENT_GONE
 
 
 def _unforeseen(x: Exchange, error: Exception) -> GatewayError:

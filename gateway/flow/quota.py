@@ -8,7 +8,7 @@ from typing import Final
 
 from gateway.api.dialect import Kind
 from gateway.api.usage import Usage
-from gateway.flow.exchange import Exchange, Outcome, Runtime
+from gateway.flow.exchange import GIVEN_UP, Exchange, Outcome, Runtime
 from gateway.services.limits import Quota, Shown
 from gateway.services.meters import duration
 from gateway.services.principal import Principal
@@ -50,7 +50,7 @@ def settle(x: Exchange, rt: Runtime, ended: float) -> None:
     if reservation is None:
         return
     relayed = usage is not None and (usage.reported or usage.completion_tokens > 0)
-    worked = bool(x.sent_at) and (relayed or x.outcome in (Outcome.DONE, Outcome.CLIENT_GONE))
+    worked = bool(x.sent_at) and (relayed or x.outcome is Outcome.DONE or x.outcome in GIVEN_UP)
     if not worked or usage is None:
         rt.limits.forget(reservation)
         return

@@ -10,7 +10,7 @@ from gateway.api.dialect import Access
 from gateway.api.routes import NO_ENDPOINT
 from gateway.api.usage import Usage
 from gateway.flow import quota
-from gateway.flow.exchange import NO_REPLY, NO_ROUTE, Exchange, Outcome, Runtime
+from gateway.flow.exchange import GIVEN_UP, NO_REPLY, NO_ROUTE, Exchange, Outcome, Runtime
 from gateway.flow.ticket import expected_cost
 from gateway.services.record import AuditRecord, Opening
 from gateway.services.tracing import Ended, TracingService
@@ -22,6 +22,7 @@ log = logging.getLogger("fairgate.flow")
 NO_USAGE: Final = Usage(prompt_tokens=0, completion_tokens=0, cached_tokens=0, reported=False)
 MODEL_CHARS: Final = 256  # of a name that nobody knows; longer ones are told by their beginning
 GONE_STATUS: Final = 499  # what logs and engines call a request whose client left (nginx, Ollama)
+CUT_STATUS: Final = 503  # of a request that the end of the gateway cut, whatever had gone out
 
 
 def settle(x: Exchange, rt: Runtime) -> None:
@@ -29,6 +30,8 @@ def settle(x: Exchange, rt: Runtime) -> None:
     ended = rt.now()
     if x.outcome is Outcome.CLIENT_GONE:
         x.status = GONE_STATUS
+    elif x.outcome is Outcome.INTERRUPTED:
+        x.status = CUT_STATUS
     x.usage = _usage(x)
     works_on = x.outcome is not Outcome.DONE and _works_on(x)
     upstream, x.upstream = x.upstream, None
@@ -99,9 +102,9 @@ def _usage(x: Exchange) -> Usage:
 def _cost(x: Exchange, rt: Runtime, works_on: bool) -> float:
     """Cost units to charge (scheduler.md 5.3): the truth if reported; nothing if no engine worked for it. What a client
     leaves to an engine that `works_on` is produced to its end: as expected, or leaving would make it free."""
-    if works_on and x.outcome is Outcome.CLIENT_GONE:
+    if works_on and x.outcome in GIVEN_UP:
         return expected_cost(x, rt)
-    if not x.sent_at or (x.relay is None and x.outcome is not Outcome.CLIENT_GONE):
+    if not x.sent_at or (x.relay is None and x.outcome not in GIVEN_UP):
         return 0.0
     usage = x.usage or NO_USAGE
     prompt = float(usage.prompt_tokens)
@@ -118,7 +121,7 @@ def _works_on(x: Exchange) -> bool:
     it sends when all is done. A stream it would have ended with its connection."""
     if x.backend.engine not in WORKS_ON or x.ask.stream or x.upstream is None or x.reply is not NO_REPLY:
         return False
-    return x.sent_at > 0.0 and x.outcome in (Outcome.CLIENT_GONE, Outcome.TIMED_OUT)
+    return x.sent_at > 0.0 and (x.outcome in GIVEN_UP or x.outcome is Outcome.TIMED_OUT)
 
 
 def _learn(x: Exchange, rt: Runtime, ended: float) -> None:
@@ -190,7 +193,7 @@ def record(x: Exchange, ended: float) -> AuditRecord:
 
 def _estimated(x: Exchange, usage: Usage) -> bool:
     """Whether the engine worked and did not come to say how much, be it that the client left before its first byte."""
-    return not usage.reported and (x.relay is not None or (x.outcome is Outcome.CLIENT_GONE and x.sent_at > 0.0))
+    return not usage.reported and (x.relay is not None or (x.outcome in GIVEN_UP and x.sent_at > 0.0))
 
 
 def _said(outcome: Outcome) -> str:

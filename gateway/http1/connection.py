@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from gateway.errors import ClientGone, Overloaded, RequestTimeout
+from gateway.errors import ClientGone, Interrupted, Overloaded, RequestTimeout
 from gateway.http1.eager import Call, Signal
 from gateway.http1.message import STATUS_LINES, RequestHead
 from gateway.http1.wire import RequestReader, WireError
@@ -352,6 +352,13 @@ class Connection:
         """Cut the connection: what was promised cannot be completed."""
         self.keep = False
         self.transport.abort()
+
+    def cut(self) -> None:
+        """The gateway ends: so do the connection and its request, which has settled when this returns."""
+        self.phase = Phase.CLOSED
+        self.transport.abort()
+        if self.call is not None:
+            self.call.throw(Interrupted("the gateway ended"))
 
     # ---- timers, driven by the server's sweep
 

@@ -132,16 +132,16 @@ class HttpServer:
         return True
 
     async def ended(self) -> None:
-        """After `close`: connections have ended and their requests with them; with TLS that takes turns of the loop."""
+        """After `close`: connections have ended; with TLS that takes turns of the loop."""
         self.draining = True
         await self._emptied(CUT)
 
     def close(self) -> None:
-        """End at once what is still open; `ended` says when."""
+        """End at once what is still open: requests now, their connections when `ended` says so."""
         for listener in self._listeners:
             listener.close()
         for connection in list(self.connections):
-            connection.transport.abort()
+            connection.cut()
         self._timer.cancel()
 
     def stats(self) -> ServerStats:

@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.errors import GatewayError
 
-OUTCOMES: Final = ("done", "refused", "upstream_failed", "client_gone", "timed_out", "bug")
+OUTCOMES: Final = ("done", "refused", "upstream_failed", "client_gone", "timed_out", "bug", "interrupted")
 AUTH_RESULTS: Final = ("ok", "missing", "invalid", "forbidden", "throttled", "unavailable")
 
 
