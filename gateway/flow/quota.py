@@ -43,27 +43,25 @@ async def reserve(x: Exchange, rt: Runtime) -> None:
         x.extra += limit_fields(rt.limits, x.principal, rt.now())
 
 
+def worked(x: Exchange, usage: Usage) -> bool:
+    """Whether an engine did what is to be paid for: it answered, or was left at its work."""
+    answered = usage.reported or usage.completion_tokens > 0
+    return x.sent_at > 0.0 and (answered or x.outcome is Outcome.DONE or x.outcome in GIVEN_UP)
+
+
 def settle(x: Exchange, rt: Runtime, ended: float) -> None:
     """The truth in place of the estimate; nothing where no token came and the client did not leave (L2)."""
     reservation = x.reservation
     usage = x.usage
     if reservation is None:
         return
-    relayed = usage is not None and (usage.reported or usage.completion_tokens > 0)
-    worked = bool(x.sent_at) and (relayed or x.outcome is Outcome.DONE or x.outcome in GIVEN_UP)
-    if not worked or usage is None:
+    if usage is None or not worked(x, usage):
         rt.limits.forget(reservation)
         return
     seconds = ended - x.granted_at if x.granted_at else 0.0
-    rt.limits.settle(reservation, _tokens(x, rt, usage), seconds)
+    rt.limits.settle(reservation, usage.prompt_tokens + usage.completion_tokens, seconds)
     if usage.reported and x.outcome is Outcome.DONE:
         rt.limits.pace.observe(x.route.model, usage.prompt_tokens, usage.completion_tokens, seconds)
-
-
-def _tokens(x: Exchange, rt: Runtime, usage: Usage) -> int:
-    """Input and output; the input is estimated where the engine did not come to report it."""
-    prompt = usage.prompt_tokens if usage.reported else int(rt.estimator.input_tokens(x.route.model, x.ask.input_bytes))
-    return prompt + usage.completion_tokens
 
 
 def limit_fields(limits: Quota, principal: Principal, now: float) -> bytes:

@@ -32,7 +32,7 @@ def settle(x: Exchange, rt: Runtime) -> None:
         x.status = GONE_STATUS
     elif x.outcome is Outcome.INTERRUPTED:
         x.status = CUT_STATUS
-    x.usage = _usage(x)
+    x.usage = _usage(x, rt)
     works_on = x.outcome is not Outcome.DONE and _works_on(x)
     upstream, x.upstream = x.upstream, None
     if upstream is not None:
@@ -89,7 +89,17 @@ def _let_go(x: Exchange) -> None:
         x.error.__traceback__ = x.error.__context__ = x.error.__cause__ = None
 
 
-def _usage(x: Exchange) -> Usage:
+def _usage(x: Exchange, rt: Runtime) -> Usage:
+    """Tokens as reported, else as counted; the prompt that an engine worked on and did not come to count is estimated.
+    The record, the limits and the metrics all have these."""
+    usage = _counted(x)
+    if usage.reported or usage.prompt_tokens or not quota.worked(x, usage):
+        return usage
+    prompt = int(rt.estimator.input_tokens(x.route.model, x.ask.input_bytes))
+    return Usage(prompt, usage.completion_tokens, usage.cached_tokens, reported=False)
+
+
+def _counted(x: Exchange) -> Usage:
     if x.relay is None:
         return NO_USAGE
     usage, tap = x.relay.usage() or NO_USAGE, x.relay.tap
@@ -108,7 +118,7 @@ def _cost(x: Exchange, rt: Runtime, works_on: bool) -> float:
         return 0.0
     usage = x.usage or NO_USAGE
     prompt = float(usage.prompt_tokens)
-    if not usage.reported:
+    if not usage.reported and not prompt:
         prompt = rt.estimator.input_tokens(x.route.model, x.ask.input_bytes)
     uncached = max(0.0, prompt - usage.cached_tokens)
     return cost(

@@ -6,7 +6,8 @@ from typing import Any
 
 import uvloop
 
-from tests.flow.engine import Answer, Engine, hang, start_and_hang
+from gateway.store.limits import Limits
+from tests.flow.engine import SSE_HEAD, Answer, Engine, chunk, cut, frame, hang, start_and_hang
 from tests.gateway import Gateway, chat, gateway
 from tests.wire import WAIT
 
@@ -47,11 +48,27 @@ def test_what_the_end_of_the_gateway_cuts_is_no_clients_leaving() -> None:
         g.app.server.close()
         rows = await g.records(3)
         assert {(row["status"], row["outcome"], row["error"]) for row in rows} == {(503, "interrupted", "draining")}
-        assert sorted((row["completion_tokens"] > 0, row["usage_estimated"]) for row in rows) == [
-            (False, 0),  # waited
-            (False, 1),
-            (True, 1),
-        ]
+        told = [(row["prompt_tokens"] > 0, row["completion_tokens"] > 0, row["usage_estimated"]) for row in rows]
+        assert sorted(told) == [(False, False, 0), (True, False, 1), (True, True, 1)]  # the first one waited
         assert g.app.metrics._requests == {("openai", CHAT, 5, "interrupted"): 3}
 
     run(start_and_hang, test, slots=2)
+
+
+def test_a_stream_that_breaks_off_counts_for_the_record_what_it_counts_for_limits() -> None:
+    """A7, L2: the frames that came, and the prompt by estimate; what breaks before a frame counts nothing."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        key = await g.add_key(limits=Limits(tokens_per_day=10_000))
+        assert (await g.ask(CHAT, chat(stream=True), key=key))[0] == 200
+        engine.answer = cut(SSE_HEAD)
+        assert (await g.ask(CHAT, chat(stream=True), key=key))[0] == 502
+        broken, unborn = await g.records(2)
+        assert (broken["outcome"], broken["completion_tokens"], broken["usage_estimated"]) == ("upstream_failed", 2, 1)
+        assert broken["prompt_tokens"] > 0
+        assert (unborn["prompt_tokens"], unborn["completion_tokens"]) == (0, 0)
+        await g.app.limits.close()
+        spent = {row.budget: row.spent for row in await g.store.budgets(f"key:{broken['key']}")}
+        assert list(spent.values()) == [broken["prompt_tokens"] + 2]
+
+    run(cut(SSE_HEAD, chunk(frame("a")), chunk(frame("b"))), test)

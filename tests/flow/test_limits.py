@@ -205,7 +205,9 @@ def test_what_never_ran_costs_nothing_and_what_a_client_left_costs_what_it_got()
         assert row["outcome"] == "client_gone"
         await g.app.limits.close()
         spent = await budget(g, f"key:{row['key']}")
-        assert 0 < spent["tokens"][0] < 40
+        assert 0 < row["prompt_tokens"] < 40
+        assert row["usage_estimated"]
+        assert spent["tokens"][0] == row["prompt_tokens"] + row["completion_tokens"]
         assert spent["tokens"][1] == spent["gpu"][1] == 0
         assert spent["gpu"][0] >= 1
 
