@@ -66,6 +66,10 @@ class Collector:
     def broke(self, error: UpstreamError) -> None:
         self.done.set(None)
 
+    def over(self) -> bool:
+        """Nothing tells but its framing."""
+        return False
+
     def body(self) -> bytes:
         """What was kept; chunk framing may still be around it, which reading for a log does not mind."""
         return b"".join(self._parts)

@@ -294,6 +294,17 @@ class Relay:
             self.connection.abort()
         self.done.set(None)
 
+    def over(self) -> bool:
+        """The stream has told its own end, and no chunk is open that was passed on as it came."""
+        if self.tap is None or self.error is not None:
+            return False
+        self.tap.finish()
+        walker = self.upstream.walker if self._decoder is None else None
+        if not self.tap.terminated or not (walker is None or walker.boundary or self._tail_seen):
+            return False
+        self._tail_seen = True  # what ends the client's chunks is ours to write
+        return True
+
     def _stop_if_failed(self, sieve: Sieve) -> None:
         """The engine reported an error under a status of success: the client gets ours, not the engine's words (H8)."""
         if sieve.failed and self.error is None:

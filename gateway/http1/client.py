@@ -30,6 +30,9 @@ MAX_INFORMATIONAL: Final = 8  # 1xx heads before a final one; engines send none
 REST: Final = 0.005
 """Seconds that a connection rests after an answer before it is used again. Bytes that an engine sends behind its answer
 are then met by nobody and close it; with a request on the way they would be taken for somebody else's answer."""
+AFTER_END: Final = 1.0
+"""Seconds of silence in which an engine may end a body whose stream has told its own end. Without that body's end
+nobody knows whose the next bytes are: the connection closes."""
 _unread: Final = bytearray(4)  # a C int; `ioctl` writes into it, which is faster than making one
 _NONE_UNREAD: Final = bytes(4)
 
@@ -53,6 +56,10 @@ class Sink(Protocol):
         """The body will not be completed."""
         ...
 
+    def over(self) -> bool:
+        """Whether the body so far is whole by its own words, and may end here whatever its framing says."""
+        ...
+
 
 class State(Enum):
     """What is read next."""
@@ -73,6 +80,7 @@ class UpstreamConnection:
         "_descriptor",
         "_interim",
         "_line",
+        "_looked_at",
         "_method",
         "_remaining",
         "_reusable",
@@ -108,6 +116,7 @@ class UpstreamConnection:
         self._remaining: int | None = None
         self._reusable = False
         self._between = NEVER
+        self._looked_at = NEVER  # the deadline behind the read after which the sink was asked whether that was all
         self._line = b""  # an unfinished size line of the answer's chunks
         self._descriptor = -1
         self._interim = 0  # informational heads of this answer so far
@@ -320,8 +329,24 @@ class UpstreamConnection:
 
     # ---- timers
 
+    def due(self, now: float) -> bool:
+        """Whether a timer has passed; of a body also AFTER_END, once after each read."""
+        if self.deadline <= now or self.total_deadline <= now:
+            return True
+        read_at = self.deadline - self._between
+        return self.state is State.BODY and self.deadline != self._looked_at and read_at + AFTER_END <= now
+
     def expired(self, now: float) -> None:
-        """`deadline` or `total_deadline` has passed (R4)."""
+        """It is `due`: the body is whole all the same, or `deadline` or `total_deadline` has passed (R4)."""
+        if self.state is State.BODY and self.sink is not None and self.sink.over():
+            self._reusable = False
+            self._complete(b"")
+        elif self.deadline <= now or self.total_deadline <= now:
+            self._late(now)
+        else:
+            self._looked_at = self.deadline
+
+    def _late(self, now: float) -> None:
         what = "answer in time" if self.state is State.HEAD else "go on with its answer in time"
         if self.total_deadline <= now:
             what = "finish within the time of this model"
@@ -439,7 +464,7 @@ class Pool:
 
     def sweep(self, now: float) -> None:
         """Expire timers and idle connections; called about once a second."""
-        for connection in [c for c in self.connections if c.deadline <= now or c.total_deadline <= now]:
+        for connection in [c for c in self.connections if c.due(now)]:
             connection.expired(now)
         self._rested(now)
         while self._idle and self._idle[0].idle_since + self.idle_expiry <= now:

@@ -1,13 +1,27 @@
 """Ends that are nobody's wish: a gateway that is stopped, streams that break off, engines that do not end theirs."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
 import uvloop
 
+from gateway import config as cfg
 from gateway.store.limits import Limits
-from tests.flow.engine import SSE_HEAD, Answer, Engine, chunk, cut, frame, hang, start_and_hang
+from tests.flow.engine import (
+    DONE,
+    SSE_HEAD,
+    USAGE_FRAME,
+    Answer,
+    Engine,
+    chunk,
+    cut,
+    frame,
+    hang,
+    start_and_hang,
+)
 from tests.gateway import Gateway, chat, gateway
 from tests.wire import WAIT
 
@@ -72,3 +86,54 @@ def test_a_stream_that_breaks_off_counts_for_the_record_what_it_counts_for_limit
         assert list(spent.values()) == [broken["prompt_tokens"] + 2]
 
     run(cut(SSE_HEAD, chunk(frame("a")), chunk(frame("b"))), test)
+
+
+CLOSING = SSE_HEAD.replace(b"Transfer-Encoding: chunked", b"Connection: close")
+UNENDED = {
+    "chunks": (SSE_HEAD, chunk(frame("a")), chunk(USAGE_FRAME), chunk(DONE)),
+    "half its last line": (SSE_HEAD, chunk(frame("a")), chunk(USAGE_FRAME), chunk(DONE), b"0\r"),
+    "trailers": (SSE_HEAD, chunk(frame("a")), chunk(USAGE_FRAME), chunk(DONE), b"0\r\nx: y\r\n"),
+    "one read": (SSE_HEAD + chunk(frame("a") + USAGE_FRAME + DONE),),
+    "cut frames": (
+        SSE_HEAD,
+        chunk(frame("a")[:9]),
+        chunk(frame("a")[9:] + USAGE_FRAME),
+        chunk(DONE[:8]),
+        chunk(DONE[8:]),
+    ),
+    "no chunks": (CLOSING, frame("a"), USAGE_FRAME, DONE),
+}
+
+
+def never_ending(*wires: bytes) -> Answer:
+    """An engine that sends these, and leaves its body open."""
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for wire in wires:
+            writer.write(wire)
+            await writer.drain()
+            await asyncio.sleep(0)
+        await hang(head, body, reader, writer)
+
+    return answer
+
+
+@pytest.mark.parametrize("path", [CHAT, "/api/chat", "/v1/messages"])
+@pytest.mark.parametrize("how", UNENDED)
+def test_behind_its_own_end_a_stream_holds_no_slot(how: str, path: str) -> None:
+    """R4, R6: the client has its whole answer within seconds, and the engine's connection, whose body goes on for all
+    that is known, closes."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        asked = time.monotonic()
+        status, _, body = await g.ask(path, chat(stream=True, max_tokens=9))
+        assert status == 200
+        assert time.monotonic() - asked < WAIT
+        if path == CHAT:
+            assert body == frame("a") + DONE
+        (row,) = await g.records(1)
+        assert (row["outcome"], row["prompt_tokens"], row["completion_tokens"]) == ("done", 7, 3)
+        await asyncio.wait_for(engine.aborted.get(), WAIT)
+        assert not g.app.pools["engine"].connections
+
+    run(never_ending(*UNENDED[how]), test, upstream=cfg.Upstream(connect=0.2))

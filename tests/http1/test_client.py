@@ -31,6 +31,7 @@ class Body:
         self.ended = asyncio.Event()
         self.error: UpstreamError | None = None
         self.came = asyncio.Event()
+        self.whole = False  # by its own words
 
     def data(self, data: bytes) -> None:
         self.parts.append(data)
@@ -43,6 +44,9 @@ class Body:
     def broke(self, error: UpstreamError) -> None:
         self.error = error
         self.ended.set()
+
+    def over(self) -> bool:
+        return self.whole
 
 
 async def wait(signal: "Signal[Any]") -> Any:
@@ -492,6 +496,29 @@ def test_silence_in_a_stream_and_endless_streams_time_out(later: float, timers: 
         pool.sweep(pool.now() + later)
         await body.ended.wait()
         assert isinstance(body.error, UpstreamTimeout)
+        assert await asyncio.wait_for(backend.closed.get(), WAIT) == 1
+
+    run(silent, test)
+
+
+def test_a_body_that_is_whole_by_its_own_words_ends_soon_and_its_connection_with_it() -> None:
+    """R6: what its engine may still send is nobody's; one that is not whole is asked once and waited for."""
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        connection = await pool.dial(1.0)
+        await wait(send(connection))
+        body = connection.sink = Body()
+        pool.sweep(pool.now() + 1.1)
+        assert not body.ended.is_set()
+        body.whole = True
+        pool.sweep(pool.now() + 1.2)
+        assert not body.ended.is_set()
+        connection.deadline += 0.001  # as by a read
+        pool.sweep(pool.now() + 1.3)
+        assert body.ended.is_set()
+        assert (body.error, connection.state) == (None, State.CLOSED)
+        connection.release()
+        assert pool.take() is None
         assert await asyncio.wait_for(backend.closed.get(), WAIT) == 1
 
     run(silent, test)
