@@ -353,7 +353,7 @@ def refuse(x: Exchange, rt: Runtime, error: GatewayError) -> None:
 
 
 def _dialect(x: Exchange, rt: Runtime) -> Dialect:
-    """Whose shape an error takes: the route's, the path's, or the default where not even a head was read."""
+    """Whose shape an error takes: the route's, the path's, which a refused head may still tell, or the default."""
     if x.endpoint is NO_ENDPOINT:
-        return rt.routes.dialect_for(x.head.path)
+        return rt.routes.dialect_for(x.head.path or x.connection.reader.told)
     return rt.routes.listing(x.endpoint, x.head.headers) if x.endpoint.kind in local.LISTS else x.endpoint.dialect

@@ -51,6 +51,7 @@ _BROKEN: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\
 _VERSIONS: Final = {b"1.1": 11, b"1.0": 10}
 
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*+(?=\r\n)", re.IGNORECASE)
+_TOLD: Final = re.compile(rb"(?:\r\n)?" + _TOKEN + rb"{1,32} (?:https?://[^/?\s]*)?(/[!-~]{0,64})", re.IGNORECASE)
 _DIGITS: Final = re.compile(rb"[0-9]{1,18}")
 _HOST: Final = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|[0-9A-Za-z._~-]{1,255})(?::([0-9]{0,5}))?")
 _ABSOLUTE: Final = re.compile(rb"(https?)://([^/?]*)(.*)", re.IGNORECASE)
@@ -157,6 +158,13 @@ def _joined(head: bytes) -> dict[bytes, bytes]:
         else:
             found[name] += (b"; " if name == b"cookie" else b", ") + value
     return found
+
+
+def told(buffer: bytes) -> str:
+    """How the path begins that a request line names, whatever else is wrong with it: by that the client's API is known
+    in which it is told so. Nothing may be routed by it. Empty where there is none."""
+    found = _TOLD.match(buffer)
+    return found[1].decode() if found is not None else ""
 
 
 def without_upgrade(head: bytes) -> bytes:

@@ -56,7 +56,7 @@ class RequestReader:
         "_accepted", "_limits", "_repeated", "_target_seen",
         # of the message
         "_blank", "_body_limit", "_decoder", "_held", "_joined", "_length", "_line_checked", "_parts", "_parts_bytes",
-        "_known", "_peer", "_scanned", "_state", "body_received", "head", "refusal",
+        "_known", "_peer", "_scanned", "_state", "_told", "body_received", "head", "refusal",
     )  # fmt: skip
 
     def __init__(self, limits: WireLimits | None = None) -> None:
@@ -66,6 +66,7 @@ class RequestReader:
         self._accepted: tuple[bytes, RequestHead] | None = None  # read in full, and not yet made a `Repeated`
         self.refusal: WireError | None = None
         self._held = b""
+        self._told = ""
         self._begin()
 
     def _begin(self) -> None:
@@ -102,6 +103,11 @@ class RequestReader:
     def dead(self) -> bool:
         """Nothing more is read from this connection: an error, or the last request of a connection that closes."""
         return self._state == _DEAD
+
+    @property
+    def told(self) -> str:
+        """How the path begins that an unread or refused head names: see `head.told`."""
+        return self._told or rules.told(self._held)
 
     @property
     def buffered(self) -> int:
@@ -371,6 +377,7 @@ class RequestReader:
     def _die(self, error: WireError) -> WireError:
         self._state = _DEAD
         self.refusal = error
+        self._told = rules.told(self._held) if self.head is None else ""
         self._held = b""
         self._parts = None
         self._parts_bytes = self._joined = 0
