@@ -64,15 +64,51 @@ def _usage(counts: Counts | None) -> dict[str, int]:
     }
 
 
+class _Block:
+    """A block of content. `parts` are those held back, of a call of a tool all."""
+
+    def __init__(self, kind: str, opening: Object) -> None:
+        self.kind = kind
+        self.opening = opening
+        self.parts: list[str] = []
+        self.over = False
+
+    @property
+    def whole(self) -> bool:
+        """Nothing more of it can come behind another one's beginning. An object's text is never that of a longer's
+        beginning, so a call is whole when its arguments are an object."""
+        if self.kind != "tool_use":
+            return True
+        try:
+            _OBJECT.decode("".join(self.parts))
+        except (msgspec.DecodeError, RecursionError):
+            return False
+        return True
+
+
+_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_DELTAS: Final = {
+    "text": ("text_delta", "text"),
+    "thinking": ("thinking_delta", "thinking"),
+    "tool_use": ("input_json_delta", "partial_json"),
+}
+"""A block's type -> its deltas' type, and their member."""
+
+
 class MessageStream(ChunkStream):
-    """A stream of chunks as the events of a message."""
+    """A stream of chunks as the events of a message.
+
+    One block is open at a time, and engines may write several calls of tools at once: what comes while an open call is
+    not whole is held until it is, or to the end.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._name = ""  # of the message, once it has begun
-        self._index = -1  # of the newest block
-        self._block = ""  # its type while it is open
-        self._calls: list[int] = []  # the index of each call's block
+        self._index = -1  # of the newest block that was begun
+        self._open: _Block | None = None
+        self._behind: list[_Block] = []  # behind the open one
+        self._calls: list[_Block] = []
         self._numbers = CallNumbers()
         self._counts: Counts | None = None
         self._finish: str | None = None
@@ -89,7 +125,9 @@ class MessageStream(ChunkStream):
 
     def end(self) -> bytes:
         """The last events."""
-        return self._opened(Completion()) + self._closed() + self._ended()
+        out = [self._opened(Completion())]
+        out += [self._begun(block) for block in self._behind]
+        return b"".join(out) + self._closed() + self._ended()
 
     def _opened(self, chunk: Completion) -> bytes:
         if self._name:
@@ -100,40 +138,72 @@ class MessageStream(ChunkStream):
 
     def _said(self, delta: Said) -> bytes:
         out = b""
-        if thoughts := delta.thoughts:
-            out += self._in("thinking", {"type": "thinking", "thinking": "", "signature": ""})
-            out += self._delta(self._index, "thinking_delta", thinking=thoughts)
+        if delta.thoughts:
+            out += self._more("thinking", {"type": "thinking", "thinking": "", "signature": ""}, delta.thoughts)
         if delta.content:
-            out += self._in("text", {"type": "text", "text": ""})
-            out += self._delta(self._index, "text_delta", text=delta.content)
+            out += self._more("text", {"type": "text", "text": ""}, delta.content)
         for call in delta.tool_calls or []:
             out += self._called(call)
         return out
 
+    def _more(self, kind: str, opening: Object, text: str) -> bytes:
+        """Go on in the newest block if it is of this kind, else in a new one."""
+        newest = self._behind[-1] if self._behind else self._open
+        if newest is not None and newest.kind == kind:
+            return self._add(newest, text)
+        block = _Block(kind, opening)
+        return self._put(block) + self._add(block, text)
+
     def _called(self, call: Call) -> bytes:
+        """Each call has a block of its own."""
         number = self._numbers.of(call)
         out = b""
         if number == len(self._calls):
-            out = self._in("tool_use", _tool_use(call, f"{self._name}_{number}"))
-            self._calls.append(self._index)
-        if call.arguments:
-            out += self._delta(self._calls[number], "input_json_delta", partial_json=call.arguments)
+            self._calls.append(_Block("tool_use", _tool_use(call, f"{self._name}_{number}")))
+            out = self._put(self._calls[number])
+        return out + self._add(self._calls[number], call.arguments) if call.arguments else out
+
+    def _put(self, block: _Block) -> bytes:
+        if self._behind or (self._open is not None and not self._open.whole):
+            self._behind.append(block)
+            return b""
+        return self._begun(block)
+
+    def _add(self, block: _Block, text: str) -> bytes:
+        """More of a block. Behind its end, which was that of its arguments, is nothing that counts."""
+        if block.over:
+            return b""
+        if block is not self._open:
+            block.parts.append(text)
+            return b""
+        if block.kind == "tool_use":
+            block.parts.append(text)
+        return self._delta(block, text) + (self._released() if self._behind and text.rstrip().endswith("}") else b"")
+
+    def _released(self) -> bytes:
+        """The blocks behind the open one, up to the first that is not whole."""
+        out = b""
+        while self._behind and self._open is not None and self._open.whole:
+            out += self._begun(self._behind.pop(0))
         return out
 
-    def _in(self, kind: str, block: Object) -> bytes:
-        """Go on in the open block of this kind, or end it and begin one; each call has a block of its own."""
-        if kind == self._block != "tool_use":
-            return b""
+    def _begun(self, block: _Block) -> bytes:
+        """End the open block and begin this one, with what was held of it."""
         out = self._closed()
-        self._index, self._block = self._index + 1, kind
-        return out + _event("content_block_start", index=self._index, content_block=block)
+        self._index, self._open = self._index + 1, block
+        out += _event("content_block_start", index=self._index, content_block=block.opening)
+        return out + self._delta(block, "".join(block.parts)) if block.parts else out
 
-    def _delta(self, index: int, kind: str, **members: str) -> bytes:
-        return _event("content_block_delta", index=index, delta={"type": kind, **members})
+    def _delta(self, block: _Block, text: str) -> bytes:
+        kind, member = _DELTAS[block.kind]
+        return _event("content_block_delta", index=self._index, delta={"type": kind, member: text})
 
     def _closed(self) -> bytes:
-        was, self._block = self._block, ""
-        return _event("content_block_stop", index=self._index) if was else b""
+        was, self._open = self._open, None
+        if was is None:
+            return b""
+        was.over = True
+        return _event("content_block_stop", index=self._index)
 
     def _ended(self) -> bytes:
         end = _end(self._finish, self._stop, called=bool(self._calls))

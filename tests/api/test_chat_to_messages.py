@@ -41,9 +41,12 @@ FRAGMENTS = pytest.mark.parametrize(
         [call(None, '{"a":1}', "f"), call(None, "{", "g"), call(None, "}")],
         [{"tool_calls": [{"index": 0, **CALLED[0]}, {"index": 1, **CALLED[1]}]}],
         [{"tool_calls": CALLED}],
+        [call(0, '{"a"', "f", id="x"), call(1, "{", "g", id="y"), call(0, ":1}"), call(1, "}")],
+        [call(0, "", "f", id="x"), call(1, "{}", "g", id="y"), call(0, '{"a":1}')],
     ],
 )
-"""Ways in which engines tell two calls: with or without indices, with names and ids once or in each fragment."""
+"""Ways in which engines tell two calls: with or without indices, with names and ids once or in each fragment, one after
+the other or both at once."""
 
 
 def events(payload: bytes) -> list[Any]:
@@ -167,6 +170,34 @@ def test_fragments_of_calls_are_told_apart(deltas: list[dict[str, Any]]) -> None
     content = message_of(streamed(*map(frame, deltas), DONE)[0])["content"]
     assert [(block["name"], block["input"]) for block in content] == [("f", {"a": 1}), ("g", {})]
     assert content[0]["id"] != content[1]["id"]
+
+
+def test_what_comes_behind_an_unfinished_call_keeps_its_order() -> None:
+    """Words and a third call wait for the first call's end, and no longer; what is behind an end does not count."""
+    first, rest = call(0, '{"a"', "f", id="x"), call(0, ":1}")
+    behind = [{"content": "perhaps"}, call(1, '{"b":', "g", id="y"), {"content": "then"}]
+    stream = MessageStream()
+    held = b"".join(map(stream.feed, map(frame, [first, *behind])))
+    assert b"perhaps" not in held
+    assert b'"name":"g"' not in held
+    freed = stream.feed(frame(rest))
+    assert b"perhaps" in freed
+    assert b'"name":"g"' in freed
+    assert b"then" not in freed
+    late = b"".join(
+        map(stream.feed, [frame(call(0, "{}")), frame(call(1, "2}")), frame(call(2, "{", "h", id="z")), DONE])
+    )
+    message = events(held + freed + late)
+    assert [value["content_block"]["type"] for value in message if value["type"] == "content_block_start"] == [
+        "tool_use",
+        "text",
+        "tool_use",
+        "text",
+        "tool_use",
+    ]
+    inputs = [value["delta"]["partial_json"] for value in message if "partial_json" in value.get("delta", {})]
+    assert "".join(inputs) == '{"a":1}{"b":2}{'
+    assert [value["index"] for value in message if value["type"] == "content_block_stop"] == [0, 1, 2, 3, 4]
 
 
 def test_arguments_may_be_as_deep_as_they_like() -> None:

@@ -12,7 +12,7 @@ import uvloop
 
 from gateway.store.limits import Limits
 from tests.clients.conftest import ASK_WEATHER, ENDLESS, QUESTION, WEATHER, Site
-from tests.flow.engine import SSE_HEAD, START, WORD, Engine, chunk, cut
+from tests.flow.engine import DONE, SSE_HEAD, START, WORD, Engine, chunk, cut, streamed
 from tests.gateway import Gateway, gateway
 
 TOOL: dict[str, Any] = {
@@ -306,5 +306,30 @@ def test_many_streams_at_once(site: Site) -> None:
             assert {(r["outcome"], r["usage_estimated"]) for r in records} == {("done", 0)}
             assert sum(r["completion_tokens"] for r in records) == sum(usage.output_tokens for usage in told)
             assert sum(r["prompt_tokens"] for r in records) == sum(usage.input_tokens for usage in told)
+
+    uvloop.run(main())
+
+
+def test_calls_that_an_engine_writes_at_once_are_whole() -> None:
+    """A4: engines may interleave the arguments of parallel calls; this API has one block after the other."""
+
+    def part(index: int, arguments: str, **more: Any) -> bytes:
+        told = {"index": index, "function": {"arguments": arguments} | more.pop("function", {}), **more}
+        return b"data: %b\n\n" % json.dumps({"id": "c", "choices": [{"delta": {"tool_calls": [told]}}]}).encode()
+
+    parts = [
+        part(0, '{"city":', id="a", function={"name": "get_weather"}),
+        part(1, '{"city"', id="b", function={"name": "get_weather"}),
+        part(0, '"Oslo"}'),
+        part(1, ':"Rome"}'),
+    ]
+
+    async def main() -> None:
+        async with Engine(streamed(*parts, DONE)) as engine, gateway(engine.url) as g, asynchronous(g) as client:
+            async with client.messages.stream(model="m", max_tokens=9, messages=QUESTION, tools=[TOOL]) as stream:
+                message = await stream.get_final_message()
+            called = [(block.id, block.input) for block in message.content if block.type == "tool_use"]
+            assert called == [("a", {"city": "Oslo"}), ("b", {"city": "Rome"})]
+            assert message.stop_reason == "tool_use"
 
     uvloop.run(main())
