@@ -48,13 +48,19 @@ class Bridge:
 
 
 class Crossing:
-    """One exchange over a bridge: `clock` in seconds, `sent` when the request was sent by it."""
+    """One exchange over a bridge: `clock` in seconds, `sent` when the request was sent by it.
+
+    `media` is the type of a stream, and of a whole answer if `as_stream`.
+    """
+
+    as_stream = False
 
     def __init__(self, bridge: Bridge, clock: Callable[[], float], sent: float) -> None:
         self._bridge = bridge
         self._clock = clock
         self._sent = sent
         self.framing = bridge.framing
+        self.media = bridge.media
 
     def stream(self) -> Sieve:
         """The translation of its stream."""

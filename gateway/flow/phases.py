@@ -12,6 +12,7 @@ from typing import Any, Final
 from gateway.api.bridge import Crossing
 from gateway.api.dialect import Access, Dialect, Framing, Kind
 from gateway.api.routes import NO_ENDPOINT
+from gateway.api.unstreamed import Unstreamed
 from gateway.errors import (
     AuditUnavailable,
     BadRequest,
@@ -256,7 +257,8 @@ def relay(x: Exchange, rt: Runtime) -> Relay:
     """Engine's bytes -> client, until `done`. Never retries; a broken stream is told in the stream."""
     streaming = _media_type(x).lower().startswith(STREAM_TYPES) and not x.reply.no_body
     endpoint = x.endpoint
-    if x.connection.begun and not streaming:  # the client was told to expect a stream
+    crossing = _crossing(x, rt, streaming=streaming)
+    if x.connection.begun and not streaming and crossing is None:  # the client was told to expect a stream
         raise UpstreamBroke("The engine answered without a stream.")
     assert x.upstream is not None  # noqa: S101  # forward ran
     # Here and below a plain function and `x`: a closure or a partial would be as large as the exchange.
@@ -269,7 +271,7 @@ def relay(x: Exchange, rt: Runtime) -> Relay:
         x,
         streaming=streaming,
         hide_usage=streaming and endpoint.framing is Framing.SSE and not x.ask.usage_asked,
-        crossing=Crossing(x.bridge, rt.now, x.sent_at) if x.bridge is not None else None,
+        crossing=crossing,
     )
     if streaming:
         _charge_growth(x, rt, answer)
@@ -278,6 +280,16 @@ def relay(x: Exchange, rt: Runtime) -> Relay:
     x.body = b""  # the engine has begun to answer: no retry can need it any more
     rt.ledger.shrink_body(x, 0)
     return answer
+
+
+def _crossing(x: Exchange, rt: Runtime, *, streaming: bool) -> Crossing | None:
+    """Between the client's words and the engine's. Who asked for a stream can read nothing else: one is made of a plain
+    answer, or an error where it is none of chat or completion."""
+    plain = not streaming and (x.reply.get(b"content-type") or b"").lower().startswith(fields.JSON)
+    other = x.bridge is not None or x.endpoint.framing is Framing.SSE  # one object is a stream of Ollama's as it is
+    if plain and other and x.ask.stream and x.endpoint.kind in GENERATIONS:
+        return Unstreamed(x.bridge, rt.now, x.sent_at, usage=x.ask.usage_asked)
+    return Crossing(x.bridge, rt.now, x.sent_at) if x.bridge is not None else None
 
 
 def _broken(x: Exchange, rt: Runtime, error: UpstreamError, *, told: bool) -> UpstreamError:
@@ -327,9 +339,11 @@ def _first_byte(x: Exchange) -> bytes:
 
 def _told_type(x: Exchange) -> bytes:
     """The media type for the client."""
-    if x.bridge is None:
+    assert x.relay is not None  # noqa: S101  # who asks
+    crossing = x.relay.crossing
+    if crossing is None:
         return _media_type(x)
-    return x.bridge.media if x.relay is not None and x.relay.tap is not None else fields.JSON
+    return crossing.media if x.relay.tap is not None or crossing.as_stream else fields.JSON
 
 
 # ---- the end

@@ -38,7 +38,6 @@ class Relay:
 
     __slots__ = (
         "_chunked_out",
-        "_crossing",
         "_decoder",
         "_filter",
         "_kept",
@@ -52,6 +51,7 @@ class Relay:
         "_words",
         "begun",
         "connection",
+        "crossing",
         "done",
         "endpoint",
         "error",
@@ -61,6 +61,7 @@ class Relay:
         "request_id",
         "tap",
         "tokens_due",
+        "told",
         "upstream",
     )
 
@@ -86,8 +87,9 @@ class Relay:
         self.request_id = request_id
         self.done: Signal[None] = Signal()
         self.error: UpstreamError | None = None
+        self.told = False  # the engine itself spoke of its failure, or of what it cannot: it lives
         self.begun = False  # a byte of the answer itself has gone out; comments may have gone before it
-        self._crossing = crossing
+        self.crossing = crossing
         self._words = crossing.stream() if crossing is not None and streaming else None
         self.tap: Tap | None = Tap(self.framing) if streaming else None
         self.on_tokens: Callable[[Any], int] | None = None
@@ -116,13 +118,13 @@ class Relay:
         """Whether the client gets chunks: where the length is unknown or may change, and it can read them."""
         head = self.connection.head
         new_enough = head is not None and head.version >= 11
-        known = self.reply.content_length is not None or self.reply.no_body or self._crossing is not None
+        known = self.reply.content_length is not None or self.reply.no_body or self.crossing is not None
         fixed = known and self.tap is None
         return new_enough and not fixed
 
     def _choose_path(self) -> "Callable[[Relay, bytes], None]":
         """A plain function, not a bound method: an answer must not be garbage that only a collection finds."""
-        if self._crossing is not None:
+        if self.crossing is not None:
             self._decoder = ChunkDecoder() if self.reply.chunked else None
             return Relay._reframe if self.tap is not None else Relay._gather
         if self.reply.chunked != self._chunked_out:
@@ -258,8 +260,8 @@ class Relay:
 
     def _end(self) -> None:
         """Write what ends the body in the client's framing."""
-        if self._crossing is not None and self.tap is None:
-            self._translate(self._crossing)
+        if self.crossing is not None and self.tap is None:
+            self._translate(self.crossing)
             return
         passed_whole = self.reply.chunked and self._decoder is None and self._chunked_out and not self._tail_seen
         if not self.begun:
@@ -277,9 +279,13 @@ class Relay:
         if self.error is not None:
             return
         try:
-            self._begin(crossing.answer(body))
+            answer = crossing.answer(body)
+            # Behind comments the client has been told of chunks.
+            self._begin(encode_chunk(answer) + LAST_CHUNK if self.connection.begun else answer)
         except ValueError as err:
-            self.broke(UpstreamBroke("The engine's answer could not be read.", cause=str(err)))
+            self.told = crossing.as_stream
+            said = "answered without a stream" if crossing.as_stream else "gave an answer that could not be read"
+            self.broke(UpstreamBroke(f"The engine {said}.", cause=str(err)))
             return
         self.done.set(None)
 
@@ -308,14 +314,9 @@ class Relay:
     def _stop_if_failed(self, sieve: Sieve) -> None:
         """The engine reported an error under a status of success: the client gets ours, not the engine's words (H8)."""
         if sieve.failed and self.error is None:
+            self.told = True
             where = "in its stream" if self.tap is not None else "as its answer"
             self.broke(UpstreamBroke(f"The engine reported an error {where}.", cause=sieve.failed))
-
-    @property
-    def told(self) -> bool:
-        """Whether the engine itself reported its failure: then it lives."""
-        sieve = self._sieve()
-        return sieve is not None and bool(sieve.failed)
 
     def _can_tell(self) -> bool:
         """Whether an error frame would stand between two frames, and between two chunks. Raw buffers end there."""
@@ -335,7 +336,7 @@ class Relay:
     def _open(self, fields: bytes, first: bytes) -> None:
         if self._chunked_out:
             framing = CHUNKED
-        elif self._crossing is not None:
+        elif self.crossing is not None:
             framing = b"Content-Length: %d\r\n" % len(first) if self.tap is None else b""
         elif self.reply.content_length is not None and not self.reply.no_body and self._filter is None:
             framing = b"Content-Length: %d\r\n" % self.reply.content_length
@@ -370,14 +371,14 @@ class Relay:
             # Of what never went out, nothing counts: an error as the first frame is no token.
             return self.tap.finish() or (self.tap.estimate() if self.tap.frames and self.begun else None)
         body = b"".join(self._kept)
-        if self.reply.chunked and self._crossing is None and self.error is None and self.done.is_set:
+        if self.reply.chunked and self.crossing is None and self.error is None and self.done.is_set:
             body = ChunkDecoder().decode(body) if self._kept_bytes <= KEEP_FOR_USAGE else payload_end(body)
         return usage_of_body(self.framing, body) or usage_within(self.framing, body) or self._let_go
 
     @property
     def framing(self) -> Framing:
         """Of the engine's streams."""
-        return self.endpoint.framing if self._crossing is None else self._crossing.framing
+        return self.endpoint.framing if self.crossing is None else self.crossing.framing
 
     def __repr__(self) -> str:
         return f"<Relay begun={self.begun} done={self.done.is_set} error={self.error!r}>"

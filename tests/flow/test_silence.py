@@ -78,3 +78,20 @@ def test_an_answer_without_a_stream_is_no_end_of_one() -> None:
             assert (await g.records(1))[0]["outcome"] == "upstream_failed"
 
     uvloop.run(main())
+
+
+def test_an_answer_in_one_piece_is_told_as_a_stream() -> None:
+    """A5, A11: behind a comment too."""
+    whole = {"id": "c", "choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}]}
+
+    async def main() -> None:
+        async with silent(b"", json_answer(json.dumps(whole).encode())) as (g, engine):
+            client = await g.connect()
+            await client.send(g.request("/v1/chat/completions", chat(stream=True)))
+            told = await after_comments(client, engine)
+            first, done, _ = told.split(b"\n\n")
+            assert json.loads(first.removeprefix(b"data: "))["choices"][0]["delta"] == {"content": "hi"}
+            assert done == b"data: [DONE]"
+            assert (await g.records(1))[0]["outcome"] == "done"
+
+    uvloop.run(main())
