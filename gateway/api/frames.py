@@ -19,7 +19,7 @@ _CLEAN_END: Final = {Framing.SSE: b"\n\n\r\n", Framing.NDJSON: b"\n\r\n"}  # of 
 _SIZE_LINE: Final = 6  # bytes of the longest usual one; a second chunk cannot begin before
 _ERROR: Final = b"error"  # in every frame by which an engine says that it failed
 _ERROR_KEY: Final = b'"error"'  # inside a JSON string its quotes are escaped: this is a key, or the whole of a value
-_ERROR_LINE: Final = re.compile(rb"^(?:error:|event: ?error *$)", re.MULTILINE)
+_ERROR_LINE: Final = re.compile(rb"^(?:\xef\xbb\xbf)?(?:error:|event: ?error *$)", re.MULTILINE)
 """An event that official clients raise as an error, and the field name under which older llama.cpp sent its own."""
 _ERROR_TYPES: Final = frozenset({b'"error"', b'"response.failed"'})
 _FALSY: Final = frozenset({b"null", b"false", b'""', b"{}", b"[]", b"0"})

@@ -17,6 +17,7 @@ from gateway.http1.chunks import ChunkDecoder
 
 TAIL: Final = 64 * 1024
 """Of a larger buffer only this much is kept: the end of a stream is what matters, and its last frame is small."""
+BOM: Final = b"\xef\xbb\xbf"
 SHORT: Final = 128
 RUN: Final = 512
 """Buffers shorter than SHORT are gathered into runs of at least RUN bytes: bytes that trickle in must not push the
@@ -252,9 +253,11 @@ def lines_of(text: bytes) -> bytes:
 
 
 def event_data(frame: bytes) -> bytes:
-    """The data of one event: its `data:` lines without their names, joined."""
+    """The data of one event: its `data:` lines without their names, joined. A byte order mark may stand before the
+    first one of a stream."""
     if frame.startswith(b"data: ") and b"\n" not in frame:
         return frame[6:]
+    frame = frame.removeprefix(BOM)
     lines = [line[5:].removeprefix(b" ") for line in frame.split(b"\n") if line.startswith(b"data:")]
     return b"\n".join(lines)
 

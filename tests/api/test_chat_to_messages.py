@@ -79,6 +79,7 @@ def message_of(values: list[Any]) -> dict[str, Any]:
             assert value["index"] == open_block
             open_block = None
         else:
+            assert value["index"] == open_block
             block, delta = message["content"][value["index"]], value["delta"]
             kind = {"text": "text", "thinking": "thinking", "tool_use": "input_json"}[block["type"]]
             assert delta["type"] == f"{kind}_delta"
@@ -207,6 +208,13 @@ def test_arguments_may_be_as_deep_as_they_like() -> None:
         message = {"tool_calls": [{"id": "t", "function": {"name": "f", "arguments": deep}}]}
         made = answer(json.dumps({"choices": [{"message": message}]}).encode())
         assert deep.encode() in made or b'"input":{}' in made
+
+
+def test_a_byte_order_mark_hides_no_first_frame() -> None:
+    """WHATWG, event streams: one may stand before the first line, in bytes of any cut."""
+    payload = b"\xef\xbb\xbf" + frame({"content": "hi"}) + DONE
+    for cut in range(len(payload)):
+        assert message_of(streamed(payload[:cut], payload[cut:])[0])["content"] == [{"type": "text", "text": "hi"}]
 
 
 def test_counts_may_be_written_with_a_fraction() -> None:

@@ -31,6 +31,8 @@ ERRORS = [
     (Framing.SSE, b'data: {"error":{"code":NaN,"message":"%b"}}\n\n' % SECRET),
     (Framing.SSE, b'data: 1\n\rdata: {"error":"%b"}\n\n' % SECRET),
     (Framing.NDJSON, b'{"error":"%b"}\n' % SECRET),
+    (Framing.SSE, b'\xef\xbb\xbfdata: {"error":{"message":"%b"}}\n\n' % SECRET),
+    (Framing.SSE, b'\xef\xbb\xbfevent: error\ndata: {"message":"%b"}\n\n' % SECRET),
     (Framing.NDJSON, b'{"model":"m","error":"%b"}\r\n' % SECRET),
 ]
 
