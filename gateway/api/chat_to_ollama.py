@@ -91,12 +91,17 @@ def _called(call: Call, number: int) -> dict[str, Any]:
 def _whole(body: bytes, seconds: float, part: Part) -> bytes:
     made = whole(body)
     said = made.choice.message or Said()
-    line = _line(made) | part(said.content or "", said.thoughts, said.tool_calls or [])
+    line = _line(made) | part(said.content or "", said.thoughts, said.tool_calls or []) | _logged(made)
     return msgspec.json.encode(line | _end(made.choice.finish_reason, made.usage, seconds, seconds))
 
 
 def _line(made: Completion) -> dict[str, Any]:
     return {"model": made.model or "", "created_at": rfc3339(made.created or 0)}
+
+
+def _logged(made: Completion) -> dict[str, Any]:
+    """Both APIs say the same of a token, in the same words."""
+    return {"logprobs": tokens} if (tokens := made.choice.tokens) is not None else {}
 
 
 def _end(finish: str | None, counts: Counts | None, seconds: float, first: float) -> dict[str, Any]:
@@ -137,7 +142,10 @@ class LineStream(ChunkStream):
         said = chunk.choice.delta or Said()
         for call in said.tool_calls or []:
             self._gather(call)
-        return self._say(said.content or "", said.thoughts, []) if said.content or said.thoughts else b""
+        logged = _logged(chunk)
+        if not (said.content or said.thoughts or logged):
+            return b""
+        return self._say(said.content or "", said.thoughts, [], logged)
 
     def _gather(self, call: Call) -> None:
         number = self._numbers.of(call)
@@ -149,13 +157,13 @@ class LineStream(ChunkStream):
 
     def end(self) -> bytes:
         """The calls of tools, and the last line."""
-        calls = self._say("", "", self._calls) if self._calls else b""
+        calls = self._say("", "", self._calls, {}) if self._calls else b""
         now = self._clock()
         end = _end(self._finish, self._counts, now - self._sent, (self._first or now) - self._sent)
         return calls + _text(_line(self._made) | self._part("", "", []) | end)
 
-    def _say(self, text: str, thoughts: str, calls: list[Call]) -> bytes:
-        return _text(_line(self._made) | self._part(text, thoughts, calls) | {"done": False})
+    def _say(self, text: str, thoughts: str, calls: list[Call], logged: dict[str, Any]) -> bytes:
+        return _text(_line(self._made) | self._part(text, thoughts, calls) | logged | {"done": False})
 
 
 def _text(line: dict[str, Any]) -> bytes:

@@ -12,6 +12,8 @@ from gateway.api.dialect import Framing
 from gateway.api.frames import FRAME_END, FrameFilter
 from gateway.api.stream import LONGEST_FRAME, event_data, lines_of
 
+_NOTHING: Final = msgspec.Raw(b"")
+
 
 class Function(msgspec.Struct, gc=False):
     name: str | None = None
@@ -57,11 +59,27 @@ class Said(msgspec.Struct, gc=False):
         return self.reasoning_content or self.reasoning or ""
 
 
+class Logprobs(msgspec.Struct, gc=False):
+    content: list[msgspec.Raw] | None = None
+
+
 class Choice(msgspec.Struct, gc=False):
     message: Said | None = None
     delta: Said | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None  # vLLM: the stop sequence that it met
+    logprobs: msgspec.Raw = _NOTHING
+
+    @property
+    def tokens(self) -> msgspec.Raw | None:
+        """What the engine says of each token, an array as the engine wrote it; None for what has another form."""
+        try:
+            listed = _LOGPROBS.decode(self.logprobs) if self.logprobs else None
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        if listed is None or not listed.content:
+            return None
+        return msgspec.Raw(b"[%b]" % b",".join(map(bytes, listed.content)).translate(_ON_ONE_LINE))
 
 
 class Details(msgspec.Struct, gc=False):
@@ -132,6 +150,8 @@ class CallNumbers:
 Record = TypeVar("Record")
 _COMPLETION: Final = msgspec.json.Decoder(Completion)
 _ARGUMENTS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_LOGPROBS: Final = msgspec.json.Decoder(Logprobs | None)
+_ON_ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
 _ONE_LINE: Final = {ord("\n"): " ", ord("\r"): " "}
 
 

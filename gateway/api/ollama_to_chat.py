@@ -64,6 +64,9 @@ def _completion(asked: Object, messages: Sequence[Object], model: str, cap: int)
         made["tools"] = asked["tools"]
     if asked.get("format"):
         made["response_format"] = _format(asked["format"])
+    if asked.get("logprobs"):
+        made["logprobs"] = True
+        made |= {"top_logprobs": asked["top_logprobs"]} if asked.get("top_logprobs") else {}
     think = asked.get("think")
     if isinstance(think, str):
         made["reasoning_effort"] = think

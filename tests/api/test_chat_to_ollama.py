@@ -102,6 +102,19 @@ def test_a_stream(make: Any, part: str) -> None:
     assert last == LAST | STREAMED
 
 
+def test_what_is_said_of_tokens() -> None:
+    """A4: in the same words, whole and streamed, on one line; forms that are none are left out."""
+    tokens = [{"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": [{"token": "b", "logprob": -2.0}]}]
+    said = {"content": tokens, "refusal": None}
+    assert whole(chat, {"content": "a"}, logprobs=said)["logprobs"] == tokens
+    got, _ = lines(frame({"content": "a"}, logprobs=said), frame({"content": ""}, logprobs=said), frame({}), DONE)
+    assert [line.get("logprobs") for line in got] == [tokens, tokens, None]
+    for other in (None, {"content": None}, {"tokens": ["a"]}, [1]):
+        got, failed = lines(frame({"content": "a"}, logprobs=other), DONE)
+        assert not failed
+        assert ["logprobs" in line for line in got] == [False, False]
+
+
 @given(TEXTS, st.data())
 def test_however_the_bytes_are_cut(texts: list[str], data: st.DataObject) -> None:
     """A4: the words of a stream are those of the whole, and its cuts change nothing."""
