@@ -85,7 +85,7 @@ def _response(text: str, thoughts: str, calls: list[Call]) -> dict[str, Any]:
 
 
 def _called(call: Call, number: int) -> dict[str, Any]:
-    return {"id": call.id or "", "function": {"index": number, "name": call.name, "arguments": call.input}}
+    return {"id": call.id, "function": {"index": number, "name": call.name, "arguments": call.input}}
 
 
 def _whole(body: bytes, seconds: float, part: Part) -> bytes:
@@ -152,7 +152,7 @@ class LineStream(ChunkStream):
         if number == len(self._calls):
             self._calls.append(Call())
         known = self._calls[number]
-        known.id = known.id or call.id
+        known.given = known.id or call.id
         known.function = Function(known.name or call.name, known.arguments + call.arguments)
 
     def end(self) -> bytes:

@@ -16,16 +16,29 @@ _NOTHING: Final = msgspec.Raw(b"")
 
 
 class Function(msgspec.Struct, gc=False):
+    """Some engines write the arguments as the object itself, not as its text (TGI)."""
+
     name: str | None = None
-    arguments: str | None = None
+    arguments: str | dict[str, msgspec.Raw] | None = None
+
+    @property
+    def text(self) -> str:
+        """The arguments, or a fragment of them."""
+        if isinstance(self.arguments, dict):
+            return msgspec.json.encode(self.arguments).decode()
+        return self.arguments or ""
 
 
 class Call(msgspec.Struct, gc=False):
-    """A call of a tool, or a fragment of one."""
+    """A call of a tool, or a fragment of one. Some engines number them where the API has ids (TGI)."""
 
     index: int | None = None
-    id: str | None = None
+    given: str | int | None = msgspec.field(default=None, name="id")
     function: Function | None = None
+
+    @property
+    def id(self) -> str:
+        return "" if self.given is None else str(self.given)
 
     @property
     def name(self) -> str:
@@ -33,17 +46,18 @@ class Call(msgspec.Struct, gc=False):
 
     @property
     def arguments(self) -> str:
-        return (self.function.arguments or "") if self.function is not None else ""
+        return self.function.text if self.function is not None else ""
 
     @property
     def input(self) -> msgspec.Raw:
         """The arguments as an object on one line, in the model's own text: its numbers and its depth are nobody's here.
         A cap on the output may have cut them to what is no JSON; then it is empty."""
         try:
-            _ARGUMENTS.decode(self.arguments or "{}")
+            text = self.arguments or "{}"
+            _ARGUMENTS.decode(text)
         except (msgspec.DecodeError, RecursionError):
             return msgspec.Raw(b"{}")
-        return msgspec.Raw((self.arguments or "{}").translate(_ONE_LINE))
+        return msgspec.Raw(text.translate(_ONE_LINE))
 
 
 class Said(msgspec.Struct, gc=False):
@@ -138,7 +152,7 @@ class CallNumbers:
         if known is not None and not self._begins(call, self._ids[known]):
             return known
         self._newest[call.index] = len(self._ids)
-        self._ids.append(call.id or "")
+        self._ids.append(call.id)
         return len(self._ids) - 1
 
     def _begins(self, call: Call, known: str) -> bool:

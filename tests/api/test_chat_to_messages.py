@@ -30,6 +30,8 @@ def call(index: int | None, arguments: str, name: str = "", **members: Any) -> d
 
 
 CALLED = [{"function": {"name": "f", "arguments": '{"a":1}'}}, {"function": {"name": "g", "arguments": "{}"}}]
+TGI: list[tuple[int, str, Any]] = [(0, "f", {"a": 1}), (1, "g", {})]
+"""Ids that are numbers, arguments that are no text."""
 FRAGMENTS = pytest.mark.parametrize(
     "deltas",
     [
@@ -41,6 +43,10 @@ FRAGMENTS = pytest.mark.parametrize(
         [call(None, '{"a":1}', "f"), call(None, "{", "g"), call(None, "}")],
         [{"tool_calls": [{"index": 0, **CALLED[0]}, {"index": 1, **CALLED[1]}]}],
         [{"tool_calls": CALLED}],
+        [
+            {"tool_calls": [{"index": n, "id": n, "function": {"name": name, "arguments": made}}]}
+            for n, name, made in TGI
+        ],
         [call(0, '{"a"', "f", id="x"), call(1, "{", "g", id="y"), call(0, ":1}"), call(1, "}")],
         [call(0, "", "f", id="x"), call(1, "{}", "g", id="y"), call(0, '{"a":1}')],
     ],
