@@ -4,6 +4,7 @@
 """
 
 import logging
+import math
 from typing import Final
 
 from gateway.api.dialect import Access
@@ -95,7 +96,7 @@ def _usage(x: Exchange, rt: Runtime) -> Usage:
     usage = _counted(x)
     if usage.reported or usage.prompt_tokens or not quota.worked(x, usage):
         return usage
-    prompt = int(rt.estimator.input_tokens(x.route.model, x.ask.input_bytes))
+    prompt = math.ceil(rt.estimator.input_tokens(x.route.model, x.ask.input_bytes))  # none is without tokens
     return Usage(prompt, usage.completion_tokens, usage.cached_tokens, reported=False)
 
 
