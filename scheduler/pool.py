@@ -437,9 +437,7 @@ class Pool:
             return
         grown = extra * request.factor * ledger.growth_at(request.started)
         account.grown = max(0.0, account.grown + grown)
-        account.charges += 1
         tenant.grown = max(0.0, tenant.grown + grown)
-        tenant.charges += 1
         _lower_level(request.node.ranking, request.node, grown)
         _lower_level(self.root, request.node.tenant, grown)
         # A refund makes stored keys too bad, which a heap does not forgive.
@@ -479,7 +477,6 @@ def set_share(account: Account, share: float) -> None:
     """Change a party's share, wherever it waits."""
     gained = share - account.share
     account.share = share
-    account.charges += 1
     for node in account.nodes:
         node.ranking.shares += gained
         node.ranking.renew(node)
