@@ -18,6 +18,7 @@ from scheduler.model import Decision, Granted, Queued, Refusal, Refused, Saved, 
 from scheduler.reservations import Window
 from scheduler.settings import Settings, describe
 from scheduler.sync import SyncScheduler
+from tests.scheduler.test_invariants import check_tree
 
 
 def core(slots: int = 1, **values: object) -> Core:
@@ -423,11 +424,27 @@ def test_who_goes_before_older_ones_of_its_own_party_is_told_so() -> None:
     assert ahead == [1, 2, 3, 0]
 
 
+def test_what_is_told_of_a_party_counts_its_grants_and_their_waits() -> None:
+    """Of a tenant: those of its users together."""
+    made = core()
+    running = granted(made, 0.0, "a")
+    queued(made, 1.0, "a")
+    queued(made, 2.0, "b")
+    for now in (4.0, 8.0):
+        (running,) = grants(made.release(now, running, 100.0))
+    told = made.stats(8.0)
+    assert {party.user: (party.grants, party.waited) for party in told.parties} == {"a": (2, 7.0), "b": (1, 2.0)}
+    assert [(tenant.grants, tenant.waited) for tenant in told.tenants] == [(3, 9.0)]
+    assert told.granted == 3
+
+
 def test_drain_refuses_all_that_wait_and_all_that_come() -> None:
     made = core()
     first = granted(made, 0.0)
     waiting = [queued(made, 0.0, user) for user in "abc"]
-    assert refusals(made.close(1.0)) == dict.fromkeys(waiting, Refusal.DRAINING)
+    decided = made.close(1.0)
+    assert refusals(decided) == dict.fromkeys(waiting, Refusal.DRAINING)
+    assert [decision.waited for decision in decided if isinstance(decision, Refused)] == [1.0] * 3
     answer = submit(made, 1.0)
     assert isinstance(answer, Refused)
     assert answer.reason is Refusal.DRAINING
@@ -576,13 +593,12 @@ def test_settings_change_under_load_without_losing_anybody(seed: int) -> None:
     waiting = {queued(made, now, f"u{n % 5}", tenant=f"t{n % 3}") for n in range(20)}
     while running:
         now += 1.0
-        made.set_settings(
-            now,
-            Settings(
-                levels=rng.choice([1, 2]), half_life=rng.choice([10.0, 300.0]), rounds=rng.choice([0.5, 4.0]),
-                wait_weight=rng.random(), credit=rng.choice([None, 1.0]),
-            ),
+        changed = Settings(
+            levels=rng.choice([1, 2]), half_life=rng.choice([10.0, 300.0]), rounds=rng.choice([0.5, 4.0]),
+            wait_weight=rng.random(), credit=rng.choice([None, 1.0]),
         )  # fmt: skip
+        assert not made.set_settings(now, changed), "nobody is decided by it"
+        check_tree(made.fleet.pools["m"])
         new = grants(made.release(now, running.pop(0), 100.0))
         assert waiting.issuperset(new)
         waiting.difference_update(new)
@@ -927,3 +943,18 @@ def test_the_slots_of_each_model_are_its_own() -> None:
         made.next("seen", 0.0)
     made.enqueue(("t", "u", ""), "new", 10.0, 0.0)
     assert {name: pool.slots for name, pool in made._pools.items()} == {"told": 8.0, "seen": 3.0, "new": 1.0}
+
+
+def test_a_request_that_is_over_ends_once() -> None:
+    """Neither a second end nor a late charge or cancellation gives a slot or a cost back again."""
+    made = SyncScheduler()
+    made.enqueue(("t", "u", ""), "m", 10.0, 0.0)
+    handle = made.next("m", 0.0)
+    assert handle is not None
+    made.finish(handle, 30.0, 1.0)
+    usage, running = handle.node.account.grown, handle.pool.running
+    made.finish(handle, 10.0, 1.0)
+    made.charge(handle, 10.0, 1.0)
+    made.cancel(handle, 1.0)
+    assert (handle.node.account.grown, handle.pool.running) == (usage, running)
+    assert running == 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from itertools import pairwise
 from math import isfinite
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.core import Core
-from scheduler.model import Decision, Granted, Queued, Refused, Ticket
+from scheduler.model import Decision, Granted, PartyStats, Queued, Refused, Ticket
 from scheduler.request import Request
 from scheduler.settings import Settings
 from scheduler.sync import SyncScheduler
@@ -106,6 +107,17 @@ class Play:
             free = [gate.name for gate, _ in pool.places if gate.running < gate.slots]
             assert not pool.queued or not free, "a slot idles while somebody waits"
             check_tree(pool)
+        told = core.stats(self.now)
+        self.check_told(told.tenants, lambda ticket: (ticket.tenant, ""))
+        self.check_told(told.parties, lambda ticket: (ticket.tenant, ticket.user))
+
+    def check_told(self, rows: tuple[PartyStats, ...], party: Callable[[Ticket], tuple[str, str]]) -> None:
+        """What is told of each party is what waits and runs for it."""
+        for told, numbers in (
+            ({(row.tenant, row.user): row.queued for row in rows}, self.waiting),
+            ({(row.tenant, row.user): row.running for row in rows}, self.running),
+        ):
+            assert {who: n for who, n in told.items() if n} == Counter(party(self.tickets[n]) for n in numbers)
 
 
 def check_tree(pool: object) -> None:
