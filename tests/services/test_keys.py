@@ -20,7 +20,7 @@ from gateway.services import proofs
 from gateway.services.keyfmt import checksum, mint
 from gateway.services.keys import FAILURE_QUANTUM, SCOPES, KeyService, principal_of
 from gateway.services.principal import Principal
-from gateway.store.base import Chain, Changes, Key, Store, Tenant, User
+from gateway.store.base import Chain, Changes, Key, Store, StoreError, Tenant, User
 from tests.services.keyring import CHEAP, IP, Clock, Gate, connection, ring, service
 from tests.wire import WAIT
 
@@ -129,6 +129,24 @@ def test_enabling_again_acts_too(url: str, level: str) -> None:
                 await keys.verify(it.token, IP)
             await heard(keys, disable(row.id, None))
             assert (await answer(keys, it.token)).key == it.key.id
+
+    asyncio.run(body())
+
+
+def test_revoking_here_acts_at_once_and_on_nobody_else(url: str) -> None:
+    """K3: before the store's changes are looked at; the moment is kept."""
+
+    async def body() -> None:
+        wall = Clock(1_700_000_000.5)
+        async with ring(url) as it:
+            _, other = await it.another()
+            async with service(it.store, wall=wall) as keys:
+                await asyncio.gather(keys.verify(it.token, IP), keys.verify(other, IP))
+                assert await keys.revoke(it.key.id)
+                assert keys.lookup(it.token, IP) is None
+                assert keys.lookup(other, IP) is not None
+            revoked = {key.id: key.revoked_at for key in await it.store.keys(it.user.id)}
+            assert revoked[it.key.id] == 1_700_000_000_500_000
 
     asyncio.run(body())
 
@@ -328,6 +346,7 @@ def test_unknown_keys_never_reach_argon2_and_malformed_ones_not_even_the_store(u
                     with pytest.raises(Unauthenticated):
                         await answer(keys, bad)
                 assert gate.reads == 0
+                assert keys.stats().refused == 4, "a guess is one, however bad"
                 with pytest.raises(Unauthenticated):
                     await answer(keys, mint().token.encode())
                 assert gate.reads == 1
@@ -354,7 +373,7 @@ def test_a_wrong_secret_is_refused_once_by_hashing_then_from_memory(url: str) ->
             for _ in range(3):
                 with pytest.raises(Unauthenticated):
                     await answer(keys, wrong)
-            assert keys.stats().hashed == 1
+            assert (keys.stats().hashed, keys.stats().refused) == (1, 4)
             assert (await answer(keys, it.token)).key == it.key.id
 
     asyncio.run(body())
@@ -370,6 +389,7 @@ def test_the_negative_cache_is_bounded(url: str) -> None:
                 *(answer(keys, mint().token.encode(), f"198.51.100.{n}") for n in range(100)), return_exceptions=True
             )
             assert keys.stats().negative == 16
+            assert not keys._guesses, "of tries that are over, nothing is kept"
 
     asyncio.run(body())
 
@@ -553,14 +573,82 @@ def test_an_error_nobody_foresaw_does_not_end_the_watch(url: str) -> None:
     asyncio.run(body())
 
 
+def test_changes_that_are_no_longer_told_may_be_any(url: str) -> None:
+    """K3: a log of changes that was cut short since the last look leaves nothing in the cache."""
+
+    class Cut(Gate):
+        async def changes(self, since: int) -> Changes:
+            found: Changes = await self._store.changes(since)
+            return Changes(found.version, complete=not found.items)
+
+    async def body() -> None:
+        async with ring(url) as it, connection(url) as elsewhere, service(Cut(it.store)) as keys:
+            await keys.verify(it.token, IP)
+            await heard(keys, elsewhere.revoke_key(it.key.id, 1))
+            with pytest.raises(Unauthenticated):
+                await answer(keys, it.token)
+
+    asyncio.run(body())
+
+
+def test_a_change_acts_once(url: str) -> None:
+    """K3: what was applied is not read again at every look, or caches and verifications would never hold."""
+
+    class Counting(Gate):
+        looks = 0
+
+        async def changes(self, since: int) -> Changes:
+            self.looks += 1
+            found: Changes = await self._store.changes(since)
+            return found
+
+    async def body() -> None:
+        async with ring(url) as it, connection(url) as elsewhere:
+            store = Counting(it.store)
+            async with service(store) as keys:
+                await heard(keys, elsewhere.revoke_key(it.key.id, 1))
+                epoch, looks = keys.epoch, store.looks
+                async with asyncio.timeout(WAIT):
+                    while store.looks < looks + 2:
+                        await asyncio.sleep(0.01)
+                assert keys.epoch == epoch
+
+    asyncio.run(body())
+
+
+def test_the_silence_of_the_store_is_told(url: str) -> None:
+    """Since its last answer; a look that succeeds ends it."""
+
+    async def body() -> None:
+        clock = Clock()
+        async with ring(url) as it, service(it.store, clock=clock) as keys:
+            clock.now += 30
+            assert keys.stats().silence == 30
+            async with asyncio.timeout(WAIT):
+                while keys.silence:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(body())
+
+
 def test_last_use_is_written_in_batches(url: str) -> None:
-    """K6"""
+    """K6: what a store did not take is written with the next."""
+
+    class Full(Gate):
+        refused = asyncio.Event()
+
+        async def touch_keys(self, used: dict[str, int]) -> None:
+            if not self.refused.is_set():
+                self.refused.set()
+                raise StoreError("full on purpose")
+            await self._store.touch_keys(used)
 
     async def body() -> None:
         async with ring(url) as it:
-            wall = Clock(1_700_000_000.0)
-            async with service(it.store, wall=wall) as keys:
+            wall, store = Clock(1_700_000_000.0), Full(it.store)
+            async with service(store, wall=wall) as keys:
                 await keys.verify(it.token, IP)
+                await asyncio.wait_for(store.refused.wait(), WAIT)
             (key,) = await it.store.keys(it.user.id)
             assert key.last_used_at == 1_700_000_000_000_000
 
@@ -671,12 +759,18 @@ def test_every_refusal_is_counted(url: str) -> None:
     """The stats that metrics render."""
 
     async def body() -> None:
-        async with ring(url) as it, service(it.store) as keys:
-            await keys.verify(it.token, IP)
-            for bad in itertools.islice(iter(lambda: mint().token.encode(), b""), 3):
-                with pytest.raises(Unauthenticated):
-                    await answer(keys, bad)
-            stats = keys.stats()
-            assert (stats.hashed, stats.refused, stats.cached, stats.negative) == (1, 3, 1, 3)
+        async with ring(url) as it:
+            gate = Gate(it.store)
+            async with service(gate) as keys:
+                await keys.verify(it.token, IP)
+                for bad in itertools.islice(iter(lambda: mint().token.encode(), b""), 3):
+                    with pytest.raises(Unauthenticated):
+                        await answer(keys, bad)
+                gate.broken = True
+                with pytest.raises(AuthUnavailable):
+                    await answer(keys, mint().token.encode())
+                stats = keys.stats()
+                assert (stats.hashed, stats.refused, stats.cached, stats.negative) == (1, 3, 1, 3)
+                assert stats.unavailable == 1
 
     asyncio.run(body())

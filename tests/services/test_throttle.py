@@ -26,7 +26,7 @@ def test_the_eleventh_failure_of_a_minute_is_not_heard() -> None:
 @pytest.mark.parametrize(
     ("ip", "same", "other"),
     [
-        ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", "2001:db8:0:2::1"),
+        ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", "2001:db8::1"),
         ("::ffff:192.0.2.1", "192.0.2.1", "192.0.2.2"),
         ("fe80::1%eth0", "fe80::2", "192.0.2.1"),
         ("unknown", "unknown", "192.0.2.1"),
