@@ -209,9 +209,22 @@ def test_what_never_ran_costs_nothing_and_what_a_client_left_costs_what_it_got()
         assert row["usage_estimated"]
         assert spent["tokens"][0] == row["prompt_tokens"] + row["completion_tokens"]
         assert spent["tokens"][1] == spent["gpu"][1] == 0
-        assert spent["gpu"][0] >= 1
+        assert 1 <= spent["gpu"][0] < 1000 * WAIT
 
     run(start_and_hang, test)
+
+
+def test_how_long_a_model_took_is_what_its_next_request_is_expected_to_take() -> None:
+    """L2: of time of a GPU; learned from what came to its end and told its tokens."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        pace = g.app.limits.pace
+        before = pace.seconds("m", 0, 1000)
+        await g.ask(CHAT, chat(), key=await g.add_key(limits=Limits(gpu_seconds_total=1000)))
+        await g.idle()
+        assert pace.seconds("m", 0, 1000) < before
+
+    run(plain, test)
 
 
 def test_open_requests_are_counted_until_they_end() -> None:

@@ -65,7 +65,7 @@ def test_requests_a_minute_with_burst(form: Form) -> None:
 
 def test_tokens_a_minute_are_charged_as_used(form: Form) -> None:
     """L1, L2: the estimate is held, the truth is paid; one that is larger than the rate passes when it is full."""
-    who = asker(Limits(tokens_per_minute=600))
+    who = asker(Limits(tokens_per_minute=600, gpu_seconds_total=1))
 
     async def body(service: LimitService) -> None:
         large = await service.acquire(who, 5000, 0.0)
@@ -77,7 +77,7 @@ def test_tokens_a_minute_are_charged_as_used(form: Form) -> None:
         refused = await outcome(service, who, 1)
         assert isinstance(refused, RateLimited)
         form.clock.now += 60
-        assert isinstance(await outcome(service, who, 100), Reservation)
+        assert isinstance(await outcome(service, who, 100, 1.0), Reservation), "no time of a GPU was used"
 
     run(form, body)
 
@@ -270,16 +270,17 @@ def test_one_that_was_only_slow_is_charged_what_it_spent(form: Form) -> None:
 
 def test_a_reservation_nobody_settles_ends(form: Form) -> None:
     """L2: it counts as used, and its place is free."""
-    who = asker(Limits(tokens_per_day=100, concurrent=1))
+    who = asker(Limits(tokens_per_day=100, gpu_seconds_total=10, concurrent=1))
 
     async def body(service: LimitService) -> None:
-        lost = await service.acquire(who, 60, 0.0)
+        lost = await service.acquire(who, 60, 3.0)
         form.clock.now += form.config.expire + 1
         service.sweep(form.clock.now)
         assert service.stats().expired == 1
         service.forget(lost)
         assert isinstance(await outcome(service, who, 41), BudgetSpent)
-        assert isinstance(await outcome(service, who, 40), Reservation)
+        assert isinstance(await outcome(service, who, 0, 7.001), BudgetSpent)
+        assert isinstance(await outcome(service, who, 40, 7.0), Reservation)
 
     run(form, body)
 
