@@ -245,7 +245,7 @@ class Pool:
 
     def _head(self, now: float, node: User) -> None:
         """Take over what ranks the party from its head."""
-        head = node.pick(self.epoch.per_wait) if node.extra else node.fifo[0]
+        head = node.pick(self.epoch.per_wait)
         node.since = head.arrival if head.arrival > node.paid else node.paid
         node.tie = head.id
         node.offset = head.ticket.class_offset
