@@ -214,6 +214,17 @@ def test_what_never_ran_costs_nothing_and_what_a_client_left_costs_what_it_got()
     run(start_and_hang, test)
 
 
+def test_what_produces_no_tokens_is_held_for_its_input_only() -> None:
+    """L2: an estimate of embeddings has no output, or a small budget would refuse them all."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        key = await g.add_key(limits=Limits(tokens_per_day=100))
+        assert (await g.ask("/v1/embeddings", {"model": "m", "input": "x"}, key=key))[0] == 200
+        assert (await g.ask(CHAT, chat(), key=key))[0] == 429
+
+    run(plain, test)
+
+
 def test_how_long_a_model_took_is_what_its_next_request_is_expected_to_take() -> None:
     """L2: of time of a GPU; learned from what came to its end and told its tokens."""
 

@@ -623,6 +623,18 @@ def test_without_any_weight_no_tenant_keeps_the_turns_to_itself() -> None:
     assert order.index(other) <= 2
 
 
+def test_a_tenant_competes_with_the_highest_class_that_is_left() -> None:
+    made = core()
+    running = granted(made, 0.0, "x", tenant="x", cost=1.0)
+    high, middle, low = (queued(made, 0.0, f"u{n}", cost=1.0, class_offset=n) for n in (80.0, 40.0, -80.0))
+    rival = queued(made, 0.0, "v", tenant="s", cost=1.0, class_offset=-40.0)
+    order = []
+    for _ in range(4):
+        (running,) = grants(made.release(1.0, running, 1.0))
+        order.append(running)
+    assert order == [high, middle, rival, low]
+
+
 def test_classes_shift_the_order_within_and_between_tenants() -> None:
     made = core()
     first = granted(made, 0.0, "x")
