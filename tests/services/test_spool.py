@@ -22,6 +22,11 @@ def abandon(spool: Spool) -> None:
         os.close(file)
 
 
+def on_disk(directory: Path) -> int:
+    """Bytes of all segments."""
+    return sum(path.stat().st_size for path in directory.glob("*.log"))
+
+
 def entries(spool: Spool, start: Position | None = None) -> list[Entry]:
     spool.sync()
     found, position = [], start or spool.start
@@ -63,13 +68,16 @@ def test_a_new_process_goes_on_where_the_old_one_was_killed(tmp_path: Path) -> N
     new = opened(tmp_path)
     assert new.writer == old.writer
     assert new.interrupted == [(running, b"two")]
-    assert new.end(running, b"two interrupted") == 2
+    another = new.begin(b"three")
+    assert another > running, "else the end of one would be that of the other"
+    assert (new.end(running, b"two interrupted"), new.end(another, b"three done")) == (2, 3)
     new.flush()
-    assert [payload for _, _, payload in entries(new)] == [b"one done", b"two interrupted"]
+    assert new.size == on_disk(tmp_path)
+    assert [payload for _, _, payload in entries(new)] == [b"one done", b"two interrupted", b"three done"]
     new.close()
     last = opened(tmp_path)
     assert last.interrupted == []
-    assert [seq for seq, _, _ in entries(last)] == [1, 2]
+    assert [seq for seq, _, _ in entries(last)] == [1, 2, 3]
     last.close()
 
 
@@ -143,6 +151,7 @@ def test_a_torn_end_is_cut_off(tmp_path: Path, cut: int) -> None:
     spool = opened(tmp_path)
     assert spool.damaged == []
     assert [payload for _, _, payload in entries(spool)] == [b"whole"]
+    assert spool.size == on_disk(tmp_path)
     assert spool.end(0, b"next") == 2
     spool.close()
 
