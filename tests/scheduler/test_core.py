@@ -607,6 +607,9 @@ def test_settings_change_under_load_without_losing_anybody(seed: int) -> None:
     assert sum(party.usage for party in made.stats(now).parties) == pytest.approx(
         sum(tenant.usage for tenant in made.stats(now).tenants)
     )
+    for later in range(1, 10):
+        made.tick(now + later * 1e5)
+    assert made.stats(now + 1e6).tenants == made.stats(now + 1e6).parties == (), "who is idle is forgotten"
 
 
 def test_without_any_weight_no_tenant_keeps_the_turns_to_itself() -> None:
