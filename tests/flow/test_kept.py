@@ -156,3 +156,21 @@ def test_requests_of_a_kept_connection_do_not_colour_each_other() -> None:
                 await g.idle()
 
     uvloop.run(main())
+
+
+def test_a_connection_forgets_a_key_that_is_revoked() -> None:
+    """K3: at once where it was revoked, though the head is the one that was let in."""
+
+    async def main() -> None:
+        async with Engine(plain) as engine, gateway(engine.url) as g:
+            client, wire = await g.connect(), g.request(CHAT, chat())
+            statuses = []
+            for revoked in (False, False, False, True):
+                if revoked:
+                    for key in await g.store.keys():
+                        assert await g.app.keys.revoke(key.id)
+                await client.send(wire)
+                statuses.append((await client.answer())[0])
+            assert statuses == [200, 200, 200, 401]
+
+    uvloop.run(main())
