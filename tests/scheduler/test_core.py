@@ -441,10 +441,10 @@ def test_what_is_told_of_a_party_counts_its_grants_and_their_waits() -> None:
 def test_drain_refuses_all_that_wait_and_all_that_come() -> None:
     made = core()
     first = granted(made, 0.0)
-    waiting = [queued(made, 0.0, user) for user in "abc"]
+    waiting = [queued(made, 0.25, user) for user in "abc"]
     decided = made.close(1.0)
     assert refusals(decided) == dict.fromkeys(waiting, Refusal.DRAINING)
-    assert [decision.waited for decision in decided if isinstance(decision, Refused)] == [1.0] * 3
+    assert [decision.waited for decision in decided if isinstance(decision, Refused)] == [0.75] * 3
     answer = submit(made, 1.0)
     assert isinstance(answer, Refused)
     assert answer.reason is Refusal.DRAINING
