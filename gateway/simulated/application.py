@@ -18,6 +18,7 @@ from gateway.simulated.engine import EVENTS, Engine, Settings
 from gateway.simulated.messages import MessagesRoutes
 from gateway.simulated.native import NativeRoutes
 from gateway.simulated.openai import OpenAIRoutes
+from gateway.simulated.responses import ResponsesRoutes
 from gateway.simulated.wire import JSON, Refusal, messages_error, native_error, openai_error
 
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -33,6 +34,7 @@ def app(settings: Settings | None = None, engine: Engine | None = None) -> ASGIA
         routes=[
             *NativeRoutes(engine).routes(),
             *OpenAIRoutes(engine).routes(),
+            *ResponsesRoutes(engine).routes(),
             *MessagesRoutes(engine).routes(),
             *aids.routes(),
         ],

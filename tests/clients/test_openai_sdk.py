@@ -134,6 +134,28 @@ def test_completions(site: Site, sdk: openai.OpenAI) -> None:
     assert (last.choices, last.usage) == ([], whole.usage)
 
 
+def test_responses(site: Site, sdk: openai.OpenAI) -> None:
+    """A1: whole and streamed, and a tool called."""
+    whole = sdk.responses.create(model=site.model, input=QUESTION)
+    with sdk.responses.stream(model=site.model, input=QUESTION) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
+    assert "lighthouses" in final.output_text
+    assert (final.output_text, final.usage, final.status) == (whole.output_text, whole.usage, "completed")
+    tool: Any = {"type": "function", **WEATHER["function"]}
+    (call,) = sdk.responses.create(model=site.model, input=ASK_WEATHER, tools=[tool]).output
+    assert call.type == "function_call"
+    assert isinstance(json.loads(call.arguments)["city"], str)
+
+
+def test_the_output_limit_of_responses_reaches_the_engine(site: Site, sdk: openai.OpenAI) -> None:
+    """A6"""
+    answer = sdk.responses.create(model=site.model, input=ENDLESS, max_output_tokens=5)
+    assert answer.usage is not None
+    assert (answer.status, answer.usage.output_tokens) == ("incomplete", 5)
+
+
 def test_the_async_client(site: Site) -> None:
     async def main() -> None:
         async with openai.AsyncOpenAI(base_url=f"{site.url}/v1", api_key=site.key) as client:
@@ -300,6 +322,26 @@ def test_a_stream_closed_midway(site: Site, sdk: openai.OpenAI) -> None:
         for _ in range(3):
             next(stream)
         stream.close()
+
+
+def test_a_response_closed_midway(site: Site) -> None:
+    """H6, A7: what was relayed is counted, and marked as an estimate."""
+
+    async def main() -> None:
+        async with gateway(site.backend, "ollama") as g, client_of(g) as client:
+            stream = await client.responses.create(model=site.model, input=ENDLESS, stream=True)
+            async for event in stream:
+                if event.type == "response.output_text.delta":
+                    break
+            await stream.close()
+            (record,) = await g.records(1)
+            assert (record["route"], record["outcome"]) == ("/v1/responses", "client_gone")
+            assert record["usage_estimated"] == 1
+            assert record["completion_tokens"] >= 1
+            await g.idle()
+
+    with site.abort_seen():
+        uvloop.run(main())
 
 
 def test_a_client_that_times_out_on_a_whole_answer(site: Site, sdk: openai.OpenAI) -> None:
