@@ -122,10 +122,26 @@ class PostgreSQLStore(SqlStore):
             except asyncpg.PostgresError:  # the server's answer: the connection is as good as before
                 raise
             except BaseException:
-                connection.terminate()
+                with contextlib.suppress(asyncpg.InterfaceError):  # it is lost already; a cancellation must stay one
+                    connection.terminate()
                 raise
             finally:
                 await self._pool.release(connection)
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
+        """`_connection`, in a transaction. Only what the server refused is rolled back from here: with a connection
+        that ends the server does so by itself, and one that does not answer must not outlast its deadline by that."""
+        async with self._connection() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                yield connection
+            except asyncpg.PostgresError:
+                with contextlib.suppress(asyncpg.InterfaceError):  # the connection is lost
+                    await transaction.rollback()
+                raise
+            await transaction.commit()
 
     async def _fetch(self, sql: str, *values: Value) -> Sequence[Any]:
         async with self._connection() as connection:
@@ -147,13 +163,13 @@ class PostgreSQLStore(SqlStore):
         return int(rows[0]["rolled"])
 
     async def _execute(self, sql: str, rows: Sequence[Sequence[Value]], note: Sequence[Value] = ()) -> int:
+        if note:
+            async with self._transaction() as connection:
+                changed = int((await connection.execute(sql, *rows[0])).rpartition(" ")[2])
+                if changed:
+                    await connection.execute(OPERATE, *note)
+            return changed
         async with self._connection() as connection:
-            if note:
-                async with connection.transaction():
-                    changed = int((await connection.execute(sql, *rows[0])).rpartition(" ")[2])
-                    if changed:
-                        await connection.execute(OPERATE, *note)
-                return changed
             if len(rows) == 1:
                 status = await connection.execute(sql, *rows[0])
                 return int(status.rpartition(" ")[2])
@@ -165,7 +181,7 @@ class PostgreSQLStore(SqlStore):
         return "fairgate"
 
     async def add_audit(self, before: Head, after: Head, rows: Sequence[AuditRow]) -> bool:
-        async with self._connection() as connection, connection.transaction():
+        async with self._transaction() as connection:
             await connection.execute(NEW_HEAD, before.writer, b"")
             move = (before.writer, before.seq, after.seq, after.recorded_at, after.hash)
             if await connection.execute(MOVE_HEAD, *move) == "UPDATE 0":
@@ -178,7 +194,7 @@ class PostgreSQLStore(SqlStore):
         """Rows are made and locked in one order, so that two gateways never wait for each other."""
         names = sorted({(claim.scope, claim.budget) for claim in claims})
         scopes, budgets = [scope for scope, _ in names], [budget for _, budget in names]
-        async with self._connection() as connection, connection.transaction():
+        async with self._transaction() as connection:
             await connection.executemany(NEW_BUDGET, names)
             found = await connection.fetch(_LOCK_BUDGETS, scopes, budgets)
             rows = {(row["scope"], row["budget"]): budget_of(row) for row in found}

@@ -1,0 +1,101 @@
+"""PostgreSQL that stops in the midst of a transaction: deadlines hold, and a cancellation stays one."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+
+from gateway.store.base import StoreError
+from gateway.store.limits import Claim
+from gateway.store.postgresql import PostgreSQLStore, open_postgresql
+from tests.databases import DATABASE, statement
+from tests.servers import PostgreSQL
+
+CLAIM = Claim("user:u", "tokens/total", "holder", 1, limit=100, spent=0, kept=0)
+WAITING = "SELECT pid FROM pg_locks WHERE NOT granted AND relation = 'budgets'::regclass"
+LOCK = "BEGIN; LOCK TABLE budgets IN ACCESS EXCLUSIVE MODE"
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[PostgreSQLStore]:
+    store = await open_postgresql(url)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def stuck(store: PostgreSQLStore, url: str) -> AsyncIterator[tuple["asyncio.Task[object]", int]]:
+    """A claim that waits for its table within its transaction, and the process that serves it."""
+    other, look = await asyncpg.connect(url), await asyncpg.connect(url)
+    try:
+        await other.execute(LOCK)
+        claim: asyncio.Task[object] = asyncio.create_task(store.claim([CLAIM], 1, 1))
+        async with asyncio.timeout(10):
+            while (pid := await look.fetchval(WAITING)) is None:
+                pass
+        yield claim, pid
+    finally:
+        other.terminate()
+        look.terminate()
+
+
+def test_a_server_that_freezes_within_a_transaction_does_not_outlast_the_deadline(
+    postgresql: PostgreSQL, postgresql_url: str
+) -> None:
+    """L3: who has a deadline is not held by a ROLLBACK that nobody answers (`STATEMENT_SECONDS`)."""
+
+    async def check() -> None:
+        async with opened(postgresql_url) as store, stuck(store, postgresql_url) as (claim, _):
+            postgresql.pause()
+            try:
+                claim.cancel()
+                await asyncio.wait([claim], timeout=2.0)
+                assert claim.done()
+                assert claim.cancelled()
+            finally:
+                postgresql.resume()
+
+    asyncio.run(check())
+
+
+def test_a_transaction_that_was_refused_leaves_its_connection_whole(
+    postgresql: PostgreSQL, postgresql_url: str
+) -> None:
+    """What the server refuses is rolled back, and the same connection serves the next one."""
+
+    async def check() -> None:
+        async with opened(postgresql_url) as store:
+            async with stuck(store, postgresql_url) as (claim, pid):
+                await statement(postgresql.url(DATABASE), f"SELECT pg_cancel_backend({pid})")
+                with pytest.raises(StoreError, match="QueryCanceled"):
+                    await claim
+            assert len(await store.claim([CLAIM], 1, 1)) == 1
+            async with store._connection() as connection:
+                assert await connection.fetchval("SELECT pg_backend_pid()") == pid
+
+    asyncio.run(check())
+
+
+def test_a_cancellation_on_a_lost_connection_stays_one(postgresql: PostgreSQL, postgresql_url: str) -> None:
+    """Else a task that follows the store takes it for one more failure of the store, and never ends."""
+
+    async def cancelled_on(store: PostgreSQLStore) -> None:
+        lost = asyncio.Event()
+        async with store._connection() as connection:
+            connection.add_termination_listener(lambda _: lost.set())
+            pid = await connection.fetchval("SELECT pg_backend_pid()")
+            await statement(postgresql.url(DATABASE), f"SELECT pg_terminate_backend({pid})")
+            await lost.wait()
+            raise asyncio.CancelledError
+
+    async def check() -> None:
+        async with opened(postgresql_url) as store:
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled_on(store)
+            assert len(await store.claim([CLAIM], 1, 1)) == 1
+
+    asyncio.run(check())
