@@ -58,6 +58,9 @@ log = logging.getLogger("fairgate.app")
 IDLE_EXPIRY = {"ollama": 60.0}
 IDLE_EXPIRY_DEFAULT = 4.0
 
+ANSWER_TURNS = 3
+"""Turns of the loop from a refusal in the queue to the bytes of its answer: the request goes on, TLS, the write."""
+
 P = TypeVar("P", bound="Plane")
 
 
@@ -225,6 +228,7 @@ class Plane:
                 yield self
             finally:
                 with anyio.CancelScope(shield=True):
+                    await self._dismiss()
                     await self._stop()
                 group.cancel_scope.cancel()
 
@@ -234,9 +238,14 @@ class Plane:
         shared, alone = self.config.reuse_port, self.config.workers == 1
         self.port = await self.server.listen(host, port, tls, reuse_port=shared, alone=alone)
 
+    async def _dismiss(self) -> None:
+        """Who still waits for a slot is answered (`draining`), before what runs is cut."""
+        self.hub.scheduler.close()
+        for _ in range(ANSWER_TURNS):
+            await asyncio.sleep(0)
+
     async def _stop(self) -> None:
         self.server.close()
-        self.hub.scheduler.close()
         for pool in list(self._used_pools):
             pool.close()
         await self.server.ended()  # requests settle with their connections, and what follows takes their records

@@ -291,12 +291,12 @@ class Parent:
 
     async def _stop(self) -> None:
         self.draining = True
+        self.scheduler.close()  # before a worker cuts: the slots that this frees are not for those who are cut next
         await self._end(Stop())
         if self.admin is not None:
             await self.admin.close()
         if self.keys is not None:
             await self.keys.close()
-        self.scheduler.close()
         await self.hub.close()
 
     async def _end(self, message: Drain | Stop) -> None:
@@ -306,9 +306,14 @@ class Parent:
         await asyncio.gather(*(worker.over.wait() for worker in self._crew if worker.begun))
 
     async def drain(self) -> None:
-        """Refuse new requests, let what runs finish, in every worker (H13)."""
+        """Refuse new requests, let what runs finish, in every worker (H13). The queue ends a moment before the first of
+        them cuts what still runs, see `_stop`."""
         self.draining = True
-        await self._end(Drain())
+        end = asyncio.get_running_loop().call_later(self.config.timeouts.drain, self.scheduler.close)
+        try:
+            await self._end(Drain())
+        finally:
+            end.cancel()
         log.info("all workers have ended")
 
     async def _tick(self) -> None:

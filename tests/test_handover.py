@@ -57,12 +57,22 @@ class Gate:
 
     async def _status(self) -> int:
         with contextlib.suppress(OSError):
-            client = await Client.connect(self.admin)
-            await client.send(b"GET /readyz HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n")
-            status = (await client.answer())[0]
-            client.close()
-            return status
+            return (await self._asked("/readyz"))[0]
         return 0
+
+    async def _asked(self, target: str) -> tuple[int, bytes]:
+        """One GET of the admin listener."""
+        client = await Client.connect(self.admin)
+        await client.send(f"GET {target} HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n".encode())
+        status, _, body = await client.answer()
+        client.close()
+        return status, body
+
+    async def queued(self, count: int) -> None:
+        """Until that many requests wait for a slot."""
+        async with asyncio.timeout(START):
+            while json.loads((await self._asked("/stats"))[1])["scheduler"]["queued"] < count:
+                await asyncio.sleep(0.02)
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -209,6 +219,36 @@ def test_a_sighup_during_the_start_reloads_after_it(workers: int, tmp_path: Path
             while "configuration reloaded" not in gate.log.read_text():
                 assert gate.process.poll() is None
                 await asyncio.sleep(0.02)
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_who_waits_at_the_end_of_a_drain_is_answered(workers: int, tmp_path: Path) -> None:
+    """H13: a place in the queue that came to nothing is `503 draining`, which says to try again; what runs is cut."""
+    held = Held()
+
+    async def main() -> None:
+        async with Engine(held.answer) as engine:
+            key = await make_key(tmp_path)
+            backends = [{"name": "engine", "url": engine.url, "engine": "openai", "slots": STREAMS}]
+            more: dict[str, Any] = {"workers": workers, "backends": backends, "timeouts": {"drain": 0.5}}
+            gate = Gate(tmp_path, "one", free_port(), engine.url, **more)
+            async with ended(gate):
+                await gate.ready()
+                running = await streams(gate.port, key)
+                waiting = [await Client.connect(gate.port) for _ in range(STREAMS)]
+                for client in waiting:
+                    await client.send(asked(key, stream=True))
+                await gate.queued(STREAMS)
+                gate.terminate()
+                for client in waiting:
+                    status, _, body = await client.answer()
+                    assert (status, json.loads(body)["error"]["code"]) == (503, "draining")
+                for client in running:
+                    with contextlib.suppress(ConnectionError):
+                        assert b"[DONE]" not in await client.rest()
+                assert await gate.exit_code() == 0
 
     uvloop.run(main())
 
