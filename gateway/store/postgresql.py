@@ -34,6 +34,8 @@ STATEMENT_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
 CONNECTIONS = 4
 """Per gateway: identity reads, the audit writer, and some to spare; PostgreSQL's default limit is 100 in all."""
+REPORTS = 2
+"""Of the connections, how many may wait for reports and the roll-up, which may take REPORT_SECONDS each."""
 PARTITION_MONTHS = 12
 PARTITION_SECONDS = 86_400.0
 """Between two looks at them: a gateway may run for longer than they reach."""
@@ -87,6 +89,7 @@ class PostgreSQLStore(SqlStore):
         self._pool = pool
         self._listener: asyncpg.Connection[asyncpg.Record] | None = None
         self._changed = asyncio.Event()
+        self._reports = asyncio.Semaphore(REPORTS)
         self._partitions_due = -math.inf
 
     async def check_schema(self) -> None:
@@ -148,7 +151,7 @@ class PostgreSQLStore(SqlStore):
             return await connection.fetch(sql, *values)
 
     async def _report(self, sql: str, values: Sequence[Value]) -> Sequence[Any]:
-        async with self._connection(REPORT_SECONDS) as connection:
+        async with self._reports, self._connection(REPORT_SECONDS) as connection:
             return await connection.fetch(sql, *values, timeout=REPORT_SECONDS)
 
     async def roll_up(self) -> int:

@@ -1,4 +1,4 @@
-"""PostgreSQL that stops in the midst of a transaction: deadlines hold, and a cancellation stays one."""
+"""PostgreSQL that stops in the midst of a transaction, or answers reports slowly: deadlines hold for all else."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,12 +9,16 @@ import pytest
 
 from gateway.store.base import StoreError
 from gateway.store.limits import Claim
-from gateway.store.postgresql import PostgreSQLStore, open_postgresql
+from gateway.store.postgresql import REPORTS, PostgreSQLStore, open_postgresql
+from gateway.store.usage import UsageQuery
 from tests.databases import DATABASE, statement
 from tests.servers import PostgreSQL
 
 CLAIM = Claim("user:u", "tokens/total", "holder", 1, limit=100, spent=0, kept=0)
+REPORTS_ASKED = 6
+"""More than there are connections: two keys' own, two of the admin API, the roll-up, and one to spare."""
 WAITING = "SELECT pid FROM pg_locks WHERE NOT granted AND relation = 'budgets'::regclass"
+HELD_UP = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'usage_cells'::regclass"
 LOCK = "BEGIN; LOCK TABLE budgets IN ACCESS EXCLUSIVE MODE"
 
 
@@ -97,5 +101,27 @@ def test_a_cancellation_on_a_lost_connection_stays_one(postgresql: PostgreSQL, p
             with pytest.raises(asyncio.CancelledError):
                 await cancelled_on(store)
             assert len(await store.claim([CLAIM], 1, 1)) == 1
+
+    asyncio.run(check())
+
+
+def test_reports_that_take_long_leave_connections_for_what_requests_need(postgresql_url: str) -> None:
+    """K5, L3: keys and budgets do not wait for reports, whoever asks for how many of them."""
+
+    async def check() -> None:
+        other, look = await asyncpg.connect(postgresql_url), await asyncpg.connect(postgresql_url)
+        async with opened(postgresql_url) as store:
+            await other.execute("BEGIN; LOCK TABLE usage_cells IN ACCESS EXCLUSIVE MODE")
+            reports = [asyncio.create_task(store.usage(UsageQuery(by="day", since=0))) for _ in range(REPORTS_ASKED)]
+            try:
+                async with asyncio.timeout(10):
+                    while await look.fetchval(HELD_UP) < REPORTS:
+                        pass
+                async with asyncio.timeout(2):
+                    assert len(await store.claim([CLAIM], 1, 1)) == 1
+            finally:
+                other.terminate()
+                look.terminate()
+            assert await asyncio.gather(*reports) == [[]] * REPORTS_ASKED
 
     asyncio.run(check())
