@@ -73,8 +73,12 @@ class UsageService:
         return report
 
     async def close(self) -> None:
-        """Wait for what is being read."""
-        await asyncio.gather(*self._flights.values(), return_exceptions=True)
+        """End what is still being read. Nobody waits for it any more, and on a store that does not answer each would
+        hold the end of the process for a report's deadline."""
+        flights = list(self._flights.values())
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
 
 
 async def keep_rolled_up(store: Store) -> None:

@@ -101,3 +101,25 @@ def test_one_read_for_all_that_wait_and_for_a_while_after() -> None:
         await service.close()
 
     uvloop.run(main())
+
+
+def test_the_end_does_not_wait_for_a_store_that_answers_no_report() -> None:
+    """H13: whoever asked has left; a drain has its own end."""
+    asked = asyncio.Event()
+
+    class Silent:
+        async def usage(self, query: UsageQuery) -> list[UsageRow]:
+            asked.set()
+            await asyncio.Event().wait()
+            return []
+
+    async def main() -> None:
+        store: Any = Silent()
+        service = UsageService(store)
+        flights = [service.read(f"k{number}", 100.0, {}) for number in range(5)]
+        await asked.wait()
+        async with asyncio.timeout(WAIT):
+            await service.close()
+        assert all(flight.cancelled() for flight in flights)
+
+    uvloop.run(main())
