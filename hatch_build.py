@@ -17,7 +17,7 @@ VARIABLE = "FAIRGATE_COMPILE"
 COMPILED = {
     "scheduler": "aio averages core crowd deadlines estimate fleet gates party pool position ranking request"
     " statistics usage",
-    "gateway/http1": "chunks client connection eager head message reply server wire",
+    "gateway/http1": "chunks client connection eager head message pool reply server wire",
     "gateway/api": "anthropic body dialect frames ollama openai prompt_size stream usage",
     "gateway/flow": "exchange fields forward ids ledger names phases quota relay settle silence ticket",
     "gateway/services": "audit backends breaker keys limits meters metrics pace principal route spool",

@@ -31,8 +31,8 @@ from gateway.flow.ledger import Ledger
 from gateway.flow.names import Names
 from gateway.flow.peer import client_ip_of, vouched_by
 from gateway.flow.phases import Phases
-from gateway.http1.client import Pool
 from gateway.http1.facts import Address
+from gateway.http1.pool import Pool
 from gateway.http1.server import HttpServer
 from gateway.issuer import Jwt
 from gateway.process import raise_file_limit

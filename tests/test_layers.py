@@ -41,6 +41,7 @@ ROW: list[tuple[str, tuple[str, ...]]] = [
             "gateway.http1.connection",
             "gateway.http1.server",
             "gateway.http1.client",
+            "gateway.http1.pool",
         ),
     ),
     ("store", ("gateway.store",)),

@@ -17,8 +17,8 @@ import uvloop
 from gateway import config as cfg
 from gateway.errors import ConnectFailed
 from gateway.http1 import listener
-from gateway.http1.client import Pool
 from gateway.http1.facts import Address
+from gateway.http1.pool import Pool
 from gateway.plane import tls_context
 from gateway.services import discovery
 from gateway.store.base import STORED_COLUMNS

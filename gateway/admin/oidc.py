@@ -23,7 +23,7 @@ from urllib.parse import quote_plus, urlencode
 import httpx
 import msgspec
 
-from gateway.http1.client import trusting
+from gateway.http1.pool import trusting
 from gateway.issuer import Oidc
 from gateway.services.discovery import LookFailed, client, get, read
 from gateway.services.jwks import KeySet

@@ -21,9 +21,10 @@ from gateway.flow.cors import Cors
 from gateway.flow.held import Waiting
 from gateway.flow.ledger import Ledger
 from gateway.flow.names import Names
-from gateway.http1.client import Pool, UpstreamConnection
+from gateway.http1.client import UpstreamConnection
 from gateway.http1.connection import Connection
 from gateway.http1.message import RequestHead, ResponseHead
+from gateway.http1.pool import Pool
 from gateway.services.acting import EndUsers
 from gateway.services.audit import AuditService
 from gateway.services.backends import Backends

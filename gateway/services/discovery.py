@@ -20,7 +20,7 @@ from msgspec import UNSET, UnsetType
 from gateway import __version__
 from gateway.api.model_info import ModelInfo
 from gateway.api.model_names import untagged
-from gateway.http1.client import trusting
+from gateway.http1.pool import trusting
 
 MAX_ANSWER: Final = 8 * 1024 * 1024  # bytes; 2 000 models with long details stay below 2 MiB
 MAX_MODELS: Final = 10_000

@@ -15,9 +15,10 @@ import pytest
 import uvloop
 
 from gateway.errors import ConnectFailed, Overloaded, UpstreamBroke, UpstreamError, UpstreamTimeout
-from gateway.http1.client import Pool, StaleConnection, State, UpstreamConnection
+from gateway.http1.client import StaleConnection, State, UpstreamConnection
 from gateway.http1.eager import Call, Signal
 from gateway.http1.facts import Address
+from gateway.http1.pool import Pool
 from tests.wire import WAIT, Backend, read_request
 
 REQUEST = b"POST /x HTTP/1.1\r\nHost: engine\r\nContent-Length: 2\r\n\r\n"

@@ -1,0 +1,151 @@
+"""The connections of one backend: dialled, kept, the newest idle one first (R6).
+
+Must not know what passes over them, nor decide retries.
+"""
+
+import asyncio
+import errno
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from gateway.errors import ConnectFailed, ConnectTimeout, Overloaded
+from gateway.http1.client import State, UpstreamConnection
+from gateway.http1.facts import Address, PoolStats
+from gateway.http1.reply import ResponseHeads
+
+REST: Final = 0.005
+"""Seconds that a connection rests after an answer before it is used again. Bytes that an engine sends behind its answer
+are then met by nobody and close it; with a request on the way they would be taken for somebody else's answer."""
+
+
+def _abandon(task: "asyncio.Task[UpstreamConnection]") -> None:
+    """A dial nobody waits for any more: close what it opened; its failure concerns nobody."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().abort()
+
+
+def trusting(ca: str) -> ssl.SSLContext:
+    """A client's context with the authorities of `ca`; empty: the system's. Raises OSError, which names the file."""
+    try:
+        return ssl.create_default_context(cafile=ca or None)
+    except OSError as err:  # an ssl.SSLError is one; neither says of which file it speaks
+        raise OSError(f"{ca}: {err.strerror or err}") from err
+
+
+class Pool:
+    """The connections of one backend address (R6): LIFO reuse, idle expiry, no bound of its own (slots bound use)."""
+
+    def __init__(
+        self, address: Address, idle_expiry: float, rest: float = REST, used: "set[Pool] | None" = None
+    ) -> None:
+        """Times in seconds; the pool is in `used` while it has connections. Raises OSError for a `ca` that
+        cannot be used."""
+        self.address = address
+        self._tls = trusting(address.ca) if address.tls else None
+        self.idle_expiry = idle_expiry
+        self.connections: set[UpstreamConnection] = set()
+        self.retired = False
+        self.dialled = self.reused = 0
+        self.heads = ResponseHeads()
+        self.rest = rest
+        self._used: set[Pool] = set() if used is None else used
+        self._resting: deque[UpstreamConnection] = deque()  # the latest answered last
+        self._idle: deque[UpstreamConnection] = deque()  # those that have rested, in the same order
+        self._loop = asyncio.get_running_loop()
+        self.now: Callable[[], float] = self._loop.time
+
+    def take(self) -> UpstreamConnection | None:
+        """The most recently used of the idle connections that have rested, or None."""
+        self._rested(self.now())
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable():
+                connection.reused = True
+                self.reused += 1
+                return connection
+            connection.abort()
+        return None
+
+    async def dial(self, timeout: float) -> UpstreamConnection:  # noqa: ASYNC109  # the caller steps without a Task, so asyncio.timeout cannot be its
+        """A new connection. Raises ConnectFailed, or Overloaded where this process has no descriptor left, for which no
+        engine is to blame. An interruption closes what was being opened."""
+        self.dialled += 1
+        task = self._loop.create_task(self._connect(timeout))
+        try:
+            connection = await task
+        except BaseException:
+            task.add_done_callback(_abandon)
+            task.cancel()
+            raise
+        if connection.state is State.CLOSED or connection.transport.is_closing():
+            raise ConnectFailed("The engine cannot be reached.", cause="it closed the connection at once")
+        return connection
+
+    async def _connect(self, seconds: float) -> UpstreamConnection:
+        address = self.address
+        options: dict[str, Any] = {}
+        if self._tls is not None:
+            options = {"ssl": self._tls, "server_hostname": address.host}
+        try:
+            async with asyncio.timeout(seconds):
+                connection = UpstreamConnection(self)
+                factory = cast("Callable[[], asyncio.Protocol]", lambda: connection)
+                await self._loop.create_connection(factory, address.host, address.port, **options)
+        except (OSError, TimeoutError) as err:
+            if isinstance(err, OSError) and err.errno in (errno.EMFILE, errno.ENFILE):
+                full = Overloaded("The gateway has no open file left.")
+                full.cause = repr(err)  # for the log
+                raise full from err
+            cause = f"{address.host}:{address.port}: {err!r}"
+            if isinstance(err, TimeoutError):
+                raise ConnectTimeout("The engine took no connection in time.", cause=cause) from err
+            raise ConnectFailed("The engine cannot be reached.", cause=cause) from err
+        # Not in connection_made: of a connection whose opening is cancelled behind that, uvloop tells no end.
+        if connection.state is not State.CLOSED:
+            self.connections.add(connection)
+            self._used.add(self)
+        return connection
+
+    def put(self, connection: UpstreamConnection) -> None:
+        """Keep an idle connection for the next exchange."""
+        if self.retired or connection.transport.is_closing() or not connection.transport.is_reading():
+            connection.abort()
+            return
+        connection.idle_since = self.now()
+        self._resting.append(connection)
+
+    def _rested(self, now: float) -> None:
+        while self._resting and self._resting[0].idle_since + self.rest <= now:
+            self._idle.append(self._resting.popleft())
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        self.connections.discard(connection)
+        if not self.connections:
+            self._used.discard(self)
+
+    def sweep(self, now: float) -> None:
+        """Expire timers and idle connections; called about once a second."""
+        for connection in [c for c in self.connections if c.due(now)]:
+            connection.expired(now)
+        self._rested(now)
+        while self._idle and self._idle[0].idle_since + self.idle_expiry <= now:
+            self._idle.popleft().abort()
+
+    def retire(self) -> None:
+        """Close idle connections now and the others when their exchange ends."""
+        self.retired = True
+        for connection in (*self._resting, *self._idle):
+            connection.abort()
+        self._resting.clear()
+        self._idle.clear()
+
+    def close(self) -> None:
+        self.retire()
+        for connection in list(self.connections):
+            connection.abort()
+
+    def stats(self) -> PoolStats:
+        idle = len(self._resting) + len(self._idle)
+        return PoolStats(open=len(self.connections), idle=idle, dialled=self.dialled, reused=self.reused)
