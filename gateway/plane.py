@@ -35,7 +35,7 @@ from gateway.http1.facts import Address
 from gateway.http1.pool import Pool
 from gateway.http1.server import HttpServer
 from gateway.issuer import Jwt
-from gateway.process import raise_file_limit
+from gateway.process import close_all, raise_file_limit
 from gateway.services.acting import EndUsers
 from gateway.services.audit import AuditService
 from gateway.services.backends import Backends
@@ -249,15 +249,12 @@ class Plane:
         for pool in list(self._used_pools):
             pool.close()
         await self.server.ended()  # requests settle with their connections, and what follows takes their records
-        await self.audit.close()
-        await self.prompts.close()
-        await self.usage.close()
-        await self.hub.close()
-        await self.keys.close()
+        closing = [each.close() for each in (self.audit, self.prompts, self.usage, self.hub, self.keys)]
         if self.tokens is not None:
-            await self.tokens.signers.close()
+            closing.append(self.tokens.signers.close())
         if self.tracing is not None:
-            await self.tracing.close()
+            closing.append(self.tracing.close())
+        await close_all(*closing)
 
     async def _tick(self) -> None:
         """The slow clock: timers of upstream connections, and how late the loop runs."""

@@ -87,6 +87,14 @@ async def unless_second_signal(drain: Callable[[], Awaitable[None]]) -> None:
         group.cancel_scope.cancel()
 
 
+async def close_all(*closings: Awaitable[None]) -> None:
+    """Side by side, each to its end: a store that does not answer is waited for once, not once by each. Raises what
+    failed, as a group."""
+    ended = await asyncio.gather(*closings, return_exceptions=True)
+    if faults := [each for each in ended if isinstance(each, BaseException)]:
+        raise BaseExceptionGroup("closing failed", faults)
+
+
 def in_force(old: Config, new: Config) -> tuple[Config, list[str]]:
     """The new configuration but for what only a restart brings into force, and the names of what differs there."""
     names = [name for name in RESTART_ONLY if getattr(old, name) != getattr(new, name)]

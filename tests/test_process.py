@@ -1,9 +1,12 @@
-"""What a process sets up for itself, seen from outside."""
+"""What a process sets up for itself, seen from outside, and how its services end."""
 
+import asyncio
 import subprocess
 import sys
 
 import pytest
+
+from gateway.process import close_all
 
 SCRIPT = """
 import threading
@@ -32,3 +35,30 @@ def test_argon2s_memory_goes_back() -> None:
     """K3: two threads that hash with 19 MiB each keep none of it."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60)
     assert int(done.stdout) < 8 << 20
+
+
+def test_services_close_side_by_side_and_each_to_its_end() -> None:
+    """H13: the first waits for the last; one that fails in between keeps neither from its end, and is told."""
+    ended: list[str] = []
+
+    async def main() -> None:
+        last = asyncio.Event()
+
+        async def first() -> None:
+            await last.wait()
+            ended.append("first")
+
+        async def failing() -> None:
+            raise OSError("no disk")
+
+        async def others() -> None:
+            last.set()
+            ended.append("others")
+
+        async with asyncio.timeout(10):
+            await close_all(first(), failing(), others())
+
+    with pytest.raises(ExceptionGroup) as caught:
+        asyncio.run(main())
+    assert [str(fault) for fault in caught.value.exceptions] == ["no disk"]
+    assert ended == ["others", "first"]
