@@ -386,7 +386,7 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, number: signal.Signals) -
                 for client in clients:
                     with contextlib.suppress(ConnectionError):
                         assert b"[DONE]" not in await client.rest()
-                assert {row["outcome"] for row in await gate.rows(4)} == {"client_gone"}
+                assert {row["outcome"] for row in await gate.rows(4)} == {"interrupted"}
 
     uvloop.run(main())
 
