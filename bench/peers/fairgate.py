@@ -138,6 +138,9 @@ class FairgateCompiled(Fairgate):
         state = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()[:16]
         return CACHE / f"fairgate-compiled-{state}"
 
+    def missing(self) -> str | None:
+        return None if (self.place() / "venv" / ".ready").exists() else "its wheel is not built"
+
     def install(self) -> None:
         base = SYSTEM_PYTHON if Path(SYSTEM_PYTHON).exists() else sys.executable
         make_venv(self.place(), [str(PROJECT)], base, {"FAIRGATE_COMPILE": "1"})
