@@ -75,10 +75,10 @@ def say(text: str) -> None:
 FILES_SPARE = 500
 LOOK, IDLE, LONGEST_REST = 0.25, 0.05, 75.0
 """Seconds between two looks, the part of a core that all gateways together need for nothing, and seconds at most."""
-LEFT = 3_000
-"""Connections that the run before may have left open or in TIME_WAIT. A gateway that keeps thousands to the backend
-lets go of them seconds later, all at once, and the backend, which all share, would read their ends in another one's
-window."""
+CROWD, LEFT = 1_000, 3_000
+"""Behind a run of more than CROWD connections, those that may still be open or in TIME_WAIT. A gateway that keeps
+thousands to the backend lets go of them seconds later, all at once, and the backend, which all share, would read their
+ends in another one's window."""
 
 
 def fits(peer: Peer, scenario: Scenario) -> bool:
@@ -187,18 +187,19 @@ def installed(peer: Peer) -> str | None:
     return peer.missing()
 
 
-def rest(peers: list[Peer]) -> None:
-    """Until all gateways are idle and their connections gone: what the run before left to do, such as rows on their way
-    to a store, would be done in the next one's window, on its core."""
+def rest(peers: list[Peer], before: int) -> None:
+    """Until all gateways are idle and the connections `before` gone: what the run before left to do, such as rows on
+    their way to a store, would be done in the next one's window, on its core."""
+    crowded = before > CROWD
     pids = [pid for peer in peers for pid in peer.pids()]
     until = time.monotonic() + LONGEST_REST
-    before = machine.cpu_of(pids)
+    used = machine.cpu_of(pids)
     while time.monotonic() < until:
         time.sleep(LOOK)
         now = machine.cpu_of(pids)
-        if (now - before).total <= IDLE * LOOK and machine.connections() <= LEFT:
+        if (now - used).total <= IDLE * LOOK and not (crowded and machine.connections() > LEFT):
             return
-        before = now
+        used = now
 
 
 def stop_all(peers: list[Peer]) -> None:
@@ -276,10 +277,12 @@ def run(plan: Plan, rows_to: Path, on_row: Callable[[Row], None] = lambda row: s
             rows.append(row)
 
         keep({**about(peers, plan), "missing": missing})
+        connections = 0
         for _, group in itertools.groupby(turns(plan, peers), lambda turn: turn[:3]):
             with holding(plan.lock):
                 for number, spin, scenario, peer in group:
-                    rest(peers)
+                    rest(peers, connections)
+                    connections = scenario.conns
                     keep({"round": number, **measure(peer, fitting(scenario, files), backend, plan, spin)})
                     on_row(rows[-1])
     return rows
