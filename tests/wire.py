@@ -91,6 +91,8 @@ class Backend:
         self.closed: asyncio.Queue[int] = asyncio.Queue()
         self.port = 0
         self._server: asyncio.Server | None = None
+        # A loop knows its tasks weakly: a script that waits for ever would be collected, and its connection with it.
+        self._scripts: set[asyncio.Task[None] | None] = set()
 
     async def __aenter__(self) -> "Backend":
         self._server = await asyncio.start_server(self._run, "127.0.0.1", 0)
@@ -104,11 +106,13 @@ class Backend:
     async def _run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         number = self.connections
+        self._scripts.add(asyncio.current_task())
         try:
             await self.script(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the peer left: `closed` says so
         finally:
+            self._scripts.discard(asyncio.current_task())
             writer.close()
             self.closed.put_nowait(number)
 
