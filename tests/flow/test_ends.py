@@ -16,6 +16,7 @@ from tests.flow.engine import (
     USAGE_FRAME,
     Answer,
     Engine,
+    answering,
     chunk,
     cut,
     frame,
@@ -107,12 +108,10 @@ UNENDED = {
 
 def never_ending(*wires: bytes) -> Answer:
     """An engine that sends these, and leaves its body open."""
+    send = answering(*wires)
 
     async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for wire in wires:
-            writer.write(wire)
-            await writer.drain()
-            await asyncio.sleep(0)
+        await send(head, body, reader, writer)
         await hang(head, body, reader, writer)
 
     return answer
