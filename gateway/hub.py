@@ -10,6 +10,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskGroup
@@ -19,13 +20,15 @@ from gateway.services.backend_facts import Topology
 from gateway.services.backends import BackendService
 from gateway.services.limits import LimitService
 from gateway.services.operations import Operations
-from gateway.services.shared import SharedCounts, shared_lender
 from gateway.services.usage import keep_rolled_up
 from gateway.services.zombies import ZombieService
 from gateway.store import Store
 from scheduler.aio import Scheduler
 from scheduler.estimate import Estimator
 from scheduler.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.services.shared import SharedCounts
 
 
 class LocalHub:
@@ -41,9 +44,8 @@ class LocalHub:
     ) -> None:
         self._store = store
         self._on_change = on_change
-        self.shared = SharedCounts(config.shared, config.limits, clock=time.monotonic) if config.shared else None
-        lender = shared_lender(self.shared, config.limits, time.monotonic) if self.shared is not None else None
-        self.limits = LimitService(store, config.limits, shared=lender)
+        self.shared: SharedCounts | None = None
+        self.limits = self._make_limits(config, store)
         self.scheduler = Scheduler(config.scheduling)
         self.estimator = Estimator(config.scheduling)
         self.operations = Operations(
@@ -62,6 +64,14 @@ class LocalHub:
         self._services: TaskGroup
         self._queues: set[str] = set()
         self._gates: dict[str, int] = {}  # with the slots that were told
+
+    def _make_limits(self, config: Config, store: Store) -> LimitService:
+        if not config.shared:
+            return LimitService(store, config.limits)
+        from gateway.services.shared import SharedCounts, shared_lender  # one gateway starts without Redis' driver
+
+        self.shared = SharedCounts(config.shared, config.limits, clock=time.monotonic)
+        return LimitService(store, config.limits, shared=shared_lender(self.shared, config.limits, time.monotonic))
 
     def _make_backends(self, config: Config, previous: BackendService | None) -> BackendService:
         return BackendService(

@@ -37,6 +37,13 @@ def test_argon2s_memory_goes_back() -> None:
     assert int(done.stdout) < 8 << 20
 
 
+def test_the_embedded_form_starts_without_drivers() -> None:
+    """Redis' is 7 MB and a fifth of the start, of use only where gateways share their limits."""
+    script = "import sys, gateway.app; print(sorted({'redis', 'asyncpg'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[]\n"
+
+
 def test_services_close_side_by_side_and_each_to_its_end() -> None:
     """H13: the first waits for the last; one that fails in between keeps neither from its end, and is told."""
     ended: list[str] = []
