@@ -19,6 +19,7 @@ from gateway.errors import ConnectFailed
 from gateway.http1 import listener
 from gateway.http1.facts import Address
 from gateway.http1.pool import Pool
+from gateway.http1.server import CUT
 from gateway.plane import tls_context
 from gateway.services import discovery
 from gateway.store.base import STORED_COLUMNS
@@ -95,6 +96,36 @@ def test_tls_serves_streams_and_reloads_its_certificate(authority: Authority) ->
             assert subject(await tls_client(g.port, authority.ca)) == "second"
             await client.send(g.request("/v1/models"))
             assert (await client.answer())[0] == 200
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_the_last_word_of_a_gateway_that_ends_comes_through_tls(authority: Authority, version: ssl.TLSVersion) -> None:
+    """H13: in bounded time, though the client does not answer the end of TLS."""
+
+    async def main() -> None:
+        section = authority.section(authority.issue("server"))
+        async with Engine(start_and_hang) as engine, gateway(engine.url, tls=section) as g:
+            raw = socket.create_connection(("127.0.0.1", g.port))
+            raw.settimeout(WAIT)
+            context = ssl.create_default_context(cafile=authority.ca)
+            context.maximum_version = version
+            client = await asyncio.to_thread(context.wrap_socket, raw, server_hostname="localhost")
+            with client:
+                client.sendall(g.request(CHAT, chat(stream=True)))
+                while not (got := await asyncio.to_thread(client.recv, 65536)).endswith(b"}\n\n\r\n"):
+                    assert got
+                g.app.server.close()
+                async with asyncio.timeout(2 * CUT):
+                    await g.app.server.ended()
+                assert not g.app.server.connections
+                rest = b""
+                while not rest.endswith(b"\r\n0\r\n\r\n"):
+                    got = client.recv(65536)
+                    assert got
+                    rest += got
+                assert b"The gateway is shutting down." in rest
 
     uvloop.run(main())
 

@@ -78,7 +78,7 @@ async def handle(x: Exchange, rt: Runtime) -> None:
         else:
             local.respond(x, rt)
     except (ClientGone, Interrupted) as left:
-        _unheard(x, cut=isinstance(left, Interrupted))
+        _unfinished(x, rt, cut=isinstance(left, Interrupted))
     except GatewayError as error:
         refuse(x, rt, error)
     except WireError as unread:
@@ -89,12 +89,17 @@ async def handle(x: Exchange, rt: Runtime) -> None:
         settle(x, rt)
 
 
-def _unheard(x: Exchange, *, cut: bool) -> None:
-    """Nobody is told any more: the client left, or the gateway ended and `cut` it."""
-    if cut:
-        x.outcome, x.error = Outcome.INTERRUPTED, Draining("The gateway ended.")
-    else:
+def _unfinished(x: Exchange, rt: Runtime, *, cut: bool) -> None:
+    """The client left, or the gateway ends and `cut` the request: then a client that takes what it gets is told."""
+    if not cut:
         x.outcome = Outcome.CLIENT_GONE
+        return
+    error = Draining("The gateway is shutting down.")
+    if x.connection.writable:
+        refuse(x, rt, error)
+        if x.relay is not None and x.relay.begun:
+            x.relay.interrupted(error)
+    x.outcome, x.error = Outcome.INTERRUPTED, error
 
 
 def _unforeseen(x: Exchange, error: Exception) -> GatewayError:

@@ -14,7 +14,7 @@ from gateway.api.dialect import Endpoint, Framing
 from gateway.api.frames import PLAIN_START, FrameFilter, PlainFilter, may_be_error
 from gateway.api.stream import LONGEST_USAGE, Opening, Tap, payload_end, usage_of_body, usage_within
 from gateway.api.usage import Usage
-from gateway.errors import UpstreamBroke, UpstreamError
+from gateway.errors import GatewayError, UpstreamBroke, UpstreamError
 from gateway.http1.chunks import LAST_CHUNK, ChunkDecoder, ChunkWalker, encode_chunk
 from gateway.http1.client import UpstreamConnection
 from gateway.http1.connection import Connection
@@ -292,13 +292,24 @@ class Relay:
     def broke(self, error: UpstreamError) -> None:
         """The answer stops here: tell the client in a frame where its framing allows, else cut the connection."""
         self.error = error
-        if self.begun and self._can_tell():
-            frame = self.endpoint.dialect.stream_error(error, self.request_id)
-            self.connection.write(encode_chunk(frame) + LAST_CHUNK if self._chunked_out else frame)
-            self.connection.keep = self.connection.keep and self._chunked_out
-        elif self.begun:
-            self.connection.abort()
+        if self.begun:
+            self._tell(error)
         self.done.set(None)
+
+    def interrupted(self, error: GatewayError) -> None:
+        """The gateway ends, behind the first bytes of an answer. A stream that has told its own end is whole."""
+        if self.over():
+            self.last(b"")
+        else:
+            self._tell(error)
+
+    def _tell(self, error: GatewayError) -> None:
+        if not self._can_tell():
+            self.connection.abort()
+            return
+        frame = self.endpoint.dialect.stream_error(error, self.request_id)
+        self.connection.write(encode_chunk(frame) + LAST_CHUNK if self._chunked_out else frame)
+        self.connection.keep = self.connection.keep and self._chunked_out
 
     def over(self) -> bool:
         """The stream has told its own end, and no chunk is open that was passed on as it came."""

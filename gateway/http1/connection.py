@@ -354,9 +354,13 @@ class Connection:
         self.transport.abort()
 
     def cut(self) -> None:
-        """The gateway ends: so do the connection and its request, which has settled when this returns."""
-        self.phase = Phase.CLOSED
-        self.transport.abort()
+        """The gateway ends: the connection's request has settled when this returns. What its handler wrote as a last
+        word the client may take until `HttpServer.ended` is through; one that does not read gets none."""
+        self.keep = False
+        answered = self.call is not None or self.phase is Phase.LINGER
+        if not answered or not self.writable:
+            self.phase = Phase.CLOSED
+            self.transport.abort()
         if self.call is not None:
             self.call.throw(Interrupted("the gateway ended"))
 

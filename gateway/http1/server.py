@@ -19,7 +19,7 @@ from gateway.http1.listener import Listener
 from gateway.http1.wire import WireLimits
 
 FRESH_AT_DRAIN: Final = 1.0  # seconds a connection keeps whose first request is still on its way when the server drains
-CUT: Final = 1.0  # seconds within which connections that were cut have ended: a few turns of a loop that is held up
+CUT: Final = 1.0  # seconds in which clients of requests that were cut may take the last word; most take it at once
 EXPIRED_A_TURN: Final = 20  # connections whose timers end in one turn of the loop: an answer and a record take 0.1 ms
 
 
@@ -132,12 +132,17 @@ class HttpServer:
         return True
 
     async def ended(self) -> None:
-        """After `close`: connections have ended; with TLS that takes turns of the loop."""
+        """After `close`: connections have ended, those that are not through with their last word by force. With TLS
+        that takes turns of the loop."""
         self.draining = True
+        if await self._emptied(CUT):
+            return
+        for connection in list(self.connections):
+            connection.transport.abort()
         await self._emptied(CUT)
 
     def close(self) -> None:
-        """End at once what is still open: requests now, their connections when `ended` says so."""
+        """End what is still open: requests at once, their connections when `ended` says so."""
         for listener in self._listeners:
             listener.close()
         for connection in list(self.connections):

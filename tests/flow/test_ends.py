@@ -9,10 +9,13 @@ import pytest
 import uvloop
 
 from gateway import config as cfg
+from gateway.http1.server import CUT
 from gateway.store.limits import Limits
 from tests.flow.engine import (
     DONE,
+    PLAIN,
     SSE_HEAD,
+    START,
     USAGE_FRAME,
     Answer,
     Engine,
@@ -24,7 +27,7 @@ from tests.flow.engine import (
     start_and_hang,
 )
 from tests.gateway import Gateway, chat, gateway
-from tests.wire import WAIT
+from tests.wire import WAIT, Client
 
 CHAT = "/v1/chat/completions"
 Test = Callable[[Gateway, Engine], Coroutine[Any, Any, None]]
@@ -70,6 +73,155 @@ def test_what_the_end_of_the_gateway_cuts_is_no_clients_leaving() -> None:
     run(start_and_hang, test, slots=2)
 
 
+def never_ending(*wires: bytes) -> Answer:
+    """An engine that sends these, and leaves its body open."""
+    send = answering(*wires)
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await send(head, body, reader, writer)
+        await hang(head, body, reader, writer)
+
+    return answer
+
+
+NDJSON_HEAD = SSE_HEAD.replace(b"text/event-stream", b"application/x-ndjson")
+LINE = b'{"model":"m","message":{"role":"assistant","content":"a"},"done":false}\n'
+SAID = b"The gateway is shutting down."
+STREAMS: dict[str, tuple[str, cfg.EngineKind, bytes, bytes]] = {
+    "openai": (CHAT, "openai", SSE_HEAD + chunk(frame("a")), frame("a")),
+    "anthropic": ("/v1/messages", "ollama", SSE_HEAD + chunk(START), START),
+    "translated": ("/v1/messages", "openai", SSE_HEAD + chunk(frame("a")), b'"text":"a"}}\n\n'),
+    "ollama": ("/api/chat", "ollama", NDJSON_HEAD + chunk(LINE), LINE),
+}
+"""Dialect -> path, engine, what that sends, and the end of what the client gets of it."""
+
+
+async def asked(g: Gateway, path: str = CHAT, seen: bytes = b"", version: str = "1.1", **more: Any) -> Client:
+    """A client of a stream that has got its answer up to `seen`."""
+    client = await g.connect()
+    request = g.request(path, chat(**({"stream": True, "max_tokens": 9} | more)))
+    await client.send(request.replace(b"HTTP/1.1", f"HTTP/{version}".encode()))
+    if seen:
+        await client.head()
+        async with asyncio.timeout(WAIT):
+            client.seen = await client.reader.readuntil(seen)
+    return client
+
+
+async def interrupted(g: Gateway, count: int = 1) -> None:
+    rows = await g.records(count)
+    assert {(row["status"], row["outcome"], row["error"]) for row in rows} == {(503, "interrupted", "draining")}
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+@pytest.mark.parametrize("dialect", STREAMS)
+def test_the_end_of_the_gateway_is_told_in_a_stream(dialect: str, version: str) -> None:
+    """H13, A5: between two frames, in the dialect's own words, and the body ends as its framing wants."""
+    path, kind, sent, seen = STREAMS[dialect]
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        client = await asked(g, path, seen, version)
+        g.app.server.close()
+        rest = await client.rest()
+        assert SAID in rest
+        assert rest.endswith(b"\r\n0\r\n\r\n") == (version == "1.1")
+        await interrupted(g)
+        await g.app.server.ended()
+        assert not g.app.server.connections
+
+    run(never_ending(sent), test, engine=kind)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/api/chat"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_has_nothing_yet_is_told_of_the_end_of_the_gateway(path: str, stream: bool) -> None:
+    """H13, A10: `503 draining`, which says to try again."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        client = await asked(g, path, stream=stream)
+        await asyncio.wait_for(engine.chats.get(), WAIT)
+        g.app.server.close()
+        status, fields, body = await client.answer()
+        assert (status, fields["connection"]) == (503, "close")
+        assert "retry-after" in fields
+        assert SAID in body
+        assert await client.rest() == b""
+        await interrupted(g)
+
+    run(hang, test)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+@pytest.mark.parametrize("answer", [hang, never_ending(SSE_HEAD)], ids=["nothing", "a head"])
+def test_who_has_comments_is_told_of_the_end_of_the_gateway(answer: Answer, path: str) -> None:
+    """H13, A11: in a frame, as the status is out."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        client = await asked(g, path, b": keep-alive\n\n\r\n")
+        g.app.server.close()
+        rest = await client.rest()
+        assert SAID in rest
+        assert rest.endswith(b"\r\n0\r\n\r\n")
+        await interrupted(g)
+
+    run(answer, test, timeouts=cfg.Timeouts(comment=0.02))
+
+
+def test_an_answer_that_takes_no_word_more_is_cut() -> None:
+    """H13: within a frame, and in a plain answer, no byte may follow; the client sees that the end is missing."""
+    long = b"data: " + b"x" * 70_000
+    plain = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(PLAIN)
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        clients = [await asked(g, seen=b"xxx")]
+        engine.answer = never_ending(plain)
+        clients.append(await asked(g, seen=PLAIN, stream=False))
+        g.app.server.close()
+        for client in clients:
+            rest = await client.rest()
+            assert SAID not in rest
+            assert not rest.endswith(b"0\r\n\r\n")
+        await interrupted(g, 2)
+
+    run(never_ending(SSE_HEAD + chunk(long)), test)
+
+
+def test_a_client_that_does_not_read_holds_no_end_up() -> None:
+    """H13, H4: neither one whose window is closed nor one that leaves its last word unread."""
+
+    async def flood(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE_HEAD)
+        while True:
+            writer.write(chunk(frame("x" * 9000)))
+            await writer.drain()
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        client = await asked(g)
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        async with asyncio.timeout(WAIT):
+            while not any(not each.writable for each in g.app.server.connections):
+                await asyncio.sleep(0)
+        g.app.server.close()
+        async with asyncio.timeout(CUT / 2):
+            await g.app.server.ended()
+        assert not g.app.server.connections
+        await interrupted(g)
+
+    run(flood, test)
+
+
+def test_a_stream_with_its_own_end_is_whole_when_the_gateway_ends() -> None:
+    """H13, R4: the engine has left its body open; nothing of the answer is missing."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        client = await asked(g, seen=DONE)
+        g.app.server.close()
+        assert await client.rest() == b"\r\n0\r\n\r\n"
+        await interrupted(g)
+
+    run(never_ending(SSE_HEAD, chunk(frame("a")), chunk(DONE)), test)
+
+
 def test_a_stream_that_breaks_off_counts_for_the_record_what_it_counts_for_limits() -> None:
     """A7, L2: the frames that came, and the prompt by estimate; what breaks before a frame counts nothing."""
 
@@ -104,17 +256,6 @@ UNENDED = {
     ),
     "no chunks": (CLOSING, frame("a"), USAGE_FRAME, DONE),
 }
-
-
-def never_ending(*wires: bytes) -> Answer:
-    """An engine that sends these, and leaves its body open."""
-    send = answering(*wires)
-
-    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await send(head, body, reader, writer)
-        await hang(head, body, reader, writer)
-
-    return answer
 
 
 @pytest.mark.parametrize("path", [CHAT, "/api/chat", "/v1/messages"])
