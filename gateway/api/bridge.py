@@ -30,6 +30,12 @@ class Sieve(Protocol):
         ...
 
 
+class Translation(Sieve, Protocol):
+    """Also takes for a failure what it cannot read: `garbled` says that it was this, not the engine's own word."""
+
+    garbled: bool
+
+
 @dataclass(frozen=True)
 class Bridge:
     """One route of the client's API by one of the engine's. The engine streams server-sent events, as OpenAI's API.
@@ -42,7 +48,7 @@ class Bridge:
     upstream: bytes
     request: Callable[[bytes, str, int], bytes]
     answer: Callable[[bytes, float], bytes]
-    stream: Callable[[Callable[[], float], float], Sieve]
+    stream: Callable[[Callable[[], float], float], Translation]
     media: bytes
     framing: Framing = Framing.SSE
 
@@ -62,7 +68,7 @@ class Crossing:
         self.framing = bridge.framing
         self.media = bridge.media
 
-    def stream(self) -> Sieve:
+    def stream(self) -> Translation:
         """The translation of its stream."""
         return self._bridge.stream(self._clock, self._sent)
 

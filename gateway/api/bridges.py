@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from gateway.api import chat_to_messages, chat_to_ollama, messages_to_chat, ollama_to_chat
-from gateway.api.bridge import Bridge, Sieve
+from gateway.api.bridge import Bridge, Translation
 from gateway.api.dialect import Endpoint
 
 _NDJSON: Final = b"application/x-ndjson"
 
 
-def _no_stream(clock: Callable[[], float], sent: float) -> Sieve:
+def _no_stream(clock: Callable[[], float], sent: float) -> Translation:
     raise ValueError("embeddings are no stream")
 
 

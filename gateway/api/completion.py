@@ -186,7 +186,7 @@ def whole(body: bytes) -> Completion:
 
 
 class ChunkStream:
-    """Takes the payload of a stream of chunks, gives back a translation; the interface of `bridge.Sieve`.
+    """Takes the payload of a stream of chunks, gives back a translation; the interface of `bridge.Translation`.
 
     What it gives back ends where a frame of the client's does. `failed` has the text of a frame by which the engine
     says that it failed, or of one that is no chunk; nothing passes behind it.
@@ -196,6 +196,7 @@ class ChunkStream:
 
     def __init__(self) -> None:
         self.failed = ""
+        self.garbled = False
         self._sieve = FrameFilter(Framing.SSE)
         self._held = bytearray()  # a frame without its end, and at most two bytes before that were looked at
         self._over = False  # the engine's own end was seen
@@ -219,8 +220,8 @@ class ChunkStream:
         del self._held[:end]
         out = [self._translated(event_data(frame)) for frame in frames]
         self.failed = self.failed or self._sieve.failed
-        if len(self._held) > LONGEST_FRAME:
-            self.failed = "a frame without an end"
+        if len(self._held) > LONGEST_FRAME and not self.failed:
+            self.failed, self.garbled = "a frame without an end", True
         return b"".join(out)
 
     def flush(self) -> bytes:
@@ -238,6 +239,6 @@ class ChunkStream:
         try:
             chunk = read(_COMPLETION, data)
         except ValueError:
-            self.failed = data[:500].decode("utf-8", "replace")
+            self.failed, self.garbled = data[:500].decode("utf-8", "replace"), True
             return b""
         return self.chunk(chunk)

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from gateway.api.bridge import Bridge, Crossing, Sieve
+from gateway.api.bridge import Bridge, Crossing, Translation
 from gateway.api.completion import read
 
 SSE: Final = b"text/event-stream"
@@ -80,7 +80,7 @@ class Unstreamed(Crossing):
         return made
 
 
-def _no_sieve(clock: Callable[[], float], sent: float) -> Sieve:
+def _no_sieve(clock: Callable[[], float], sent: float) -> Translation:
     raise ValueError("no bridge is crossed")
 
 

@@ -323,11 +323,15 @@ class Relay:
         return True
 
     def _stop_if_failed(self, sieve: Sieve) -> None:
-        """The engine reported an error under a status of success: the client gets ours, not the engine's words (H8)."""
+        """The engine reported an error under a status of success, or sent what is none of its API: the client gets our
+        words, not the engine's (H8)."""
         if sieve.failed and self.error is None:
             self.told = True
-            where = "in its stream" if self.tap is not None else "as its answer"
-            self.broke(UpstreamBroke(f"The engine reported an error {where}.", cause=sieve.failed))
+            if self._words is not None and self._words.garbled:
+                did = "sent a frame that cannot be read"
+            else:
+                did = "reported an error in its stream" if self.tap is not None else "reported an error as its answer"
+            self.broke(UpstreamBroke(f"The engine {did}.", cause=sieve.failed))
 
     def _can_tell(self) -> bool:
         """Whether an error frame would stand between two frames, and between two chunks. Raw buffers end there."""

@@ -98,6 +98,29 @@ TORN = {
 }
 
 
+NO_CHUNKS = [b"[1, 2]", b"310952", b'"no chunk"', b"<html>Bad Gateway</html>", b'{"choices": 3}', b"x" * 1_100_000]
+
+
+@ROUTES
+@pytest.mark.parametrize("first", [True, False], ids=["at once", "after a frame"])
+@pytest.mark.parametrize("sent", NO_CHUNKS, ids=["array", "number", "string", "page", "other shape", "no end"])
+def test_a_frame_that_is_no_chunk_is_told_as_that(path: str, sent: bytes, first: bool) -> None:
+    """H8: the engine has not spoken of a failure, so nothing says that it has."""
+    end = b"" if len(sent) > 1_000_000 else b"\n\n"
+    frames = (b"data: " + sent + end, DONE) if first else (frame("a"), b"data: " + sent + end, DONE)
+
+    async def main() -> None:
+        async with Engine(streamed(*frames)) as engine, gateway(engine.url, "openai") as g:
+            status, _, body = await g.ask(path, chat(stream=True))
+            assert status == (502 if first else 200)
+            assert b"The engine sent a frame that cannot be read." in body
+            assert sent not in body
+            (row,) = await g.records(1)
+            assert (row["outcome"], row["error"]) == ("upstream_failed", "upstream_broke")
+
+    uvloop.run(main())
+
+
 @ROUTES
 @pytest.mark.parametrize("fault", TORN)
 def test_a_stream_that_breaks_is_told_in_the_clients_shape(path: str, fault: str) -> None:
