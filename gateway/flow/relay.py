@@ -231,7 +231,7 @@ class Relay:
         self._kept.append(data if self._decoder is None else self._decoder.decode(data))
         self._kept_bytes += len(self._kept[-1])
         if self._kept_bytes > LONGEST_TRANSLATED and self.error is None:
-            self.broke(UpstreamBroke("The engine's answer is too long to be translated."))
+            self._stop(UpstreamBroke("The engine's answer is too long to be translated."))
 
     def _send(self, payload: bytes) -> None:
         if not payload:
@@ -254,7 +254,7 @@ class Relay:
         if self.tap is not None and self.error is None:
             self.tap.finish()
             if not self.tap.terminated:
-                self.broke(UpstreamBroke("The engine's stream ended before it was complete."))
+                self._stop(UpstreamBroke("The engine's stream ended before it was complete."))
         if self.error is None:
             self._end()
 
@@ -285,11 +285,18 @@ class Relay:
         except ValueError as err:
             self.told = crossing.as_stream
             said = "answered without a stream" if crossing.as_stream else "gave an answer that could not be read"
-            self.broke(UpstreamBroke(f"The engine {said}.", cause=str(err)))
+            self._stop(UpstreamBroke(f"The engine {said}.", cause=str(err)))
             return
         self.done.set(None)
 
     def broke(self, error: UpstreamError) -> None:
+        """The engine's body stops here, which takes nothing from a stream that has told its own end."""
+        if self._whole():
+            self.last(b"")
+        else:
+            self._stop(error)
+
+    def _stop(self, error: UpstreamError) -> None:
         """The answer stops here: tell the client in a frame where its framing allows, else cut the connection."""
         self.error = error
         if self.begun:
@@ -298,7 +305,7 @@ class Relay:
 
     def interrupted(self, error: GatewayError) -> None:
         """The gateway ends, behind the first bytes of an answer. A stream that has told its own end is whole."""
-        if self.over():
+        if self._whole():
             self.last(b"")
         else:
             self._tell(error)
@@ -322,6 +329,10 @@ class Relay:
         self._tail_seen = True  # what ends the client's chunks is ours to write
         return True
 
+    def _whole(self) -> bool:
+        """`over`, and no frame is held whose end will not come: half a last line may read like one."""
+        return (self._filter is None or self._filter.idle) and self.over()
+
     def _stop_if_failed(self, sieve: Sieve) -> None:
         """The engine reported an error under a status of success, or sent what is none of its API: the client gets our
         words, not the engine's (H8)."""
@@ -331,7 +342,7 @@ class Relay:
                 did = "sent a frame that cannot be read"
             else:
                 did = "reported an error in its stream" if self.tap is not None else "reported an error as its answer"
-            self.broke(UpstreamBroke(f"The engine {did}.", cause=sieve.failed))
+            self._stop(UpstreamBroke(f"The engine {did}.", cause=sieve.failed))
 
     def _can_tell(self) -> bool:
         """Whether an error frame would stand between two frames, and between two chunks. Raw buffers end there."""

@@ -260,6 +260,38 @@ UNENDED = {
 
 @pytest.mark.parametrize("path", [CHAT, "/api/chat", "/v1/messages"])
 @pytest.mark.parametrize("how", UNENDED)
+def test_an_engine_that_dies_behind_its_own_end_has_answered(how: str, path: str) -> None:
+    """R6, A5: nothing of the answer is missing, so no client is told of a failure, and no engine is ejected for one."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        status, _, body = await g.ask(path, chat(stream=True, max_tokens=9))
+        assert status == 200
+        assert b"error" not in body
+        if path == CHAT:
+            assert body == frame("a") + DONE
+        (row,) = await g.records(1)
+        assert (row["outcome"], row["error"], row["prompt_tokens"], row["completion_tokens"]) == ("done", "", 7, 3)
+        assert not g.app.pools["engine"].connections
+
+    run(cut(*UNENDED[how]), test)
+
+
+def test_an_engine_that_dies_in_its_last_line_has_not_answered() -> None:
+    """A5: what is there of the line has the counts already, and is no line that a client could read."""
+    last = b'{"model":"m","message":{"content":""},"done":true,"prompt_eval_count":7,"eval_count":3,"context":[1,2'
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        status, _, body = await g.ask("/api/chat", chat(stream=True))
+        assert status == 200
+        assert body.startswith(LINE + b'{"error":')
+        (row,) = await g.records(1)
+        assert (row["outcome"], row["error"]) == ("upstream_failed", "upstream_broke")
+
+    run(cut(NDJSON_HEAD, chunk(LINE), chunk(last)), test, engine="ollama")
+
+
+@pytest.mark.parametrize("path", [CHAT, "/api/chat", "/v1/messages"])
+@pytest.mark.parametrize("how", UNENDED)
 def test_behind_its_own_end_a_stream_holds_no_slot(how: str, path: str) -> None:
     """R4, R6: the client has its whole answer within seconds, and the engine's connection, whose body goes on for all
     that is known, closes."""
