@@ -109,6 +109,8 @@ class AuditService:
         if self._spool.size >= self._limit():
             self._spool.forget(begun)
             self._dropped += 1
+            if begun:
+                self._flush_soon()
             return
         seq = self._spool.end(begun, _payload(record))
         if begun:

@@ -4,9 +4,9 @@ Owns the file format, group commit, recovery and the bound on disk; must not kno
 
 A segment is MAGIC, then frames of `length, checksum, kind, number, seq, at` and a payload. A START frame says that
 number's request runs; an END frame ends it and is entry `seq` of the trail, recorded `at` (Unix microseconds, never
-decreasing). Sequence numbers run without a gap for the life of the directory, whose `writer` file names it. Every
-segment begins with a BASE frame (the last seq before it) and repeats the STARTs that are still open, so an older one
-can go as soon as its ENDs are delivered.
+decreasing). A GIVEN_UP frame ends it without an entry: it has neither seq, at nor payload. Sequence numbers run without
+a gap for the life of the directory, whose `writer` file names it. Every segment begins with a BASE frame (the last seq
+before it) and repeats the STARTs that are still open, so an older one can go as soon as its ENDs are delivered.
 
 Frames gather in memory and are written together; what is written survives the process (kill -9), what is synced also
 survives the machine. One process owns a directory, by a lock.
@@ -33,6 +33,7 @@ _BOTH: Final = struct.Struct(_FRAME.format + _HEAD.format[1:])  # at once
 _BASE: Final = 0
 _START: Final = 1
 _END: Final = 2
+_GIVEN_UP: Final = 3
 _LONGEST_FRAME: Final = 1 << 20
 """More is damage: a record has a few hundred bytes."""
 _READ_BYTES: Final = 1 << 18
@@ -176,8 +177,10 @@ class Spool:
         return self.seq
 
     def forget(self, number: int) -> None:
-        """A request ended and its entry is given up."""
-        self._open.pop(number, None)
+        """A request ended and its entry is given up (number 0: one that never ran). A few bytes say so even where there
+        is no room for entries, else the next process would take it for interrupted."""
+        if self._open.pop(number, None) is not None:
+            self._add(_pack(_GIVEN_UP, number, 0, 0, b""))
 
     def _add(self, frame: bytes) -> None:
         self._buffer.append(frame)

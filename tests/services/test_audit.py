@@ -318,6 +318,29 @@ def test_drop_by_choice_counts_and_goes_on(tmp_path: Path) -> None:
     asyncio.run(body())
 
 
+@pytest.mark.parametrize("when_full", ["drop", "deny"])
+def test_a_request_whose_row_was_dropped_is_not_told_as_interrupted(when_full: Any, tmp_path: Path) -> None:
+    """U3: it ended, and is counted as dropped; what still ran when the process was killed is told."""
+    settings = config(tmp_path, spool_bytes=1 << 20, when_full=when_full)
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            service = AuditService(store, settings)
+            ended, _ = (service.begin(opening(record(name))) for name in ("ended", "running"))
+            while not service.stats().dropped:
+                service.put(record("filler"))
+            dropped = service.stats().dropped
+            service.put(record("ended"), ended)
+            await asyncio.sleep(0)  # the loop turn ends
+            assert service.stats().dropped == dropped + 1
+            killed(service)
+            again = AuditService(store, settings)
+            await again.close()
+            assert [row.id for row in await stored(store) if row.outcome == "interrupted"] == ["running"]
+
+    asyncio.run(body())
+
+
 def test_a_disk_that_refuses_denies_and_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """U3: a row that cannot be spooled is a check that cannot be made."""
 

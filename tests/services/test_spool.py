@@ -99,6 +99,27 @@ def test_being_killed_during_recovery_interrupts_nobody_twice(tmp_path: Path) ->
     spool.close()
 
 
+def test_an_entry_that_is_given_up_leaves_no_gap_and_no_running_request(tmp_path: Path) -> None:
+    """U3: the request has ended, so no later process tells of it, whichever segment its start is in."""
+    spool = opened(tmp_path, segment_bytes=200)
+    given_up, running = spool.begin(b"given up"), spool.begin(b"runs")
+    spool.flush()
+    spool.end(0, b"a" * 200)
+    spool.flush()
+    assert len(list(tmp_path.glob("*.log"))) == 2, "the second one repeats both starts"
+    spool.forget(given_up)
+    spool.forget(0)
+    assert spool.end(0, b"b") == 2
+    spool.flush()
+    assert spool.size == on_disk(tmp_path)
+    assert [seq for seq, _, _ in entries(spool)] == [1, 2]
+    abandon(spool)
+    again = opened(tmp_path)
+    assert again.interrupted == [(running, b"runs")]
+    assert (again.damaged, again.seq, [seq for seq, _, _ in entries(again)]) == ([], 2, [1, 2])
+    again.close()
+
+
 def test_delivered_segments_go_and_running_requests_stay_known(tmp_path: Path) -> None:
     """U3: a long request does not hold old segments on the disk."""
     spool = opened(tmp_path, segment_bytes=200)
@@ -304,7 +325,8 @@ def test_a_segment_whose_head_finds_no_room_is_not_begun(
 def test_any_history_of_kills_leaves_one_entry_for_each_request(
     tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
-    """U3: begins, ends, flushes, deliveries and kills at random; every flushed begin ends exactly once."""
+    """U3: begins, ends, flushes, deliveries and kills at random; every flushed begin ends exactly once, or not at all
+    if its entry was given up."""
     chance = random.Random(seed)
     directory = tmp_path_factory.mktemp("spool")
     spool = opened(directory, segment_bytes=chance.choice((150, 1000)))
@@ -312,6 +334,8 @@ def test_any_history_of_kills_leaves_one_entry_for_each_request(
     delivered: list[Entry] = []
     durable: set[bytes] = set()  # begun and flushed: must end exactly once
     fresh: set[bytes] = set()
+    given_up: set[bytes] = set()
+    gone: set[bytes] = set()  # given up and flushed: must never end
     position = spool.start
     for step in range(chance.randrange(150)):
         act = chance.random()
@@ -321,11 +345,17 @@ def test_any_history_of_kills_leaves_one_entry_for_each_request(
             fresh.add(name)
         elif act < 0.6 and running:
             number = chance.choice(list(running))
-            spool.end(number, running.pop(number))
+            if chance.random() < 0.8:
+                spool.end(number, running.pop(number))
+            else:
+                spool.forget(number)
+                given_up.add(running.pop(number))
         elif act < 0.8:
             spool.flush()
             durable |= fresh
+            gone |= given_up
             fresh.clear()
+            given_up.clear()
         elif act < 0.93:
             spool.sync()
             some, position = spool.read(position, chance.randrange(1, 9))
@@ -337,6 +367,7 @@ def test_any_history_of_kills_leaves_one_entry_for_each_request(
             spool = opened(directory, segment_bytes=chance.choice((150, 1000)))
             running, position = {}, spool.start
             fresh.clear()
+            given_up.clear()
             for number, payload in spool.interrupted:
                 spool.end(number, payload)
             spool.flush()
@@ -349,5 +380,6 @@ def test_any_history_of_kills_leaves_one_entry_for_each_request(
         assert seen.setdefault(seq, payload) == payload
     assert sorted(seen) == list(range(1, len(seen) + 1))
     assert len(set(seen.values())) == len(seen)
-    assert durable <= set(seen.values())
+    assert durable - gone - given_up <= set(seen.values())
+    assert (gone | given_up).isdisjoint(seen.values())
     spool.close()
