@@ -191,7 +191,7 @@ class AuditService:
                     rows, after, position, full = await loop.run_in_executor(self._shipper, self._prepare, head)
                     self._sent = max(self._sent, after.seq)
                     moved = not rows or await asyncio.shield(self._store.add_audit(head, after, rows))
-                except StoreError:
+                except (StoreError, OSError):
                     self._failures += 1
                     raise
                 if not moved:

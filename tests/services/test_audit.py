@@ -1,6 +1,7 @@
 """The audit trail from `put` to the store (U), on each database."""
 
 import asyncio
+import errno
 import json
 import os
 import threading
@@ -444,6 +445,27 @@ def test_rows_that_the_disk_refuses_get_older(tmp_path: Path, monkeypatch: pytes
             assert service.stats().oldest_seconds >= 60.0
             monkeypatch.undo()
             await service.close()
+            assert await stored(store) == [FULL]
+
+    asyncio.run(body())
+
+
+def test_a_disk_that_keeps_nothing_is_a_failure_like_that_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O1: rows that are written but not durable wait, and the counter of failures says that somebody must look."""
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            async with running(store, config(tmp_path)) as service:
+                monkeypatch.setattr(os, "fsync", refuse)
+                service.put(FULL)
+                await until(lambda: service.stats().failures > 0)
+                assert service.stats().pending == 1
+                monkeypatch.undo()
             assert await stored(store) == [FULL]
 
     asyncio.run(body())
