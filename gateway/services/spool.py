@@ -349,10 +349,13 @@ class Spool:
         return name
 
     def close(self) -> None:
-        """Let another process have the directory. What was not flushed is written."""
+        """Write what was not flushed, and let another process have the directory. Raises SpoolError if the disk refuses
+        what is left: the directory is let go all the same."""
         try:
             self.flush()
             self.sync()
+        except OSError as err:
+            raise SpoolError(f"audit spool {self.directory}: {err.strerror}") from err
         finally:
             for file in (*self._retired, self._file, self._directory, self._lock):
                 os.close(file)

@@ -223,6 +223,25 @@ def test_a_disk_without_room_for_the_first_segment_is_named(tmp_path: Path, monk
     opened(tmp_path).close()
 
 
+def test_a_disk_that_refuses_at_the_end_is_named_and_the_directory_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """U3: who reads that a gateway ended badly must know which disk it was; the next process finds what is there."""
+    spool = opened(tmp_path)
+    spool.end(0, b"a")
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(SpoolError, match=f"{tmp_path}: Input/output error"):
+        spool.close()
+    monkeypatch.undo()
+    again = opened(tmp_path)
+    assert [payload for _, _, payload in entries(again)] == [b"a"]
+    again.close()
+
+
 def test_only_the_owner_reads_it(tmp_path: Path) -> None:
     spool = opened(tmp_path / "spool")
     assert (tmp_path / "spool").stat().st_mode & 0o077 == 0
