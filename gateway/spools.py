@@ -38,10 +38,10 @@ async def deliver_left_over(config: Config, store: Store) -> None:
             continue
         try:
             audit = AuditService(store, msgspec.structs.replace(config.audit, spool=str(path)))
+            await audit.close()
         except SpoolError as err:
             log.warning("a spool of an earlier worker is not delivered: %s", err)
             continue
-        await audit.close()
         stats = audit.stats()
         if stats.written:
             log.info("rows of an earlier worker delivered", extra={"spool": str(path), "rows": stats.written})

@@ -320,8 +320,8 @@ class Relay:
 
     def over(self) -> bool:
         """The stream has told its own end, and no chunk is open that was passed on as it came."""
-        if self.tap is None or self.error is not None:
-            return False
+        if self.tap is None or self.error is not None or (self.framing is Framing.NDJSON and self._inside_frame()):
+            return False  # half a last line has the counts already
         self.tap.finish()
         walker = self.upstream.walker if self._decoder is None else None
         if not self.tap.terminated or not (walker is None or walker.boundary or self._tail_seen):
@@ -330,8 +330,11 @@ class Relay:
         return True
 
     def _whole(self) -> bool:
-        """`over`, and no frame is held whose end will not come: half a last line may read like one."""
-        return (self._filter is None or self._filter.idle) and self.over()
+        """`over`, and no frame is held whose end will not come."""
+        return not self._inside_frame() and self.over()
+
+    def _inside_frame(self) -> bool:
+        return self._filter is not None and not self._filter.idle
 
     def _stop_if_failed(self, sieve: Sieve) -> None:
         """The engine reported an error under a status of success, or sent what is none of its API: the client gets our

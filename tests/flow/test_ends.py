@@ -9,6 +9,8 @@ import pytest
 import uvloop
 
 from gateway import config as cfg
+from gateway.http1.chunks import LAST_CHUNK
+from gateway.http1.client import AFTER_END
 from gateway.http1.server import CUT
 from gateway.store.limits import Limits
 from tests.flow.engine import (
@@ -276,9 +278,11 @@ def test_an_engine_that_dies_behind_its_own_end_has_answered(how: str, path: str
     run(cut(*UNENDED[how]), test)
 
 
+LAST = b'{"model":"m","message":{"content":""},"done":true,"prompt_eval_count":7,"eval_count":3,"context":[1,2'
+
+
 def test_an_engine_that_dies_in_its_last_line_has_not_answered() -> None:
     """A5: what is there of the line has the counts already, and is no line that a client could read."""
-    last = b'{"model":"m","message":{"content":""},"done":true,"prompt_eval_count":7,"eval_count":3,"context":[1,2'
 
     async def test(g: Gateway, engine: Engine) -> None:
         status, _, body = await g.ask("/api/chat", chat(stream=True))
@@ -287,7 +291,33 @@ def test_an_engine_that_dies_in_its_last_line_has_not_answered() -> None:
         (row,) = await g.records(1)
         assert (row["outcome"], row["error"]) == ("upstream_failed", "upstream_broke")
 
-    run(cut(NDJSON_HEAD, chunk(LINE), chunk(last)), test, engine="ollama")
+    run(cut(NDJSON_HEAD, chunk(LINE), chunk(LAST)), test, engine="ollama")
+
+
+def test_an_engine_that_rests_in_its_last_line_is_waited_for() -> None:
+    """R4: the look for ends that are only left out takes no half line for the last one."""
+    go_on = asyncio.Event()
+
+    async def resting(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answering(NDJSON_HEAD, chunk(LINE), chunk(LAST))(head, body, reader, writer)
+        await go_on.wait()
+        await answering(chunk(b"]}\n"), LAST_CHUNK)(head, body, reader, writer)
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        client = await asked(g, "/api/chat", seen=LINE)
+        pool = g.app.pools["engine"]
+        (upstream,) = pool.connections
+        async with asyncio.timeout(WAIT):
+            while upstream.bytes_in < len(chunk(LINE) + chunk(LAST)):
+                await asyncio.sleep(0)
+        pool.sweep(pool.now() + 2 * AFTER_END)
+        go_on.set()
+        async with asyncio.timeout(WAIT):
+            assert b'"context":[1,2]}\n' in await client.reader.readuntil(LAST_CHUNK)
+        (row,) = await g.records(1)
+        assert (row["outcome"], row["completion_tokens"]) == ("done", 3)
+
+    run(resting, test, engine="ollama")
 
 
 @pytest.mark.parametrize("path", [CHAT, "/api/chat", "/v1/messages"])
