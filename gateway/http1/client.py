@@ -132,7 +132,6 @@ class UpstreamConnection:
         self.sink = None
         self.bytes_in = 0
         self.gaps = None
-        self._buffer = b""
         self._interim = 0
         self._method = method
         self._between = between
@@ -160,7 +159,6 @@ class UpstreamConnection:
     def release(self) -> None:
         """End of the exchange for its owner: keep the connection if its answer was complete, else close it now."""
         self.sink = None
-        self._answer = None
         if self.state is State.IDLE:
             self.pool.put(self)
         else:

@@ -486,8 +486,12 @@ def test_no_first_byte_in_time_is_a_timeout() -> None:
     run(mute, test)
 
 
-@pytest.mark.parametrize(("later", "timers"), [(11.0, {}), (101.0, {"between": 1000.0})], ids=["between", "total"])
-def test_silence_in_a_stream_and_endless_streams_time_out(later: float, timers: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("later", "timers", "what"),
+    [(11.0, {}, "go on with its answer"), (101.0, {"between": 1000.0}, "finish within the time")],
+    ids=["between", "total"],
+)
+def test_silence_in_a_stream_and_endless_streams_time_out(later: float, timers: dict[str, float], what: str) -> None:
     """R4"""
 
     async def test(pool: Pool, backend: Backend) -> None:
@@ -497,7 +501,23 @@ def test_silence_in_a_stream_and_endless_streams_time_out(later: float, timers: 
         pool.sweep(pool.now() + later)
         await body.ended.wait()
         assert isinstance(body.error, UpstreamTimeout)
+        assert what in str(body.error)
         assert await asyncio.wait_for(backend.closed.get(), WAIT) == 1
+
+    run(silent, test)
+
+
+def test_who_gives_a_connection_back_within_an_answer_ends_it_and_hears_no_more_of_it() -> None:
+    """H6: the engine sees that nobody listens."""
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        connection = await pool.dial(1.0)
+        await wait(send(connection))
+        body = connection.sink = Body()
+        connection.release()
+        assert pool.take() is None
+        assert await asyncio.wait_for(backend.closed.get(), WAIT) == 1
+        assert not body.ended.is_set()
 
     run(silent, test)
 
