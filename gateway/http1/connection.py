@@ -85,7 +85,6 @@ class Connection:
         "reader",
         "stall_deadline",
         "stream",
-        "tls",
         "transport",
         "writable",
     )
@@ -95,7 +94,6 @@ class Connection:
         self.reader = RequestReader(server.limits)
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.peer_ip = ""
-        self.tls = False
         self.phase = Phase.IDLE
         self.deadline = NEVER
         self.writable = True
@@ -126,7 +124,6 @@ class Connection:
         self.transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         self.peer_ip = sys.intern(peer[0]) if isinstance(peer, tuple) else "local"  # a client has many
-        self.tls = transport.get_extra_info("ssl_object") is not None
         self.transport.set_write_buffer_limits(high=self._server.caps.buffer_bytes)
         self.deadline = self._server.now() + self._server.timeouts.head
         self._server.opened(self)

@@ -82,9 +82,10 @@ def run(
     test: Callable[[HttpServer, Echo, int, Clock], Coroutine[Any, Any, None]],
     caps: Caps | None = None,
     timeouts: Timeouts | None = None,
+    handler: Echo | None = None,
 ) -> None:
     async def main() -> None:
-        echo, clock = Echo(), Clock()
+        echo, clock = handler or Echo(), Clock()
         server = HttpServer(echo, caps or Caps(), timeouts or Timeouts())
         server.now = clock
         port = await server.listen("127.0.0.1", 0)

@@ -1,0 +1,154 @@
+"""What a handler does with its connection, and what is behind its request: over real sockets, on the test's clock."""
+
+import asyncio
+
+import pytest
+
+from gateway.errors import ClientGone, Interrupted
+from gateway.http1.connection import PIPELINE_BYTES, Connection
+from gateway.http1.eager import Signal
+from gateway.http1.server import HttpServer
+from tests.http1.test_server import HOST, Clock, Echo, run
+from tests.wire import WAIT, Client
+
+WAITING = b"GET /wait HTTP/1.1\r\n%b\r\n" % HOST
+NEXT = b"GET /next HTTP/1.1\r\n%b\r\n" % HOST
+
+
+class Own(Echo):
+    """Answers in its own way what is not for `Echo`."""
+
+    async def request(self, connection: Connection) -> None:
+        assert connection.head is not None
+        path = connection.head.path
+        if path == "/until-the-end":
+            connection.begin(200, b"", framing=b"", first=b"all")
+        elif path == "/nothing":
+            connection.begin(204, b"", framing=b"")
+        elif path == "/broken":
+            connection.begin(200, b"", framing=b"Content-Length: 5\r\n", first=b"x")
+            connection.abort()
+        elif path == "/long":
+            await self.long(connection)
+        else:
+            await super().request(connection)
+
+    async def long(self, connection: Connection) -> None:
+        """Waits before it asks for the body, and for ever behind that."""
+        self.gate = Signal()
+        self.note("waiting")
+        await self.gate
+        self.note(f"{len(await connection.body())} bytes")
+        self.gate = Signal()
+        try:
+            await self.gate
+        except ClientGone:
+            self.note("gone")
+        except Interrupted:
+            self.note("interrupted")
+
+
+def open_gate(echo: Echo) -> None:
+    assert echo.gate is not None
+    echo.gate.set(None)
+
+
+def test_a_request_behind_one_that_waited_is_answered_too() -> None:
+    """H1: also when no more bytes come."""
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        client = await Client.connect(port)
+        await client.send(WAITING + NEXT)
+        await echo.until("waiting")
+        open_gate(echo)
+        assert (await client.answer())[2] == b"GET /wait "
+        assert (await client.answer())[2] == b"GET /next "
+
+    run(test)
+
+
+def test_an_answer_without_framing_ends_with_its_connection_and_a_204_does_not() -> None:
+    """H1: RFC 9112 section 6.3, RFC 9110 section 15.3.5."""
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        client = await Client.connect(port)
+        await client.send(NEXT.replace(b"/next", b"/nothing"))
+        assert (await client.answer())[0] == 204
+        await client.send(NEXT.replace(b"/next", b"/until-the-end"))
+        status, fields, body = await client.answer()
+        assert (status, fields["connection"], body) == (200, "close", b"all")
+
+    run(test, handler=Own())
+
+
+def test_behind_an_answer_that_was_cut_nothing_is_begun() -> None:
+    """H8: its client cannot tell another answer from the rest of this one."""
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        client = await Client.connect(port)
+        await client.send(NEXT.replace(b"/next", b"/broken") + NEXT)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await client.answer()
+        async with asyncio.timeout(WAIT):
+            while server.connections:
+                await asyncio.sleep(0)
+        assert server.requests == 1
+
+    run(test, handler=Own())
+
+
+def test_a_client_is_heard_again_once_its_long_body_was_asked_for() -> None:
+    """H6: reading had paused behind that body, which was there to its end."""
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        body = b"b" * (PIPELINE_BYTES + 1)  # no part of it pauses the reading
+        client = await Client.connect(port)
+        await client.send(b"POST /long HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n" % (HOST, len(body)))
+        await echo.until("waiting")
+        await client.send(body)
+        (connection,) = server.connections
+        async with asyncio.timeout(WAIT):
+            while not connection.reader.complete:
+                await asyncio.sleep(0)
+        assert not connection.transport.is_reading()
+        open_gate(echo)
+        await echo.until(f"{len(body)} bytes")
+        client.close()
+        await echo.until("gone")
+
+    run(test, handler=Own())
+
+
+def test_a_connection_that_is_cut_ends_for_its_client_and_its_request() -> None:
+    """H13: the request has settled when the call returns."""
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        client = await Client.connect(port)
+        await client.send(NEXT.replace(b"/next", b"/long"))
+        await echo.until("waiting")
+        open_gate(echo)
+        (connection,) = server.connections
+        connection.cut()
+        assert echo.events == ["waiting", "0 bytes", "interrupted"]
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await client.head()
+
+    run(test, handler=Own())
+
+
+def test_who_asks_to_be_called_when_it_is_quiet_is_called_once() -> None:
+    """A11: until it asks again."""
+    calls: list[float] = []
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        client = await Client.connect(port)
+        await client.send(WAITING)
+        await echo.until("waiting")
+        (connection,) = server.connections
+        connection.quiet_at, connection.quiet_call, connection.quiet_of = clock.time + 5, calls.append, 7.0
+        for _ in range(3):
+            clock.time += 4
+            server.sweep()
+        assert calls == [7.0]
+
+    run(test)
