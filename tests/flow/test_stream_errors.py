@@ -6,7 +6,7 @@ import json
 import pytest
 import uvloop
 
-from tests.flow.engine import DONE, PLAIN, SSE_HEAD, START, Engine, chunk, event, frame, json_answer
+from tests.flow.engine import DONE, PLAIN, SSE_HEAD, START, Engine, chunk, event, frame, hang, json_answer
 from tests.gateway import Gateway, chat, gateway
 from tests.wire import WAIT
 
@@ -55,6 +55,25 @@ def test_the_engines_words_stay_inside(dialect: str, end: str, asked: bool, firs
             assert first or raw.endswith(b"0\r\n\r\n")
             (row,) = await g.records(1)
             assert (row["outcome"], row["error"]) == ("upstream_failed", "upstream_broke")
+            await g.idle()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("dialect", ["openai", "anthropic", "ollama"])
+def test_an_engine_that_tells_its_failure_and_stays_is_not_waited_for(dialect: str) -> None:
+    """A5: its client hears of it at once, and the slot is free again."""
+    path, media, good, bad = ENGINES[dialect]
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(media + chunk(good) + chunk(bad))
+        await hang(head, body, reader, writer)
+
+    async def main() -> None:
+        async with Engine(answer) as engine, gateway(engine.url, "ollama") as g:
+            status, _, body = await g.ask(path, chat(stream=True))
+            assert status == 200
+            assert b"reported an error" in body
             await g.idle()
 
     uvloop.run(main())
