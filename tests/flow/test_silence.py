@@ -95,3 +95,24 @@ def test_an_answer_in_one_piece_is_told_as_a_stream() -> None:
             assert (await g.records(1))[0]["outcome"] == "done"
 
     uvloop.run(main())
+
+
+def test_who_waits_in_the_queue_hears_comments() -> None:
+    """A11: before any engine has the request."""
+
+    async def main() -> None:
+        async with silent(SSE_HEAD, b"".join(chunk(each) for each in FRAMES) + b"0\r\n\r\n") as (g, engine):
+            ahead = [await g.connect() for _ in range(8)]  # as many as there are slots
+            for client in ahead:
+                await client.send(g.request("/v1/chat/completions", chat(stream=True)))
+                await engine.chats.get()
+            waiting = await g.connect()
+            await waiting.send(g.request("/v1/chat/completions", chat(stream=True)))
+            assert (await waiting.head())[0] == 200
+            assert await anext(waiting.chunks()) == COMMENT
+            assert g.app.scheduler.stats().queued == 1
+            assert engine.chats.empty()
+            engine.go.set()
+            assert {row["outcome"] for row in await g.records(9)} == {"done"}
+
+    uvloop.run(main())
