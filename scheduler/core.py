@@ -2,7 +2,8 @@
 
 Owns tickets from submit to release, the bounds of the queues, the order of events in time. Must not know asyncio, HTTP,
 what a pool or a gate stands for, or any clock: `now` is an argument, in seconds of a clock that should not go back (a
-`now` before the last one counts as the last one).
+`now` before the last one counts as the last one). An argument that is an error is found before anything happens: what
+was due would be decided, and nobody told.
 
 A *pool* is a model's queue, a *gate* one backend's slots; a pool names the gates that serve it, a gate may serve many
 pools. A freed slot goes, within the same call, to the best head among the pools its gate serves. Calls return what they
@@ -27,7 +28,7 @@ from scheduler.party import User
 from scheduler.pool import Pool
 from scheduler.position import place
 from scheduler.request import MAX_COST, MAX_OFFSET, MAX_SHARE, MIN_SHARE, QUEUED, RUNNING, Request, clamped
-from scheduler.reservations import Calendar, Window
+from scheduler.reservations import Calendar, Window, by_id
 from scheduler.settings import Settings
 from scheduler.statistics import collect
 
@@ -69,11 +70,6 @@ class Core:
     def submit(self, now: float, ticket: Ticket) -> tuple[Granted | Queued | Refused, Sequence[Decision]]:
         """Take a ticket. Returns what became of it, and decisions that this brought about (an eviction, timeouts that
         were due, its own grant behind one that avoided a gate). `ValueError` for NaN, an infinite cost or share."""
-        others: Sequence[Decision] = NOTHING
-        if self.now < now < self._due:
-            self.now = now
-        else:
-            now, others = self._begin(now)
         if not (
             0.0 <= ticket.cost <= MAX_COST
             and MIN_SHARE <= ticket.share <= MAX_SHARE
@@ -82,6 +78,11 @@ class Core:
             and -MAX_OFFSET <= ticket.class_offset <= MAX_OFFSET
         ):
             ticket = clamped(ticket)
+        others: Sequence[Decision] = NOTHING
+        if self.now < now < self._due:
+            self.now = now
+        else:
+            now, others = self._begin(now)
         self._last_id = number = self._last_id + 1
         pool = self._pools.get(ticket.pool)
         if pool is None or self.draining:
@@ -217,15 +218,20 @@ class Core:
 
     def _watch(self, node: User) -> None:
         if self._crowd is None:
-            self._crowd = Crowd([n for pool in self._pools.values() for n in pool.nodes.values() if n.n])
+            self._crowd = self._gathered()
         else:
             self._crowd.grew(node)
 
+    def _gathered(self) -> Crowd:
+        waiting = [node for pool in self._pools.values() for node in pool.nodes.values() if node.n]
+        return Crowd(waiting, self.fleet.ledger.falls)
+
     def _evict(self, now: float, newcomer: User) -> Refused | None:
         """Make room: the newest request of the longest queue goes. None if no queue is longer than the newcomer's."""
-        if self._crowd is None:
-            self._watch(newcomer)
-        longest = self._crowd.longest() if self._crowd is not None else None
+        crowd = self._crowd
+        if crowd is None or crowd.falls != self.fleet.ledger.falls:
+            crowd = self._crowd = self._gathered()
+        longest = crowd.longest()
         if longest is None or load(newcomer) >= load(longest):
             return None
         request = longest.newest()
@@ -311,13 +317,10 @@ class Core:
         ]
         if len(heads) < 2:
             return heads[0] if heads else None
-        owners = {node.owner.tenant for _, node in heads}
-
-        def points(head: tuple[Pool, User]) -> tuple[float, int]:
-            pool, node = head
-            return pool.priority(now, node if len(owners) == 1 else node.tenant), -node.tie
-
-        return max(heads, key=points)
+        if len({node.owner.tenant for _, node in heads}) > 1:
+            first = max(heads, key=lambda head: (head[0].priority(now, head[1].tenant), -head[1].tie))[1].owner.tenant
+            heads = [head for head in heads if head[1].owner.tenant is first]
+        return max(heads, key=lambda head: (head[0].priority(now, head[1]), -head[1].tie))
 
     # -- events ------------------------------------------------------------------------------------------------
 
@@ -392,6 +395,8 @@ class Core:
     def set_gate(self, now: float, name: str, slots: int, *, trial: bool = False) -> Sequence[Decision]:
         """Define a gate or change its slots. 0 closes it; below 0: `ValueError`. Lowering ends nothing that runs; a
         gate that was removed while requests ran comes back with their count. On `trial`, what ran before takes none."""
+        if slots < 0:
+            raise ValueError(f"gate {name}: slots must not be negative")
         now, others = self._begin(now)
         decided = list(others)
         gate = self.fleet.set_gate(now, name, slots)
@@ -412,9 +417,10 @@ class Core:
     def set_pool(self, now: float, name: str, places: Sequence[tuple[str, int]]) -> Sequence[Decision]:
         """Define a model's queue, or change the gates that serve it: (gate, preference), lower preference first.
         `KeyError` for an unknown gate, `ValueError` for one named twice. Without gates its tickets wait."""
+        found = self.fleet.places(name, places)
         now, others = self._begin(now)
         decided = list(others)
-        pool = self.fleet.set_pool(now, name, places)
+        pool = self.fleet.set_pool(now, name, found)
         self._bind(now, pool, decided)
         self._fill_pool(now, pool, decided)
         return decided
@@ -443,10 +449,12 @@ class Core:
         return others
 
     def set_reservations(self, now: float, windows: Iterable[Window]) -> Sequence[Decision]:
-        """Replace all reservation windows (times in this core's clock); those that are over are dropped."""
+        """Replace all reservation windows (times in this core's clock); those that are over are dropped. `ValueError`
+        for an id twice."""
+        named = by_id(windows)
         now, others = self._begin(now)
         decided = list(others)
-        self.calendar.replace(now, windows)
+        self.calendar.replace(now, named)
         self._rebind(now, decided)
         return decided
 
@@ -462,14 +470,14 @@ class Core:
 
     def _begin_quietly(self, now: float) -> float:
         """Time of a call that decides nothing."""
-        self.now = now = max(now, self.now)
+        self.now = now = max(self.now, now)
         return now
 
     # -- views -------------------------------------------------------------------------------------------------
 
     def position(self, now: float, number: int) -> Place | None:
         """Where a waiting ticket stands; None if it does not wait. Costs a count of its party's queue."""
-        now = max(now, self.now)
+        now = max(self.now, now)
         request = self._requests.get(number)
         if request is None or request.state != QUEUED:
             return None
@@ -477,7 +485,7 @@ class Core:
 
     def waiting(self, now: float, tenant: str, user: str) -> list[Place]:
         """All waiting tickets of one user, oldest first per model."""
-        now = max(now, self.now)
+        now = max(self.now, now)
         found: list[Place] = []
         for pool in self._pools.values():
             node = pool.nodes.get((tenant, user))
@@ -495,4 +503,4 @@ class Core:
 
     def stats(self, now: float) -> Stats:
         """A frozen record of this moment. Looks at every party: for people and scrapes, not for decisions."""
-        return collect(self, max(now, self.now))
+        return collect(self, max(self.now, now))

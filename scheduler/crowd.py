@@ -18,11 +18,13 @@ price per request does not grow with the crowd."""
 
 
 class Crowd:
-    """Exact maximum: growth is told at once (`grew`), shrinking is found at the top."""
+    """Exact maximum: growth is told at once (`grew`), shrinking is found at the top. A fall of a share is growth
+    that nobody tells: the owner makes another when `Ledger.falls` is no longer `falls`."""
 
-    __slots__ = ("_heap", "_most", "_serial")
+    __slots__ = ("_heap", "_most", "_serial", "falls")
 
-    def __init__(self, nodes: list[User]) -> None:
+    def __init__(self, nodes: list[User], falls: int = 0) -> None:
+        self.falls = falls
         self._serial = 0
         self._heap: list[_Entry] = []
         self._collect(nodes)

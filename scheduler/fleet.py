@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Final
 
-from scheduler.gates import Gate
+from scheduler.gates import Gate, Place
 from scheduler.model import Saved, SavedParty, SavedPool
 from scheduler.pool import Pool
 from scheduler.settings import Settings
@@ -45,9 +45,7 @@ class Fleet:
     # -- gates and pools ---------------------------------------------------------------------------------------
 
     def set_gate(self, now: float, name: str, slots: int) -> Gate:
-        """Define a gate or change its slots; `ValueError` below 0."""
-        if slots < 0:
-            raise ValueError(f"gate {name}: slots must not be negative")
+        """Define a gate or change its slots, 0 or more."""
         gate = self.gates.get(name)
         if gate is None:
             gate = self.gates[name] = self._retired.pop(name) if name in self._retired else Gate(name, slots)
@@ -67,11 +65,14 @@ class Fleet:
         gate.slots, gate.past = 0, None
         self._retired = {g.name: g for g in (*self._retired.values(), gate) if g.running}
 
-    def set_pool(self, now: float, name: str, places: Sequence[tuple[str, int]]) -> Pool:
-        """Define a pool or change who serves it; `KeyError` for an unknown gate, `ValueError` for one named twice."""
-        if len({gate for gate, _ in places}) != len(places):
-            raise ValueError(f"pool {name}: a gate is named twice")
-        gates = [(self.gates[gate], preference) for gate, preference in places]
+    def places(self, pool: str, named: Sequence[tuple[str, int]]) -> list[Place]:
+        """The gates of these names; `KeyError` for an unknown one, `ValueError` for one named twice."""
+        if len({gate for gate, _ in named}) != len(named):
+            raise ValueError(f"pool {pool}: a gate is named twice")
+        return [(self.gates[gate], preference) for gate, preference in named]
+
+    def set_pool(self, now: float, name: str, places: list[Place]) -> Pool:
+        """Define a pool or change who serves it."""
         pool = self.pools.get(name)
         if pool is None:
             closed = self._closed
@@ -79,8 +80,8 @@ class Fleet:
             self.pools[name] = pool
         for gate, _ in pool.places:
             gate.pools.remove(pool)
-        pool.places = gates
-        for gate, _ in gates:
+        pool.places = places
+        for gate, _ in places:
             gate.pools.append(pool)
         self._count_slots(now, [pool])
         self._recall(now, pool)

@@ -137,6 +137,7 @@ class Pool:
             return self._open(ticket)
         owner = node.owner
         if owner.share != ticket.share:
+            self.ledger.falls += ticket.share < owner.share
             set_share(owner, ticket.share)
         if owner.tenant.share != ticket.tenant_share and self.settings.levels == 2:
             set_share(owner.tenant, ticket.tenant_share)

@@ -72,15 +72,10 @@ class Calendar:
     def __init__(self) -> None:
         self.windows: dict[str, Window] = {}
 
-    def replace(self, now: float, windows: Iterable[Window]) -> None:
-        """Take these instead of all earlier ones; those that are over are dropped. `ValueError` for an id twice."""
-        fresh: dict[str, Window] = {}
-        for window in windows:
-            if window.id in fresh:
-                raise ValueError(f"reservation {window.id} occurs twice")
-            if window.end > now:
-                fresh[window.id] = window
-        self.windows = fresh
+    def replace(self, now: float, windows: dict[str, Window]) -> None:
+        """Take these, by id, instead of all earlier ones; those that are over are dropped."""
+        self.windows = windows
+        self.prune(now)
 
     def binding(self, now: float, pool: str, lead: float) -> list[Window]:
         """The windows that bind this model now; an exclusive one binds from `lead` seconds before its start."""
@@ -96,6 +91,16 @@ class Calendar:
         over = [window.id for window in self.windows.values() if window.end <= now]
         for name in over:
             del self.windows[name]
+
+
+def by_id(windows: Iterable[Window]) -> dict[str, Window]:
+    """The windows by their ids; `ValueError` for an id twice."""
+    named: dict[str, Window] = {}
+    for window in windows:
+        if window.id in named:
+            raise ValueError(f"reservation {window.id} occurs twice")
+        named[window.id] = window
+    return named
 
 
 def _from(window: Window, lead: float) -> float:

@@ -32,7 +32,7 @@ class Account:
         self.share = share
         self.grown = 0.0
         self.charges = 0
-        """How often `grown`, the share or a tenant's class changed: keys made before are to be looked at again."""
+        """How often `grown` or a tenant's class changed for the worse: keys made before are to be looked at again."""
         self.nodes: list[Node] = []
         """Its places in rankings, one per pool where it is waiting and eligible."""
         self.children = 0
@@ -66,6 +66,8 @@ class Ledger:
         """Time from which `rebase` is due."""
         self.users: dict[tuple[str, str], UserAccount] = {}
         self.tenants: dict[str, Account] = {}
+        self.falls = 0
+        """How often the share of a user fell: each of its queues has become longer for its share."""
         self._at = now
         self._growth = 1.0
 

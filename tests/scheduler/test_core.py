@@ -93,6 +93,37 @@ def test_now_must_be_a_number() -> None:
         submit(made, nan)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda made, now: made.submit(now, ticket(cost=nan)),
+        lambda made, now: made.release(now, 1, nan),
+        lambda made, now: made.charge(now, 1, nan),
+        lambda made, now: made.set_gate(now, "g", -1),
+        lambda made, now: made.set_pool(now, "m", [("g", 0), ("g", 1)]),
+        lambda made, now: made.set_pool(now, "m", [("unknown", 0)]),
+        lambda made, now: made.set_reservations(now, [Window("w", "t", 90.0, 99.0)] * 2),
+    ],
+)
+def test_a_call_that_is_an_error_loses_no_decision(wrong: Callable[[Core, float], object]) -> None:
+    """Who timed out meanwhile is told at the next call: a decision that nobody hears of is a slot or a client lost."""
+    made = core()
+    granted(made, 0.0)
+    late = queued(made, 0.0, timeout=5.0)
+    with pytest.raises((ValueError, KeyError)):
+        wrong(made, 10.0)
+    assert refusals(made.tick(10.0)) == {late: Refusal.QUEUE_TIMEOUT}
+    made.set_reservations(10.0, [])
+    assert isinstance(submit(made, 10.0), Queued)
+
+
+def test_a_view_of_no_moment_stops_no_clock() -> None:
+    made = core()
+    made.export_usage(nan)
+    assert isinstance(submit(made, 1.0), Granted)
+    assert made.now == 1.0
+
+
 def test_an_unknown_model_is_refused_not_let_through() -> None:
     made = core()
     answer, _ = made.submit(0.0, Ticket("nobody", "t", "u"))
@@ -289,6 +320,22 @@ def test_eviction_weighs_queues_by_share() -> None:
     small = [queued(made, 0.0, "small") for _ in range(4)]
     _, others = made.submit(0.0, ticket("new"))
     assert refusals(others) == {small[-1]: Refusal.EVICTED}
+
+
+def test_whose_share_falls_has_the_longer_queue_at_once() -> None:
+    """Its queues elsewhere weigh more too, though nothing joined them."""
+    made = core(global_cap=20)
+    made.set_gate(0.0, "h", 1)
+    made.set_pool(0.0, "other", [("h", 0)])
+    granted(made, 0.0, "first")
+    waiting = [queued(made, 0.0, "much", share=10.0) for _ in range(12)]
+    for _ in range(8):
+        queued(made, 0.0, "little")
+    answer, _ = made.submit(0.0, Ticket("other", "t", "much", share=1.0))
+    assert isinstance(answer, Granted)
+    answer, others = made.submit(0.0, ticket("new"))
+    assert isinstance(answer, Queued)
+    assert refusals(others) == {waiting[-1]: Refusal.EVICTED}
 
 
 def test_who_grew_while_the_queues_were_emptier_pays_as_well() -> None:
@@ -558,6 +605,21 @@ def test_pools_share_a_gate_and_the_best_head_of_all_goes_first() -> None:
     queued(made, 0.0, "heavy")
     answer, _ = made.submit(1.0, Ticket("n", "t", "light", cost=10.0))
     assert grants(made.release(2.0, first, 5000.0)) == [answer.id]
+
+
+def test_of_the_heads_of_one_tenant_its_users_decide_though_another_tenant_waits() -> None:
+    """The tenant is chosen first; which of its models goes next is a matter between its users."""
+    made = core()
+    made.set_pool(0.0, "n", [("g", 0)])
+    made.set_pool(0.0, "o", [("g", 0)])
+    running = granted(made, 0.0, "heavy", cost=100_000.0)
+    queued(made, 0.0, "heavy", cost=1.0)
+    answer, _ = made.submit(1.0, Ticket("n", "t", "light", cost=1.0))
+    assert isinstance(answer, Queued)
+    other, _ = made.submit(1.0, Ticket("o", "rival", "r", cost=1.0))
+    assert isinstance(other, Queued)
+    made.fleet.ledger.tenants["rival"].grown = 1e9  # the rival is last whatever happens
+    assert grants(made.release(1.0, running, 100_000.0)) == [answer.id]
 
 
 def test_a_removed_pool_refuses_its_waiters_and_may_come_back() -> None:
