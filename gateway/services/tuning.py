@@ -132,10 +132,10 @@ async def not_over(store: Store) -> list[Reservation]:
 
 
 async def decide(store: Store, wanted: str, *, approve: bool) -> Reservation:
-    """Let a window act, or end or withdraw it."""
+    """Let a window act, or end or withdraw it. One that cannot be read can only be withdrawn."""
     found = [row for row in await reservations(store) if row.id == wanted]
     if not found:
-        raise NoSuch(f"there is no reservation {wanted!r}")
+        return await _withdraw_unread(store, wanted, approve=approve)
     if found[0].state == "cancelled":
         raise Taken("it is cancelled already")
     if approve and found[0].ends_at <= now_us():
@@ -143,3 +143,13 @@ async def decide(store: Store, wanted: str, *, approve: bool) -> Reservation:
     row = msgspec.structs.replace(found[0], state="approved" if approve else "cancelled")
     await _keep(store, row)
     return row
+
+
+async def _withdraw_unread(store: Store, wanted: str, *, approve: bool) -> Reservation:
+    """The row is removed, for nothing of it could be written again: what is returned holds its id alone."""
+    if all(row.id != wanted for row in await store.operations("reservation")):
+        raise NoSuch(f"there is no reservation {wanted!r}")
+    if approve:
+        raise Taken("this version cannot read it: it can only be cancelled")
+    await store.operate("reservation", wanted, None, now_us(), store.actor)
+    return Reservation(id=wanted, tenant="", starts_at=0, ends_at=0, state="cancelled")

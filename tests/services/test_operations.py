@@ -13,7 +13,8 @@ import pytest
 import uvloop
 
 from gateway.cli import main
-from gateway.services.accounts import create_tenant
+from gateway.services import tuning
+from gateway.services.accounts import NoSuch, Taken, create_tenant
 from gateway.services.operations import Operations
 from gateway.store import open_store
 from gateway.store.base import Store
@@ -216,6 +217,24 @@ def test_a_reservation_that_cannot_be_read_keeps_nobody_else_from_being_served(
 
     uvloop.run(main())
     assert [record.levelname for record in caplog.records if "reservation bad" in record.message] == ["ERROR"]
+
+
+def test_a_reservation_that_cannot_be_read_can_be_cancelled_and_nothing_else(tmp_path: Path) -> None:
+    """U7: by its id, which the log names; it is then gone for every version."""
+
+    async def main() -> None:
+        store = await open_store(str(tmp_path / "s.db"))
+        await store.operate("reservation", "bad", '{"field_of_a_later_version": 1}', 1, "me")
+        with pytest.raises(Taken, match="only be cancelled"):
+            await tuning.decide(store, "bad", approve=True)
+        gone = await tuning.decide(store, "bad", approve=False)
+        assert (gone.id, gone.state) == ("bad", "cancelled")
+        assert await store.operations("reservation") == []
+        with pytest.raises(NoSuch):
+            await tuning.decide(store, "bad", approve=False)
+        await store.close()
+
+    uvloop.run(main())
 
 
 @pytest.mark.parametrize("more", UNREADABLE)
