@@ -9,7 +9,8 @@ A *pool* is a model's queue, a *gate* one backend's slots; a pool names the gate
 pools. A freed slot goes, within the same call, to the best head among the pools its gate serves. Calls return what they
 decided about tickets; nothing waits inside.
 
-Who is first is defined in `ranking`, what a dispatch costs in `pool`, what the settings mean in `settings`.
+Who is first is defined in `ranking`, what a request costs its party in `charging`, what the settings mean in
+`settings`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from math import inf, isnan
 from typing import Final
 from zlib import crc32
 
+from scheduler import charging
 from scheduler.crowd import Crowd, load
 from scheduler.deadlines import Deadlines
 from scheduler.fleet import Fleet
@@ -143,7 +145,7 @@ class Core:
         now, others = self._begin(now)
         request = self._requests.get(number)
         if request is not None and request.state == RUNNING:
-            request.pool.charge(now, request, min(extra, MAX_COST))
+            charging.charge(now, request, min(extra, MAX_COST))
         return others
 
     def tick(self, now: float) -> Sequence[Decision]:
@@ -289,7 +291,7 @@ class Core:
             gate.past.remove(request.id)
             gate.slots -= 1
         self.running -= 1
-        request.pool.finish(now, request, cost)
+        charging.finish(now, request, cost)
         if not self.queued or gate.running >= gate.slots:
             return others
         decided = list(others)

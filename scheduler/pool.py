@@ -1,15 +1,8 @@
-"""One model's queue: who waits for it, who goes next, and the bookkeeping of a dispatch and of an end.
+"""One model's queue: who waits for it and who goes next.
 
 Owns the two-level choice (tenant, then user) and the parties' state on this model. Must not know slots (the core, or an
-outside caller, says when one is free), deadlines, asyncio or a clock of its own.
-
-At a dispatch the party is charged its estimate, at the end the difference to the actual cost. Waiting counts from
-
-    since = max(arrival of the head, paid)
-    paid  = t_dispatch + S * (x reduced towards 0 by 1/2),  x = (mean / (C * share) - free) * A / slots
-                                                            A = total share queueing
-
-so that a deep backlog buys nothing: what counts is how long the party has been owed service.
+outside caller, says when one is free), deadlines, asyncio or a clock of its own. What a request costs its party from
+its start to its end is in `charging`.
 """
 
 from __future__ import annotations
@@ -18,10 +11,11 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from scheduler.averages import Averages
+from scheduler.charging import start
 from scheduler.model import Ticket
 from scheduler.party import Node, Tenant, User
 from scheduler.ranking import Epoch, Ranking
-from scheduler.request import OVER, RUNNING, Request
+from scheduler.request import OVER, Request
 from scheduler.usage import Account, Ledger, UserAccount
 
 if TYPE_CHECKING:
@@ -225,7 +219,7 @@ class Pool:
                 self._enter(node)
             else:
                 self._new_head(now, node)
-        self._advance(tenant)
+        self.advance(tenant)
 
     def remove(self, now: float, request: Request) -> None:
         """A waiting request goes (cancelled, expired, evicted); usage is untouched."""
@@ -333,7 +327,7 @@ class Pool:
             self._leave(node)
             self.parked[node] = None
 
-    def _advance(self, tenant: Tenant) -> None:
+    def advance(self, tenant: Tenant) -> None:
         """Spend one slice on each ranking that is on its way to another epoch."""
         root, ranking = self.root, tenant.users
         if root.fresh is not None or root.epoch is not self.epoch:
@@ -362,7 +356,7 @@ class Pool:
         if level > root.level and (tenant.n or root.active > 1):
             root.level, root.leader = level, tenant
         crowd = root.shares
-        self._charge(now, request, ranking.shares * crowd / owner.share, crowd)
+        start(now, request, ranking.shares * crowd / owner.share, crowd)
         tenant.since = tenant.began if tenant.began > tenant.paid else tenant.paid
         tenant.tie = request.id  # else among equals one that never stops waiting would always be the oldest
         if not node.n:
@@ -391,87 +385,9 @@ class Pool:
             self._lift(now, node)
         if not tenant.running and not tenant.n:
             self._lift(now, tenant)
-        self._charge(now, request, node.account.share, tenant.account.share)
+        start(now, request, node.account.share, tenant.account.share)
         if tenant.n:  # others of it may not run now: the tenant is owed nothing of what it has just been given
             tenant.since = tenant.began if tenant.began > tenant.paid else tenant.paid
-
-    def _charge(self, now: float, request: Request, crowd: float, tenant_crowd: float) -> None:
-        """Start the request: charge its estimate to user and tenant, set when they will have paid."""
-        node, epoch, cost = request.node, self.epoch, request.cost
-        tenant, account = node.tenant, node.owner
-        if self.windows:
-            request.factor = min(window.factor(now, account.key) for window in self.windows)
-        request.state = RUNNING
-        request.started = now
-        request.charged = cost
-        grown = cost * request.factor * self.ledger.growth(now)
-        account.grown += grown
-        account.charges += 1
-        account.running += 1
-        account.grants += 1
-        account.waited += now - request.arrival
-        node.running += 1
-        node.paid = now + epoch.pay(node, crowd)
-        owner = tenant.account
-        owner.grown += grown
-        owner.charges += 1
-        owner.running += 1
-        tenant.running += 1
-        tenant.paid = now + epoch.pay(tenant, tenant_crowd)
-        self.running += 1
-
-    # -- running -----------------------------------------------------------------------------------------------
-
-    def charge(self, now: float, request: Request, extra: float) -> None:
-        """Charge `extra` cost units more to a running request. Less, if negative: what was charged too much is taken
-        back as what is left of it, so no usage falls below 0 and estimates leave no trace."""
-        request.charged += extra
-        ledger = self.ledger
-        account = request.node.owner
-        tenant = account.tenant
-        if extra >= 0.0:
-            grown = extra * request.factor * ledger.growth(now)
-            account.grown += grown
-            account.charges += 1
-            tenant.grown += grown
-            tenant.charges += 1
-            return
-        grown = extra * request.factor * ledger.growth_at(request.started)
-        account.grown = max(0.0, account.grown + grown)
-        tenant.grown = max(0.0, tenant.grown + grown)
-        _lower_level(request.node.ranking, request.node, grown)
-        _lower_level(self.root, request.node.tenant, grown)
-        # A refund makes stored keys too bad, which a heap does not forgive.
-        for place in account.nodes:
-            place.ranking.renew(place)
-        for place in tenant.nodes:
-            place.ranking.renew(place)
-
-    def finish(self, now: float, request: Request, cost: float) -> None:
-        """The request ended with this actual cost. 0: it failed before producing anything, is refunded in full and
-        teaches nothing about S and C."""
-        request.state = OVER
-        node = request.node
-        tenant = node.tenant
-        node.running -= 1
-        node.account.running -= 1
-        tenant.running -= 1
-        tenant.account.running -= 1
-        self.running -= 1
-        if cost > 0.0:
-            node.learn(cost)
-            tenant.learn(cost)
-            if self.averages.learn(now - request.started, cost):
-                self.refreeze(now)
-        if cost != request.charged:
-            self.charge(now, request, cost - request.charged)
-        self._advance(tenant)
-
-
-def _lower_level(ranking: Ranking[Any], node: Node, refund: float) -> None:
-    """Take back what a later refund shows to have been too much."""
-    if ranking.leader is node:
-        ranking.level = max(0.0, ranking.level + refund / node.account.share)
 
 
 def set_share(account: Account, share: float) -> None:

@@ -13,10 +13,10 @@ logarithm, so the rank below (lowest first) does not change until the party is c
     rank = ww * (since - landmark) / S + uw * ln(1 + (u + lift) * f / share) - offset,   f = e^(...) / scale
 
 Keys in the heap may be too good (a charge, another model's dispatch): an entry knows how often its account had been
-charged when the key was made, and is corrected when it reaches the top. Keys
-may never be too bad: whoever improves a party (refund, larger share, better class) calls `renew` at once. At a landmark
-the pool has a new `Epoch`; a ranking moves to it in slices of `SLICE` parties an operation, keeping the old order exact
-until the new heap is complete, so that no operation takes long.
+charged when the key was made, and is corrected when it reaches the top. Keys may never be too bad: whoever improves a
+party (refund, larger share, better class) calls `renew` at once. At a landmark the pool has a new `Epoch`; a ranking
+moves to it in slices of `SLICE` parties an operation, keeping the old order exact until the new heap is complete, so
+that no operation takes long.
 """
 
 from __future__ import annotations
@@ -29,11 +29,6 @@ from scheduler.party import Node
 
 SLICE: Final = 64
 """Parties re-keyed per operation while a ranking moves to a new epoch: about 0.05 ms."""
-
-
-SLACK: Final = 0.5
-"""Service times by which payment is rounded towards none: small queues then know no noise of means, and who has
-just been served gains nothing. In the simulator 0.5 costs nothing anywhere, 2 costs shares in crowds (Jain .994)."""
 
 
 class Epoch:
@@ -86,20 +81,6 @@ class Epoch:
             + self.usage_weight * log1p((account.grown + node.lift) * self.factor / account.share)
             - node.offset
         )
-
-    def pay(self, node: Node, crowd: float) -> float:
-        """Seconds after its dispatch at which the party has paid for it; `crowd` = total share queueing on the model.
-
-        Its wait counts from `free` mean requests (per share) before its next turn would be: dearer requests are paid
-        by waiting longer, cheaper ones earn. The running mean of actual costs pays, never an estimate: noise there
-        starves parties. Before a request of the party has ended: 0.
-        """
-        if not node.mean:
-            return 0.0
-        turns = (node.mean * self.per_cost / node.account.share - node.free) * crowd / self.slots
-        if turns > SLACK:
-            return (turns - SLACK) * self.service
-        return (turns + SLACK) * self.service if turns < -SLACK else 0.0
 
 
 N = TypeVar("N", bound=Node)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 
+from scheduler import charging
 from scheduler.fleet import Fleet
 from scheduler.model import Ticket
 from scheduler.pool import Pool
@@ -87,13 +88,13 @@ class SyncScheduler:
         """A running request ended. 0: it produced nothing and is refunded. A second call does nothing."""
         now = self._step(now)
         if handle.state == RUNNING:
-            handle.pool.finish(now, handle, _cost(actual_tokens))
+            charging.finish(now, handle, _cost(actual_tokens))
 
     def charge(self, handle: Request, extra_tokens: float, now: float) -> None:
         """A running request has outgrown its estimate by so much."""
         now = self._step(now)
         if handle.state == RUNNING:
-            handle.pool.charge(now, handle, _cost(extra_tokens))
+            charging.charge(now, handle, _cost(extra_tokens))
 
     def cancel(self, handle: Request, now: float) -> None:
         """A request is given up: waiting, it leaves; running, it ends with cost 0; over, nothing happens."""
@@ -101,7 +102,7 @@ class SyncScheduler:
         if handle.state == QUEUED:
             handle.pool.remove(now, handle)
         elif handle.state == RUNNING:
-            handle.pool.finish(now, handle, 0.0)
+            charging.finish(now, handle, 0.0)
 
     def waiting(self, model: str) -> int:
         """Requests waiting for the model."""

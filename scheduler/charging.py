@@ -1,0 +1,119 @@
+"""What a request costs its party: the charge at its start, the corrections, and when the start will be paid for.
+
+Owns the bookkeeping of what runs on a pool. Must not know who waits for it or who goes next.
+
+At a start user and tenant are charged the estimate, at the end the difference to the actual cost. Waiting counts from
+
+    since = max(arrival of the head, paid)
+    paid  = t_start + S * (x reduced towards 0 by 1/2),  x = (mean / (C * share) - free) * A / slots
+                                                         A = total share queueing
+
+so that a deep backlog buys nothing: what counts is how long the party has been owed service.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from scheduler.party import Node
+from scheduler.ranking import Epoch, Ranking
+from scheduler.request import OVER, RUNNING, Request
+
+SLACK: Final = 0.5
+"""Service times by which payment is rounded towards none: small queues then know no noise of means, and who has
+just been served gains nothing. In the simulator 0.5 costs nothing anywhere, 2 costs shares in crowds (Jain .994)."""
+
+
+def start(now: float, request: Request, crowd: float, tenant_crowd: float) -> None:
+    """The request runs from now: charge its estimate to user and tenant, set when they will have paid. The crowds are
+    the total shares queueing beside the user and beside the tenant."""
+    pool, node, cost = request.pool, request.node, request.cost
+    tenant, account, epoch = node.tenant, node.owner, pool.epoch
+    if pool.windows:
+        request.factor = min(window.factor(now, account.key) for window in pool.windows)
+    request.state = RUNNING
+    request.started = now
+    request.charged = cost
+    grown = cost * request.factor * pool.ledger.growth(now)
+    account.grown += grown
+    account.charges += 1
+    account.running += 1
+    account.grants += 1
+    account.waited += now - request.arrival
+    node.running += 1
+    node.paid = now + _payment(epoch, node, crowd)
+    owner = tenant.account
+    owner.grown += grown
+    owner.charges += 1
+    owner.running += 1
+    tenant.running += 1
+    tenant.paid = now + _payment(epoch, tenant, tenant_crowd)
+    pool.running += 1
+
+
+def _payment(epoch: Epoch, node: Node, crowd: float) -> float:
+    """Seconds after its start at which the party has paid for it.
+
+    Its wait counts from `free` mean requests (per share) before its next turn would be: dearer requests are paid
+    by waiting longer, cheaper ones earn. The running mean of actual costs pays, never an estimate: noise there
+    starves parties. Before a request of the party has ended: 0.
+    """
+    if not node.mean:
+        return 0.0
+    turns = (node.mean * epoch.per_cost / node.account.share - node.free) * crowd / epoch.slots
+    if turns > SLACK:
+        return (turns - SLACK) * epoch.service
+    return (turns + SLACK) * epoch.service if turns < -SLACK else 0.0
+
+
+def charge(now: float, request: Request, extra: float) -> None:
+    """Charge `extra` cost units more to a running request. Less, if negative: what was charged too much is taken
+    back as what is left of it, so no usage falls below 0 and estimates leave no trace."""
+    request.charged += extra
+    pool, node = request.pool, request.node
+    account = node.owner
+    tenant = account.tenant
+    if extra >= 0.0:
+        grown = extra * request.factor * pool.ledger.growth(now)
+        account.grown += grown
+        account.charges += 1
+        tenant.grown += grown
+        tenant.charges += 1
+        return
+    grown = extra * request.factor * pool.ledger.growth_at(request.started)
+    account.grown = max(0.0, account.grown + grown)
+    tenant.grown = max(0.0, tenant.grown + grown)
+    _lower_level(node.ranking, node, grown)
+    _lower_level(pool.root, node.tenant, grown)
+    # A refund makes stored keys too bad, which a heap does not forgive.
+    for place in account.nodes:
+        place.ranking.renew(place)
+    for place in tenant.nodes:
+        place.ranking.renew(place)
+
+
+def _lower_level(ranking: Ranking[Any], node: Node, refund: float) -> None:
+    """Take back what a later refund shows to have been too much."""
+    if ranking.leader is node:
+        ranking.level = max(0.0, ranking.level + refund / node.account.share)
+
+
+def finish(now: float, request: Request, cost: float) -> None:
+    """The request ended with this actual cost. 0: it failed before producing anything, is refunded in full and
+    teaches nothing about S and C."""
+    request.state = OVER
+    pool, node = request.pool, request.node
+    tenant = node.tenant
+    node.running -= 1
+    node.account.running -= 1
+    tenant.running -= 1
+    tenant.account.running -= 1
+    pool.running -= 1
+    if cost > 0.0:
+        node.learn(cost)
+        tenant.learn(cost)
+        if pool.averages.learn(now - request.started, cost):
+            pool.refreeze(now)
+    if cost != request.charged:
+        charge(now, request, cost - request.charged)
+    pool.advance(tenant)
