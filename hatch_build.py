@@ -15,8 +15,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 VARIABLE = "FAIRGATE_COMPILE"
 
 COMPILED = {
-    "scheduler": "aio averages charging core crowd deadlines estimate fleet gates party pool position ranking request"
-    " statistics usage",
+    "scheduler": "aio averages charging core crowd deadlines estimate fleet gates party pool position ranking"
+    " refusals request statistics usage",
     "gateway/http1": "chunks client connection eager head message pool reply server wire",
     "gateway/api": "anthropic body dialect frames ollama openai prompt_size stream usage",
     "gateway/flow": "exchange fields forward ids ledger names phases quota relay settle silence ticket",

@@ -9,8 +9,8 @@ A *pool* is a model's queue, a *gate* one backend's slots; a pool names the gate
 pools. A freed slot goes, within the same call, to the best head among the pools its gate serves. Calls return what they
 decided about tickets; nothing waits inside.
 
-Who is first is defined in `ranking`, what a request costs its party in `charging`, what the settings mean in
-`settings`.
+Who is first is defined in `ranking`, what a request costs its party in `charging`, who may not wait in `refusals`, what
+the settings mean in `settings`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import inf, isnan
 from typing import Final
-from zlib import crc32
 
 from scheduler import charging
 from scheduler.crowd import Crowd, load
@@ -28,7 +27,8 @@ from scheduler.gates import Gate, best_gate, home_gate
 from scheduler.model import Decision, Granted, Place, Queued, Refusal, Refused, Saved, Stats, Ticket
 from scheduler.party import User
 from scheduler.pool import Pool
-from scheduler.position import place
+from scheduler.position import place, stands
+from scheduler.refusals import barred, refused
 from scheduler.request import MAX_COST, MAX_OFFSET, MAX_SHARE, MIN_SHARE, QUEUED, RUNNING, Request, clamped
 from scheduler.reservations import Calendar, Window, by_id
 from scheduler.settings import Settings
@@ -173,7 +173,7 @@ class Core:
         self, now: float, pool: Pool, request: Request, others: Sequence[Decision]
     ) -> tuple[Queued | Refused, Sequence[Decision]]:
         node, ticket = request.node, request.ticket
-        reason = self._bar(now, pool, request)
+        reason = barred(now, request, self.fleet.settings)
         if reason is None and self.queued >= self.fleet.settings.global_cap:
             victim = self._evict(now, node)
             if victim is None:
@@ -199,24 +199,6 @@ class Core:
             others = [*others]
             self._fill_pool(now, pool, others)
         return Queued(request.id, request.rank, request.queue_len), others
-
-    def _bar(self, now: float, pool: Pool, request: Request) -> Refusal | None:
-        """Why the request may not even wait, by its party's own doing or a reservation; None if it may."""
-        node, timeout = request.node, request.ticket.timeout
-        if node.n >= self.fleet.settings.user_cap:
-            return Refusal.QUEUE_FULL
-        if timeout <= 0.0 or node.n * node.gap > self.fleet.settings.give_up * timeout:
-            return Refusal.QUEUE_TIMEOUT
-        if pool.windows and not pool.eligible(now, request) and self._blocked_for(now, pool, request) > timeout:
-            return Refusal.RESERVED
-        return None
-
-    def _blocked_for(self, now: float, pool: Pool, request: Request) -> float:
-        """Seconds until no exclusive window of somebody else is left, plus the party's own backlog."""
-        key = request.node.account.key
-        ends = [w.end for w in pool.windows if w.mode == "exclusive" and not w.holds(key)]
-        own = request.node.n * pool.averages.service / max(pool.slots, 1.0)
-        return max(ends, default=now) - now + own
 
     def _watch(self, node: User) -> None:
         if self._crowd is None:
@@ -257,14 +239,7 @@ class Core:
     def _refuse_at(self, now: float, request: Request, reason: Refusal) -> Refused:
         """A refusal that says when to come back."""
         self.refused[reason] += 1
-        pool, node = request.pool, request.node
-        ahead, seconds = place(pool, now, node, node.n)
-        if reason is Refusal.RESERVED:
-            seconds = self._blocked_for(now, pool, request)
-        # Spread by party, so that a party's figure still grows with its own backlog.
-        spread = 1.0 + 0.2 * (crc32("/".join(node.account.key).encode()) / 0xFFFFFFFF)
-        retry = min(max(seconds, 1.0), 600.0) * spread
-        return Refused(request.id, reason, ahead, seconds, retry, now - request.arrival)
+        return refused(now, request, reason)
 
     # -- slots -------------------------------------------------------------------------------------------------
 
@@ -483,7 +458,7 @@ class Core:
         request = self._requests.get(number)
         if request is None or request.state != QUEUED:
             return None
-        return self._place(now, request, request.node.order(request.pool.epoch.per_wait).index(request))
+        return stands(now, request, request.node.order(request.pool.epoch.per_wait).index(request))
 
     def waiting(self, now: float, tenant: str, user: str) -> list[Place]:
         """All waiting tickets of one user, oldest first per model."""
@@ -493,15 +468,8 @@ class Core:
             node = pool.nodes.get((tenant, user))
             if node is not None:
                 order = enumerate(node.order(pool.epoch.per_wait))
-                found.extend(sorted((self._place(now, each, k) for k, each in order), key=lambda at: at.id))
+                found.extend(sorted((stands(now, each, k) for k, each in order), key=lambda at: at.id))
         return found
-
-    def _place(self, now: float, request: Request, k: int) -> Place:
-        pool = request.pool
-        ahead, seconds = place(pool, now, request.node, k)
-        if pool.windows and not pool.eligible(now, request):
-            seconds = max(seconds, self._blocked_for(now, pool, request))
-        return Place(request.id, pool.name, request.ticket.tag, ahead, seconds, now - request.arrival)
 
     def stats(self, now: float) -> Stats:
         """A frozen record of this moment. Looks at every party: for people and scrapes, not for decisions."""

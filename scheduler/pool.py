@@ -297,6 +297,12 @@ class Pool:
         key, seconds = request.node.account.key, self.averages.expected(request.cost)
         return all(window.admits(now, key, seconds) for window in self.windows)
 
+    def blocked_for(self, now: float, node: User) -> float:
+        """Seconds until no exclusive window of somebody else is left, plus the party's own backlog."""
+        ends = [w.end for w in self.windows if w.mode == "exclusive" and not w.holds(node.account.key)]
+        own = node.n * self.averages.service / max(self.slots, 1.0)
+        return max(ends, default=now) - now + own
+
     def bind(self, now: float, windows: list[Window]) -> None:
         """Other windows bind from now on: everybody competes again under them, with `since` unchanged."""
         self.windows = windows

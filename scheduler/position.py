@@ -18,9 +18,11 @@ from bisect import bisect_left
 from itertools import accumulate, islice
 from typing import Any, Final
 
+from scheduler.model import Place
 from scheduler.party import Node, User
 from scheduler.pool import Pool
 from scheduler.ranking import Epoch, Ranking
+from scheduler.request import Request
 
 _SAMPLE: Final = 2048
 """Parties a snapshot looks at; of more, every so many-th counts for the others."""
@@ -86,3 +88,12 @@ def place(pool: Pool, now: float, node: User, k: int) -> tuple[int, float]:
     if pool.root.active > (1 if tenant.inside else 0):
         ahead = snapshot.level(pool.root).ahead(tenant, ahead)
     return ahead, max((ahead + 0.5) * pool.averages.service / max(pool.slots, 1.0), k * node.gap)
+
+
+def stands(now: float, request: Request, k: int) -> Place:
+    """Where a waiting request stands that has `k` of its own party before it."""
+    pool, node = request.pool, request.node
+    ahead, seconds = place(pool, now, node, k)
+    if pool.windows and not pool.eligible(now, request):
+        seconds = max(seconds, pool.blocked_for(now, node))
+    return Place(request.id, pool.name, request.ticket.tag, ahead, seconds, now - request.arrival)

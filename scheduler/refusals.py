@@ -1,0 +1,41 @@
+"""Why a request may not wait, and what the refused are told: how long it would have been and when to come back.
+
+Owns the bounds that a party meets by its own doing or by a reservation. Must not know the bound on all queues together
+(the core evicts), and changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from scheduler.model import Refusal, Refused
+from scheduler.position import place
+from scheduler.request import Request
+
+if TYPE_CHECKING:
+    from scheduler.settings import Settings
+
+
+def barred(now: float, request: Request, settings: Settings) -> Refusal | None:
+    """Why the request may not even wait, whatever the queues of others; None if it may."""
+    pool, node, timeout = request.pool, request.node, request.ticket.timeout
+    if node.n >= settings.user_cap:
+        return Refusal.QUEUE_FULL
+    if timeout <= 0.0 or node.n * node.gap > settings.give_up * timeout:
+        return Refusal.QUEUE_TIMEOUT
+    if pool.windows and not pool.eligible(now, request) and pool.blocked_for(now, node) > timeout:
+        return Refusal.RESERVED
+    return None
+
+
+def refused(now: float, request: Request, reason: Refusal) -> Refused:
+    """A refusal that says when to come back."""
+    pool, node = request.pool, request.node
+    ahead, seconds = place(pool, now, node, node.n)
+    if reason is Refusal.RESERVED:
+        seconds = pool.blocked_for(now, node)
+    # Spread by party, so that a party's figure still grows with its own backlog.
+    spread = 1.0 + 0.2 * (crc32("/".join(node.account.key).encode()) / 0xFFFFFFFF)
+    retry = min(max(seconds, 1.0), 600.0) * spread
+    return Refused(request.id, reason, ahead, seconds, retry, now - request.arrival)
