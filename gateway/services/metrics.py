@@ -1,141 +1,36 @@
-"""Counting and exposition of the metrics that `metrics_table.py` describes.
+"""Counting of the metrics that `metrics_table.py` describes.
 
-Counting is plain integers in dictionaries and lists (0.1 to 0.2 us a call); objects of prometheus-client are made at
-scrape only. Label values outside the table's sets count as `other`; models and backends are those made known, up to a
-bound. Must not know control flow: services are read at
-scrape, through sources that turn their frozen `stats()` into samples.
+Counting is plain integers in dictionaries and lists (0.1 to 0.2 us a call); what they look like at a scrape is for
+`exposition.py`. Label values outside the table's sets count as `other`; models and backends are those made known, up to
+a bound. Must not know control flow: services are read at scrape, through sources that turn their frozen `stats()` into
+samples.
 """
 
 import logging
 import platform
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.utils import floatToGoString
+from prometheus_client.core import Metric
 
 from gateway import __version__
 from gateway.services import processes
-from gateway.services.counts import Counts, ModelCounts
-from gateway.services.metrics_table import (
-    BY_NAME,
-    DURATION,
-    GAP,
-    LABELS,
-    LAG,
-    METRICS,
-    OVERHEAD,
-    QUEUE,
-    TTFT,
-    Described,
-)
+from gateway.services.counts import Counts
+from gateway.services.exposition import Labels, Values, families, page
+from gateway.services.metrics_table import BY_NAME, DURATION, LABELS, LAG, OVERHEAD, QUEUE, TTFT
+from gateway.services.tally import Histogram, ModelTally
 
 log = logging.getLogger("fairgate.metrics")
 
 OTHER: Final = "other"
 MODELS_MAX: Final = 200  # label values; each costs 4 histograms, about 90 lines of a scrape
 BACKENDS_MAX: Final = 1000
-PARTIES_MAX: Final = 10_000  # of one model and window, for the fairness index
 WINDOW: Final = 300.0  # seconds; the index looks at the last one to two windows
 
-Labels = tuple[str, ...]
 Sample = tuple[str, Labels, float]
 """(metric name, label values in the table's order, value)."""
 Source = Callable[[], Iterable[Sample]]
-
-
-class Histogram:
-    """Counts per bucket (not cumulated; the last is +Inf) and the sum."""
-
-    __slots__ = ("bounds", "counts", "sum")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = tuple(bounds)
-        self.counts = [0] * (len(self.bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float) -> None:
-        """A value on a bound belongs to that bound's bucket (`le`)."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    def drawn(self) -> tuple[list[int], float]:
-        return self.counts, self.sum
-
-    def add(self, drawn: tuple[list[int], float]) -> None:
-        self.counts = [mine + more for mine, more in zip(self.counts, drawn[0], strict=True)]
-        self.sum += drawn[1]
-
-    def cumulated(self) -> list[tuple[str, float]]:
-        bounds = [*map(floatToGoString, self.bounds), "+Inf"]
-        return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
-
-
-class _Model:
-    """What is counted of one model."""
-
-    __slots__ = (
-        "before",
-        "cached",
-        "completion",
-        "duration",
-        "estimated",
-        "gap",
-        "observe_gap",
-        "prompt",
-        "queue",
-        "served",
-        "ttft",
-    )
-
-    def __init__(self) -> None:
-        self.queue = Histogram(QUEUE)
-        self.ttft = Histogram(TTFT)
-        self.gap = Histogram(GAP)
-        self.observe_gap = self.gap.observe  # one for all streams
-        self.duration = Histogram(DURATION)
-        self.prompt = self.completion = self.cached = self.estimated = 0
-        self.served: dict[str, float] = {}  # party -> cost per share, of this window
-        self.before: dict[str, float] = {}  # of the window before
-
-    def serve(self, party: str, cost: float) -> None:
-        served = self.served
-        if party in served:
-            served[party] += cost
-        elif len(served) < PARTIES_MAX:
-            served[party] = cost
-
-    def histograms(self) -> tuple[Histogram, ...]:
-        return self.queue, self.ttft, self.gap, self.duration
-
-    def drawn(self) -> ModelCounts:
-        tokens = (self.prompt, self.completion, self.cached, self.estimated)
-        return ModelCounts(tuple(each.drawn() for each in self.histograms()), tokens, self.served, self.before)
-
-    def add(self, counts: ModelCounts) -> None:
-        for mine, drawn in zip(self.histograms(), counts.histograms, strict=True):
-            mine.add(drawn)
-        prompt, completion, cached, estimated = counts.tokens
-        self.prompt += prompt
-        self.completion += completion
-        self.cached += cached
-        self.estimated += estimated
-        for mine_served, served in ((self.served, counts.served), (self.before, counts.before)):
-            for party, cost in served.items():
-                mine_served[party] = mine_served.get(party, 0.0) + cost
-
-    def jain(self) -> float | None:
-        parties = self.served.keys() | self.before.keys()
-        return jain([self.served.get(party, 0.0) + self.before.get(party, 0.0) for party in parties])
-
-
-def jain(values: Sequence[float]) -> float | None:
-    """(sum x)^2 / (n sum x^2), Jain, Chiu and Hawe 1984; None without values or when all are zero."""
-    squares = sum(value * value for value in values)
-    return sum(values) ** 2 / (len(values) * squares) if squares > 0 else None
 
 
 class Metrics:
@@ -149,7 +44,7 @@ class Metrics:
         self._requests: dict[tuple[str, str, int, str], int] = {}
         # What is known beforehand stands at 0: a rate sees no rise in a series that begins with its first event.
         self._counts = {label: dict.fromkeys(LABELS.get(label, ()), 0) for label in _COUNTED}
-        self._models: dict[str, _Model] = {OTHER: _Model()}
+        self._models: dict[str, ModelTally] = {OTHER: ModelTally()}
         self._overhead = Histogram(OVERHEAD)
         self._lag = Histogram(LAG)
         self._bytes_in = self._bytes_out = 0
@@ -283,7 +178,7 @@ class Metrics:
         """The sum of these in place of all that was counted here."""
         self._requests = {}
         self._counts = {label: {} for label in self._counts}
-        self._models = {name: _Model() for name in self._models}
+        self._models = {name: ModelTally() for name in self._models}
         self._overhead, self._lag = Histogram(OVERHEAD), Histogram(LAG)
         self._bytes_in = self._bytes_out = self._scrape_failures = 0
         for counts in every:
@@ -298,7 +193,7 @@ class Metrics:
         """
         for model in (name.partition("\t")[0] for name in models):
             if model not in self._models and len(self._models) <= MODELS_MAX:
-                self._models[model] = _Model()
+                self._models[model] = ModelTally()
                 self._values["model"].add(model)
         for backend in backends:
             if len(self._values["backend"]) < BACKENDS_MAX:
@@ -315,45 +210,21 @@ class Metrics:
     # -- exposition -----------------------------------------------------------------------------------------------
 
     def exposition(self, accept: str = "") -> tuple[str, Iterator[bytes]]:
-        """(content type, parts): the text or OpenMetrics format as `accept` prefers.
-
-        The parts are made one by one, a metric each, and of histograms a model each, so that a caller can let the loop
-        turn between them.
-        """
-        encoder, content_type = choose_encoder(accept)
-        return content_type, self._parts(encoder, content_type.startswith("application/openmetrics-text"))
-
-    def _parts(self, encoder: Callable[[Any], bytes], openmetrics: bool) -> Iterator[bytes]:
-        end, before = b"# EOF\n", ""
-        for family in self._families(apart=True):
-            part = encoder(_One(family))
-            if openmetrics:
-                part = part.removesuffix(end)
-            yield _without_head(part) if family.name == before else part
-            before = family.name
-        if openmetrics:
-            yield end
+        """(content type, parts) as `accept` prefers; see `exposition.page`."""
+        return page(self._families(apart=True), accept)
 
     def collect(self) -> Iterator[Metric]:
         """The families, in the order of the table, then the process's own: prometheus-client's Collector protocol."""
         return self._families(apart=False)
 
     def _families(self, *, apart: bool) -> Iterator[Metric]:
-        """`apart`: histograms as one family for each of their label values, in a row."""
         self._turn_window()
-        values = self._gather()
-        for described in METRICS:
-            cells = values.get(described.name, {})
-            if apart and cells and described.kind == "histogram":
-                for labels, cell in cells.items():
-                    yield _family(described, {labels: cell})
-            else:
-                yield _family(described, cells)
+        yield from families(self._gather(), apart=apart)
         yield from processes.collect(self.pids())
 
-    def _gather(self) -> dict[str, dict[Labels, float | Histogram]]:
+    def _gather(self) -> Values:
         """metric -> label values -> value. What falls on one `other` is added up; of ages the largest."""
-        values: dict[str, dict[Labels, float | Histogram]] = {}
+        values: Values = {}
         for name, labels, value in (*self._own(), *self._models_own()):
             values.setdefault(name, {})[labels] = value
         for name, labels, number in self._read_sources():
@@ -421,30 +292,6 @@ _COUNTED: Final = {
 }
 
 
-_FAMILIES: Final[Mapping[str, Any]] = {
-    "counter": CounterMetricFamily,
-    "gauge": GaugeMetricFamily,
-    "histogram": HistogramMetricFamily,
-}
-
-
-class _One:
-    """A registry of one family, for encoders."""
-
-    def __init__(self, family: Metric) -> None:
-        self._family = family
-
-    def collect(self) -> Iterable[Metric]:
-        return (self._family,)
-
-
-def _without_head(part: bytes) -> bytes:
-    """A family's samples without its help and type, which stand before the first of them only."""
-    while part.startswith(b"# "):
-        part = part.partition(b"\n")[2]
-    return part
-
-
 def _check(sample: Sample) -> bool:
     """Raises ValueError for a sample the table does not describe."""
     name, labels, _ = sample
@@ -452,14 +299,3 @@ def _check(sample: Sample) -> bool:
     if described is None or described.kind == "histogram" or len(described.labels) != len(labels):
         raise ValueError(f"no metric {name} with {len(labels)} labels")
     return True
-
-
-def _family(described: Described, values: Mapping[Labels, float | Histogram]) -> Metric:
-    family = _FAMILIES[described.kind](described.name, described.help, labels=described.labels)
-    for labels, value in values.items():
-        if isinstance(value, Histogram):
-            family.add_metric(labels, value.cumulated(), value.sum)
-        else:
-            family.add_metric(labels, float(value))
-    result: Metric = family
-    return result

@@ -18,7 +18,7 @@ from gateway.errors import GatewayError, QueueFull
 from gateway.services.backend_facts import BackendStats
 from gateway.services.counts import Counts
 from gateway.services.limit_facts import LenderStats, LimitStats
-from gateway.services.metrics import BACKENDS_MAX, MODELS_MAX, OTHER, WINDOW, Histogram, Metrics, jain
+from gateway.services.metrics import BACKENDS_MAX, MODELS_MAX, OTHER, WINDOW, Metrics
 from gateway.services.metrics_table import DURATION, LABELS, METRICS, OVERHEAD, QUEUE, TTFT, reference
 from gateway.services.prompts import PromptStats
 from gateway.services.record import AuditStats
@@ -32,6 +32,7 @@ from gateway.services.samples import (
     of_tracing,
     of_zombies,
 )
+from gateway.services.tally import Histogram, jain
 from gateway.services.token_facts import TokenStats
 from gateway.services.tracing import TracingStats
 from gateway.services.zombies import ZombieStats

@@ -1,0 +1,107 @@
+"""What is counted of one model: histograms, tokens, and what each party was served, for the fairness index.
+
+Plain integers, added up over processes. Must not know labels or what a scrape looks like.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Final
+
+from prometheus_client.utils import floatToGoString
+
+from gateway.services.counts import ModelCounts
+from gateway.services.metrics_table import DURATION, GAP, QUEUE, TTFT
+
+PARTIES_MAX: Final = 10_000  # of one model and window, for the fairness index
+
+
+class Histogram:
+    """Counts per bucket (not cumulated; the last is +Inf) and the sum."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """A value on a bound belongs to that bound's bucket (`le`)."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def drawn(self) -> tuple[list[int], float]:
+        return self.counts, self.sum
+
+    def add(self, drawn: tuple[list[int], float]) -> None:
+        self.counts = [mine + more for mine, more in zip(self.counts, drawn[0], strict=True)]
+        self.sum += drawn[1]
+
+    def cumulated(self) -> list[tuple[str, float]]:
+        bounds = [*map(floatToGoString, self.bounds), "+Inf"]
+        return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
+
+
+class ModelTally:
+    """What is counted of one model."""
+
+    __slots__ = (
+        "before",
+        "cached",
+        "completion",
+        "duration",
+        "estimated",
+        "gap",
+        "observe_gap",
+        "prompt",
+        "queue",
+        "served",
+        "ttft",
+    )
+
+    def __init__(self) -> None:
+        self.queue = Histogram(QUEUE)
+        self.ttft = Histogram(TTFT)
+        self.gap = Histogram(GAP)
+        self.observe_gap = self.gap.observe  # one for all streams
+        self.duration = Histogram(DURATION)
+        self.prompt = self.completion = self.cached = self.estimated = 0
+        self.served: dict[str, float] = {}  # party -> cost per share, of this window
+        self.before: dict[str, float] = {}  # of the window before
+
+    def serve(self, party: str, cost: float) -> None:
+        served = self.served
+        if party in served:
+            served[party] += cost
+        elif len(served) < PARTIES_MAX:
+            served[party] = cost
+
+    def histograms(self) -> tuple[Histogram, ...]:
+        return self.queue, self.ttft, self.gap, self.duration
+
+    def drawn(self) -> ModelCounts:
+        tokens = (self.prompt, self.completion, self.cached, self.estimated)
+        return ModelCounts(tuple(each.drawn() for each in self.histograms()), tokens, self.served, self.before)
+
+    def add(self, counts: ModelCounts) -> None:
+        for mine, drawn in zip(self.histograms(), counts.histograms, strict=True):
+            mine.add(drawn)
+        prompt, completion, cached, estimated = counts.tokens
+        self.prompt += prompt
+        self.completion += completion
+        self.cached += cached
+        self.estimated += estimated
+        for mine_served, served in ((self.served, counts.served), (self.before, counts.before)):
+            for party, cost in served.items():
+                mine_served[party] = mine_served.get(party, 0.0) + cost
+
+    def jain(self) -> float | None:
+        parties = self.served.keys() | self.before.keys()
+        return jain([self.served.get(party, 0.0) + self.before.get(party, 0.0) for party in parties])
+
+
+def jain(values: Sequence[float]) -> float | None:
+    """(sum x)^2 / (n sum x^2), Jain, Chiu and Hawe 1984; None without values or when all are zero."""
+    squares = sum(value * value for value in values)
+    return sum(values) ** 2 / (len(values) * squares) if squares > 0 else None
