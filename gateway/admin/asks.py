@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from gateway.services.accounts import DEFAULT_DAYS, DEFAULT_OVERLAP
-from gateway.services.keys import SCOPES
+from gateway.services.rights import SCOPES
 from gateway.store.limits import NO_LIMITS, Limits, Positive
 from gateway.store.operations import Kind
 from gateway.store.usage import By

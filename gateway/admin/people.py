@@ -13,7 +13,7 @@ from gateway.errors import BadRequest, Forbidden
 from gateway.services import accounts, allowances
 from gateway.services.accounts import ADMIN_SCOPES, KeyTerms
 from gateway.services.allowances import Owner
-from gateway.services.keys import SCOPES
+from gateway.services.rights import SCOPES
 from gateway.store.base import Tenant, User
 from gateway.store.limits import Limits
 

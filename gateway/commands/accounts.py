@@ -19,7 +19,7 @@ from gateway.commands.limits import limit_options, limits_of
 from gateway.config import Config
 from gateway.services import accounts
 from gateway.services.accounts import KeyTerms
-from gateway.services.keys import SCOPES
+from gateway.services.rights import SCOPES
 from gateway.store.base import Key, Store, Tenant, User
 
 

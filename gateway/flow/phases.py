@@ -44,7 +44,7 @@ from gateway.http1.chunks import LAST_CHUNK, encode_chunk
 from gateway.http1.connection import Connection
 from gateway.http1.wire import WireError
 from gateway.services.keyfmt import credential
-from gateway.services.keys import SCOPES
+from gateway.services.rights import SCOPES
 from gateway.services.route import Route
 
 log = logging.getLogger("fairgate.flow")

@@ -14,8 +14,8 @@ import msgspec
 
 from gateway.config import Identity, nearest
 from gateway.services.keyfmt import mint, random_text
-from gateway.services.keys import SCOPES
 from gateway.services.proofs import hasher
+from gateway.services.rights import SCOPES
 from gateway.store.base import Conflict, Key, Page, Store, Tenant, User
 from gateway.store.limits import NO_LIMITS, Limits
 

@@ -1,6 +1,6 @@
 """Who is asking: a key becomes a `Principal` (K). Owns verification, its caches and their revocation.
 
-Must not know limits, routing or HTTP. Rules:
+Must not know limits, routing or HTTP; what a key may is for `rights`. Rules:
 
 - A verified key is cached under a keyed digest (SHA-256 behind a key that lives and dies with the process): neither
   the key nor anything that could be checked against a guess offline is kept. `lookup` serves from there without
@@ -19,33 +19,27 @@ Must not know limits, routing or HTTP. Rules:
 """
 
 import asyncio
-import ipaddress
 import logging
 import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import lru_cache
 from hashlib import sha256
 from typing import TypeVar
 
-from gateway.api.model_names import meant
 from gateway.config import Identity
 from gateway.errors import AuthUnavailable, Forbidden, GatewayError, Unauthenticated
 from gateway.services import bounded
 from gateway.services.key_facts import KeyStats
 from gateway.services.keyfmt import parse, shaped
-from gateway.services.principal import ISSUED, Grant, Network, Principal
+from gateway.services.principal import ISSUED, Grant, Principal
 from gateway.services.proofs import ChainReader, Prover
+from gateway.services.rights import inside, principal_of
 from gateway.services.throttle import FailureThrottle, RefusalPace
 from gateway.services.verdict import DENIALS, LAPSED, NO_GUESSES, PASSING, Refusal, TokenJudge, Verdict
-from gateway.store.base import Chain, Changes, Key, Store, StoreError, Tenant, User
-from gateway.store.limits import NO_LIMITS, Scoped
+from gateway.store.base import Chain, Changes, Store, StoreError
 
 _log = logging.getLogger("fairgate.keys")
-
-SCOPES = ("chat", "completions", "embeddings", "responses", "rerank", "messages", "ollama")
-"""What a route may ask of a key (K7), and what a key has unless it was made with less. `admin:*` is never implied."""
 
 FAILURE_QUANTUM = 0.1
 """Seconds; several times one Argon2id verification at the default cost (17 ms), see the rules above."""
@@ -59,60 +53,7 @@ _GUESSES = 2
 _REREADS = 3
 """How often a verification starts over because something changed meanwhile."""
 
-
 T = TypeVar("T")
-
-
-@lru_cache(maxsize=4096)
-def _inside(ip: str, cidrs: tuple[tuple[Network, ...], ...]) -> bool:
-    try:
-        address = ipaddress.ip_address(ip.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return all(any(address in network for network in allowed) for allowed in cidrs)
-
-
-def principal_of(chain: Chain) -> Principal:
-    """What a key may, out of its own row and its owners' (K1, K8)."""
-    tenant, user, key = chain.tenant, chain.user, chain.key
-    allow_all, models = _models(chain)
-    lists = [cidrs for cidrs in (tenant.cidrs, key.cidrs) if cidrs]
-    return Principal(
-        tenant=tenant.id,
-        user=user.id,
-        key=key.id,
-        share=user.share,
-        tenant_share=tenant.share,
-        priority=key.priority,
-        allow_all_models=allow_all,
-        models=models,
-        scopes=frozenset(key.scopes),
-        queue_timeout=key.queue_timeout,
-        on_behalf=key.on_behalf,
-        force_model=key.force_model,
-        expires_at=None if key.expires_at is None else key.expires_at / 1e6,
-        cidrs=tuple(tuple(ipaddress.ip_network(cidr) for cidr in cidrs) for cidrs in lists),
-        limits=limits_of(tenant, user, key),
-        prompt_days=key.prompt_days,
-    )
-
-
-def limits_of(tenant: Tenant, user: User, key: Key) -> tuple[Scoped, ...]:
-    """The limits that hold for a key, outermost first; scopes without any are left out."""
-    scopes = ((f"tenant:{tenant.id}", tenant), (f"user:{user.id}", user), (f"key:{key.id}", key))
-    return tuple(Scoped(scope, row.limits) for scope, row in scopes if row.limits != NO_LIMITS)
-
-
-def _models(chain: Chain) -> tuple[bool, frozenset[str]]:
-    """The tenant's set narrowed by the key's -> (all, named). Nothing named and nothing allowed is nothing (K8)."""
-    tenant, key = chain.tenant, chain.key
-    inherits = key.allow_all_models or (key.allow_all_models is None and not key.models)
-    if inherits:
-        return tenant.allow_all_models, frozenset() if tenant.allow_all_models else meant(tenant.models)
-    named = meant(key.models)
-    return False, named if tenant.allow_all_models else named & meant(tenant.models)
 
 
 class KeyService:
@@ -160,7 +101,7 @@ class KeyService:
         grant = self._verified.get(digest)
         if grant is not None and grant.until > self._clock():
             cidrs = grant.principal.cidrs
-            if cidrs and not _inside(ip, cidrs):
+            if cidrs and not inside(ip, cidrs):
                 raise Forbidden("This API key may not be used from this address.")
             return grant
         if digest not in self._proofs:
@@ -191,7 +132,7 @@ class KeyService:
         digest = sha256(self._salt + token).digest()
         verdict = await self._joined(digest, *parsed)
         if isinstance(verdict, Principal):
-            if verdict.cidrs and not _inside(ip, verdict.cidrs):
+            if verdict.cidrs and not inside(ip, verdict.cidrs):
                 raise Forbidden("This API key may not be used from this address.")
             return verdict
         if verdict not in DENIALS:

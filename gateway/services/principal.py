@@ -1,4 +1,4 @@
-"""Who is asking, once a key or token was verified. Pure facts: `keys` makes them."""
+"""Who is asking, once a key or token was verified. Pure facts: `rights` makes principals, `keys` grants."""
 
 import ipaddress
 from dataclasses import dataclass

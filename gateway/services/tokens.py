@@ -28,8 +28,8 @@ from msgspec import UNSET
 from gateway.config import ConfigError, Identity
 from gateway.issuer import Jwt
 from gateway.services import accounts, bounded
-from gateway.services.keys import principal_of
 from gateway.services.principal import ISSUED
+from gateway.services.rights import principal_of
 from gateway.services.token_facts import TokenStats
 from gateway.services.verdict import Refusal, Verdict
 from gateway.store.base import Chain, Key, Store, StoreError, Tenant, User

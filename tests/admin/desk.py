@@ -12,7 +12,7 @@ import msgspec
 
 from gateway.services import accounts
 from gateway.services.accounts import KeyTerms
-from gateway.services.keys import SCOPES
+from gateway.services.rights import SCOPES
 from tests.load import Engine, engine_section
 from tests.process import CHEAP_IDENTITY, GatewayProcess
 from tests.services.keyring import CHEAP, connection

@@ -18,8 +18,9 @@ from gateway.errors import AuthUnavailable, Forbidden, GatewayError, RateLimited
 from gateway.http1.eager import Call
 from gateway.services import proofs
 from gateway.services.keyfmt import checksum, mint
-from gateway.services.keys import FAILURE_QUANTUM, SCOPES, KeyService, principal_of
+from gateway.services.keys import FAILURE_QUANTUM, KeyService
 from gateway.services.principal import Principal
+from gateway.services.rights import SCOPES, principal_of
 from gateway.store.base import Chain, Changes, Key, Store, StoreError, Tenant, User
 from tests.services.keyring import CHEAP, IP, Clock, Gate, connection, ring, service
 from tests.wire import WAIT

@@ -15,8 +15,9 @@ from gateway.errors import AuthUnavailable, Forbidden, RateLimited, Unauthentica
 from gateway.issuer import Jwt
 from gateway.services import accounts
 from gateway.services.keyfmt import MAX_TOKEN
-from gateway.services.keys import SCOPES, KeyService
+from gateway.services.keys import KeyService
 from gateway.services.principal import Principal
+from gateway.services.rights import SCOPES
 from gateway.services.tokens import STRANGER_SECONDS, TokenService, open_tokens
 from gateway.services.verdict import Refusal
 from gateway.store.base import StoreError, Tenant
