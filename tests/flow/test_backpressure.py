@@ -5,17 +5,15 @@ import gc
 import os
 import resource
 import socket
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvloop
 
 from gateway import config as cfg
 from gateway.store.limits import Limits
-from tests.flow.engine import SSE_HEAD, Answer, Engine, chunk, frame, stream
-from tests.gateway import Gateway, chat, gateway
+from tests.flow.engine import SSE_HEAD, Engine, chunk, frame, stream
+from tests.flow.run import run
+from tests.gateway import Gateway, chat
 from tests.wire import WAIT, Client
 
 CHAT = "/v1/chat/completions"
@@ -55,15 +53,6 @@ class Flood:
         writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
 
 
-def run(answer: Answer, test: Callable[[Gateway], Coroutine[Any, Any, None]], **settings: Any) -> None:
-    async def main() -> None:
-        async with Engine(answer) as engine, gateway(engine.url, **settings) as g:
-            await test(g)
-            await g.idle()
-
-    uvloop.run(main())
-
-
 def held(g: Gateway) -> list[int]:
     """Bytes that wait in the gateway for each client."""
     return [c.transport.get_write_buffer_size() for c in g.app.server.connections if c.call is not None]
@@ -85,7 +74,7 @@ def test_the_memory_for_a_slow_reader_does_not_grow_with_the_engines_speed() -> 
     flood = Flood(1 << 30, MIB)
     most, taken = 0, 0
 
-    async def test(g: Gateway) -> None:
+    async def test(g: Gateway, _: Engine) -> None:
         nonlocal most, taken
         client = await g.connect()
         await client.send(g.request(CHAT, chat(stream=True)))
@@ -112,7 +101,7 @@ def test_many_stalled_streams_stay_within_their_bounds_and_others_are_served() -
     async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await (stream if b"quick" in body else flood.answer)(head, body, reader, writer)
 
-    async def test(g: Gateway) -> None:
+    async def test(g: Gateway, _: Engine) -> None:
         gc.collect()
         before = rss()
         await asyncio.gather(*(stalling(g) for _ in range(STREAMS)))

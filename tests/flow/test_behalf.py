@@ -1,30 +1,19 @@
 """Chat UIs name their end users, and nobody else does (K10)."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-import uvloop
 
 from gateway.services.accounts import create_user, find_tenant, now_us
 from gateway.store.limits import Limits
 from tests.flow.engine import Engine, plain
-from tests.gateway import Gateway, chat, gateway
+from tests.flow.run import run
+from tests.gateway import Gateway, chat
 from tests.wire import WAIT
 
 CHAT = "/v1/chat/completions"
 HEADER = "X-OpenWebUI-User-Email"
-Test = Callable[[Gateway, Engine], Coroutine[Any, Any, None]]
-
-
-def run(test: Test) -> None:
-    async def main() -> None:
-        async with Engine(plain) as engine, gateway(engine.url) as g:
-            await test(g, engine)
-            await g.idle()
-
-    uvloop.run(main())
 
 
 async def ask(g: Gateway, key: str, header: str = "", **body: Any) -> int:
@@ -52,7 +41,7 @@ def test_the_named_user_is_scheduled_limited_and_billed() -> None:
         users = [record["user"] for record in await g.records(7)]
         assert users == [ann.id] * 3 + ["~bob"] * 2 + ["~carl", owner.id]
 
-    run(test)
+    run(plain, test)
 
 
 def test_no_other_key_may_name_anyone() -> None:
@@ -66,7 +55,7 @@ def test_no_other_key_may_name_anyone() -> None:
         head, _ = engine.chats.get_nowait()
         assert HEADER.lower().encode() not in head.lower()
 
-    run(test)
+    run(plain, test)
 
 
 def test_a_disabled_end_user_is_refused_within_a_second() -> None:
@@ -80,7 +69,7 @@ def test_a_disabled_end_user_is_refused_within_a_second() -> None:
                 await asyncio.sleep(0.05)
         assert await ask(g, ui, "bob") == 200
 
-    run(test)
+    run(plain, test)
 
 
 @pytest.mark.parametrize("name", ["x" * 129, "tab\there"])
@@ -89,4 +78,4 @@ def test_a_name_that_is_none_is_an_error(name: str) -> None:
         ui = await g.add_key(user="ui", on_behalf=True)
         assert await ask(g, ui, user=name) == 400
 
-    run(test)
+    run(plain, test)

@@ -2,30 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvloop
 
 from gateway import config as cfg
 from gateway.services.accounts import create_tenant
-from tests.flow.engine import PLAIN, Answer, Engine, hang, json_answer, plain
-from tests.gateway import Gateway, chat, gateway
+from tests.flow.engine import PLAIN, Engine, hang, json_answer, plain
+from tests.flow.run import run
+from tests.gateway import Gateway, chat
 from tests.wire import WAIT
 
 CHAT = "/v1/chat/completions"
-Test = Callable[[Gateway, Engine], Coroutine[Any, Any, None]]
-
-
-def run(answer: Answer, test: Test, models: tuple[str, ...] = ("m",), **settings: Any) -> None:
-    async def main() -> None:
-        async with Engine(answer, models) as engine, gateway(engine.url, **settings) as g:
-            await test(g, engine)
-            await g.idle()
-
-    uvloop.run(main())
 
 
 async def narrow(g: Gateway, tenant: str, models: tuple[str, ...]) -> str:

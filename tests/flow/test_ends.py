@@ -2,11 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-import uvloop
 
 from gateway import config as cfg
 from gateway.http1.chunks import LAST_CHUNK
@@ -28,20 +26,11 @@ from tests.flow.engine import (
     hang,
     start_and_hang,
 )
-from tests.gateway import Gateway, chat, gateway
+from tests.flow.run import run
+from tests.gateway import Gateway, chat
 from tests.wire import WAIT, Client
 
 CHAT = "/v1/chat/completions"
-Test = Callable[[Gateway, Engine], Coroutine[Any, Any, None]]
-
-
-def run(answer: Answer, test: Test, **settings: Any) -> None:
-    async def main() -> None:
-        async with Engine(answer) as engine, gateway(engine.url, **settings) as g:
-            await test(g, engine)
-            await g.idle()
-
-    uvloop.run(main())
 
 
 async def started(g: Gateway, engine: Engine, *, stream: bool) -> None:

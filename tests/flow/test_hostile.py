@@ -1,28 +1,18 @@
 """Clients that stall, flood or bomb, in their hundreds: each gets its end, and others keep being served (H3, H4)."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 import pytest
 import uvloop
 
 from gateway import config as cfg
 from tests.flow.engine import DONE, Engine, plain, stream
+from tests.flow.run import run
 from tests.gateway import Gateway, chat, gateway
 from tests.wire import WAIT, Client
 
 CHAT = "/v1/chat/completions"
 CROWD = 300
-
-
-def run(test: Callable[[Gateway], Coroutine[Any, Any, None]], **settings: Any) -> None:
-    async def main() -> None:
-        async with Engine(stream) as engine, gateway(engine.url, **settings) as g:
-            await test(g)
-            await g.idle()
-
-    uvloop.run(main())
 
 
 async def served(g: Gateway) -> None:
@@ -55,20 +45,20 @@ def test_a_head_that_is_too_much_is_refused_before_it_is_held(bomb: str) -> None
     """H3: a status, the end of the connection, and no more than the cap was kept."""
     wire, expected = BOMBS[bomb]
 
-    async def test(g: Gateway) -> None:
+    async def test(g: Gateway, _: Engine) -> None:
         client = await g.connect()
         client.writer.write(wire)  # not drained: the gateway need not take it
         assert (await client.answer())[0] == expected
         assert await client.at_end()
         await served(g)
 
-    run(test)
+    run(stream, test)
 
 
 def test_a_body_in_single_byte_chunks_is_read_whole() -> None:
     """H1: framing is six times the payload here, and only the payload counts towards the cap."""
 
-    async def test(g: Gateway) -> None:
+    async def test(g: Gateway, _: Engine) -> None:
         text = g.request(CHAT, chat(stream=True, user="x" * 5000)).partition(b"\r\n\r\n")[2]
         head = g.request(CHAT, extra="Transfer-Encoding: chunked\r\n", method="POST")
         client = await g.connect()
@@ -77,7 +67,7 @@ def test_a_body_in_single_byte_chunks_is_read_whole() -> None:
         assert status == 200
         assert body.endswith(DONE)
 
-    run(test, caps=cfg.Caps(body_bytes=8192))
+    run(stream, test, caps=cfg.Caps(body_bytes=8192))
 
 
 STALLS = {
@@ -92,7 +82,7 @@ STALLS = {
 def test_a_crowd_that_stalls_does_not_keep_others_waiting(stall: str) -> None:
     """H4: hundreds at once, all ended by their timer in turns; the loop is never held for all of them."""
 
-    async def test(g: Gateway) -> None:
+    async def test(g: Gateway, _: Engine) -> None:
         wire = STALLS[stall]
         clients = [await g.connect() for _ in range(CROWD)]
         for client in clients:
@@ -116,13 +106,13 @@ def test_a_crowd_that_stalls_does_not_keep_others_waiting(stall: str) -> None:
         assert g.app.ledger.body_bytes == 0
         await served(g)
 
-    run(test, caps=cfg.Caps(connections_per_key=CROWD))
+    run(stream, test, caps=cfg.Caps(connections_per_key=CROWD))
 
 
 def test_a_flood_of_connections_is_refused_and_those_inside_are_served() -> None:
     """H3: each connection over the cap gets a 503 and its end."""
 
-    async def test(g: Gateway) -> None:
+    async def test(g: Gateway, _: Engine) -> None:
         inside = await g.connect()
         await inside.send(g.request("/healthz"))
         assert (await inside.answer())[0] == 200
@@ -134,13 +124,13 @@ def test_a_flood_of_connections_is_refused_and_those_inside_are_served() -> None
             assert (await inside.answer())[2].endswith(DONE)
         assert g.app.server.stats().open <= 51
 
-    run(test, caps=cfg.Caps(connections=50))
+    run(stream, test, caps=cfg.Caps(connections=50))
 
 
 def test_two_thousand_idle_connections_cost_others_nothing() -> None:
     """H3: kept connections are a set entry and a deadline, no timer each."""
 
-    async def test(g: Gateway) -> None:
+    async def test(g: Gateway, _: Engine) -> None:
         crowd = []
         for _ in range(20):
             crowd += await asyncio.gather(*(Client.connect(g.port) for _ in range(100)))
@@ -153,7 +143,7 @@ def test_two_thousand_idle_connections_cost_others_nothing() -> None:
         later(g, 76)
         assert all(await asyncio.gather(*(client.at_end() for client in crowd)))
 
-    run(test, caps=cfg.Caps(connections_per_ip=5000))
+    run(stream, test, caps=cfg.Caps(connections_per_ip=5000))
 
 
 def test_a_body_as_deep_as_can_be_read_is_answered_or_refused() -> None:

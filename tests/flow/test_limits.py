@@ -11,24 +11,14 @@ import uvloop
 
 from gateway import config as cfg
 from gateway.store.limits import Limits
-from tests.flow.engine import SSE_HEAD, Answer, Engine, chunk, hang, json_answer, plain, start_and_hang, stream
+from tests.flow.engine import SSE_HEAD, Engine, chunk, hang, json_answer, plain, start_and_hang, stream
+from tests.flow.run import run
 from tests.gateway import Gateway, chat, gateway
 from tests.servers import Redis
 from tests.services.limited import command
 from tests.wire import WAIT
 
 CHAT = "/v1/chat/completions"
-Test = Callable[[Gateway, Engine], Coroutine[Any, Any, None]]
-
-
-def run(answer: Answer, test: Test, **settings: Any) -> None:
-    async def main() -> None:
-        async with Engine(answer) as engine, gateway(engine.url, **settings) as g:
-            await test(g, engine)
-            await g.idle()
-            assert g.app.limits.stats().open == 0
-
-    uvloop.run(main())
 
 
 async def budget(g: Gateway, scope: str) -> dict[str, tuple[int, int]]:

@@ -3,12 +3,11 @@
 import asyncio
 import json
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
-import uvloop
 
 from gateway import config as cfg
 from tests.flow.engine import (
@@ -16,7 +15,6 @@ from tests.flow.engine import (
     PLAIN,
     SSE_HEAD,
     USAGE_FRAME,
-    Answer,
     Engine,
     chunk,
     cut,
@@ -28,20 +26,11 @@ from tests.flow.engine import (
     start_and_hang,
     stream,
 )
-from tests.gateway import Gateway, chat, gateway
+from tests.flow.run import run
+from tests.gateway import Gateway, chat
 from tests.wire import WAIT, Client
 
 CHAT = "/v1/chat/completions"
-Test = Callable[[Gateway, Engine], Coroutine[Any, Any, None]]
-
-
-def run(answer: Answer, test: Test, **settings: Any) -> None:
-    async def main() -> None:
-        async with Engine(answer) as engine, gateway(engine.url, **settings) as g:
-            await test(g, engine)
-            await g.idle()
-
-    uvloop.run(main())
 
 
 def test_a_plain_answer_passes_unchanged_and_is_recorded() -> None:
