@@ -86,10 +86,10 @@ def charge(now: float, request: Request, extra: float) -> None:
     _lower_level(node.ranking, node, grown)
     _lower_level(pool.root, node.tenant, grown)
     # A refund makes stored keys too bad, which a heap does not forgive.
-    for place in account.nodes:
-        place.ranking.renew(place)
-    for place in tenant.nodes:
-        place.ranking.renew(place)
+    for each in account.nodes:
+        each.ranking.renew(each)
+    for each in tenant.nodes:
+        each.ranking.renew(each)
 
 
 def _lower_level(ranking: Ranking[Any], node: Node, refund: float) -> None:
