@@ -1,4 +1,5 @@
-"""What every process of the gateway sets up for itself: open files, garbage collection, signals. Knows no service."""
+"""What every process of the gateway sets up for itself: open files, garbage collection, signals; what a reload brings
+into force. Knows no service."""
 
 import asyncio
 import ctypes

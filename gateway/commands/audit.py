@@ -1,4 +1,4 @@
-"""`fairgate audit tail|verify|export`: the audit trail for people, scripts and auditors."""
+"""`fairgate audit tail|verify|export|prune|actions`: the audit trail for people, scripts and auditors."""
 
 import argparse
 import asyncio

@@ -122,7 +122,7 @@ def shared_store(args: argparse.Namespace) -> str:
     """The URL of a PostgreSQL store, for what only that has."""
     url: str = args.store or configuration(args).store
     if not url.startswith(("postgresql://", "postgres://")):
-        raise CommandError("this is for PostgreSQL stores; an embedded one needs it not")
+        raise CommandError("this is for PostgreSQL stores; an embedded one does not need it")
     return url
 
 

@@ -26,8 +26,8 @@ NEVER: Final = float("inf")
 JOIN_LIMIT: Final = 16 * 1024  # bytes up to which one joined write beats two
 MAX_INFORMATIONAL: Final = 8  # 1xx heads before a final one; engines send none
 AFTER_END: Final = 1.0
-"""Seconds of silence in which an engine may end a body whose stream has told its own end. Without that body's end
-nobody knows whose the next bytes are: the connection closes."""
+"""Seconds between a stream's own end (`[DONE]`) and the end of its HTTP body. After that the answer counts as whole and
+the connection is closed: later bytes could not be attributed."""
 _unread: Final = bytearray(4)  # a C int; `ioctl` writes into it, which is faster than making one
 _NONE_UNREAD: Final = bytes(4)
 

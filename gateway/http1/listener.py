@@ -23,7 +23,7 @@ BACKLOG = 4096
 SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF = 51, 68
 """socket(7), since Linux 4.5 and 5.3; Python has no names for them."""
 HANDSHAKES = 0.05
-"""Seconds for connections whose handshake had begun before their successor's address got all new ones."""
+"""Seconds granted to TCP handshakes under way when the kernel was told to send new connections to the successor."""
 ACCEPTS_A_TURN = 100  # TLS connections; the loop has others to serve
 FULL_PAUSE = 1.0  # seconds until accepting is tried again where the process has no descriptor left
 _ALWAYS_THE_SECOND = struct.pack("HBBI", 0x06, 0, 0, 1)  # BPF_RET | BPF_K: the socket that was bound as number 1

@@ -10,7 +10,8 @@ V = TypeVar("V")
 def put(cache: dict[K, V], key: K, value: V, most: int) -> None:
     """Put at the young end; when there are more than `most`, the oldest go: one, and a 64th of all.
 
-    Together, since the way to the first entry leads over all that went before it, until the table is made anew."""
+    Several at once: each deletion at the front of a dict leaves a hole that every later search for the first key walks
+    over."""
     cache.pop(key, None)
     cache[key] = value
     if len(cache) > most:

@@ -193,7 +193,7 @@ class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
 
 
 class Who(msgspec.Struct, frozen=True, tag="who"):
-    """Which requests of this key wait? A worker asks for `list[ledger.Waiting]`, its parent for `list[Asked]`."""
+    """Which requests of this key wait? A worker asks for `list[held.Waiting]`, its parent for `list[Asked]`."""
 
     key: str
 

@@ -19,15 +19,15 @@ class Refusal(enum.Enum):
     DISABLED = "This API key or its owner is disabled."
     UNAVAILABLE = "Keys cannot be verified at the moment."
     BUSY = "Too many keys are being verified at the moment."
-    FORGED = "This token is not one of this gateway's issuer."
+    FORGED = "This token was not issued by this gateway's identity provider."
     FOREIGN = "This token is not meant for this gateway."
-    UNKNOWN_SIGNER = "This token is signed with a key that its issuer does not show."
+    UNKNOWN_SIGNER = "This token is signed with a key that its issuer does not publish."
     ENDED = "This token has expired."
-    TOO_EARLY = "This token is not good yet."
-    TOO_LONG = "This token is good for longer than this gateway takes any."
+    TOO_EARLY = "This token is not valid yet."
+    TOO_LONG = "This token is valid for longer than this gateway accepts."
     STRANGER = "This token names no tenant and user of this gateway."
     OWNER_DISABLED = "The tenant or user of this token is disabled."
-    NO_SIGNERS = "The keys of the token's issuer cannot be had at the moment."
+    NO_SIGNERS = "The keys of the token's issuer cannot be fetched at the moment."
 
 
 DENIALS = frozenset({Refusal.UNAVAILABLE, Refusal.BUSY, Refusal.NO_SIGNERS})

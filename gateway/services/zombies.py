@@ -30,7 +30,7 @@ WORKS_ON: Final = frozenset({"llamacpp"})
 """Kinds of engines that go on with a plain answer; Ollama and vLLM end it with its connection."""
 PAUSE: Final = 0.25  # seconds between two looks
 LOOK: Final = 2.0  # seconds for one
-SURE: Final = 2  # looks: what an engine has not begun by then was over there at both
+SURE: Final = 2  # looks: a task that runs at neither is not the zombie's
 UNTOLD: Final = 10.0  # seconds: "goes on for seconds" is what was seen of llama.cpp with answers of a usual length
 
 
@@ -73,13 +73,13 @@ class Zombie:
 
 class Haunted:
     """One backend with zombies. `doubted`: how many of them no look has said to be over yet, newcomers included.
-    `told`: when its engine told its busy slots last."""
+    `told_at`: when its engine told its busy slots last."""
 
     def __init__(self, gate: str) -> None:
         self.gate = gate
         self.zombies: list[Zombie] = []
         self.doubted = 0
-        self.told = float("-inf")
+        self.told_at = float("-inf")
 
     def __repr__(self) -> str:
         return f"<Haunted {self.gate} zombies={len(self.zombies)} doubted={self.doubted}>"
@@ -191,7 +191,7 @@ class ZombieService:
             haunted.doubted += doubted
             self._expire(haunted)
             return
-        haunted.told = self._clock()
+        haunted.told_at = self._clock()
         for each in asked:
             each.see(tasks)
         live = min(live, self._live(haunted))
@@ -205,9 +205,9 @@ class ZombieService:
         return self._scheduler.running(haunted.gate) - len(haunted.zombies)
 
     def _expire(self, haunted: Haunted) -> None:
-        now, told = self._clock(), haunted.told
+        now, told_at = self._clock(), haunted.told_at
         late = [each for each in haunted.zombies if now - each.since >= each.most]
-        untold = [each for each in haunted.zombies if now - max(each.since, told) >= UNTOLD]
+        untold = [each for each in haunted.zombies if now - max(each.since, told_at) >= UNTOLD]
         self._over(haunted, late + untold)
 
     def _over(self, haunted: Haunted, zombies: list[Zombie]) -> None:
