@@ -134,25 +134,29 @@ class Channel(asyncio.Protocol):
         self._flush()
 
     def data_received(self, data: bytes) -> None:
-        buffer = self._buffer
-        buffer += data
+        self._buffer += data
         try:
-            at = 0
-            while len(buffer) - at >= HEAD:
-                length = int.from_bytes(buffer[at : at + HEAD], "little")
-                end = at + HEAD + length
-                if length > LONGEST_FRAME:
-                    raise ValueError(f"a frame of {length} bytes")  # ends the channel below
-                if end > len(buffer):
-                    break
-                for message in self._decode(memoryview(buffer)[at + HEAD : end].tobytes()):
+            while (frame := self._whole_frame()) is not None:
+                for message in self._decode(frame):
                     self._handlers[type(message)](message)
-                at = end
-            del buffer[:at]
         except Exception:
             _log.exception("a channel ends: a message could not be served")
             if self._transport is not None:
                 self._transport.abort()
+
+    def _whole_frame(self) -> bytes | None:
+        """The next frame's messages, taken out of the buffer; None until all of it is here. Raises ValueError for one
+        that is too long."""
+        buffer = self._buffer
+        length = int.from_bytes(buffer[:HEAD], "little")
+        if length > LONGEST_FRAME:
+            raise ValueError(f"a frame of {length} bytes")
+        end = HEAD + length
+        if len(buffer) < end:
+            return None
+        frame = memoryview(buffer)[HEAD:end].tobytes()
+        del buffer[:end]
+        return frame
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True

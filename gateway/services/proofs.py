@@ -67,13 +67,7 @@ class ChainReader:
             except Exception as err:  # theirs who asked, whatever it is
                 failure = err
             for key_id, waiters in batch.items():
-                for waiter in waiters:
-                    if waiter.done():
-                        continue
-                    if failure is None:
-                        waiter.set_result(found.get(key_id))
-                    else:
-                        waiter.set_exception(failure)
+                _tell(waiters, found.get(key_id), failure)
             if self._waiting:
                 await asyncio.sleep(READ_PAUSE)
 
@@ -82,6 +76,16 @@ class ChainReader:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+
+def _tell(waiters: list[asyncio.Future[Chain | None]], value: Chain | None, failure: Exception | None) -> None:
+    for waiter in waiters:
+        if waiter.done():
+            continue
+        if failure is None:
+            waiter.set_result(value)
+        else:
+            waiter.set_exception(failure)
 
 
 class Prover:
