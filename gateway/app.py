@@ -12,7 +12,7 @@ from gateway.admin.api import AdminApi
 from gateway.admin.app import AdminServer, admin_app, serve_admin
 from gateway.admin.state import AWAY, WorkerStats
 from gateway.config import Config
-from gateway.hub import LocalHub
+from gateway.hub import HasHub, LocalHub
 from gateway.plane import Plane, tls_context
 from gateway.process import (
     early_hangup,
@@ -24,50 +24,21 @@ from gateway.process import (
     unless_second_signal,
 )
 from gateway.services.backend_facts import Topology
-from gateway.services.backends import BackendService
-from gateway.services.limits import LimitService
-from gateway.services.operations import Operations
-from gateway.services.zombies import ZombieService
 from gateway.spools import deliver_left_over
 from gateway.store import Store, open_store
 from gateway.workers import serve_workers
-from scheduler.aio import Scheduler
-from scheduler.estimate import Estimator
 
 log = logging.getLogger("fairgate.app")
 
 
-class App(Plane):
+class App(HasHub, Plane):
     """The running gateway."""
 
+    hub: LocalHub
+
     def __init__(self, config: Config, store: Store) -> None:
-        self.local = LocalHub(config, store, self._know)
-        super().__init__(config, store, self.local)
+        super().__init__(config, store, LocalHub(config, store, self._know))
         self.admin: AdminServer | None = None
-
-    @property
-    def scheduler(self) -> Scheduler:
-        return self.local.scheduler
-
-    @property
-    def estimator(self) -> Estimator:
-        return self.local.estimator
-
-    @property
-    def zombies(self) -> ZombieService:
-        return self.local.zombies
-
-    @property
-    def limits(self) -> LimitService:
-        return self.local.limits
-
-    @property
-    def operations(self) -> Operations:
-        return self.local.operations
-
-    @property
-    def backends(self) -> BackendService:
-        return self.local.backends
 
     def _know(self, topology: Topology) -> None:
         self.metrics.know(models=topology.pools, backends=topology.gates)

@@ -28,10 +28,11 @@ from gateway.commands import (
     usage,
 )
 from gateway.commands.common import CommandError, say
-from gateway.config import ConfigError, nearest
+from gateway.config import ConfigError
 from gateway.logs import Scrubber
 from gateway.services.accounts import AccountError
 from gateway.services.spool import SpoolError
+from gateway.shape import nearest
 from gateway.store import StoreError
 
 FAMILIES = (serving, accounts, limits, tuning, configuration, doctor, models, migrate, audit, prompts, usage, top)

@@ -17,7 +17,6 @@ from msgspec import Meta
 
 from gateway.issuer import Jwt, Oidc, jwt_fault, oidc_fault
 from gateway.shape import fitting, refuse_unknown
-from gateway.shape import nearest as nearest
 from gateway.source import ConfigError as ConfigError
 from gateway.source import follow, read
 from gateway.urls import (

@@ -25,7 +25,7 @@ from gateway.app import App, serve
 from gateway.process import FILES_PER_STREAM, FILES_SPARE
 from gateway.services.accounts import KeyTerms, create_key, create_tenant, create_user
 from gateway.store import open_store
-from gateway.urls import parse_listen
+from gateway.urls import bracketed, parse_listen
 
 OLLAMA = "http://localhost:11434"
 NEXT = "Ctrl-C ends all of it. Your own engine, users and limits: docs/quickstart.md."
@@ -194,9 +194,8 @@ def _models(app: App, options: Options) -> tuple[str, str]:
 
 def _urls(app: App) -> tuple[str, str]:
     host, _ = parse_listen(app.config.listen)
-    shown = f"[{host}]" if ":" in host else host
     admin = f"http://127.0.0.1:{app.admin.port}" if app.admin is not None else ""
-    return f"http://{shown}:{app.port}", admin
+    return f"http://{bracketed(host)}:{app.port}", admin
 
 
 def _show(app: App, options: Options, target: Target, key: str) -> None:

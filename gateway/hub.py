@@ -31,6 +31,36 @@ if TYPE_CHECKING:
     from gateway.services.shared import SharedCounts
 
 
+class HasHub:
+    """What a process with the hub shows of it."""
+
+    hub: "LocalHub"
+
+    @property
+    def scheduler(self) -> Scheduler:
+        return self.hub.scheduler
+
+    @property
+    def estimator(self) -> Estimator:
+        return self.hub.estimator
+
+    @property
+    def zombies(self) -> ZombieService:
+        return self.hub.zombies
+
+    @property
+    def limits(self) -> LimitService:
+        return self.hub.limits
+
+    @property
+    def operations(self) -> Operations:
+        return self.hub.operations
+
+    @property
+    def backends(self) -> BackendService:
+        return self.hub.backends
+
+
 class LocalHub:
     """`on_change` is called after the scheduler was told of a new topology, `on_settings` after it took new settings;
     neither before `start`."""

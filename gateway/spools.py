@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.config import Config
-from gateway.services.audit import AuditService
+from gateway.services.audit import AuditService, spool_path
 from gateway.services.spool import SpoolError
 from gateway.store import Store
 
@@ -20,8 +20,8 @@ log = logging.getLogger("fairgate.audit")
 
 def spool_of(config: Config, store: Store, worker: int) -> str:
     """The directory of that worker, counted from 0."""
-    base = config.audit.spool or f"{store.home}.spool"
-    return f"{base}-{worker}" if worker else base
+    base = spool_path(config.audit, store)
+    return f"{base}-{worker}" if worker else str(base)
 
 
 def spools(config: Config, store: Store) -> list[Path]:

@@ -89,6 +89,11 @@ def parse_listen(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def bracketed(host: str) -> str:
+    """The host as it stands in a URL: an IPv6 address in brackets (RFC 3986, 3.2.2)."""
+    return f"[{host}]" if ":" in host else host
+
+
 def host_fault(text: str) -> str:
     """Why no request can be sent to it by this name, or nothing (RFC 9110, 7.2; without a port)."""
     try:

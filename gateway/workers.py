@@ -25,17 +25,15 @@ from gateway.admin.app import AdminServer, admin_app, serve_admin
 from gateway.admin.state import AWAY, NO_STATS, PlaneStats, Stock, WorkerStats, added
 from gateway.api.routes import Routes
 from gateway.config import Config, ConfigError
-from gateway.crew import Worker
+from gateway.crew import Child
 from gateway.flow.held import Waiting
-from gateway.hub import LocalHub
+from gateway.hub import HasHub, LocalHub
 from gateway.plane import metrics_of, tls_context
 from gateway.process import early_hangup, in_force, on_signals, reload_on_hangup, settle_garbage, unless_second_signal
 from gateway.services.backend_facts import Topology
-from gateway.services.backends import BackendService
 from gateway.services.channel import Channel
 from gateway.services.desk import Desk
 from gateway.services.keys import KeyService
-from gateway.services.limits import LimitService
 from gateway.services.messages import (
     Asked,
     Commit,
@@ -50,12 +48,9 @@ from gateway.services.messages import (
     Welcome,
     Who,
 )
-from gateway.services.zombies import ZombieService
 from gateway.spools import deliver_left_over, spool_of
 from gateway.store import Store, open_store
-from gateway.urls import parse_listen
-from scheduler.aio import Scheduler
-from scheduler.estimate import Estimator
+from gateway.urls import bracketed, parse_listen
 from scheduler.settings import Settings
 
 log = logging.getLogger("fairgate.workers")
@@ -66,7 +61,7 @@ RELOAD_SECONDS = 10.0
 TICK_SECONDS = 0.5
 
 
-class Parent:
+class Parent(HasHub):
     """What the admin listener knows as the gateway."""
 
     def __init__(self, config: Config, store: Store) -> None:
@@ -84,31 +79,11 @@ class Parent:
         self._past = NO_STATS
         self._stock: dict[int, Stock] = {}  # of workers that run, as of the last look
         self._configs: dict[int, Config] = {}  # what each worker was given
-        self._crew = [Worker(number, self) for number in range(config.workers)]
+        self._crew = [Child(number, self) for number in range(config.workers)]
         self._reloading = asyncio.Lock()
         self._renewals: set[asyncio.Task[None]] = set()
 
     # -- what the control plane reads
-
-    @property
-    def backends(self) -> BackendService:
-        return self.hub.backends
-
-    @property
-    def scheduler(self) -> Scheduler:
-        return self.hub.scheduler
-
-    @property
-    def estimator(self) -> Estimator:
-        return self.hub.estimator
-
-    @property
-    def zombies(self) -> ZombieService:
-        return self.hub.zombies
-
-    @property
-    def limits(self) -> LimitService:
-        return self.hub.limits
 
     def ready(self) -> bool:
         return not self.draining and self.stats().ready and self.limits.silence < AWAY
@@ -126,7 +101,7 @@ class Parent:
         await asyncio.gather(*map(self._take_stock, self._crew))
         self.metrics.show([self._own.counts(), *(stock.counts for stock in self._stock.values())])
 
-    async def _take_stock(self, worker: Worker) -> None:
+    async def _take_stock(self, worker: Child) -> None:
         stock = await worker.ask(TakeStock(), Stock, ANSWER_SECONDS)
         if stock is not None and worker.listening:
             self._stock[worker.number] = stock
@@ -160,7 +135,7 @@ class Parent:
 
     # -- `crew.Owner`
 
-    def desk(self, worker: Worker, channel: Channel) -> Desk:
+    def desk(self, worker: Child, channel: Channel) -> Desk:
         def failed(stranger: Stranger) -> None:
             if self.keys is not None:
                 self.keys.failed_at(stranger.ip)
@@ -172,30 +147,29 @@ class Parent:
         channel.answers({Who: self._who})
         return Desk(channel, self.hub, self._doubted)
 
-    def welcome(self, worker: Worker) -> Welcome:
+    def welcome(self, worker: Child) -> Welcome:
         self._configs[worker.number] = self.config
         config = self._config_for(worker, self.config)
         return Welcome(worker.number, config, self.hub.estimator.settings, self.backends.picture())
 
-    def listens(self, worker: Worker) -> None:
+    def listens(self, worker: Child) -> None:
         """What changed since its welcome it is told now."""
         worker.tell(Picture(self.backends.picture()))
         worker.tell(Retuned(self.hub.estimator.settings))
         if self._configs[worker.number] is not self.config:
             self._renew_soon(worker)
 
-    def lost(self, worker: Worker) -> None:
+    def lost(self, worker: Child) -> None:
         stock = self._stock.pop(worker.number, None)
         if stock is not None:
             self._own.add(stock.counts)
             self._past = added([self._past, stock.stats], past=True)
 
-    def _config_for(self, worker: Worker, config: Config) -> Config:
+    def _config_for(self, worker: Child, config: Config) -> Config:
         """The worker's own: the address of all, and its spool."""
         host, _ = parse_listen(config.listen)
-        shown = f"[{host}]" if ":" in host else host
         audit = msgspec.structs.replace(config.audit, spool=spool_of(config, self.store, worker.number))
-        return msgspec.structs.replace(config, listen=f"{shown}:{self.port}", reuse_port=True, audit=audit)
+        return msgspec.structs.replace(config, listen=f"{bracketed(host)}:{self.port}", reuse_port=True, audit=audit)
 
     # -- reload
 
@@ -223,20 +197,20 @@ class Parent:
             adopt()
             return differs
 
-    async def _prepare(self, worker: Worker, config: Config) -> str | None:
+    async def _prepare(self, worker: Child, config: Config) -> str | None:
         return await worker.ask(Prepare(self._config_for(worker, config)), str, RELOAD_SECONDS)
 
-    def _commit(self, worker: Worker) -> None:
+    def _commit(self, worker: Child) -> None:
         worker.tell(Commit())
         self._configs[worker.number] = self.config
 
-    def _renew_soon(self, worker: Worker) -> None:
+    def _renew_soon(self, worker: Child) -> None:
         """Also called by the channel, where no task runs: a task group would refuse."""
         task = asyncio.get_running_loop().create_task(self._renew(worker))
         self._renewals.add(task)
         task.add_done_callback(self._renewals.discard)
 
-    async def _renew(self, worker: Worker) -> None:
+    async def _renew(self, worker: Child) -> None:
         """One that started, or did not answer, while the configuration changed gets the new one."""
         while worker.listening:
             async with self._reloading:

@@ -24,8 +24,6 @@ from gateway.admin.door import CONNECTIONS, Door
 from gateway.admin.state import Gateway, readiness, register_sources, stats
 from gateway.urls import parse_listen
 
-__all__ = ["AdminServer", "Gateway", "admin_app", "serve_admin"]
-
 BACKLOG: Final = 128
 GRACE: Final = 1  # seconds that answers under way get when it closes
 _SECURITY: Final = {

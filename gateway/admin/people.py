@@ -40,11 +40,7 @@ async def new_tenant(call: Call) -> object:
     )
 
 
-async def tenant(call: Call) -> object:
-    return await _tenant(call)
-
-
-async def _tenant(call: Call) -> Tenant:
+async def tenant(call: Call) -> Tenant:
     return await accounts.find_tenant(call.store, call.path["tenant"])
 
 
@@ -75,18 +71,18 @@ async def users(call: Call) -> object:
 
 async def users_of_tenant(call: Call) -> object:
     part = call.query(Part)
-    rows = await call.store.users((await _tenant(call)).id, page(part.limit, part.offset))
+    rows = await call.store.users((await tenant(call)).id, page(part.limit, part.offset))
     return listed(rows, part.limit, part.offset)
 
 
 async def new_user(call: Call) -> object:
     asked = call.asked(NewUser)
-    of = await _tenant(call)
+    of = await tenant(call)
     return await accounts.create_user(call.store, of, asked.name, share=asked.share, limits=asked.limits)
 
 
 async def user(call: Call) -> object:
-    return await accounts.find_user(call.store, await _tenant(call), call.path["user"])
+    return await accounts.find_user(call.store, await tenant(call), call.path["user"])
 
 
 async def disable_user(call: Call) -> object:
@@ -99,7 +95,7 @@ async def enable_user(call: Call) -> object:
 
 async def _able_user(call: Call, *, disabled: bool) -> User:
     call.asked(Ask)
-    found = await accounts.able_user(call.store, await _tenant(call), call.path["user"], disabled=disabled)
+    found = await accounts.able_user(call.store, await tenant(call), call.path["user"], disabled=disabled)
     call.forget(found.id)
     return found
 
@@ -143,11 +139,7 @@ async def new_key(call: Call) -> object:
     return {"token": token, **accounts.public(made)}
 
 
-async def key(call: Call) -> object:
-    return await _shown(call)
-
-
-async def _shown(call: Call) -> dict[str, Any]:
+async def key(call: Call) -> dict[str, Any]:
     return accounts.public(await accounts.find_key(call.store, call.path["key"]))
 
 
@@ -180,14 +172,14 @@ async def _able_key(call: Call, *, disabled: bool) -> object:
     call.asked(Ask)
     await accounts.able_key(call.store, call.path["key"], disabled=disabled)
     call.forget(call.path["key"])
-    return await _shown(call)
+    return await key(call)
 
 
 async def revoke_key(call: Call) -> object:
     call.asked(Ask)
     await accounts.revoke_key(call.store, call.path["key"])
     call.forget(call.path["key"])
-    return await _shown(call)
+    return await key(call)
 
 
 # ---- limits

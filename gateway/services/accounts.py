@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
-from gateway.config import Identity, nearest
+from gateway.config import Identity
 from gateway.services.keyfmt import mint, random_text
 from gateway.services.proofs import hasher
 from gateway.services.rights import SCOPES
+from gateway.shape import nearest
 from gateway.store.base import Conflict, Key, Page, Store, Tenant, User
 from gateway.store.limits import NO_LIMITS, Limits
 

@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.services import accounts
 from gateway.store.base import Store
-from gateway.store.limits import BUDGETS, Budget, Limits, window
+from gateway.store.limits import BUDGETS, LedgerRow, Limits, window
 
 
 class Owner(NamedTuple):
@@ -54,7 +54,7 @@ async def used(store: Store, owner: Owner) -> dict[str, dict[str, Any]]:
     for name, (unit, period) in BUDGETS.items():
         if getattr(owner.limits, name) is not None:
             part, end = window(period, time.time())
-            row = known.get(f"{unit}/{part}", Budget("", ""))
+            row = known.get(f"{unit}/{part}", LedgerRow("", ""))
             scale = 1000 if unit == "gpu" else 1
             spent, held = row.spent / scale, row.held / scale
             rows[name] = {

@@ -1,6 +1,6 @@
 """The audit trail: one flat row for every request, written behind the requests' backs (U).
 
-Owns the row's type and the way from `put` to the store; must not know how a request is served. The way:
+Owns the way of a row from `put` to the store; must not know how a request is served. The way:
 
 1. `begin` and `put` append to the local spool, so a crash (kill -9) loses nothing that a client or an engine saw: the
    start of a request is written before anything of it is sent (1 us), a row without a start before `put` returns; the
@@ -52,6 +52,11 @@ _decode: Final = msgspec.msgpack.Decoder(AuditRecord).decode
 _fields: Final = msgspec.msgpack.Decoder(tuple).decode
 
 
+def spool_path(config: Audit, store: Store) -> Path:
+    """The directory as configured, else beside the store."""
+    return Path(config.spool or f"{store.home}.spool")
+
+
 class AuditService:
     """Takes rows from one event loop. Making one opens the spool, with what an earlier process left, and may raise
     SpoolError."""
@@ -61,7 +66,7 @@ class AuditService:
         self._config = config
         self._clock = clock
         segment = min(_LARGEST_SEGMENT, config.spool_bytes // _SEGMENTS)
-        self._spool = Spool(Path(config.spool or f"{store.home}.spool"), segment)
+        self._spool = Spool(spool_path(config, store), segment)
         self._ceiling = config.spool_bytes + config.spool_bytes // 8
         self._position = self._spool.start
         self._sent = self._spool.seq  # no row of this spool beyond it can be in the store

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from gateway.api.model_names import meant
-from gateway.config import nearest
 from gateway.services.accounts import AccountError, NoSuch, Taken, check_models, find_tenant, find_user, now_us
 from gateway.services.keyfmt import random_text
 from gateway.services.operations import effective, reservations
+from gateway.shape import nearest
 from gateway.store.base import Store
 from gateway.store.operations import Reservation
 from scheduler.settings import Settings, describe

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from gateway.store.limits import NO_LIMITS, Budget, Claim, Limits, Standing
+from gateway.store.limits import NO_LIMITS, Claim, LedgerRow, Limits, Standing
 from gateway.store.operations import Kind, Operation, SavedUsage
 from gateway.store.prompts import Prompt
 from gateway.store.usage import UsageQuery, UsageRow
@@ -49,7 +49,7 @@ AUDIT_COLUMNS = (
     "usage_before",
     "slot_us",
 )
-"""What an audit row says of a request, in order (U1); `services.audit.AuditRecord` has exactly these fields."""
+"""What an audit row says of a request, in order (U1); `services.record.AuditRecord` has exactly these fields."""
 
 CHAIN_COLUMNS = ("writer", "seq", "recorded_at", "hash")
 """What makes the rows of a writer a chain (U4): `seq` counts up from 1, `recorded_at` never decreases, `hash` covers
@@ -296,7 +296,7 @@ class Store(Protocol):
         `lease` a duration in microseconds."""
         ...
 
-    async def budgets(self, scope: str) -> list[Budget]:
+    async def budgets(self, scope: str) -> list[LedgerRow]:
         """The rows of one scope, by name."""
         ...
 

@@ -7,19 +7,19 @@ from typing import Any
 
 import msgspec
 
-from gateway.store.limits import Budget, Lease
+from gateway.store.limits import Lease, LedgerRow
 
 BUDGETS = "SELECT scope, budget, spent, leases FROM budgets"
 NEW_BUDGET = "INSERT INTO budgets (scope, budget, spent, leases) VALUES ($1, $2, 0, '{}') ON CONFLICT DO NOTHING"
 SAVE_BUDGET = "UPDATE budgets SET spent = $3, leases = $4 WHERE scope = $1 AND budget = $2"
 
 
-def budget_of(row: Any) -> Budget:
+def budget_of(row: Any) -> LedgerRow:
     """A fetched row of the ledger."""
     leases = msgspec.json.decode(row["leases"], type=dict[str, Lease])
-    return Budget(row["scope"], row["budget"], row["spent"], leases)
+    return LedgerRow(row["scope"], row["budget"], row["spent"], leases)
 
 
-def budget_values(budget: Budget) -> tuple[str, str, int, str]:
+def budget_values(row: LedgerRow) -> tuple[str, str, int, str]:
     """The values of SAVE_BUDGET."""
-    return budget.scope, budget.budget, budget.spent, msgspec.json.encode(budget.leases).decode()
+    return row.scope, row.budget, row.spent, msgspec.json.encode(row.leases).decode()

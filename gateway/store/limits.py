@@ -87,7 +87,7 @@ class Lease(msgspec.Struct, omit_defaults=True):
     number: int = 0
 
 
-class Budget(msgspec.Struct):
+class LedgerRow(msgspec.Struct):
     """One row of the ledger: a scope's use of one budget in one window. Mutable: `decide` changes it under a lock."""
 
     scope: str
@@ -127,7 +127,7 @@ class Standing(msgspec.Struct, frozen=True):
     others: int
 
 
-def decide(row: Budget, claim: Claim, now: int, lease: int) -> Standing:
+def decide(row: LedgerRow, claim: Claim, now: int, lease: int) -> Standing:
     """Apply a claim to its row. Times are Unix microseconds, `lease` is a duration."""
     for holder, theirs in list(row.leases.items()):
         if holder != claim.holder and theirs.until <= now:
@@ -148,7 +148,7 @@ def decide(row: Budget, claim: Claim, now: int, lease: int) -> Standing:
     return Standing(granted, row.spent, others)
 
 
-def _end(row: Budget, holder: str, lease: Lease, now: int) -> None:
+def _end(row: LedgerRow, holder: str, lease: Lease, now: int) -> None:
     if not lease.burned:
         row.spent += lease.amount
         lease.burned = True

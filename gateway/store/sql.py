@@ -27,7 +27,7 @@ from gateway.store.base import (
     User,
 )
 from gateway.store.ledger import BUDGETS, budget_of
-from gateway.store.limits import Budget, Limits
+from gateway.store.limits import LedgerRow, Limits
 from gateway.store.operations import Kind, OperationsSql
 from gateway.store.prompts import PromptsSql
 from gateway.store.usage import UsageSql
@@ -251,7 +251,7 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
         did = "keep prompts" if days else "keep no prompts"
         return await self._act(sql, (key_id, days), "key", did, days=days)
 
-    async def budgets(self, scope: str) -> list[Budget]:
+    async def budgets(self, scope: str) -> list[LedgerRow]:
         return [budget_of(row) for row in await self._fetch(f"{BUDGETS} WHERE scope = $1 ORDER BY budget", scope)]
 
     async def touch_keys(self, used: Mapping[str, int]) -> None:

@@ -15,8 +15,7 @@ from gateway.errors import BudgetSpent, LimitsUnavailable, RateLimited
 from gateway.services.limits import FORGET_SECONDS, LimitService, Reservation
 from gateway.services.meters import REUSED, TOKENS, Budget, duration
 from gateway.store import open_store
-from gateway.store.limits import Budget as Row
-from gateway.store.limits import Claim, Limits, decide, window
+from gateway.store.limits import Claim, LedgerRow, Limits, decide, window
 from tests.databases import statement
 from tests.services.limited import Asker, Form, asker, command, outcome, spent
 
@@ -296,9 +295,9 @@ def test_who_asks_no_more_is_forgotten(form: Form) -> None:
         async with asyncio.timeout(20):
             while service.stats().meters:
                 form.clock.now += 400
-                service._ledger.nudge()
+                service._ledger._bell.set()
                 if service._shared is not None:
-                    service._shared.nudge()
+                    service._shared._bell.set()
                 await asyncio.sleep(0.01)
                 service.sweep(form.clock.now)
         assert service.stats().principals == 0
@@ -311,7 +310,7 @@ async def rested(form: Form, service: LimitService) -> None:
     async with asyncio.timeout(20):
         while service._ledger.stats().meters:
             form.clock.now += form.config.lease
-            service._ledger.nudge()
+            service._ledger._bell.set()
             await asyncio.sleep(0.005)
 
 
@@ -560,7 +559,7 @@ def claim(holder: str, number: int, **figures: int) -> Claim:
 
 def test_a_repeated_or_late_claim_counts_once() -> None:
     """An answer may be lost and a claim may arrive after a later one."""
-    row = Row("s", "b")
+    row = LedgerRow("s", "b")
     assert decide(row, claim("h", 1, need=40), 0, 10).granted == 40
     assert decide(row, claim("h", 2, spent=40), 1, 10).spent == 40
     assert decide(row, claim("h", 3, spent=40), 1, 10).spent == 40
@@ -569,7 +568,7 @@ def test_a_repeated_or_late_claim_counts_once() -> None:
 
 
 def test_a_burned_lease_counts_until_its_holder_returns() -> None:
-    row = Row("s", "b")
+    row = LedgerRow("s", "b")
     decide(row, claim("h", 1, need=40), 0, 10)
     other = decide(row, claim("i", 1, need=70), 10, 10)
     assert (other.granted, other.spent, other.others) == (60, 40, 0)
@@ -587,7 +586,7 @@ class Holders:
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)
         self.now = 0.0
-        self.row = Row("s", "b")
+        self.row = LedgerRow("s", "b")
         self.used = 0
         self.sent: list[tuple[float, Claim]] = []
         self.meters = [self.made("a"), self.made("b")]
@@ -652,7 +651,7 @@ def test_no_history_of_leases_overspends_or_forgets(seed: int) -> None:
 
 
 def test_headroom_leaves_something_for_others() -> None:
-    row = Row("s", "b")
+    row = LedgerRow("s", "b")
     assert decide(row, claim("h", 1, need=10, want=1000), 0, 10).granted == 25
     assert decide(row, claim("i", 1, need=80, want=1000), 0, 10).granted == 75
 
