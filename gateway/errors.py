@@ -4,9 +4,11 @@ A raise site names a class and a sentence; it never names a status or writes JSO
 knows neither JSON nor HTTP framing. `ClientGone` is an outcome, not an error: nobody is left to read a rendering.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 Source = Literal["client", "gateway", "upstream"]
+
+BODIES_FULL: Final = "The gateway holds too many request bodies."
 
 
 class GatewayError(Exception):
@@ -52,6 +54,9 @@ class ModelUnavailable(Forbidden):
     """One answer for a forbidden, an unknown and a no longer discovered model (K8)."""
 
     code = "model_not_available"
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__("The model is not available to this key.", cause=cause, param="model")
 
 
 class MutationBlocked(Forbidden):
@@ -190,6 +195,11 @@ class AuthUnavailable(Unavailable):
 
 class LimitsUnavailable(Unavailable):
     code = "limits_unavailable"
+
+
+def limits_unchecked() -> LimitsUnavailable:
+    """For who waited for an answer of those who keep the limits, and gets none."""
+    return LimitsUnavailable("Limits cannot be checked at the moment.", retry_after=1.0)
 
 
 class AuditUnavailable(Unavailable):

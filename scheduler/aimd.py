@@ -20,14 +20,14 @@ class Aimd:
 
     __slots__ = ("_ended", "_settled", "high", "limit", "low", "objective", "tpot")
 
-    def __init__(self, objective: float, low: int = 1, high: int = 256, start: int | None = None) -> None:
+    def __init__(self, objective: float, low: int = 1, high: int = 256) -> None:
         if not (isfinite(objective) and objective > 0.0):
             raise ValueError(f"objective: {objective!r} is not a positive number of seconds")
         if not 1 <= low <= high:
             raise ValueError(f"limits: 1 <= {low} <= {high} does not hold")
         self.objective = objective
         self.low, self.high = low, high
-        self.limit = min(max(low if start is None else start, low), high)
+        self.limit = low
         self.tpot = 0.0
         """Moving mean, seconds; 0 before the first sample."""
         self._ended = 0

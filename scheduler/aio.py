@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from typing import Protocol
 
+import msgspec
+
 from scheduler.core import Core
 from scheduler.model import Decision, Granted, Place, Queued, Refused, Saved, Stats, Ticket
 from scheduler.reservations import Window
@@ -44,9 +46,9 @@ class Slots(Protocol):
 class Granter(Slots, Protocol):
     """What leases and waiters tell of their end."""
 
-    def _end(self, number: int, cost: float) -> None: ...
-    def _charge(self, number: int, extra: float) -> None: ...
-    def _abandon(self, waiter: Waiter) -> None: ...
+    def end(self, number: int, cost: float) -> None: ...
+    def charge(self, number: int, extra: float) -> None: ...
+    def abandon(self, waiter: Waiter) -> None: ...
     def position(self, number: int) -> Place | None: ...
 
 
@@ -80,13 +82,13 @@ class Lease:
         if not self._live:
             return
         self._live = False
-        self._scheduler._end(self.id, cost)
+        self._scheduler.end(self.id, cost)
 
     def charge(self, extra: float) -> None:
         """The stream has outgrown its estimate by `extra` cost units (call every 256 tokens). After the release:
         nothing."""
         if self._live:
-            self._scheduler._charge(self.id, extra)
+            self._scheduler.charge(self.id, extra)
 
 
 class Waiter:
@@ -110,7 +112,7 @@ class Waiter:
     def cancel(self) -> None:
         """Leave the queue; a slot already granted but not released is given back with cost 0. Does nothing after the
         lease's own release, a refusal or an earlier cancel. Do not call it once the lease is in use."""
-        self._scheduler._abandon(self)
+        self._scheduler.abandon(self)
 
     def position(self) -> Place | None:
         """Where it stands; None once it is decided. Recomputed at most once a second per model."""
@@ -167,7 +169,8 @@ class Scheduler:
             answer.cancel()
             raise
 
-    def _abandon(self, waiter: Waiter) -> None:
+    def abandon(self, waiter: Waiter) -> None:
+        """See `Waiter.cancel`."""
         if self._waiters.pop(waiter.id, None) is not None:
             waiter.future.cancel()
             self._apply(self.core.cancel(self._clock(), waiter.id))
@@ -176,7 +179,8 @@ class Scheduler:
         if future.done() and not future.cancelled() and future.exception() is None:
             future.result().release(0.0)
 
-    def _end(self, number: int, cost: float) -> None:
+    def end(self, number: int, cost: float) -> None:
+        """See `Lease.release`."""
         self._leases -= 1
         try:
             decided = self.core.release(self._clock(), number, cost)
@@ -186,7 +190,8 @@ class Scheduler:
         if decided:
             self._apply(decided)
 
-    def _charge(self, number: int, extra: float) -> None:
+    def charge(self, number: int, extra: float) -> None:
+        """See `Lease.charge`."""
         decided = self.core.charge(self._clock(), number, extra)
         if decided:
             self._apply(decided)
@@ -279,7 +284,7 @@ class Scheduler:
 
     def stats(self) -> Stats:
         """See `Core.stats`."""
-        return self.core.stats(self._clock())
+        return msgspec.structs.replace(self.core.stats(self._clock()), mismatches=self.mismatches)
 
     def running(self, gate: str) -> int:
         """Slots of the gate that are taken; 0 for one that is not known."""

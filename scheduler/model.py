@@ -167,6 +167,8 @@ class Stats(msgspec.Struct, frozen=True):
     """By `Refusal` value."""
     stray_releases: int
     """Releases of ids that hold no slot (a second release, an unknown id). They change nothing."""
+    mismatches: int = 0
+    """See `aio.Scheduler.mismatches`; a core by itself has none."""
 
 
 class SavedPool(msgspec.Struct, frozen=True):

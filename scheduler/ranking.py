@@ -259,7 +259,3 @@ class Ranking(Generic[N]):
             (epoch.rank(node), node.tie, number, node.account.charges) for number, node in self.live.items()
         ]
         heapify(self.entries)
-
-    def parties(self) -> list[N]:
-        """Who competes, in no order."""
-        return list(self.live.values())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from scheduler.model import GateStats, PartyStats, PoolStats, Stats
 from scheduler.pool import Pool
-from scheduler.usage import Ledger, UserAccount
+from scheduler.usage import Account, Ledger, UserAccount
 
 if TYPE_CHECKING:
     from scheduler.core import Core
@@ -61,17 +61,20 @@ def _party(ledger: Ledger, account: UserAccount, now: float) -> PartyStats:
 
 def _tenants(ledger: Ledger, now: float) -> tuple[PartyStats, ...]:
     """Tenants, their counts summed over the users that are remembered."""
-    counts: dict[int, list[float]] = {}
+    users: dict[int, list[UserAccount]] = {}
     for account in ledger.users.values():
-        row = counts.setdefault(id(account.tenant), [0, 0, 0.0])
-        row[0] += account.queued
-        row[1] += account.grants
-        row[2] += account.waited
-    rows = []
-    for tenant in ledger.tenants.values():
-        queued, grants, waited = counts.get(id(tenant), [0, 0, 0.0])
-        usage = ledger.usage(tenant, now)
-        rows.append(
-            PartyStats(tenant.key[0], "", usage, tenant.share, int(queued), tenant.running, int(grants), waited)
-        )
-    return tuple(rows)
+        users.setdefault(id(account.tenant), []).append(account)
+    return tuple(_tenant(ledger, tenant, users.get(id(tenant), []), now) for tenant in ledger.tenants.values())
+
+
+def _tenant(ledger: Ledger, tenant: Account, users: list[UserAccount], now: float) -> PartyStats:
+    return PartyStats(
+        tenant=tenant.key[0],
+        user="",
+        usage=ledger.usage(tenant, now),
+        share=tenant.share,
+        queued=sum(user.queued for user in users),
+        running=tenant.running,
+        grants=sum(user.grants for user in users),
+        waited=sum(user.waited for user in users),
+    )

@@ -19,10 +19,10 @@ from gateway.api.body import (
     read_text,
     require_messages,
 )
-from gateway.api.dialect import Access, Ask, Endpoint, Framing, Kind, public_message, rfc3339
+from gateway.api.dialect import Access, Ask, Endpoint, Framing, Kind, public_message, rfc3339, standing
 from gateway.api.model_info import ModelInfo
 from gateway.api.prompt_size import prompt_bytes
-from gateway.errors import BadRequest, Busy, GatewayError
+from gateway.errors import BadRequest, GatewayError
 
 VERSION_FIELD: Final = b"anthropic-version"
 """The request field that every client of this API sends, and no other does."""
@@ -110,10 +110,8 @@ class Anthropic:
             "type": _TYPES.get(err.status, fallback),
             "message": public_message(err),
             "code": err.code,
+            **standing(err),
         }
-        if isinstance(err, Busy):
-            detail["ahead"] = err.ahead
-            detail["estimate"] = err.estimate
         return msgspec.json.encode({"type": "error", "error": detail, "request_id": request_id})
 
     def stream_error(self, err: GatewayError, request_id: str) -> bytes:
@@ -129,10 +127,6 @@ class Anthropic:
     def model(self, model: ModelInfo) -> bytes:
         """One entry, as `GET /v1/models/{id}` gives it."""
         return msgspec.json.encode(_model(model))
-
-    def running(self, models: Sequence[ModelInfo]) -> bytes:
-        """The API has no list of loaded models; the same list serves."""
-        return self.models(models)
 
 
 def _limit(members: Members) -> int | None:

@@ -3,14 +3,12 @@
 Pure. Owns the events of a message, why it ended, and its usage. Must not know the request, sockets or who is asking.
 """
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 
 from gateway.api.completion import Call, CallNumbers, ChunkStream, Completion, Counts, Said, whole
-
-Object = Mapping[str, Any]
+from gateway.api.given import Object
 
 _REASONS: Final = {
     "stop": "end_turn",

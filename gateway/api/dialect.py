@@ -1,4 +1,4 @@
-"""What a dialect is: rows of the route table, a view of the body, and three renderers.
+"""What a dialect is: rows of the route table, a view and an edit of the body, and renderers of errors and lists.
 
 Pure: no transport, no services. A dialect never sees who is asking or where the request goes. Compiled
 (`hatch_build.py`), an attribute of a row or a view is a field of C. What is made for every request writes its own
@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Final, Protocol
 
 from gateway.api.model_info import ModelInfo
-from gateway.errors import Bug, GatewayError, ModelUnavailable
+from gateway.errors import Bug, Busy, GatewayError
 
 
 class Access(StrEnum):
@@ -117,8 +117,6 @@ class Dialect(Protocol):
 
     def model(self, model: ModelInfo) -> bytes: ...
 
-    def running(self, models: Sequence[ModelInfo]) -> bytes: ...
-
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -156,14 +154,16 @@ def rfc3339(seconds: float) -> str:
     return datetime.fromtimestamp(min(max(seconds, 0), _LAST), UTC).isoformat().replace("+00:00", "Z")
 
 
-UNAVAILABLE_MODEL: Final = "The model is not available to this key."
 INTERNAL: Final = "Something went wrong inside the gateway. The request id leads its operator to the cause."
 
 
 def public_message(err: GatewayError) -> str:
-    """The sentence a client may see: fixed where a raise site must not be able to tell more (K8, bugs)."""
-    if isinstance(err, ModelUnavailable):
-        return UNAVAILABLE_MODEL
+    """The sentence a client may see: fixed where a raise site must not be able to tell more (bugs)."""
     if isinstance(err, Bug) or type(err) is GatewayError:
         return INTERNAL
     return err.message
+
+
+def standing(err: GatewayError) -> dict[str, object]:
+    """Members of an error that tell where in the queue a request stood; none where it was not for the queue."""
+    return {"ahead": err.ahead, "estimate": err.estimate} if isinstance(err, Busy) else {}

@@ -22,10 +22,10 @@ from gateway.api.body import (
     require,
     with_members,
 )
-from gateway.api.dialect import ANY_METHOD, Access, Ask, Endpoint, Framing, Kind, public_message, rfc3339
+from gateway.api.dialect import ANY_METHOD, Access, Ask, Endpoint, Framing, Kind, public_message, rfc3339, standing
 from gateway.api.model_info import ModelInfo
 from gateway.api.prompt_size import prompt_bytes
-from gateway.errors import Busy, GatewayError
+from gateway.errors import GatewayError
 
 _SCOPE: Final = "ollama"
 _ENGINES: Final = frozenset({"ollama"})
@@ -149,10 +149,7 @@ class Ollama:
     def error(self, err: GatewayError, request_id: str) -> bytes:
         """`{"error": "text"}` as Ollama writes it; code and request id stand beside, where its clients ignore them."""
         detail: dict[str, object] = {"error": public_message(err), "code": err.code, "request_id": request_id}
-        if isinstance(err, Busy):
-            detail["ahead"] = err.ahead
-            detail["estimate"] = err.estimate
-        return msgspec.json.encode(detail)
+        return msgspec.json.encode(detail | standing(err))
 
     def stream_error(self, err: GatewayError, request_id: str) -> bytes:
         """A last line with `error` and no `done`, as Ollama fails mid-stream."""
@@ -166,13 +163,10 @@ class Ollama:
         """One entry of the list; the API itself has no such route."""
         return msgspec.json.encode(_tag(model))
 
-    def running(self, models: Sequence[ModelInfo]) -> bytes:
-        """The list of `GET /api/ps`."""
-        return msgspec.json.encode({"models": [_running(model) for model in models]})
 
-    def version(self, version: str) -> bytes:
-        """The body of `GET /api/version`; `version` is the engine's own."""
-        return msgspec.json.encode({"version": version})
+def running_list(models: Sequence[ModelInfo]) -> bytes:
+    """The list of `GET /api/ps`, which no other API has."""
+    return msgspec.json.encode({"models": [_running(model) for model in models]})
 
 
 def _check_prompt(members: Members, keys: frozenset[str]) -> None:

@@ -22,10 +22,10 @@ from gateway.api.body import (
     require_messages,
     with_members,
 )
-from gateway.api.dialect import Access, Ask, Endpoint, Framing, Kind, public_message
+from gateway.api.dialect import Access, Ask, Endpoint, Framing, Kind, public_message, standing
 from gateway.api.model_info import ModelInfo
 from gateway.api.prompt_size import prompt_bytes
-from gateway.errors import BadRequest, BudgetSpent, Busy, GatewayError, ModelUnavailable
+from gateway.errors import BadRequest, BudgetSpent, GatewayError
 
 CHOICES: Final = 128
 """Most answers one request may ask for (the API's own bound of `n`)."""
@@ -154,10 +154,6 @@ class OpenAI:
         """One entry, as `GET /v1/models/{id}` gives it."""
         return msgspec.json.encode(_model(model))
 
-    def running(self, models: Sequence[ModelInfo]) -> bytes:
-        """The API has no list of loaded models; the same list serves."""
-        return self.models(models)
-
 
 _KEY_SETS: Final[dict[frozenset[str], frozenset[str]]] = {}
 _MOST_KEY_SETS: Final = 1000
@@ -171,10 +167,6 @@ def _shared(keys: frozenset[str]) -> frozenset[str]:
         if len(_KEY_SETS) < _MOST_KEY_SETS:
             _KEY_SETS[keys] = keys
     return known
-
-
-def _check_chat(members: Members) -> None:
-    require_messages(members)
 
 
 def _check_completion(members: Members) -> None:
@@ -212,7 +204,7 @@ class _Shape(NamedTuple):
 
 _SHAPES: Final = {
     b"/v1/chat/completions": _Shape(
-        _check_chat,
+        require_messages,
         ("messages", "tools", "functions", "response_format"),
         ("max_tokens", "max_completion_tokens"),
         asks_usage=True,
@@ -305,17 +297,14 @@ def _cap(changes: dict[str, bytes], standard: tuple[str, ...], body: bytes, ask:
 
 def _error_object(err: GatewayError, request_id: str) -> dict[str, object]:
     fallback = "invalid_request_error" if err.status < 500 else "server_error"
-    detail: dict[str, object] = {
+    return {
         "message": public_message(err),
         "type": "insufficient_quota" if isinstance(err, BudgetSpent) else _TYPES.get(err.status, fallback),
-        "param": "model" if isinstance(err, ModelUnavailable) else err.param,  # one answer (K8)
+        "param": err.param,
         "code": err.code,
         "request_id": request_id,
+        **standing(err),
     }
-    if isinstance(err, Busy):
-        detail["ahead"] = err.ahead
-        detail["estimate"] = err.estimate
-    return detail
 
 
 def _model(model: ModelInfo) -> dict[str, object]:

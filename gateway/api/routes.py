@@ -3,7 +3,7 @@
 Built once. Must not know what a route does, nor who asks.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from gateway.api.anthropic import VERSION_FIELD, Anthropic
 from gateway.api.dialect import ANY_METHOD, METERED, Access, Dialect, Endpoint, Kind
@@ -29,11 +29,13 @@ class Routes:
 
     __slots__ = ("_anthropic", "_exact", "_owners", "_prefixes", "default", "preflight", "rows")
 
-    def __init__(self, dialects: Sequence[Dialect] | None = None, extra: Iterable[Endpoint] = ()) -> None:
-        known = (OpenAI(), Ollama(), Anthropic()) if dialects is None else tuple(dialects)
-        self.default: Dialect = known[0]
+    def __init__(self, extra: Iterable[Endpoint] = ()) -> None:
+        openai, ollama, anthropic = OpenAI(), Ollama(), Anthropic()
+        self.default: Dialect = openai
         self.rows: tuple[Endpoint, ...] = (
-            *(row for dialect in known for row in dialect.routes()),
+            *openai.routes(),
+            *ollama.routes(),
+            *anthropic.routes(),
             *local_rows(self.default),
             *extra,
         )
@@ -50,15 +52,8 @@ class Routes:
             local="preflight",
         )
         """The row of a CORS preflight, which any path may get (Fetch standard); not in the table."""
-        self._anthropic = self._named(known, "anthropic")
-        self._owners = {
-            "/v1/messages": self._anthropic,
-            "/v1/": self._named(known, "openai"),
-            "/api/": self._named(known, "ollama"),
-        }
-
-    def _named(self, dialects: Sequence[Dialect], name: str) -> Dialect:
-        return next((dialect for dialect in dialects if dialect.name == name), self.default)
+        self._anthropic: Dialect = anthropic
+        self._owners: dict[str, Dialect] = {"/v1/messages": anthropic, "/v1/": openai, "/api/": ollama}
 
     def _add(self, row: Endpoint) -> None:
         check(row)

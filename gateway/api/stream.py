@@ -1,6 +1,6 @@
 """Answers as they pass by: token usage, and the dialect's own end.
 
-Owns the reading of frames (SSE and NDJSON) and `Usage`; rewrites nothing. Must not know sockets or who is asking.
+Owns the reading of frames (SSE and NDJSON); rewrites nothing. Must not know sockets or who is asking.
 Frames follow the WHATWG event stream format as the official clients read it: a frame ends at an empty line, lines end
 in LF, CR LF or CR.
 """
@@ -152,13 +152,12 @@ class Tap:
             return self._finish_lines(payload)
         return self._finish_events(payload)
 
-    def estimate(self, prompt_tokens: int = 0) -> Usage:
-        """What an unfinished stream used at least: one token a frame; the prompt as the stream itself told, else by the
-        caller's own estimate."""
+    def estimate(self) -> Usage:
+        """What an unfinished stream used at least: one token a frame; the prompt as the stream itself told, else 0."""
         if self.opening is None:
-            return Usage(prompt_tokens=prompt_tokens, completion_tokens=self.frames, reported=False)
+            return Usage(0, self.frames, reported=False)
         told = _of_block(self.opening.usage)
-        return Usage(told.prompt_tokens or prompt_tokens, self.frames, told.cached_tokens, reported=False)
+        return Usage(told.prompt_tokens, self.frames, told.cached_tokens, reported=False)
 
     def _payload(self) -> bytes:
         """The kept end of the stream without HTTP chunk framing, line ends as LF."""

@@ -58,7 +58,8 @@ class Outcome(StrEnum):
 
 
 GIVEN_UP: Final = frozenset({Outcome.CLIENT_GONE, Outcome.INTERRUPTED})
-"""Whatever an engine did of these was asked for, and nobody heard how it went on."""
+"""Endings at which an engine may still have been at work: that work was asked for and counts, though nobody saw the
+rest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +95,12 @@ class Runtime:
     """Peer address and head -> the client's address (H9)."""
 
 
-NO_HEAD: Final = RequestHead("", b"", "", b"", 11, {}, None, False, False, False)
+NO_HEAD: Final = RequestHead("", b"", "", 11, {}, None, False, False, False)
 NO_PRINCIPAL: Final = Principal("", "", "")
 NO_ASK: Final = Ask("")
 NO_ROUTE: Final = Route("", "", (), Terms(0.0, 0.0, 0.0, 0.0, 0, 0, 0.0))
-NO_BACKEND: Final = Backend("", "", "", 0, False, b"", b"", b"", 0.0, 0)
+NO_BACKEND: Final = Backend("", "", b"", b"", b"")
+NO_USAGE: Final = Usage(prompt_tokens=0, completion_tokens=0, cached_tokens=0, reported=False)
 NO_REPLY: Final = ResponseHead(0, [], None, False, False, True, False)
 
 
@@ -200,7 +202,7 @@ class Exchange:
         self.bytes_seen = 0  # of the answer, when the client's silence began to count
         self.silent_since = 0.0  # on the connection's clock
         # settle
-        self.usage: Usage | None = None
+        self.usage: Usage = NO_USAGE
         self.status = 0
         self.outcome = Outcome.DONE
         self.error: GatewayError | None = None

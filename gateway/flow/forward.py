@@ -7,12 +7,12 @@ Task (`http1.eager`).
 from gateway.api.bridges import bridge_to
 from gateway.errors import ConnectFailed, NoBackend, UpstreamError
 from gateway.flow import fields
+from gateway.flow.engine_errors import Collector, engine_refused
 from gateway.flow.exchange import Exchange, Runtime
 from gateway.flow.ids import engine_id
-from gateway.flow.refusals import Collector, engine_refused
 from gateway.flow.silence import comment_while_silent
 from gateway.flow.ticket import ticket
-from gateway.flow.verdicts import REFUSALS, failure_of
+from gateway.flow.translations import REFUSALS, failure_of
 from gateway.http1.client import StaleConnection
 from gateway.http1.message import ResponseHead
 from gateway.services.route import Backend
@@ -54,7 +54,7 @@ async def forward(x: Exchange, rt: Runtime) -> None:
             x.reply = await _attempt(x, rt, kept=kept)
             break
         except StaleConnection:
-            _let_go(x)
+            _release_connection(x)
             kept = False
         except ConnectFailed:
             if retries <= 0 or len(x.route.candidates) < 2:
@@ -68,7 +68,8 @@ async def forward(x: Exchange, rt: Runtime) -> None:
 
 
 def _backend(name: str, rt: Runtime) -> Backend:
-    """The backend of a slot. One that a reload added while the request waited is none of its own, older, runtime."""
+    """The lease's backend in this request's runtime. After a reload the scheduler may grant a slot of one that this
+    older runtime does not have."""
     try:
         return rt.backends.backend(name)
     except KeyError:
@@ -111,7 +112,7 @@ def _words_for(x: Exchange, engine: str) -> tuple[bytes, bytes]:
     return endpoint.dialect.edit(endpoint, x.body, x.ask, model=model, cap=cap, engine=engine), endpoint.upstream
 
 
-def _let_go(x: Exchange) -> None:
+def _release_connection(x: Exchange) -> None:
     upstream, x.upstream = x.upstream, None
     if upstream is not None:
         upstream.release()

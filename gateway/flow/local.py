@@ -11,6 +11,7 @@ import msgspec
 from gateway import __version__
 from gateway.api.dialect import Kind
 from gateway.api.model_info import ModelInfo
+from gateway.api.ollama import running_list
 from gateway.api.routes import tail
 from gateway.errors import AuditUnavailable, ModelUnavailable, NotFound
 from gateway.flow import fields
@@ -63,11 +64,11 @@ def _model(x: Exchange, rt: Runtime) -> Answer:
     for model in usable(x, rt):
         if model.name == name or model.name == f"{name}:latest":
             return 200, fields.JSON, rt.routes.listing(x.endpoint, x.head.headers).model(model)
-    raise ModelUnavailable("The model does not exist or this key may not use it.", param="model")
+    raise ModelUnavailable()
 
 
 def _running(x: Exchange, rt: Runtime) -> Answer:
-    return 200, fields.JSON, x.endpoint.dialect.running([model for model in usable(x, rt) if model.loaded])
+    return 200, fields.JSON, running_list([model for model in usable(x, rt) if model.loaded])
 
 
 def _root(x: Exchange, rt: Runtime) -> Answer:

@@ -4,11 +4,11 @@ import ipaddress
 from collections.abc import Callable, Sequence
 
 from gateway.http1.message import RequestHead
+from gateway.services.principal import Network
+from gateway.services.rights import inside
 
 HOPS = 16
 """Entries looked at: proxies stand in rows of a few, while a client can write thousands that look like theirs."""
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def client_ip_of(trusted: Sequence[str]) -> Callable[[str, RequestHead], str]:
@@ -26,10 +26,10 @@ def client_ip_of(trusted: Sequence[str]) -> Callable[[str, RequestHead], str]:
 
 def forwarded_by(trusted: Sequence[str]) -> Callable[[str, bytes | None], str]:
     """The same of (peer, `X-Forwarded-For` or None)."""
-    networks = [ipaddress.ip_network(cidr) for cidr in trusted]
+    lists = _lists(trusted)
 
     def client_ip(peer: str, forwarded: bytes | None) -> str:
-        if forwarded is None or not _within(peer, networks):
+        if forwarded is None or not inside(peer, lists):
             return peer
         address = peer
         for entry in reversed(forwarded.rsplit(b",", HOPS)[-HOPS:]):
@@ -37,7 +37,7 @@ def forwarded_by(trusted: Sequence[str]) -> Callable[[str, bytes | None], str]:
             if known is None:
                 return address
             address = known
-            if not _within(address, networks):
+            if not inside(address, lists):
                 return address
         return address
 
@@ -46,8 +46,13 @@ def forwarded_by(trusted: Sequence[str]) -> Callable[[str, bytes | None], str]:
 
 def vouched_by(trusted: Sequence[str]) -> Callable[[str], bool]:
     """A function peer -> whether it is one of these proxies, behind which stand many clients."""
-    networks = [ipaddress.ip_network(cidr) for cidr in trusted]
-    return lambda peer: _within(peer, networks)
+    lists = _lists(trusted)
+    return lambda peer: inside(peer, lists)
+
+
+def _lists(trusted: Sequence[str]) -> tuple[tuple[Network, ...]]:
+    """As one allowlist (`inside`)."""
+    return (tuple(ipaddress.ip_network(cidr) for cidr in trusted),)
 
 
 def _address(entry: bytes) -> str | None:
@@ -61,12 +66,3 @@ def _address(entry: bytes) -> str | None:
         return str(ipaddress.ip_address(text))
     except ValueError:
         return None
-
-
-def _within(address: str, networks: Sequence[Network]) -> bool:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return any((mapped or parsed) in network for network in networks)

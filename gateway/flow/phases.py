@@ -14,6 +14,7 @@ from gateway.api.dialect import Access, Dialect, Framing, Kind
 from gateway.api.routes import NO_ENDPOINT
 from gateway.api.unstreamed import Unstreamed
 from gateway.errors import (
+    BODIES_FULL,
     AuditUnavailable,
     BadRequest,
     Bug,
@@ -32,14 +33,14 @@ from gateway.errors import (
 )
 from gateway.flow import fields, local, quota
 from gateway.flow.behalf import represent
+from gateway.flow.engine_errors import NO_SUCH_ROUTE
 from gateway.flow.exchange import Exchange, Known, Outcome, Runtime
 from gateway.flow.forward import forward, queue
 from gateway.flow.ids import request_id
 from gateway.flow.quota import GENERATIONS, output_cap
-from gateway.flow.refusals import NO_SUCH_ROUTE
 from gateway.flow.relay import Relay
 from gateway.flow.settle import opening, settle
-from gateway.flow.verdicts import AUTH_FAILURES, failure_of, outcome_of, wire_error
+from gateway.flow.translations import AUTH_FAILURES, failure_of, outcome_of, wire_error
 from gateway.http1.chunks import LAST_CHUNK, encode_chunk
 from gateway.http1.connection import Connection
 from gateway.http1.wire import WireError
@@ -72,7 +73,7 @@ async def handle(x: Exchange, rt: Runtime) -> None:
             answer = relay(x, rt)
             await answer.done
             if answer.error is not None:
-                raise _broken(x, rt, answer.error, told=answer.told)
+                raise _broken(x, rt, answer.error, said_so=answer.engine_said_so)
         elif x.endpoint.local in local.WAITING:
             await local.respond_later(x, rt)
         else:
@@ -103,7 +104,8 @@ def _unfinished(x: Exchange, rt: Runtime, *, cut: bool) -> None:
 
 
 def _unforeseen(x: Exchange, error: Exception) -> GatewayError:
-    """What the client is told. A body that could just be read may be too deep where the stack is deeper."""
+    """What the client is told. RecursionError: a body just shallow enough to be parsed can still overflow a later,
+    deeper call."""
     if isinstance(error, RecursionError):
         return BadRequest("The body is nested too deeply.", cause=repr(error))
     log.exception("a request failed by a bug", extra={"request_id": x.id})
@@ -141,8 +143,8 @@ class Phases:
 
 
 def recall(x: Exchange, rt: Runtime) -> bool:
-    """Clients repeat their heads: where this one is its connection's last one again, and that was authenticated, the
-    same follows. False: nothing is known, or the key must be looked up again."""
+    """Reuse what the connection's previous request established if this is the same head again. False: nothing to
+    reuse, or the key must be looked up anew."""
     known: Known | None = x.connection.known
     if known is None or known.fields is not x.head.headers or known.runtime is not rt:
         return False
@@ -206,7 +208,7 @@ async def read(x: Exchange, rt: Runtime) -> None:
     """Bytes -> ask. Raises TooLarge, Overloaded, BadRequest, RequestTimeout, ClientGone."""
     reader = x.connection.reader
     if not rt.ledger.hold_body(x, reader.body_received):
-        raise Overloaded("The gateway holds too many request bodies.")
+        raise Overloaded(BODIES_FULL)
     x.body = await x.connection.body(None if reader.complete else partial(rt.ledger.hold_body, x))
     x.body_bytes = reader.body_received
     rt.ledger.shrink_body(x, len(x.body))
@@ -222,7 +224,7 @@ def route(x: Exchange, rt: Runtime) -> None:
     if found is None:
         if _find(x, rt, "openai", Kind.CHAT) is not None:  # which every engine has: the key may use it, but not so
             raise UpstreamRejected(NO_SUCH_ROUTE, 404)
-        raise ModelUnavailable("The model does not exist or this key may not use it.", param="model")
+        raise ModelUnavailable()
     x.route = found
 
 
@@ -297,9 +299,10 @@ def _crossing(x: Exchange, rt: Runtime, *, streaming: bool) -> Crossing | None:
     return Crossing(x.bridge, rt.now, x.sent_at) if x.bridge is not None else None
 
 
-def _broken(x: Exchange, rt: Runtime, error: UpstreamError, *, told: bool) -> UpstreamError:
-    """The error of an answer that stopped. What the engine `told` ejects it no more than in `_refused_by_engine`."""
-    if not told:
+def _broken(x: Exchange, rt: Runtime, error: UpstreamError, *, said_so: bool) -> UpstreamError:
+    """The error of an answer that stopped. One that the engine reported itself ejects it no more than in
+    `_refused_by_engine`."""
+    if not said_so:
         rt.backends.failed(x.backend.name, failure_of(error))
     return error
 
@@ -337,8 +340,7 @@ def _first_byte(x: Exchange) -> bytes:
         overhead // 10 % 10,
         overhead % 10,
     )
-    if x.endpoint.dialect.id_field:
-        own += fields.id_field(x.endpoint.dialect, x.id)
+    own += fields.id_field(x.endpoint.dialect, x.id)
     return fields.answer_fields(_told_type(x), x.id, own + x.extra)
 
 
@@ -374,5 +376,5 @@ def refuse(x: Exchange, rt: Runtime, error: GatewayError) -> None:
 def _dialect(x: Exchange, rt: Runtime) -> Dialect:
     """Whose shape an error takes: the route's, the path's, which a refused head may still tell, or the default."""
     if x.endpoint is NO_ENDPOINT:
-        return rt.routes.dialect_for(x.head.path or x.connection.reader.told)
+        return rt.routes.dialect_for(x.head.path or x.connection.reader.path_hint)
     return rt.routes.listing(x.endpoint, x.head.headers) if x.endpoint.kind in local.LISTS else x.endpoint.dialect

@@ -50,12 +50,12 @@ def worked(x: Exchange, usage: Usage) -> bool:
 
 
 def settle(x: Exchange, rt: Runtime, ended: float) -> None:
-    """The truth in place of the estimate; nothing where no token came and the client did not leave (L2)."""
+    """The truth in place of the estimate; nothing where no engine did the work (`worked`, L2)."""
     reservation = x.reservation
     usage = x.usage
     if reservation is None:
         return
-    if usage is None or not worked(x, usage):
+    if not worked(x, usage):
         rt.limits.forget(reservation)
         return
     seconds = ended - x.granted_at if x.granted_at else 0.0

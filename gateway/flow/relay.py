@@ -39,10 +39,10 @@ class Relay:
     __slots__ = (
         "_chunked_out",
         "_decoder",
+        "_dropped_usage",
         "_filter",
         "_kept",
         "_kept_bytes",
-        "_let_go",
         "_path",
         "_plain",
         "_start",
@@ -54,6 +54,7 @@ class Relay:
         "crossing",
         "done",
         "endpoint",
+        "engine_said_so",
         "error",
         "on_tokens",
         "owner",
@@ -61,7 +62,6 @@ class Relay:
         "request_id",
         "tap",
         "tokens_due",
-        "told",
         "upstream",
     )
 
@@ -87,7 +87,8 @@ class Relay:
         self.request_id = request_id
         self.done: Signal[None] = Signal()
         self.error: UpstreamError | None = None
-        self.told = False  # the engine itself spoke of its failure, or of what it cannot: it lives
+        # The engine itself reported the failure: it is alive, so the breaker is not told.
+        self.engine_said_so = False
         self.begun = False  # a byte of the answer itself has gone out; comments may have gone before it
         self.crossing = crossing
         self._words = crossing.stream() if crossing is not None and streaming else None
@@ -98,7 +99,7 @@ class Relay:
         self._start = start
         self._kept: list[bytes] = _NOTHING if streaming else []
         self._kept_bytes = 0
-        self._let_go: Usage | None = None  # found in what is no longer kept
+        self._dropped_usage: Usage | None = None  # found in what is no longer kept
         self._tail_seen = False
         self._decoder: ChunkDecoder | None = None
         own_words = streaming and crossing is None
@@ -125,14 +126,18 @@ class Relay:
     def _choose_path(self) -> "Callable[[Relay, bytes], None]":
         """A plain function, not a bound method: an answer must not be garbage that only a collection finds."""
         if self.crossing is not None:
-            self._decoder = ChunkDecoder() if self.reply.chunked else None
+            self._decoder = self._new_decoder()
             return Relay._reframe if self.tap is not None else Relay._gather
         if self.reply.chunked != self._chunked_out:
-            self._decoder = ChunkDecoder() if self.reply.chunked else None
+            self._decoder = self._new_decoder()
             return Relay._reframe
         if self._filter is not None:
             return Relay._pass_or_filter if self._chunked_out else Relay._reframe
         return Relay._pass
+
+    def _new_decoder(self) -> ChunkDecoder | None:
+        """What takes the payload out of the engine's framing, if there is any."""
+        return ChunkDecoder() if self.reply.chunked else None
 
     # ---- Stream: the client's window
 
@@ -162,7 +167,7 @@ class Relay:
         payload = ChunkDecoder().decode(data[: 2 * PLAIN_START]) if self.reply.chunked else data
         if may_be_error(payload):
             self._plain, self._path = PlainFilter(), Relay._reframe
-            self._decoder = ChunkDecoder() if self.reply.chunked else None
+            self._decoder = self._new_decoder()
         self._path(self, data)
 
     def _pass(self, data: bytes) -> None:
@@ -283,7 +288,7 @@ class Relay:
             # Behind comments the client has been told of chunks.
             self._begin(encode_chunk(answer) + LAST_CHUNK if self.connection.begun else answer)
         except ValueError as err:
-            self.told = crossing.as_stream
+            self.engine_said_so = crossing.as_stream
             said = "answered without a stream" if crossing.as_stream else "gave an answer that could not be read"
             self._stop(UpstreamBroke(f"The engine {said}.", cause=str(err)))
             return
@@ -340,7 +345,7 @@ class Relay:
         """The engine reported an error under a status of success, or sent what is none of its API: the client gets our
         words, not the engine's (H8)."""
         if sieve.failed and self.error is None:
-            self.told = True
+            self.engine_said_so = True
             if self._words is not None and self._words.garbled:
                 did = "sent a frame that cannot be read"
             else:
@@ -392,7 +397,8 @@ class Relay:
         while self._kept_bytes - len(self._kept[0]) > KEEP_FOR_USAGE:
             gone = self._kept.pop(0)
             self._kept_bytes -= len(gone)
-            self._let_go = usage_within(self.framing, gone + self._kept[0][:LONGEST_USAGE]) or self._let_go
+            found = usage_within(self.framing, gone + self._kept[0][:LONGEST_USAGE])
+            self._dropped_usage = found or self._dropped_usage
 
     def usage(self) -> Usage | None:
         """Tokens of this answer: as reported, or counted from what was relayed (A7)."""
@@ -402,7 +408,7 @@ class Relay:
         body = b"".join(self._kept)
         if self.reply.chunked and self.crossing is None and self.error is None and self.done.is_set:
             body = ChunkDecoder().decode(body) if self._kept_bytes <= KEEP_FOR_USAGE else payload_end(body)
-        return usage_of_body(self.framing, body) or usage_within(self.framing, body) or self._let_go
+        return usage_of_body(self.framing, body) or usage_within(self.framing, body) or self._dropped_usage
 
     @property
     def framing(self) -> Framing:

@@ -11,7 +11,7 @@ from gateway.api.dialect import Access
 from gateway.api.routes import NO_ENDPOINT
 from gateway.api.usage import Usage
 from gateway.flow import quota
-from gateway.flow.exchange import GIVEN_UP, NO_REPLY, NO_ROUTE, Exchange, Outcome, Runtime
+from gateway.flow.exchange import GIVEN_UP, NO_REPLY, NO_ROUTE, NO_USAGE, Exchange, Outcome, Runtime
 from gateway.flow.ticket import expected_cost
 from gateway.services.record import AuditRecord, Opening
 from gateway.services.tracing import Ended, TracingService
@@ -20,7 +20,6 @@ from scheduler.estimate import cost
 
 log = logging.getLogger("fairgate.flow")
 
-NO_USAGE: Final = Usage(prompt_tokens=0, completion_tokens=0, cached_tokens=0, reported=False)
 MODEL_CHARS: Final = 256  # of a name that nobody knows; longer ones are told by their beginning
 GONE_STATUS: Final = 499  # what logs and engines call a request whose client left (nginx, Ollama)
 CUT_STATUS: Final = 503  # of a request that the end of the gateway cut, whatever had gone out
@@ -111,13 +110,14 @@ def _counted(x: Exchange) -> Usage:
 
 
 def _cost(x: Exchange, rt: Runtime, works_on: bool) -> float:
-    """Cost units to charge (scheduler.md 5.3): the truth if reported; nothing if no engine worked for it. What a client
-    leaves to an engine that `works_on` is produced to its end: as expected, or leaving would make it free."""
+    """Cost units to charge (scheduler.md 5.3): the truth if reported; nothing if no engine worked for it. If the
+    engine `works_on` after the client has left, the whole answer is produced, so the expected cost is charged;
+    otherwise leaving early would be free."""
     if works_on and x.outcome in GIVEN_UP:
         return expected_cost(x, rt)
     if not x.sent_at or (x.relay is None and x.outcome not in GIVEN_UP):
         return 0.0
-    usage = x.usage or NO_USAGE
+    usage = x.usage
     prompt = float(usage.prompt_tokens)
     if not usage.reported and not prompt:
         prompt = rt.estimator.input_tokens(x.route.model, x.ask.input_bytes)
@@ -128,8 +128,8 @@ def _cost(x: Exchange, rt: Runtime, works_on: bool) -> float:
 
 
 def _works_on(x: Exchange) -> bool:
-    """Whether the engine goes on with a request that was given up: its kind does, and no head of an answer came, which
-    it sends when all is done. A stream it would have ended with its connection."""
+    """Whether the engine finishes a request that was given up: llama.cpp does, for a plain answer whose head has not
+    come (it sends that last). A stream ends with its connection."""
     if x.backend.engine not in WORKS_ON or x.ask.stream or x.upstream is None or x.reply is not NO_REPLY:
         return False
     return x.sent_at > 0.0 and (x.outcome in GIVEN_UP or x.outcome is Outcome.TIMED_OUT)
@@ -138,7 +138,7 @@ def _works_on(x: Exchange) -> bool:
 def _learn(x: Exchange, rt: Runtime, ended: float) -> None:
     """What a finished request tells about the next: its tokens, and how fast its engine is."""
     usage = x.usage
-    if usage is not None and usage.reported and x.outcome is Outcome.DONE:
+    if usage.reported and x.outcome is Outcome.DONE:
         who = x.principal
         rt.estimator.observe(
             x.route.model, who.tenant, who.user, x.ask.input_bytes, usage.prompt_tokens, usage.completion_tokens
@@ -168,7 +168,7 @@ def opening(x: Exchange) -> Opening:
 
 def record(x: Exchange, ended: float) -> AuditRecord:
     """The request so far as one flat row (U1). Durations are whole microseconds."""
-    endpoint, who, usage, lease = x.endpoint, x.principal, x.usage or NO_USAGE, x.lease
+    endpoint, who, usage, lease = x.endpoint, x.principal, x.usage, x.lease
     waiter = x.waiter if lease is None else None  # who got no slot had a place all the same
     return AuditRecord(
         id=x.id,

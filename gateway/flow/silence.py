@@ -42,11 +42,11 @@ def _comment(x: Exchange) -> None:
         connection.quiet_at = min(due, connection.clock() + rt.config.timeouts.comment * LOOKS)
     else:
         if connection.writable:
-            _say_nothing(x)
+            _send_comment(x)
         _heard(x, rt)
 
 
-def _say_nothing(x: Exchange) -> None:
+def _send_comment(x: Exchange) -> None:
     connection = x.connection
     if x.relay is not None:
         x.relay.comment(SSE_COMMENT)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from gateway.errors import ClientGone, Interrupted, Overloaded, RequestTimeout
+from gateway.errors import BODIES_FULL, ClientGone, Interrupted, Overloaded, RequestTimeout
 from gateway.http1.eager import Call, Signal
 from gateway.http1.message import STATUS_LINES, RequestHead
 from gateway.http1.wire import RequestReader, WireError
@@ -138,7 +138,7 @@ class Connection:
         if self.call is None and self.writable:
             self._pump()
         elif self._body is not None:
-            self._body_progress()
+            self._body_progress(self._body)
         elif self.reader.buffered > PIPELINE_BYTES:
             self.transport.pause_reading()
 
@@ -276,7 +276,7 @@ class Connection:
         if self._error is not None:
             return
         assert self.head is not None  # noqa: S101  # a handler runs only for a head
-        if self.head.expect_continue and self.reader.body_received == 0 and self.head.version >= 11:
+        if self.head.expect_continue and self.reader.body_received == 0:
             self.transport.write(CONTINUE)
         if not self.transport.is_reading():
             self.transport.resume_reading()
@@ -293,14 +293,12 @@ class Connection:
             if self.phase is Phase.BODY:
                 self.phase = Phase.ANSWER
 
-    def _body_progress(self) -> None:
+    def _body_progress(self, body: Signal[None]) -> None:
         self.deadline = min(self._body_deadline, self._server.now() + self._server.timeouts.body_idle)
-        if self._body is None:
-            return
         if self._room is not None and not self._room(self.reader.body_received):
-            self._body.fail(Overloaded("The gateway holds too many request bodies."))
+            body.fail(Overloaded(BODIES_FULL))
         elif self.reader.complete or self._error is not None:
-            self._body.set(None)
+            body.set(None)
 
     def begin(self, status: int, fields: bytes, *, framing: bytes, first: bytes = b"") -> None:
         """Write the head and what is there of the body in one go.

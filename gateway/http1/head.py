@@ -51,13 +51,13 @@ _BROKEN: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\
 _VERSIONS: Final = {b"1.1": 11, b"1.0": 10}
 
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*+(?=\r\n)", re.IGNORECASE)
-_TOLD: Final = re.compile(rb"(?:\r\n)?" + _TOKEN + rb"{1,32} (?:https?://[^/?\s]*)?(/[!-~]{0,64})", re.IGNORECASE)
+_PATH_HINT: Final = re.compile(rb"(?:\r\n)?" + _TOKEN + rb"{1,32} (?:https?://[^/?\s]*)?(/[!-~]{0,64})", re.IGNORECASE)
 _DIGITS: Final = re.compile(rb"[0-9]{1,18}")
 _HOST: Final = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|[0-9A-Za-z._~-]{1,255})(?::([0-9]{0,5}))?")
 _ABSOLUTE: Final = re.compile(rb"(https?)://([^/?]*)(.*)", re.IGNORECASE)
 # RFC 3986 sections 3.3 and 3.4; nothing that some parser mends and another takes as it is.
 _PATH_AND_QUERY: Final = re.compile(
-    rb"((?:[0-9A-Za-z\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})*)(?:\?((?:[0-9A-Za-z\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*))?"
+    rb"((?:[0-9A-Za-z\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})*)(?:\?(?:[0-9A-Za-z\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*)?"
 )
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 _DEFAULT_PORTS: Final = {b"http": b"80", b"https": b"443"}
@@ -160,10 +160,10 @@ def _joined(head: bytes) -> dict[bytes, bytes]:
     return found
 
 
-def told(buffer: bytes) -> str:
-    """How the path begins that a request line names, whatever else is wrong with it: by that the client's API is known
-    in which it is told so. Nothing may be routed by it. Empty where there is none."""
-    found = _TOLD.match(buffer)
+def path_hint(buffer: bytes) -> str:
+    """The beginning of the path in a request line, however broken the rest: enough to choose the API whose error format
+    the refusal takes. Never route by it. Empty where there is none."""
+    found = _PATH_HINT.match(buffer)
     return found[1].decode() if found is not None else ""
 
 
@@ -219,8 +219,8 @@ def expects(headers: dict[bytes, bytes], version: int) -> bool:
     return version == 11
 
 
-def target(method: str, value: bytes, host_field: bytes | None) -> tuple[str, bytes]:
-    """The decoded path and the raw query of a request target (section 3.2), which must fit the Host field.
+def target(method: str, value: bytes, host_field: bytes | None) -> str:
+    """The decoded path of a request target (section 3.2), which must fit the Host field. Its query is checked only.
 
     Origin-form and absolute-form are taken. An absolute-form whose authority is not the Host field's is refused:
     section 3.2.2 lets a server ignore Host then, and one behind it might not.
@@ -231,8 +231,7 @@ def target(method: str, value: bytes, host_field: bytes | None) -> tuple[str, by
     parts = _PATH_AND_QUERY.fullmatch(value)
     if parts is None:
         raise WireError(400, "malformed request target")
-    path, query = parts.groups()
-    return _decoded(path), query or b""
+    return _decoded(parts[1])
 
 
 def _origin_form(method: str, value: bytes, host_authority: tuple[bytes, bytes] | None) -> bytes:

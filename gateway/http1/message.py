@@ -87,7 +87,6 @@ class RequestHead:
     method: Final[str]
     target: Final[bytes]
     path: Final[str]
-    query: Final[bytes]
     version: Final[int]
     headers: Final[dict[bytes, bytes]]
     content_length: Final[int | None]
@@ -100,7 +99,6 @@ class RequestHead:
         method: str,
         target: bytes,
         path: str,
-        query: bytes,
         version: int,
         headers: dict[bytes, bytes],
         content_length: int | None,
@@ -111,7 +109,6 @@ class RequestHead:
         self.method = method
         self.target = target
         self.path = path
-        self.query = query
         self.version = version
         self.headers = headers
         self.content_length = content_length

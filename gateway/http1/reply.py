@@ -25,25 +25,23 @@ _REPEAT_DIGITS: Final = 9
 _SINGLE: Final = (b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", b"location")
 
 
-def parse_response_head(
-    buffer: bytes, method: str, start: int = 0, searched: int = 0
-) -> tuple[ResponseHead, int] | None:
-    """The response head that begins at `start`, and the index of its body's first byte; None if it is incomplete.
+def parse_response_head(buffer: bytes, method: str, searched: int = 0) -> tuple[ResponseHead, int] | None:
+    """The response head that `buffer` begins with, and the index of its body's first byte; None if it is incomplete.
 
     `method` is the request's: an answer to HEAD has no body. Interim heads (1xx) are returned like others. `searched`
     spares a second look at bytes of an earlier call that returned None: the length of its buffer. Raises
     `UpstreamWireError` on anything malformed, ambiguous or longer than `HEAD_BYTES`.
     """
-    end = buffer.find(b"\r\n\r\n", max(start, searched - 3), start + HEAD_BYTES)
+    end = buffer.find(b"\r\n\r\n", max(0, searched - 3), HEAD_BYTES)
     if end < 0:
-        _check_incomplete(buffer, start, max(start, searched - 1))
+        _check_incomplete(buffer, max(0, searched - 1))
         return None
     end += 4
-    match = _HEAD.fullmatch(buffer, start, end)
+    match = _HEAD.fullmatch(buffer, 0, end)
     if match is None:
-        raise UpstreamWireError(_fault(buffer[start:end]))
+        raise UpstreamWireError(_fault(buffer[:end]))
     minor, digits = match.groups()
-    lines = buffer[start : end - 4].split(b"\r\n")
+    lines = buffer[: end - 4].split(b"\r\n")
     del lines[0]
     headers = []
     for line in lines:
@@ -67,7 +65,7 @@ class ResponseHeads:
         self._head: ResponseHead | None = None
 
     def read(self, buffer: bytes, method: str) -> tuple[ResponseHead, int] | None:
-        """As `parse_response_head` from the beginning of `buffer`."""
+        """As `parse_response_head`."""
         head, start = self._head, len(self._before)
         # Slices that are compared: compiled, half the cost of `startswith`.
         if head is None or method != self._method or buffer[:start] != self._before:
@@ -106,11 +104,11 @@ def _with_length(head: ResponseHead, digits: bytes) -> ResponseHead:
     return ResponseHead(head.status, headers, int(digits), False, False, False, head.keep_alive)
 
 
-def _check_incomplete(buffer: bytes, start: int, unseen: int) -> None:
+def _check_incomplete(buffer: bytes, unseen: int) -> None:
     """Refuse at once what no further byte can mend."""
-    if len(buffer) - start >= HEAD_BYTES:
+    if len(buffer) >= HEAD_BYTES:
         raise UpstreamWireError("response head too long")
-    if not b"HTTP/1.".startswith(buffer[start : start + 7]):
+    if not b"HTTP/1.".startswith(buffer[:7]):
         raise UpstreamWireError("not an HTTP/1 response")
     if _BROKEN.search(buffer, unseen):
         raise UpstreamWireError("control byte, bare CR or bare LF in response head")

@@ -55,18 +55,18 @@ class RequestReader:
         # of the connection
         "_accepted", "_limits", "_repeated", "_target_seen",
         # of the message
-        "_blank", "_body_limit", "_decoder", "_held", "_joined", "_length", "_line_checked", "_parts", "_parts_bytes",
-        "_known", "_peer", "_scanned", "_state", "_told", "body_received", "head", "refusal",
+        "_blank", "_decoder", "_held", "_joined", "_known", "_length", "_line_checked", "_parts", "_parts_bytes",
+        "_path_hint", "_peer", "_scanned", "_state", "body_received", "head", "refusal",
     )  # fmt: skip
 
     def __init__(self, limits: WireLimits | None = None) -> None:
         self._limits = limits or WireLimits()
-        self._target_seen: tuple[bytes, bytes | None, str, bytes] = (b"", None, "", b"")
+        self._target_seen: tuple[bytes, bytes | None, str] = (b"", None, "")
         self._repeated: Repeated | None = None
         self._accepted: tuple[bytes, RequestHead] | None = None  # read in full, and not yet made a `Repeated`
         self.refusal: WireError | None = None
         self._held = b""
-        self._told = ""
+        self._path_hint = ""
         self._begin()
 
     def _begin(self) -> None:
@@ -77,7 +77,6 @@ class RequestReader:
         self._line_checked = False
         self._scanned = 0
         self.head: RequestHead | None = None
-        self._body_limit = self._limits.body_bytes
         self._length = 0
         self._decoder: ChunkDecoder | None = None
         self.body_received = 0
@@ -105,25 +104,14 @@ class RequestReader:
         return self._state == _DEAD
 
     @property
-    def told(self) -> str:
-        """How the path begins that an unread or refused head names: see `head.told`."""
-        return self._told or rules.told(self._held)
+    def path_hint(self) -> str:
+        """Of a head that is unread or refused: see `head.path_hint`."""
+        return self._path_hint or rules.path_hint(self._held)
 
     @property
     def buffered(self) -> int:
         """Bytes held: of an incomplete head, of the body, of requests sent ahead."""
         return len(self._held) + self._parts_bytes
-
-    @property
-    def body_limit(self) -> int:
-        """Most payload bytes of the current request's body; setting it may raise WireError(413)."""
-        return self._body_limit
-
-    @body_limit.setter
-    def body_limit(self, limit: int) -> None:
-        self._body_limit = limit
-        if self._state != _DEAD and max(self._length, self.body_received) > limit:
-            raise self._die(WireError(413, "body too large"))
 
     def feed(self, data: bytes) -> None:
         """Read `data`, the next bytes of the connection. Raises WireError."""
@@ -253,15 +241,13 @@ class RequestReader:
         host = rules.host(fields, version)
         seen = self._target_seen
         if target != seen[0] or host != seen[1]:
-            path, query = rules.target(method, target, host)
-            self._target_seen = seen = (target, host, path, query)
+            self._target_seen = seen = (target, host, rules.target(method, target, host))
         length, chunked = rules.framing(fields, version)
         fields.pop(b"content-length", None)
         self.head = RequestHead(
             method,
             target,
             seen[2],
-            seen[3],
             version,
             fields,
             length,
@@ -296,7 +282,7 @@ class RequestReader:
             raise self._die(_disagreement())
         if length:
             self._length = length
-            if length > self._body_limit:
+            if length > self._limits.body_bytes:
                 raise self._die(WireError(413, "body too large"))
             self._state = _LENGTH
             if rest:
@@ -328,7 +314,7 @@ class RequestReader:
             raise RuntimeError("chunks are read with a decoder")
         try:
             payload = decoder.decode(data)
-            if self.body_received + len(payload) + decoder.remaining > self._body_limit:
+            if self.body_received + len(payload) + decoder.remaining > self._limits.body_bytes:
                 raise WireError(413, "body too large")
             if payload:
                 self._keep(payload)
@@ -377,7 +363,7 @@ class RequestReader:
     def _die(self, error: WireError) -> WireError:
         self._state = _DEAD
         self.refusal = error
-        self._told = rules.told(self._held) if self.head is None else ""
+        self._path_hint = rules.path_hint(self._held) if self.head is None else ""
         self._held = b""
         self._parts = None
         self._parts_bytes = self._joined = 0
@@ -408,7 +394,6 @@ def _with_length(head: RequestHead, digits: bytes) -> RequestHead:
         head.method,
         head.target,
         head.path,
-        head.query,
         head.version,
         head.headers,
         int(digits),

@@ -54,7 +54,7 @@ class _Watched:
         self.sighting = Sighting()
         adaptive = section.adaptive
         self.aimd = Aimd(adaptive.tpot, adaptive.low, adaptive.high) if adaptive is not None else None
-        self.snapshot = snapshot(section, self.slots)
+        self.snapshot = snapshot(section)
         self.seen_at: float | None = None
         self.failure = "not looked at yet"
         self.looked = False
@@ -72,25 +72,20 @@ class _Watched:
         state = self.breaker.state
         return 0 if state is State.OPEN else 1 if state is State.HALF_OPEN else self.slots
 
-    def take(self, sighting: Sighting) -> None:
-        self.sighting = sighting
-        if self.slots != self.snapshot.slots:
-            self.snapshot = snapshot(self.section, self.slots)
-
     def inherit(self, before: "_Watched") -> None:
         """Go on with what the generation before knew; its requests in flight report to the same breaker."""
         self.breaker, self.counts = before.breaker, before.counts
         self.seen_at, self.failure, self.looked = before.seen_at, before.failure, before.looked
         if self.section.adaptive == before.section.adaptive:
             self.aimd = before.aimd
-        self.take(before.sighting)
+        self.sighting = before.sighting
 
     def expect(self, before: "_Watched") -> None:
         """It has another address, key, authority or list: until it was looked at there, what was seen before stands.
         Who waits for its models goes on waiting, and nobody is told that they are unknown."""
         if self.section.engine == before.section.engine:
             self.seen_at = before.seen_at
-            self.take(discovery.narrowed(before.sighting, frozenset(self.section.models)))
+            self.sighting = discovery.narrowed(before.sighting, frozenset(self.section.models))
 
     def same_engine(self, other: "_Watched") -> bool:
         """Slots and weight may differ; what is seen there may not."""
@@ -214,7 +209,6 @@ class BackendService:
             return
         before = watched.aimd.limit
         if watched.aimd.observe(tpot, started, now) != before:
-            watched.take(watched.sighting)
             self._publish(moved=True)
 
     # -- the watch ------------------------------------------------------------------------------------------------
@@ -276,7 +270,7 @@ class BackendService:
         if watched.breaker.seen(watched.seen_at):
             log.info("backend admitted again", extra={"backend": name, "state": watched.breaker.state.value})
         if sighting != watched.sighting:
-            watched.take(sighting)
+            watched.sighting = sighting
             self._rebuild()
         self._publish()
 

@@ -16,6 +16,7 @@ from gateway.api.model_info import ModelInfo
 from gateway.api.model_names import untagged
 from gateway.api.routes import Routes
 from gateway.services.route import Backend, Route, Terms
+from gateway.urls import bracketed
 
 _ALL: Final = frozenset(get_args(config.EngineKind))
 
@@ -98,7 +99,7 @@ def _terms(base: config.Upstream, own: config.Model) -> Terms:
 
 
 def _best(infos: Sequence[ModelInfo]) -> ModelInfo:
-    """The record lists show: holders stand loaded first; an engine's own record beats a bare name."""
+    """The record that lists show. Holders stand loaded first; among equals an engine's own record beats a bare name."""
     return next((info for info in infos if info.detail and info.loaded == infos[0].loaded), infos[0])
 
 
@@ -111,22 +112,14 @@ def base_url(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-def snapshot(section: config.Backend, slots: int) -> Backend:
+def snapshot(section: config.Backend) -> Backend:
     """The backend as requests need it."""
     parts = urlsplit(base_url(section.url))
-    tls = parts.scheme == "https"
-    host = parts.hostname or ""
-    shown = f"[{host}]" if ":" in host else host
+    host = bracketed(parts.hostname or "")
     return Backend(
         name=section.name,
         engine=section.engine,
-        host=host,
-        port=parts.port or (443 if tls else 80),
-        tls=tls,
-        host_header=(f"{shown}:{parts.port}" if parts.port else shown).encode(),
+        host_header=(f"{host}:{parts.port}" if parts.port else host).encode(),
         base_path=parts.path.rstrip("/").encode(),
         auth=f"Bearer {section.key}".encode() if section.key else b"",
-        weight=section.weight,
-        slots=slots,
-        ca=section.ca,
     )

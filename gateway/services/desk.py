@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
 
-from gateway.errors import BudgetSpent, GatewayError, LimitsUnavailable, RateLimited
+from gateway.errors import BudgetSpent, GatewayError, LimitsUnavailable, RateLimited, limits_unchecked
 from gateway.services.backends import BackendService
 from gateway.services.channel import Channel
 from gateway.services.limits import LimitService, Reservation, Shown
@@ -170,7 +170,7 @@ class Desk:
             self._deny(asked, error)
         except Exception:
             _log.exception("a worker's reservation broke")
-            self._deny(asked, LimitsUnavailable("Limits cannot be checked at the moment.", retry_after=1.0))
+            self._deny(asked, limits_unchecked())
         else:
             self._hold(asked, got)
 

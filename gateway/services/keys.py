@@ -49,7 +49,7 @@ CHANGE_GAP = 0.25
 """Seconds, part of those, for which what was changed is left alone. A verification under way reads the store again
 after each change that is applied: of hundreds a second each would find another, and be denied in the end."""
 _GUESSES = 2
-"""Verifications of one key under way at once by secrets that are not proven: more wait for nobody's sake."""
+"""Unproven secrets of one key verified at once; further ones are refused (BUSY)."""
 _REREADS = 3
 """How often a verification starts over because something changed meanwhile."""
 
@@ -276,13 +276,7 @@ class KeyService:
         """Moves whenever anything derived from the store may be stale."""
         return self._epoch
 
-    # -- revocation
-
-    async def revoke(self, key_id: str) -> bool:
-        """Revoke for good, here at once. False: no such key. Raises StoreError: nothing was revoked."""
-        known = await self._store.revoke_key(key_id, int(self._wall() * 1e6))
-        self.forget(key_id)
-        return known
+    # -- what changed
 
     def forget(self, row_id: str) -> None:
         """A tenant, user or key was changed by this process: what follows from it is read anew, at once."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from gateway.errors import LimitsUnavailable
+from gateway.errors import LimitsUnavailable, limits_unchecked
 from gateway.services.limit_facts import LenderStats
 from gateway.services.meters import Leased
 
@@ -65,7 +65,7 @@ class Lender(Generic[M]):
     def refill(self, meter: M, amount: int) -> "asyncio.Future[None]":
         """Ask for `amount` more. The future ends with the round. Raises LimitsUnavailable while the lender fails."""
         if self._task is None or self._clock() < self._closed_until:
-            raise self._unavailable()
+            raise limits_unchecked()
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         meter.waiting += amount
         self._waiters.setdefault(meter, []).append(waiter)
@@ -78,9 +78,6 @@ class Lender(Generic[M]):
             meter.due = self._clock()
             self._due = {meter: None, **self._due}
             self._bell.set()
-
-    def _unavailable(self) -> LimitsUnavailable:
-        return LimitsUnavailable("Limits cannot be checked at the moment.", retry_after=1.0)
 
     # -- rounds
 
@@ -157,12 +154,12 @@ class Lender(Generic[M]):
             meter.due = self._closed_until
             self._due.pop(meter, None)
         self._due = dict.fromkeys(batch) | self._due
-        _wake(waiters, self._unavailable())
+        _wake(waiters, limits_unchecked())
         late = [waiter for ones in self._waiters.values() for waiter in ones]
         for meter in self._waiters:
             meter.waiting = 0
         self._waiters.clear()
-        _wake(late, self._unavailable())
+        _wake(late, limits_unchecked())
 
     # -- life
 
@@ -173,7 +170,7 @@ class Lender(Generic[M]):
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
-        _wake([waiter for ones in self._waiters.values() for waiter in ones], self._unavailable())
+        _wake([waiter for ones in self._waiters.values() for waiter in ones], limits_unchecked())
         left = list(self._due)
         for start in range(0, len(left), ROUND_METERS):
             batch = left[start : start + ROUND_METERS]
@@ -185,10 +182,6 @@ class Lender(Generic[M]):
             except Exception as err:  # whatever it is: others still have to be closed
                 _log.warning("%s: leases were not given back: %s", self.name, str(err) or type(err).__name__)
                 return
-
-    def nudge(self) -> None:
-        """Look again at what is due: for clocks that jump."""
-        self._bell.set()
 
     @property
     def silence(self) -> float:

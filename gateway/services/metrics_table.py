@@ -102,6 +102,11 @@ METRICS: Final = (
     Described("fairgate_slots", "gauge", "Slots offered; 0 while ejected.", labels=("backend",)),
     Described("fairgate_slots_running", "gauge", "Slots taken.", labels=("backend",)),
     Described(
+        "fairgate_slot_mismatches_total",
+        "counter",
+        "Times that the slots counted as taken were not those in use: a bug of the gateway.",
+    ),
+    Described(
         "fairgate_slots_zombie",
         "gauge",
         "Slots of requests that are over while their engine works on.",

@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from gateway import config as cfg
 from gateway.api.model_info import ModelInfo
 from gateway.config import Config
-from gateway.errors import BudgetSpent, GatewayError, LimitsUnavailable, RateLimited
+from gateway.errors import BudgetSpent, GatewayError, LimitsUnavailable, RateLimited, limits_unchecked
 from gateway.services import bounded, catalogue
 from gateway.services.backend_facts import BackendStats, Failure, Seen
 from gateway.services.catalogue import Catalogue, snapshot
@@ -88,7 +87,8 @@ class RemoteScheduler:
         if waiter is not None and not waiter.future.done():
             waiter.future.set_exception(Rejected(refuse))
 
-    def _abandon(self, waiter: Waiter) -> None:
+    def abandon(self, waiter: Waiter) -> None:
+        """See `Waiter.cancel`."""
         future = waiter.future
         if self._waiters.pop(waiter.id, None) is not None:
             future.cancel()
@@ -96,10 +96,12 @@ class RemoteScheduler:
         elif future.done() and not future.cancelled() and future.exception() is None:
             future.result().release(0.0)
 
-    def _end(self, number: int, cost: float) -> None:
+    def end(self, number: int, cost: float) -> None:
+        """See `Lease.release`."""
         self._channel.send(Release(number, cost))
 
-    def _charge(self, number: int, extra: float) -> None:
+    def charge(self, number: int, extra: float) -> None:
+        """See `Lease.charge`."""
         self._channel.send(Charge(number, extra))
 
     def position(self, number: int) -> Place | None:
@@ -132,7 +134,7 @@ class RemoteLimits:
     async def acquire(self, principal: Limited, tokens: int, gpu_seconds: float) -> Reservation:
         """See `LimitService.acquire`. An interruption leaves nothing held."""
         if self._closed or self._channel.closed:
-            raise LimitsUnavailable("Limits cannot be checked at the moment.", retry_after=1.0)
+            raise limits_unchecked()
         number = next(self._numbers)
         future: asyncio.Future[Reservation] = self._loop.create_future()
         self._asked[number] = (future, principal)
@@ -188,7 +190,7 @@ class RemoteLimits:
         for number, (future, _) in asked.items():
             self._channel.send(Settle(number, 0, 0.0))
             if not future.done():
-                future.set_exception(LimitsUnavailable("Limits cannot be checked at the moment.", retry_after=1.0))
+                future.set_exception(limits_unchecked())
 
 
 class RemoteBackends:
@@ -197,6 +199,7 @@ class RemoteBackends:
     def __init__(self, channel: Channel, config: Config, seen: Sequence[Seen]) -> None:
         self._channel = channel
         self._sections = config.backends
+        self._backends = {section.name: snapshot(section) for section in config.backends}
         self._upstream = config.upstream
         self._overrides = config.models
         # All, at first: a worker or a generation that is new was not told which failures the parent counts.
@@ -209,7 +212,6 @@ class RemoteBackends:
         self._stats = tuple(known[section.name].stats for section in self._sections if section.name in known)
         self._adaptive = {section.name for section in self._sections if section.adaptive is not None}
         self._doubted |= {stats.name for stats in self._stats if stats.state != "closed"}
-        self._backends = {section.name: snapshot(section, _slots(section, known)) for section in self._sections}
         sightings = [(section, known[section.name].models) for section in self._sections if section.name in known]
         self._catalogue: Catalogue = catalogue.build(sightings, self._upstream, self._overrides)
 
@@ -252,11 +254,6 @@ class RemoteBackends:
     def measured(self, name: str, tpot: float, started: float, now: float) -> None:
         if name in self._adaptive:
             self._channel.send(Measured(name, tpot, started, now))
-
-
-def _slots(section: cfg.Backend, known: Mapping[str, Seen]) -> int:
-    """Only shown, never granted from."""
-    return known[section.name].stats.slots if section.name in known else section.slots or 1
 
 
 class RemoteZombies:

@@ -9,18 +9,13 @@ class Backend:
 
     name: str
     engine: str
-    host: str
-    port: int
-    tls: bool
     host_header: bytes
     base_path: bytes
     auth: bytes
-    weight: float
-    slots: int
-    ca: str = ""
 
     def __repr__(self) -> str:
-        return f"<Backend {self.name} {self.engine} {self.host}:{self.port}{' tls' if self.tls else ''}>"
+        """Without `auth`."""
+        return f"<Backend {self.name} {self.engine} {self.host_header.decode()}>"
 
 
 @dataclass(frozen=True)

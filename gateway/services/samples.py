@@ -91,6 +91,7 @@ def of_scheduler(stats: Stats) -> Iterator[Sample]:
     for gate in stats.gates:
         yield "fairgate_slots", (gate.gate,), gate.slots
         yield "fairgate_slots_running", (gate.gate,), gate.running
+    yield "fairgate_slot_mismatches_total", (), stats.mismatches
 
 
 def of_tracing(stats: TracingStats) -> Iterator[Sample]:

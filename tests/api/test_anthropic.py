@@ -121,5 +121,4 @@ def test_lists() -> None:
         "last_id": "b:1",
     }
     assert json.loads(DIALECT.models([])) == {"data": [], "has_more": False, "first_id": None, "last_id": None}
-    assert DIALECT.running(models) == DIALECT.models(models)
     assert json.loads(DIALECT.model(models[0]))["id"] == "a"

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from gateway.api.model_info import ModelInfo
-from gateway.api.ollama import Ollama
+from gateway.api.ollama import Ollama, running_list
 from gateway.api.openai import OpenAI
 from gateway.errors import (
     BadRequest,
@@ -92,7 +92,7 @@ def native(server: Server) -> Iterator[ollama.Client]:
         (BadRequest("wrong", param="model"), openai.BadRequestError),
         (Unauthenticated("key?"), openai.AuthenticationError),
         (Forbidden("no"), openai.PermissionDeniedError),
-        (ModelUnavailable("x"), openai.PermissionDeniedError),
+        (ModelUnavailable(), openai.PermissionDeniedError),
         (NotFound("no such"), openai.NotFoundError),
         (QueueTimeout("busy", retry_after=1.0, ahead=3, estimate=9.0), openai.RateLimitError),
         (BudgetSpent("spent"), openai.RateLimitError),
@@ -148,6 +148,6 @@ def test_the_ollama_client_lists_models(server: Server, native: ollama.Client) -
     assert (tag.model, tag.size, tag.digest) == ("org/m:8b", 5, "d")
     assert tag.modified_at is not None
     assert tag.modified_at.timestamp() == 1_700_000_000
-    server.give(Ollama().running(MODELS))
+    server.give(running_list(MODELS))
     (loaded,) = native.ps().models
     assert (loaded.model, loaded.size_vram) == ("org/m:8b", 4)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.api.dialect import Ask, Endpoint
 from gateway.api.model_info import ModelInfo
-from gateway.api.ollama import Ollama
+from gateway.api.ollama import Ollama, running_list
 from gateway.api.routes import Routes
 from gateway.errors import BadRequest
 from tests.api.json_text import OBJECTS, spans, spliced, texts
@@ -201,7 +201,7 @@ def test_tags_of_a_model_that_no_ollama_serves() -> None:
 def test_every_entry_has_a_digest_to_cut() -> None:
     """A2, A8: Ollama's own `list` and `ps` print its first twelve characters, and fail where there are fewer."""
     models = [ModelInfo(name="of-a-vllm", loaded=True), ModelInfo(name="alias")]
-    for entries in (Ollama().models(models), Ollama().running(models)):
+    for entries in (Ollama().models(models), running_list(models)):
         digests = [entry["digest"] for entry in json.loads(entries)["models"]]
         assert len(set(digests)) == len(models)
         assert {len(digest) for digest in digests} == {64}
@@ -214,10 +214,6 @@ def test_running_models() -> None:
         "context_length": 4096,
         "size": 6,
     }
-    (entry,) = json.loads(Ollama().running([ModelInfo(name="alias", detail=RECORD, running=running)]))["models"]
+    (entry,) = json.loads(running_list([ModelInfo(name="alias", detail=RECORD, running=running)]))["models"]
     assert entry == {"name": "alias", "model": "alias", "digest": "abc", "details": RECORD["details"], **running}
-    assert json.loads(Ollama().running([])) == {"models": []}
-
-
-def test_version() -> None:
-    assert json.loads(Ollama().version("0.32.1")) == {"version": "0.32.1"}
+    assert json.loads(running_list([])) == {"models": []}

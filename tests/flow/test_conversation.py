@@ -22,7 +22,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 
 def number(body: object, key: str = "k1", user: str = "u1", session: str = "") -> int:
     fields = {b"x-session-id": session.encode()} if session else {}
-    head = RequestHead("POST", b"", "", b"", 11, fields, None, False, False, False)
+    head = RequestHead("POST", b"", "", 11, fields, None, False, False, False)
     text = body if isinstance(body, bytes) else json.dumps(body).encode()
     return conversation(Principal("t", user, key), head, text)
 

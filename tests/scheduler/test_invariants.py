@@ -136,8 +136,8 @@ def check_tree(pool: object) -> None:
         live = [entry for entry in node.ranking.entries if node.ranking.live.get(entry[2]) is node]
         assert len(live) == (1 if node.inside else 0) == (1 if node.n else 0)
     for ranking in pool.rankings():
-        assert ranking.active == len(ranking.parties())
-        assert ranking.shares == pytest.approx(sum(node.account.share for node in ranking.parties()), abs=1e-6)
+        assert ranking.active == len(ranking.live)
+        assert ranking.shares == pytest.approx(sum(node.account.share for node in ranking.live.values()), abs=1e-6)
 
 
 @settings(max_examples=80, deadline=None)

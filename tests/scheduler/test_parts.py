@@ -64,7 +64,7 @@ def test_the_memory_of_estimates_is_bounded() -> None:
 
 def test_aimd_settles_near_the_knee_and_follows_a_loss_of_capacity() -> None:
     """An engine whose time per token grows beyond a batch of 20 (then 10): the limit stays around what meets 25 ms."""
-    limiter, now = Aimd(0.025, low=2, high=100, start=4), 0.0
+    limiter, now = Aimd(0.025, low=2, high=100), 0.0
     limits = []
     for step in range(40_000):
         knee = 20 if step < 20_000 else 10
@@ -76,7 +76,9 @@ def test_aimd_settles_near_the_knee_and_follows_a_loss_of_capacity() -> None:
 
 
 def test_aimd_stays_in_its_bounds_and_ignores_nonsense() -> None:
-    limiter = Aimd(0.05, low=3, high=9, start=100)
+    limiter = Aimd(0.05, low=3, high=9)
+    for now in range(100):
+        limiter.observe(0.01, float(now), float(now))
     assert limiter.limit == 9
     for now in range(1000):
         limiter.observe(random.Random(now).choice([1.0, nan, inf, -1.0, 0.0]), float(now), float(now))

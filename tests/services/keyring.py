@@ -68,6 +68,13 @@ class Ring(msgspec.Struct):
         return key, token.encode()
 
 
+async def revoke(store: Store, keys: KeyService, key_id: str, at: float = 1.0) -> bool:
+    """As an admin's call does at this process: in the store first, then here at once. `at` in Unix seconds."""
+    known = await store.revoke_key(key_id, int(at * 1e6))
+    keys.forget(key_id)
+    return known
+
+
 @asynccontextmanager
 async def connection(url: str | Path) -> AsyncIterator[Store]:
     """A store of one's own, as another process has."""

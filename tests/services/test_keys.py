@@ -22,7 +22,7 @@ from gateway.services.keys import FAILURE_QUANTUM, KeyService
 from gateway.services.principal import Principal
 from gateway.services.rights import SCOPES, principal_of
 from gateway.store.base import Chain, Changes, Key, Store, StoreError, Tenant, User
-from tests.services.keyring import CHEAP, IP, Clock, Gate, connection, ring, service
+from tests.services.keyring import CHEAP, IP, Clock, Gate, connection, revoke, ring, service
 from tests.wire import WAIT
 
 
@@ -143,7 +143,7 @@ def test_revoking_here_acts_at_once_and_on_nobody_else(url: str) -> None:
             _, other = await it.another()
             async with service(it.store, wall=wall) as keys:
                 await asyncio.gather(keys.verify(it.token, IP), keys.verify(other, IP))
-                assert await keys.revoke(it.key.id)
+                assert await revoke(it.store, keys, it.key.id, wall.now)
                 assert keys.lookup(it.token, IP) is None
                 assert keys.lookup(other, IP) is not None
             revoked = {key.id: key.revoked_at for key in await it.store.keys(it.user.id)}
@@ -162,7 +162,7 @@ def test_a_lookup_under_way_never_brings_back_a_revoked_key(url: str) -> None:
                 gate.open.clear()
                 under_way = asyncio.ensure_future(keys.verify(it.token, IP))
                 await gate.read.wait()
-                assert await keys.revoke(it.key.id)
+                assert await revoke(it.store, keys, it.key.id)
                 gate.open.set()
                 with pytest.raises(Unauthenticated, match="revoked"):
                     await under_way
@@ -747,7 +747,7 @@ def test_a_burst_of_changes_and_verifications_never_serves_a_revoked_key(url: st
                 under_way = asyncio.ensure_future(keys.verify(token, f"203.0.113.{number}"))
                 for _ in range(number):
                     await asyncio.sleep(0)
-                await keys.revoke(key.id)
+                await revoke(it.store, keys, key.id)
                 with_error = await asyncio.gather(under_way, return_exceptions=True)
                 assert isinstance(with_error[0], Principal | GatewayError)
                 with pytest.raises(Unauthenticated):

@@ -38,7 +38,7 @@ class World:
     async def turn(self, seconds: float) -> None:
         """Time goes on, and the lender gets the turns of the loop that it needs to see it."""
         self.clock.now += seconds
-        self.lender.nudge()
+        self.lender._bell.set()
         for _ in range(10):
             await asyncio.sleep(0)
 

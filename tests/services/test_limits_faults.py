@@ -82,7 +82,7 @@ async def rested(form: Form, service: LimitService) -> None:
     async with asyncio.timeout(WAIT):
         while service._shared.stats().meters:
             form.clock.now += form.config.lease / 3
-            service._shared.nudge()
+            service._shared._bell.set()
             await asyncio.sleep(0.005)
     form.clock.now += FORGET_SECONDS
 
@@ -110,7 +110,7 @@ def test_a_killed_redis_denies_and_comes_back_without_amnesty(form: Form, server
             form.clock.now += form.config.lease
             for service in (one, two):
                 assert service._shared is not None
-                service._shared.nudge()
+                service._shared._bell.set()
             refused = await outcome(two, few)
             assert isinstance(refused, RateLimited | LimitsUnavailable)
             assert [r for s in (one, two) for r in s._open.values() if few.limits[0].scope == r.meters[0].scope]
@@ -131,7 +131,7 @@ def test_nobody_opens_more_until_it_is_known_who_holds_what(form: Form, server: 
             assert isinstance(await outcome(two, who), LimitsUnavailable)
             assert one._shared is not None
             form.clock.now += form.config.lease / 2
-            one._shared.nudge()
+            one._shared._bell.set()
             async with asyncio.timeout(WAIT):
                 while one._shared.stats().rounds < 3:
                     await asyncio.sleep(0.01)

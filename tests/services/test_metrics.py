@@ -130,6 +130,7 @@ def scheduler() -> Stats:
         granted=9,
         refused={},
         stray_releases=0,
+        mismatches=1,
     )
 
 
@@ -171,6 +172,7 @@ def test_a_scrape_shows_what_was_counted() -> None:
         (4, "fairgate_queue_depth", {"model": "m"}),
         (3.0, "fairgate_queue_oldest_seconds", {"model": "m"}),
         (2, "fairgate_slots_running", {"backend": "a"}),
+        (1, "fairgate_slot_mismatches_total", {}),
         (1, "fairgate_slots_zombie", {"backend": "a"}),
         (6, "fairgate_zombies_total", {"backend": "a"}),
         (1, "fairgate_breaker_state", {"backend": "a", "state": "half_open"}),

@@ -19,7 +19,7 @@ from gateway.store.postgresql import drop_partitions, grants, migrate
 from gateway.store.usage import UsageQuery
 from tests.databases import DATABASE, statement
 from tests.servers import PostgreSQL
-from tests.services.keyring import CHEAP, IP, connection, ring, service
+from tests.services.keyring import CHEAP, IP, connection, revoke, ring, service
 from tests.services.test_audit import FULL, config, record
 
 ROWS = 12
@@ -277,7 +277,7 @@ def test_the_applications_role_can_do_all_that_a_gateway_does(as_gateway: str, t
         async with ring(as_gateway) as it:
             async with service(it.store) as keys:
                 assert await keys.verify(it.token, IP)
-                assert await keys.revoke(it.key.id)
+                assert await revoke(it.store, keys, it.key.id)
             trail_writer = AuditService(it.store, config(tmp_path))
             trail_writer.put(FULL)
             await trail_writer.close()

@@ -161,7 +161,7 @@ class ResponseDriver:
             return
         self._buffer += data
         while self._body is None:
-            parsed = parse_response_head(self._buffer, self._method, 0, self._searched)
+            parsed = parse_response_head(self._buffer, self._method, self._searched)
             if parsed is None:
                 self._searched = len(self._buffer)
                 return

@@ -67,7 +67,7 @@ class Collector:
         self.done.set(None)
 
     def over(self) -> bool:
-        """Nothing tells but its framing."""
+        """Only its HTTP framing tells its end."""
         return False
 
     def body(self) -> bytes:
@@ -82,7 +82,7 @@ def engine_refused(status: int, body: bytes) -> GatewayError:
     if status == 404 and b"model" not in text:
         return UpstreamRejected(NO_SUCH_ROUTE, 404, cause=cause)
     if status == 404:  # the model went away since discovery saw it: the same answer as for one never there (K8)
-        return ModelUnavailable("The model does not exist or this key may not use it.", param="model", cause=cause)
+        return ModelUnavailable(cause=cause)
     if status == 503 and b"loading" in text:
         return ModelLoading("The engine is loading the model.", retry_after=LOADING_RETRY, cause=cause)
     if status in (429, 503):
