@@ -148,6 +148,7 @@ class Plane:
             now=time.monotonic,
             wall=time.time,
             ready=self.ready,
+            current=lambda: self.runtime,
             waiting=self.waiting,
             cors=Cors(config.cors, hsts=config.hsts or config.tls is not None),
             names=Names(config.aliases, config.categories),

@@ -87,6 +87,8 @@ class Runtime:
     wall: Callable[[], float]
     """Seconds since the epoch."""
     ready: Callable[[], bool]
+    current: Callable[[], "Runtime"]
+    """The generation in force."""
     waiting: Callable[[str], Awaitable[Sequence[Waiting]]]
     """Key -> its requests that wait for a slot, in every process."""
     cors: Cors
@@ -143,6 +145,7 @@ class Exchange:
         "id",
         "ip",
         "lease",
+        "lost",
         "outcome",
         "principal",
         "queued_at",
@@ -159,6 +162,7 @@ class Exchange:
         "trace",
         "upstream",
         "usage",
+        "waited",
         "waiter",
     )
 
@@ -187,7 +191,8 @@ class Exchange:
         self.reservation: Reservation | None = None
         self.audit_number = 0  # of its start in the audit spool
         # queue
-        self.queued_at = 0.0
+        self.queued_at = 0.0  # the first time; a request may come back for another backend
+        self.waited = 0.0  # seconds in the queue, each time
         self.waiter: Waiter | None = None
         self.lease: Lease | None = None
         self.granted_at = 0.0
@@ -196,6 +201,7 @@ class Exchange:
         self.bridge: Bridge | None = None  # to a backend that does not speak the client's API
         self.upstream: UpstreamConnection | None = None
         self.sent_at = 0.0
+        self.lost = 0.0  # seconds of attempts that failed
         self.reply: ResponseHead = NO_REPLY
         self.relay: Relay | None = None
         self.first_byte_at = 0.0
@@ -206,6 +212,26 @@ class Exchange:
         self.status = 0
         self.outcome = Outcome.DONE
         self.error: GatewayError | None = None
+
+    @property
+    def overhead(self) -> float:
+        """Seconds from arrival to the engine that were the gateway's own, where `sent_at` is known."""
+        return self.sent_at - self.started - self.waited - self.lost
+
+    def times(self) -> bytes:
+        """Field lines of the times that are known by now (A11)."""
+        if not self.granted_at and not self.waited:
+            return b""
+        waited = int(self.waited * 1000)
+        if not self.sent_at:
+            return b"x-fairgate-queue-ms: %d\r\n" % waited
+        own = int(self.overhead * 1e6) // 10  # hundredths of a millisecond
+        return b"x-fairgate-queue-ms: %d\r\nx-fairgate-overhead-ms: %d.%d%d\r\n" % (
+            waited,
+            own // 100,
+            own // 10 % 10,
+            own % 10,
+        )
 
     def __repr__(self) -> str:
         return f"<Exchange {self.id} {self.endpoint.path or '?'} {self.outcome} status={self.status}>"

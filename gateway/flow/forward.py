@@ -22,13 +22,16 @@ from scheduler.aio import Lease, Rejected, Waiter
 
 async def queue(x: Exchange, rt: Runtime, avoid: tuple[str, ...] = ()) -> None:
     """Ticket -> lease. Raises what REFUSALS says, or ClientGone. An interruption gives the place or the slot back."""
-    x.queued_at = rt.now()
+    began = rt.now()
+    x.queued_at = x.queued_at or began
     try:
         got = rt.scheduler.submit(ticket(x, rt, avoid))
         x.lease = got if isinstance(got, Lease) else await _wait(x, rt, got)
+        x.granted_at = rt.now()
     except Rejected as rejected:
         raise REFUSALS[rejected.refused.reason](rejected.refused) from None
-    x.granted_at = rt.now()
+    finally:
+        x.waited += (x.granted_at or rt.now()) - began
 
 
 async def _wait(x: Exchange, rt: Runtime, waiter: Waiter) -> Lease:
@@ -46,20 +49,24 @@ async def _wait(x: Exchange, rt: Runtime, waiter: Waiter) -> Lease:
 
 async def forward(x: Exchange, rt: Runtime) -> None:
     """Body and lease -> response head of an engine. Only this phase retries, and only before any byte of an answer:
-    once more on a new connection where a kept one had died, else on another backend (R5)."""
+    once more on a new connection where a kept one had died, else on a backend that was not tried (R5)."""
     retries, kept = x.route.terms.retries, True
     dead: tuple[str, ...] = ()
     while True:
+        began = rt.now()
         try:
             x.reply = await _attempt(x, rt, kept=kept)
             break
         except StaleConnection:
+            x.lost += rt.now() - began
             _release_connection(x)
             kept = False
         except ConnectFailed:
-            if retries <= 0 or len(x.route.candidates) < 2:
+            dead = (*dead, x.backend.name)
+            if retries <= 0 or not set(x.route.candidates).difference(dead):
                 raise
-            retries, kept, dead = retries - 1, True, (*dead, x.backend.name)
+            x.lost += rt.now() - began
+            retries, kept = retries - 1, True
             _release_slot(x)
             await queue(x, rt, avoid=dead)
         rt.metrics.retried(x.backend.name)
@@ -67,21 +74,26 @@ async def forward(x: Exchange, rt: Runtime) -> None:
         await _refused_by_engine(x, rt)
 
 
-def _backend(name: str, rt: Runtime) -> Backend:
-    """The lease's backend in this request's runtime. After a reload the scheduler may grant a slot of one that this
-    older runtime does not have."""
+def _backend(x: Exchange, rt: Runtime, name: str) -> Backend:
+    """The lease's backend. One that a reload brought while the request waited (O7) is of the generation in force, which
+    the rest of the request tells how it fares; the terms stay those of its own."""
+    x.runtime = rt
     try:
         return rt.backends.backend(name)
     except KeyError:
-        raise NoBackend("The backends were changed while the request waited.", retry_after=1.0) from None
+        x.runtime = newer = rt.current()
+    route = newer.backends.route(x.route.model, x.endpoint.dialect.name, x.endpoint.kind)
+    if route is None or name not in route.candidates:
+        raise NoBackend("The backends were changed while the request waited.", retry_after=1.0)
+    return newer.backends.backend(name)
 
 
 async def _attempt(x: Exchange, rt: Runtime, *, kept: bool) -> ResponseHead:
     """One try on the backend of the lease; on a connection `kept` from before if there is one, which may be stale."""
     assert x.lease is not None  # noqa: S101  # queue ran
     terms = x.route.terms
-    backend = x.backend = _backend(x.lease.gate, rt)
-    pool = rt.pools[backend.name]
+    backend = x.backend = _backend(x, rt, x.lease.gate)
+    backends, pool = x.runtime.backends, x.runtime.pools[backend.name]
     body, target = _words_for(x, backend.engine)
     passed = x.trace.fields if x.trace is not None else passed_on(x.head.headers)
     if x.endpoint.passed:
@@ -97,9 +109,9 @@ async def _attempt(x: Exchange, rt: Runtime, *, kept: bool) -> ResponseHead:
         reply = await answer
     except UpstreamError as error:
         if not isinstance(error, StaleConnection):
-            rt.backends.failed(backend.name, failure_of(error))
+            backends.failed(backend.name, failure_of(error))
         raise
-    rt.backends.succeeded(backend.name)
+    backends.succeeded(backend.name)
     return reply
 
 
@@ -113,7 +125,9 @@ def _words_for(x: Exchange, engine: str) -> tuple[bytes, bytes]:
 
 
 def _release_connection(x: Exchange) -> None:
+    """The engine has done nothing for what was sent."""
     upstream, x.upstream = x.upstream, None
+    x.sent_at = 0.0
     if upstream is not None:
         upstream.release()
 

@@ -25,11 +25,11 @@ from gateway.errors import (
     Interrupted,
     ModelUnavailable,
     MutationBlocked,
+    NotFound,
     Overloaded,
     RateLimited,
     UpstreamBroke,
     UpstreamError,
-    UpstreamRejected,
 )
 from gateway.flow import fields, local, quota
 from gateway.flow.behalf import represent
@@ -50,6 +50,7 @@ from gateway.services.route import Route
 
 log = logging.getLogger("fairgate.flow")
 
+NO_RECORDS: Final = "The audit trail cannot take more records."
 STREAM_TYPES: Final = (b"text/event-stream", b"application/x-ndjson")
 
 
@@ -73,7 +74,7 @@ async def handle(x: Exchange, rt: Runtime) -> None:
             answer = relay(x, rt)
             await answer.done
             if answer.error is not None:
-                raise _broken(x, rt, answer.error, said_so=answer.engine_said_so)
+                raise _broken(x, answer.error, said_so=answer.engine_said_so)
         elif x.endpoint.local in local.WAITING:
             await local.respond_later(x, rt)
         else:
@@ -223,7 +224,7 @@ def route(x: Exchange, rt: Runtime) -> None:
     found = _find(x, rt, x.endpoint.dialect.name, x.endpoint.kind)
     if found is None:
         if _find(x, rt, "openai", Kind.CHAT) is not None:  # which every engine has: the key may use it, but not so
-            raise UpstreamRejected(NO_SUCH_ROUTE, 404)
+            raise NotFound(NO_SUCH_ROUTE)
         raise ModelUnavailable()
     x.route = found
 
@@ -247,12 +248,14 @@ async def admit(x: Exchange, rt: Runtime) -> None:
     """Principal and estimate -> reservation. From here on a killed process leaves a row of the request (U3). Raises
     RateLimited, BudgetSpent, LimitsUnavailable, AuditUnavailable."""
     if rt.audit.full:
-        raise AuditUnavailable("The audit trail cannot take more records.")
+        raise AuditUnavailable(NO_RECORDS)
     if not rt.ledger.enter(x, rt.config.caps.connections_per_key):
         raise RateLimited("Too many requests of this key are open at once.")
     if x.principal.limits:
         await quota.reserve(x, rt)
     x.audit_number = rt.audit.begin(opening(x))
+    if rt.audit.full:  # by now, or this very start was refused: nothing of the request would be left (U3)
+        raise AuditUnavailable(NO_RECORDS)
     if x.principal.prompt_days:
         rt.prompts.keep(x.id, x.principal, x.endpoint.path, x.route.model, x.body)
 
@@ -299,11 +302,11 @@ def _crossing(x: Exchange, rt: Runtime, *, streaming: bool) -> Crossing | None:
     return Crossing(x.bridge, rt.now, x.sent_at) if x.bridge is not None else None
 
 
-def _broken(x: Exchange, rt: Runtime, error: UpstreamError, *, said_so: bool) -> UpstreamError:
+def _broken(x: Exchange, error: UpstreamError, *, said_so: bool) -> UpstreamError:
     """The error of an answer that stopped. One that the engine reported itself ejects it no more than in
     `_refused_by_engine`."""
     if not said_so:
-        rt.backends.failed(x.backend.name, failure_of(error))
+        x.runtime.backends.failed(x.backend.name, failure_of(error))
     return error
 
 
@@ -332,16 +335,8 @@ def _first_byte(x: Exchange) -> bytes:
     """The answer's fields, asked for when its first byte is about to go out."""
     x.first_byte_at = x.runtime.now()
     x.status = x.reply.status
-    waited = x.granted_at - x.queued_at
-    overhead = int((x.sent_at - x.started - waited) * 1e6) // 10  # hundredths of a millisecond
-    own = b"x-fairgate-queue-ms: %d\r\nx-fairgate-overhead-ms: %d.%d%d\r\n" % (
-        int(waited * 1000),
-        overhead // 100,
-        overhead // 10 % 10,
-        overhead % 10,
-    )
-    own += fields.id_field(x.endpoint.dialect, x.id)
-    return fields.answer_fields(_told_type(x), x.id, own + x.extra)
+    own = x.times() + fields.id_field(x.endpoint.dialect, x.id) + x.extra
+    return fields.answer_fields(_told_type(x), x.id, own)
 
 
 def _told_type(x: Exchange) -> bytes:
@@ -369,7 +364,7 @@ def refuse(x: Exchange, rt: Runtime, error: GatewayError) -> None:
             connection.write(encode_chunk(dialect.stream_error(error, x.id)) + LAST_CHUNK)
         return
     x.status = error.status
-    extra = x.extra + fields.id_field(dialect, x.id)
+    extra = x.times() + fields.id_field(dialect, x.id) + x.extra
     connection.respond(error.status, fields.error_fields(error, x.id, extra), dialect.error(error, x.id))
 
 

@@ -115,9 +115,9 @@ def _cost(x: Exchange, rt: Runtime, works_on: bool) -> float:
     otherwise leaving early would be free."""
     if works_on and x.outcome in GIVEN_UP:
         return expected_cost(x, rt)
-    if not x.sent_at or (x.relay is None and x.outcome not in GIVEN_UP):
-        return 0.0
     usage = x.usage
+    if not quota.worked(x, usage):
+        return 0.0
     prompt = float(usage.prompt_tokens)
     if not usage.reported and not prompt:
         prompt = rt.estimator.input_tokens(x.route.model, x.ask.input_bytes)
@@ -145,7 +145,7 @@ def _learn(x: Exchange, rt: Runtime, ended: float) -> None:
         )
         if x.relay is not None and x.relay.tap is not None and usage.completion_tokens > 1:
             per_token = (ended - x.first_byte_at) / (usage.completion_tokens - 1)
-            rt.backends.measured(x.backend.name, per_token, x.granted_at, ended)
+            x.runtime.backends.measured(x.backend.name, per_token, x.granted_at, ended)
 
 
 def opening(x: Exchange) -> Opening:
@@ -190,7 +190,7 @@ def record(x: Exchange, ended: float) -> AuditRecord:
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,
         usage_estimated=_estimated(x, usage),
-        queue_us=_us(x.granted_at or ended, x.queued_at),
+        queue_us=int(x.waited * 1e6),
         first_byte_us=_us(x.first_byte_at, x.started) if x.first_byte_at else 0,
         total_us=_us(ended, x.started),
         bytes_in=x.body_bytes,
@@ -223,13 +223,12 @@ def _count(x: Exchange, rt: Runtime, row: AuditRecord, ended: float, cost_units:
         metrics.refused(x.error.code)
     if x.route is NO_ROUTE:
         return
-    waited = x.granted_at - x.queued_at if x.granted_at else None
     # Only what had to wait tells whether turns were fair: the scheduler's own figure, 0 for a slot that was free.
     contended = x.lease is not None and x.lease.waited > 0.0
     metrics.settle(
         x.route.model,
         duration=ended - x.started,
-        queue=waited,
+        queue=x.waited if x.granted_at else None,
         first_byte=x.first_byte_at - x.started if x.first_byte_at else None,
         prompt=row.prompt_tokens,
         completion=row.completion_tokens,
@@ -237,7 +236,7 @@ def _count(x: Exchange, rt: Runtime, row: AuditRecord, ended: float, cost_units:
         estimated=row.usage_estimated,
         bytes_in=row.bytes_in,
         bytes_out=row.bytes_out,
-        overhead=x.sent_at - x.started - (waited or 0.0) if x.sent_at else None,
+        overhead=x.overhead if x.sent_at else None,
         party=x.principal.user,
         cost=cost_units / x.principal.share if contended else 0.0,
     )

@@ -54,6 +54,6 @@ def _send_comment(x: Exchange) -> None:
         connection.write(encode_chunk(SSE_COMMENT))
     else:
         x.status = 200
-        extra = x.extra + fields.id_field(x.endpoint.dialect, x.id)
+        extra = x.times() + fields.id_field(x.endpoint.dialect, x.id) + x.extra
         head = fields.answer_fields(b"text/event-stream", x.id, extra)
         connection.begin(200, head, framing=CHUNKED, first=encode_chunk(SSE_COMMENT))

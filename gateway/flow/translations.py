@@ -27,6 +27,7 @@ from gateway.errors import (
     Reserved,
     TooLarge,
     UpstreamError,
+    UpstreamRejected,
     UpstreamTimeout,
     UriTooLong,
     VersionUnsupported,
@@ -81,7 +82,7 @@ def outcome_of(error: GatewayError) -> Outcome:
         return Outcome.BUG
     if isinstance(error, (UpstreamTimeout, ConnectTimeout, QueueTimeout, RequestTimeout)):
         return Outcome.TIMED_OUT
-    if isinstance(error, UpstreamError):
+    if isinstance(error, UpstreamError) and not isinstance(error, UpstreamRejected):  # that one is the client's fault
         return Outcome.UPSTREAM_FAILED
     return Outcome.REFUSED
 

@@ -220,7 +220,9 @@ def test_a_stream_that_breaks_off_counts_for_the_record_what_it_counts_for_limit
         key = await g.add_key(limits=Limits(tokens_per_day=10_000))
         assert (await g.ask(CHAT, chat(stream=True), key=key))[0] == 200
         engine.answer = cut(SSE_HEAD)
+        (party,) = g.app.scheduler.stats().parties
         assert (await g.ask(CHAT, chat(stream=True), key=key))[0] == 502
+        assert 0.0 < g.app.scheduler.stats().parties[0].usage <= party.usage
         broken, unborn = await g.records(2)
         assert (broken["outcome"], broken["completion_tokens"], broken["usage_estimated"]) == ("upstream_failed", 2, 1)
         assert broken["prompt_tokens"] > 0

@@ -3,12 +3,15 @@
 import asyncio
 import json
 
+import msgspec
 import pytest
 import uvloop
 
 from gateway import config as cfg
-from tests.flow.engine import PLAIN, Engine, hang, json_answer, plain
-from tests.gateway import chat, gateway
+from gateway.store.limits import Limits
+from tests.flow.engine import PLAIN, Answer, Engine, deaf_port, hang, json_answer, plain
+from tests.gateway import Gateway, chat, gateway
+from tests.servers import free_port
 from tests.wire import WAIT
 
 CHAT = "/v1/chat/completions"
@@ -61,6 +64,101 @@ def test_a_client_that_leaves_the_queue_for_another_backend_had_no_slot() -> Non
                 await g.idle()
 
     uvloop.run(main())
+
+
+def test_a_request_that_a_dead_connection_took_was_nobodys_work() -> None:
+    """L2, U1: the engine reset a connection that was kept; the client left while another backend was waited for."""
+
+    async def dies(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not dead.go.is_set():
+            await dead.go.wait()
+            return await plain(head, body, reader, writer)
+        pool = g.app.pools["dead"]
+        pool.address = msgspec.structs.replace(pool.address, port=free_port())
+        raise ConnectionError
+
+    dead, good = Engine(dies), Engine(hang)
+    g: Gateway
+
+    async def main() -> None:
+        nonlocal g
+        async with good, dead:
+            urls = {"dead": dead.url, "good": good.url}
+            backends = [cfg.Backend(name=name, url=url, engine="openai", slots=1) for name, url in urls.items()]
+            async with gateway("", backends=backends, discovery=FAR_OFF) as g:
+                key = await g.add_key(limits=Limits(tokens_per_day=10_000))
+                first, running, waiting = [await g.connect() for _ in range(3)]
+                g.app.pools["dead"].rest = 0.0
+                for client, engine in ((first, dead), (running, good)):
+                    await client.send(g.request(CHAT, chat()))
+                    await asyncio.wait_for(engine.chats.get(), WAIT)
+                dead.go.set()
+                assert (await first.answer())[0] == 200
+                await waiting.send(g.request(CHAT, chat(), key=key))
+                async with asyncio.timeout(WAIT):
+                    while not g.app.scheduler.stats().queued:
+                        await asyncio.sleep(0.01)
+                waiting.reset()
+                row = next(row for row in await g.records(2) if row["outcome"] == "client_gone")
+                assert (row["prompt_tokens"], row["usage_estimated"], row["slot_us"]) == (0, 0, 0)
+                await g.app.limits.close()
+                assert [each.spent for each in await g.store.budgets(f"key:{row['key']}")] == [0]
+                running.reset()
+                await g.idle()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_all_waits_of_a_request_are_one_wait(in_time: bool) -> None:
+    """U1, A11, S: what was waited for a backend that takes no connection is told and does not begin anew; what its dial
+    took is not the gateway's own."""
+
+    async def main() -> None:
+        async with Engine(plain) as deaf, Engine(plain) as other:
+            deaf.answer, other.answer = held(deaf), held(other)
+            urls = {"deaf": deaf.url, "other": other.url}
+            backends = [cfg.Backend(name=name, url=url, engine="openai", slots=1) for name, url in urls.items()]
+            settings = {"upstream": cfg.Upstream(connect=0.1), "discovery": FAR_OFF, "backends": backends}
+            async with gateway("", **settings) as g:
+                clients = [await g.connect() for _ in range(3)]
+                for client, engine in zip(clients, (deaf, other), strict=False):
+                    await client.send(g.request(CHAT, chat()))
+                    await asyncio.wait_for(engine.chats.get(), WAIT)
+                pool = g.app.pools["deaf"]
+                pool.address = msgspec.structs.replace(pool.address, port=deaf_port())
+                await clients[2].send(g.request(CHAT, chat(), extra="x-queue-timeout: 1\r\n"))
+                async with asyncio.timeout(WAIT):
+                    while not g.app.scheduler.stats().queued:
+                        await asyncio.sleep(0.01)
+                    await asyncio.sleep(0.6)  # the wait that is measured
+                    deaf.go.set()
+                    assert (await clients[0].answer())[0] == 200
+                    while g.app.backends.stats()[0].failures["connect"] < 1:
+                        await asyncio.sleep(0.01)
+                if in_time:
+                    other.go.set()
+                status, fields, _ = await clients[2].answer()
+                assert status == (200 if in_time else 429)
+                assert 600 <= int(fields["x-fairgate-queue-ms"]) <= 1200
+                other.go.set()
+                row = next(row for row in await g.records(3) if row["queue_us"] >= 600_000)
+                assert (row["queue_us"] <= 1_200_000, row["status"]) == (True, status)
+                if in_time:
+                    assert 0.0 < float(fields["x-fairgate-overhead-ms"]) < 90.0
+                await g.idle()
+
+    uvloop.run(main())
+
+
+def held(engine: Engine) -> Answer:
+    """It answers when the test says so, and keeps no connection."""
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await engine.go.wait()
+        writer.write(json_answer(PLAIN).replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+
+    return answer
 
 
 @pytest.mark.parametrize(("answered", "told"), [("299 Odd", 299), ("300 Multiple Choices", 502)])

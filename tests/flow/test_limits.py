@@ -174,6 +174,9 @@ def test_a_stream_that_begins_with_an_error_costs_nothing() -> None:
         assert (row["outcome"], row["completion_tokens"]) == ("upstream_failed", 0)
         await g.app.limits.close()
         assert await budget(g, f"key:{row['key']}") == {"tokens": (0, 0)}
+        stats = g.app.scheduler.stats()
+        assert stats.parties[0].usage == pytest.approx(0.0, abs=1e-6)
+        assert stats.pools[0].service_time == 0.0  # nor does it tell how long an answer takes
 
     run(failed, test)
 
@@ -311,3 +314,27 @@ def test_with_redis_away_the_limited_are_refused_and_others_served(redis: Redis)
                 await asyncio.sleep(0.05)
 
     run(plain, test, shared=redis.url(), limits=cfg.Quotas(deadline=1.0))
+
+
+def test_a_key_has_only_so_many_requests_open_at_once() -> None:
+    """H3: `caps.connections_per_key`; room comes back with the end of one, however it ends, and others have theirs."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        clients = [await g.connect() for _ in range(2)]
+        for client in clients:
+            await client.send(g.request(CHAT, chat()))
+            await asyncio.wait_for(engine.chats.get(), WAIT)
+        status, fields, body = await g.ask(CHAT, chat())
+        assert (status, json.loads(body)["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert b"requests of this key are open" in body
+        assert int(fields["retry-after"]) >= 1
+        engine.answer = plain
+        assert (await g.ask(CHAT, chat(), key=await g.add_key(user="other")))[0] == 200
+        clients[0].reset()
+        async with asyncio.timeout(WAIT):
+            while g.app.ledger.stats().open > 1:
+                await asyncio.sleep(0.01)
+        assert (await g.ask(CHAT, chat()))[0] == 200
+        clients[1].reset()
+
+    run(hang, test, caps=cfg.Caps(connections_per_key=2))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +43,7 @@ def test_a_plain_answer_passes_unchanged_and_is_recorded() -> None:
         assert fields["content-type"] == "application/json"
         assert fields["x-content-type-options"] == "nosniff"
         assert int(fields["x-fairgate-queue-ms"]) == 0
+        assert 0.0 < float(fields["x-fairgate-overhead-ms"]) < 1000 * WAIT
         head, sent = engine.chats.get_nowait()
         assert f"Host: 127.0.0.1:{engine.port}".encode() in head
         assert b"authorization" not in head.lower()
@@ -284,6 +286,9 @@ def test_what_the_engine_says_of_itself_stays_inside(line: str, text: bytes, sta
         assert json.loads(body)["error"]["code"] == code
         assert not any(word in body for word in (b"10.0.0.5", b"secret", b"2048", b"Unauthorized"))
         assert ("retry-after" in fields) == (status == 503)
+        assert "x-fairgate-overhead-ms" in fields
+        (row,) = await g.records(1)
+        assert row["outcome"] == ("upstream_failed" if status > 500 else "refused")
 
     async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(json_answer(text, line))
@@ -486,3 +491,24 @@ def test_a_comment_comes_when_the_silence_is_as_long_as_said() -> None:
             await g.idle()
 
     run(answer, test, timeouts=cfg.Timeouts(comment=comment))
+
+
+def test_the_request_that_finds_out_that_the_disk_refuses_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """U3: nothing of it would be left if the process died now."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        monkeypatch.setattr(os, "pwrite", refuse)
+        status, _, body = await g.ask(CHAT, chat())
+        assert (status, json.loads(body)["error"]["code"]) == (503, "audit_unavailable")
+        assert engine.chats.empty()
+        monkeypatch.undo()
+        async with asyncio.timeout(WAIT):
+            while g.app.audit.full:
+                await asyncio.sleep(0.01)
+        assert (await g.ask(CHAT, chat()))[0] == 200
+        assert [row["outcome"] for row in await g.records(2)] == ["refused", "done"]
+
+    run(plain, test)

@@ -115,6 +115,8 @@ def test_engines_that_cannot_are_not_asked(path: str) -> None:
             assert [status for status, _, _ in told] == [404, 403, 403]
             assert b"has no route for this kind of request" in told[0][2]
             assert all(b"model_not_available" in body for _, _, body in told[1:])
+            assert told[0][1]["x-fairgate-error"] == "gateway"
+            assert [row["outcome"] for row in await g.records(3)] == ["refused"] * 3
             assert engine.chats.empty()
 
     uvloop.run(main())

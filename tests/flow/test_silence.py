@@ -116,3 +116,19 @@ def test_who_waits_in_the_queue_hears_comments() -> None:
             assert {row["outcome"] for row in await g.records(9)} == {"done"}
 
     uvloop.run(main())
+
+
+def test_a_head_before_the_answer_tells_the_times_that_are_known() -> None:
+    """A11: the slot was waited for, and the engine was asked, before the first comment."""
+
+    async def main() -> None:
+        async with silent(b"", b"") as (g, _):
+            client = await g.connect()
+            await client.send(g.request("/v1/chat/completions", chat(stream=True)))
+            status, fields = await client.head()
+            assert (status, await anext(client.chunks())) == (200, COMMENT)
+            assert int(fields["x-fairgate-queue-ms"]) < 50
+            assert 0.0 < float(fields["x-fairgate-overhead-ms"]) < 50.0
+            client.reset()
+
+    uvloop.run(main())
