@@ -213,6 +213,11 @@ def test_the_role_of_a_gateway(postgresql: PostgreSQL, tmp_path: Path) -> None:
         assert "may UPDATE, DELETE, TRUNCATE" in owner.findings[0].says
         role = postgresql.url(DATABASE, "looked_at")
         assert look(written(tmp_path, f"store: {role}\n"))["store"].findings == []
+        for owned in ("audit_rest", "operations"):
+            asyncio.run(statement(url, f"GRANT DELETE ON {owned} TO looked_at"))
+            (found,) = look(written(tmp_path, f"store: {role}\n"))["store"].findings
+            assert "may DELETE on" in found.says
+            asyncio.run(statement(url, f"REVOKE DELETE ON {owned} FROM looked_at"))
         for lost in ("prompts", "schema_migrations"):
             asyncio.run(statement(url, f"REVOKE ALL ON {lost} FROM looked_at"))
             (found,) = look(written(tmp_path, f"store: {role}\n"))["store"].findings

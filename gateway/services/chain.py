@@ -42,17 +42,18 @@ class Broken(msgspec.Struct, frozen=True):
 class Checker:
     """Follows one writer's rows in order. `head` is the last good one of `rows`.
 
-    Retention may have dropped the oldest rows: then the first row left cannot be checked itself, unless an anchor or
-    the head names it, and `unproven` is True. `dropped` is the last row that retention says it dropped: all may be gone
-    up to there.
+    `dropped` is what retention says it dropped, as the last rows of what went at once: seq -> hash, which is empty
+    where it was not noted. All may be gone up to the latest. The first row left follows from one of them, or from an
+    anchor; from neither, it cannot be checked itself, and `unproven` is True.
     """
 
-    def __init__(self, writer: str, anchors: Mapping[int, bytes], dropped: int = 0) -> None:
+    def __init__(self, writer: str, anchors: Mapping[int, bytes], dropped: Mapping[int, bytes] | None = None) -> None:
         self.head = Head(writer)
         self.rows = 0
         self.unproven = False
         self._anchors = anchors
-        self._dropped = dropped
+        self._noted = dropped or {}
+        self._dropped = max(self._noted, default=0)
 
     def follow(self, rows: Iterable[AuditRow], encode: Encode) -> Broken | None:
         """Check rows -> the first fault."""
@@ -75,10 +76,15 @@ class Checker:
         assert isinstance(recorded_at, int)  # noqa: S101 -- as above
         assert isinstance(stored, bytes)  # noqa: S101 -- as above
         name = str(record[0])
-        if self.head.seq == 0 and seq > 1:
-            self.unproven = True
-            self.head = Head(str(writer), seq, recorded_at, stored)
-            return self._anchored(name)
+        if self.head.seq == 0 and 1 < seq <= self._dropped + 1:
+            before = self._anchors.get(seq - 1) or self._noted.get(seq - 1)
+            if not before:
+                self.unproven = True
+                self.head = Head(str(writer), seq, recorded_at, stored)
+                return self._anchored(name)
+            self.head = Head(self.head.writer, seq - 1, 0, before)
+        elif self.head.seq == 0 and seq > 1:
+            return Broken(self.head.writer, self._dropped + 1, "", "the row is missing")
         if seq <= self.head.seq:
             return Broken(self.head.writer, seq, name, "the row was inserted")
         if seq != self.head.seq + 1:
@@ -98,7 +104,6 @@ class Checker:
             return None
         if anchor != self.head.hash:
             return Broken(self.head.writer, self.head.seq, name, "the chain was computed anew: an anchor differs")
-        self.unproven = False
         return None
 
     def end(self, stored: Head) -> Broken | None:

@@ -19,8 +19,8 @@ Anchors = Mapping[str, Mapping[int, bytes]]
 
 
 class Verified(msgspec.Struct, frozen=True):
-    """One writer's chain. `rows` were checked up to `last`; `unproven`: its oldest rows are gone (retention) and no
-    anchor vouches for the first one left; `broken` is the first fault."""
+    """One writer's chain. `rows` were checked up to `last`; `unproven`: its oldest rows are gone (retention) and
+    nothing vouches for the first one left; `broken` is the first fault."""
 
     writer: str
     rows: int
@@ -51,20 +51,34 @@ async def verify(store: Store, anchors: Anchors) -> list[Verified]:
     """Check every writer's chain, in order of names; gateways may go on writing."""
     writers = sorted({*await store.audit_writers(), *anchors})
     dropped = await _dropped(store)
-    return [await _verify_writer(store, writer, anchors.get(writer, {}), dropped.get(writer, 0)) for writer in writers]
+    return [await _verify_writer(store, writer, anchors.get(writer, {}), dropped.get(writer, {})) for writer in writers]
 
 
-async def _dropped(store: Store) -> Mapping[str, int]:
-    """Writer -> the last of its rows that retention dropped."""
-    last: dict[str, int] = {}
+async def _dropped(store: Store) -> Anchors:
+    """The last rows of what retention dropped at once; the hash is empty where it was not noted."""
+    last: dict[str, dict[int, bytes]] = {}
     for row in await store.operations_history("audit", _MOST_DROPS):
-        for writer, seq in json.loads(row.body or "{}").get("through", {}).items():
-            last[writer] = max(seq, last.get(writer, 0))
+        note = json.loads(row.body or "{}")
+        for writer, seq in note.get("through", {}).items():
+            last.setdefault(writer, {})[seq] = bytes.fromhex(note.get("hashes", {}).get(writer, ""))
     return last
 
 
-async def _verify_writer(store: Store, writer: str, anchors: Mapping[int, bytes], dropped: int) -> Verified:
-    checker = Checker(writer, anchors, dropped)
+async def _verify_writer(
+    store: Store, writer: str, anchors: Mapping[int, bytes], dropped: Mapping[int, bytes]
+) -> Verified:
+    """Anew where retention went on meanwhile: what it dropped is not missing."""
+    while True:
+        chain = await _follow(store, writer, Checker(writer, anchors, dropped))
+        if chain.broken is None:
+            return chain
+        now = (await _dropped(store)).get(writer, {})
+        if max(now, default=0) < chain.broken.seq or now.keys() == dropped.keys():
+            return chain
+        dropped = now
+
+
+async def _follow(store: Store, writer: str, checker: Checker) -> Verified:
     while True:
         page = await store.audit_chain(writer, checker.head.seq - 1, _PAGE)
         before = checker.head.seq
@@ -88,7 +102,7 @@ def _hashed(row: AuditRow) -> bytes:
 
 async def export(store: Store, since: int, until: int) -> AsyncIterator[dict[str, object]]:
     """Rows recorded from `since` until before `until` (Unix microseconds), in order, by column; hashes as hex."""
-    after = (since - 1, "\U0010ffff", 0)
+    after = (since, "", 0)  # numbers begin at 1
     while True:
         page = await store.audit_page(after, until, _PAGE)
         for row in page:

@@ -28,7 +28,7 @@ class SqliteFacts(msgspec.Struct, frozen=True):
 
 
 class PostgreSQLFacts(msgspec.Struct, frozen=True):
-    """`schema`, `known` as above; `may` are the privileges on the audit table that rewrite it; `lacks` what a gateway
+    """`schema`, `known` as above; `may` are the privileges that rewrite history; `lacks` what a gateway
     needs and the role has not, such as `SELECT on prompts`. A schema that it may not even read counts as known."""
 
     role: str
@@ -97,8 +97,15 @@ def _needed() -> tuple[list[str], list[str]]:
 
 _MAY = """
     SELECT name FROM unnest(ARRAY['UPDATE', 'DELETE', 'TRUNCATE']) AS name
-    WHERE to_regclass('audit') IS NOT NULL AND has_table_privilege(current_user, to_regclass('audit'), name)
+    WHERE EXISTS (
+        SELECT 1 FROM (
+            SELECT to_regclass('audit') UNION SELECT to_regclass('operations')
+            UNION SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass('audit')
+        ) AS history (tab)
+        WHERE tab IS NOT NULL AND has_table_privilege(current_user, tab, name)
+    )
 """
+"""On what is only added to: the audit trail, each of its months, and what admins did."""
 _LACKS = """
     SELECT may || ' on ' || tab AS name FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS needed (tab, may, place)
     WHERE to_regclass(tab) IS NOT NULL AND NOT has_table_privilege(current_user, to_regclass(tab), may) ORDER BY place

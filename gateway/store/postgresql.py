@@ -256,7 +256,7 @@ async def migrate(url: str, app_role: str = "") -> list[str]:
                 await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
                 _refuse_newer(url, await _applied(connection))
                 done = await _apply_missing(connection)
-                for grant in grants(app_role) if app_role else []:
+                for grant in await _grants(connection, app_role) if app_role else []:
                     await connection.execute(grant)
                     done.append(grant)
             if rolled := await _roll_up(connection):
@@ -296,9 +296,12 @@ async def _drop_partition(connection: "asyncpg.Connection[asyncpg.Record]", name
     async with connection.transaction():
         await connection.execute(f'LOCK TABLE "{name}" IN SHARE ROW EXCLUSIVE MODE')
         await _roll_up(connection)
-        ends = await connection.fetch(f'SELECT writer, max(seq) AS seq FROM "{name}" GROUP BY writer')  # noqa: S608
+        last = f'SELECT DISTINCT ON (writer) writer, seq, hash FROM "{name}" ORDER BY writer, seq DESC'  # noqa: S608
+        ends = await connection.fetch(last)
         await connection.execute(f'DROP TABLE "{name}"')
-        note = msgspec.json.encode({"did": "drop", "through": {row["writer"]: row["seq"] for row in ends}}).decode()
+        through = {row["writer"]: row["seq"] for row in ends}
+        hashes = {row["writer"]: row["hash"].hex() for row in ends}
+        note = msgspec.json.encode({"did": "drop", "through": through, "hashes": hashes}).decode()
         await connection.execute(OPERATE, "audit", name, note, time.time_ns() // 1000, actor)
 
 
@@ -316,12 +319,22 @@ def _month_after(partition: str) -> int:
     return int(end.timestamp()) * 1_000_000
 
 
-def grants(role: str) -> list[str]:
-    """What gives a gateway's role what it needs, and no more of the audit trail."""
+def grants(role: str, months: Sequence[str] = ()) -> list[str]:
+    """What gives a gateway's role what it needs, and no more, whatever it was given before. `months` are the partitions
+    of the audit trail, of which it needs nothing."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", role):
         raise StoreError(f"{role!r} is no plain role name")
-    history = f"REVOKE ALL ON audit, audit_heads FROM {role}"
-    return [history, *(f"GRANT {may} ON {tables} TO {role}" for tables, may in NEEDED.items())]
+    ours = ", ".join([*NEEDED, "change_counter", *months])
+    return [f"REVOKE ALL ON {ours} FROM {role}", *(f"GRANT {may} ON {on} TO {role}" for on, may in NEEDED.items())]
+
+
+async def _grants(connection: "asyncpg.Connection[asyncpg.Record]", role: str) -> list[str]:
+    return grants(role, [row["name"] for row in await connection.fetch(_MONTHS)])
+
+
+_MONTHS = """
+    SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = 'audit'::regclass ORDER BY name
+"""
 
 
 async def _apply_missing(connection: "asyncpg.Connection[asyncpg.Record]") -> list[str]:

@@ -5,6 +5,7 @@ import datetime
 import json
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -12,6 +13,7 @@ import pytest
 
 from gateway.services import trail
 from gateway.services.audit import AuditService
+from gateway.services.record import AuditRecord
 from gateway.services.trail import Verified
 from gateway.store import StoreError
 from gateway.store.base import AuditRow, Head, Store
@@ -157,22 +159,124 @@ async def add_chain(store: Store, writer: str) -> None:
     assert await store.add_audit(before, head, rows)
 
 
-def test_rows_that_retention_dropped_are_not_missed_but_said(store_url: str, tmp_path: Path) -> None:
-    """U4: what is left is checked from its first row on."""
+@pytest.mark.parametrize("anchored", [{}, {5: b""}, {9: b""}])
+def test_the_oldest_rows_are_missed_where_retention_did_not_drop_them(
+    store_url: str, tmp_path: Path, anchored: dict[int, bytes]
+) -> None:
+    """U4: with and without anchors on what is left, and on what is gone."""
     asyncio.run(write(store_url, tmp_path))
-    tamper(store_url, "DELETE FROM audit WHERE seq < 5")
-    chain = verified(store_url)
-    assert (chain.rows, chain.unproven, chain.broken) == (ROWS - 4, True, None)
-    tamper_again = "UPDATE audit SET status = 1 WHERE seq = 9"
-    if store_url.startswith("postgresql"):
-        tamper(store_url, tamper_again)
-    else:
-        raw = sqlite3.connect(store_url, isolation_level=None)
-        raw.execute(tamper_again)
-        raw.close()
-    broken = verified(store_url).broken
+    anchors = {verified(store_url).writer: {seq: hash_of(store_url, seq) for seq in anchored}}
+    tamper(store_url, "DELETE FROM audit WHERE seq < 7")
+    broken = verified(store_url, anchors).broken
     assert broken is not None
-    assert broken.seq == 9
+    assert (broken.seq, broken.row, broken.reason) == (1, "", "the row is missing")
+
+
+def hash_of(url: str, seq: int) -> bytes:
+    async def body() -> bytes:
+        async with connection(url) as store:
+            (row,) = [row for row in await store.audit_tail(ROWS) if row[-3] == seq]
+            return bytes(row[-1])  # type: ignore[arg-type]  # the column's type
+
+    return asyncio.run(body())
+
+
+DROPPED = 4
+
+
+async def age(url: str, seq: int = DROPPED) -> str:
+    """Put the rows up to `seq` into a month of their own, chained as if they had been written then -> the month."""
+    from gateway.services.chain import link
+
+    async with connection(url) as store:
+        (writer,) = await store.audit_writers()
+        rows = await store.audit_chain(writer, 0, ROWS)
+    made, head = [], Head(writer)
+    for row in rows:
+        record, number, at = row[:-4], int(str(row[-3])), int(str(row[-2]))
+        then = at if number > seq else 1_000_000 * number
+        head = link(head, number, then, msgspec.msgpack.encode(AuditRecord.of(record)))
+        made.append((*record, writer, number, then, head.hash))
+    await statement(
+        url,
+        "DELETE FROM audit; DELETE FROM audit_heads; DELETE FROM usage_rolled; "
+        "CREATE TABLE audit_1970_01 PARTITION OF audit FOR VALUES FROM (0) TO (2678400000000)",
+    )
+    async with connection(url) as store:
+        assert await store.add_audit(Head(writer), head, made)
+    return "audit_1970_01"
+
+
+FEBRUARY_1970 = 31 * 86_400 * 1_000_000
+
+
+def test_what_is_left_by_retention_is_checked_from_its_first_row_on(postgresql_url: str, tmp_path: Path) -> None:
+    """U4: the first one follows from what retention noted of the last row it dropped."""
+    asyncio.run(write(postgresql_url, tmp_path))
+    month = asyncio.run(age(postgresql_url))
+    assert asyncio.run(drop_partitions(postgresql_url, FEBRUARY_1970)) == [month]
+    chain = verified(postgresql_url)
+    assert (chain.rows, chain.unproven, chain.broken) == (ROWS - DROPPED, False, None)
+    tamper(postgresql_url, "UPDATE audit SET status = 1 WHERE seq = 5")
+    broken = verified(postgresql_url).broken
+    assert broken is not None
+    assert (broken.seq, broken.row) == (5, "r5")
+    tamper(postgresql_url, "DELETE FROM audit WHERE seq < 8")
+    broken = verified(postgresql_url).broken
+    assert broken is not None
+    assert (broken.seq, broken.reason) == (5, "the row is missing")
+
+
+def test_a_first_row_that_nothing_vouches_for_is_said(postgresql_url: str, tmp_path: Path) -> None:
+    """U4: where retention noted no hash; an anchor on the row before it says the same, one on later rows does not."""
+    asyncio.run(write(postgresql_url, tmp_path))
+    asyncio.run(age(postgresql_url))
+    writer, last, later = verified(postgresql_url).writer, hash_of(postgresql_url, 4), hash_of(postgresql_url, 9)
+    asyncio.run(drop_partitions(postgresql_url, FEBRUARY_1970))
+    tamper(postgresql_url, "UPDATE operations SET body = (body::jsonb - 'hashes')::text")
+    for anchors, unproven in (({}, True), ({9: later}, True), ({4: last}, False)):
+        chain = verified(postgresql_url, {writer: anchors})
+        assert (chain.rows, chain.unproven, chain.broken) == (ROWS - DROPPED, unproven, None)
+    tamper(postgresql_url, "UPDATE audit SET status = 1 WHERE seq = 5")
+    assert verified(postgresql_url, {writer: {9: later}}).unproven
+    broken = verified(postgresql_url, {writer: {4: last}}).broken
+    assert broken is not None
+    assert broken.seq == 5
+
+
+class PrunedMeanwhile:
+    """A store whose second read of a chain finds that retention went on."""
+
+    def __init__(self, store: Store, url: str) -> None:
+        self._store = store
+        self._url = url
+        self.reads = 0
+
+    async def audit_chain(self, writer: str, after: int, count: int) -> list[AuditRow]:
+        self.reads += 1
+        if self.reads == 2:
+            await drop_partitions(self._url, FEBRUARY_1970)
+        return await self._store.audit_chain(writer, after, count)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+@pytest.mark.parametrize("rows", [DROPPED, ROWS])
+def test_retention_that_meets_a_verification_breaks_nothing(
+    postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """U4: rows that were dropped between two pages are not missed; others still are."""
+    asyncio.run(write(postgresql_url, tmp_path))
+    asyncio.run(age(postgresql_url, rows))
+    monkeypatch.setattr(trail, "_PAGE", 2)
+
+    async def body() -> list[Verified]:
+        async with connection(postgresql_url) as store:
+            return await trail.verify(PrunedMeanwhile(store, postgresql_url), {})  # type: ignore[arg-type]  # a Store
+
+    (chain,) = asyncio.run(body())
+    assert (chain.rows, chain.unproven, chain.broken) == (ROWS - rows, False, None)
 
 
 def test_a_file_of_anchors_that_is_none_is_an_error(tmp_path: Path) -> None:
@@ -214,7 +318,8 @@ def as_gateway(postgresql: PostgreSQL, postgresql_url: str) -> str:
                 await link.execute("CREATE ROLE gateway LOGIN")
         finally:
             await link.close()
-        assert await migrate(postgresql_url, "gateway") == grants("gateway")
+        done = await migrate(postgresql_url, "gateway")
+        assert done[1:] == grants("gateway")[1:]
 
     asyncio.run(body())
     return postgresql.url(DATABASE, "gateway")
@@ -245,6 +350,100 @@ def test_the_applications_role_cannot_rewrite_history(as_gateway: str, tmp_path:
     asyncio.run(write(as_gateway, tmp_path, 2))
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         asyncio.run(statement(as_gateway, sql))
+
+
+OWNED = "GRANT ALL ON ALL TABLES IN SCHEMA public TO gateway; GRANT UPDATE (status) ON audit TO gateway"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DELETE FROM audit",
+        "UPDATE audit SET status = 0",
+        "DELETE FROM audit_rest",
+        "DELETE FROM {month}",
+        "INSERT INTO {month} SELECT * FROM {month}",
+        "UPDATE operations SET actor = 'x'",
+        "DELETE FROM operations",
+        "UPDATE change_counter SET version = 0",
+    ],
+)
+def test_migrate_takes_back_what_a_role_was_given_before(as_gateway: str, postgresql_url: str, sql: str) -> None:
+    """U4: of the months and of the operations too."""
+
+    async def body() -> None:
+        await statement(postgresql_url, OWNED)
+        await migrate(postgresql_url, "gateway")
+        await statement(as_gateway, sql.format(month=f"audit_{datetime.datetime.now(datetime.UTC):%Y_%m}"))
+
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        asyncio.run(body())
+
+
+def test_a_new_month_is_changed_by_nobody_whatever_is_given_on_new_tables(as_gateway: str, postgresql_url: str) -> None:
+    """U4: gateways make the months to come after `migrate`."""
+    given = "ALTER DEFAULT PRIVILEGES IN SCHEMA public {} ALL ON TABLES {} gateway, PUBLIC"
+
+    async def body() -> None:
+        owner = await asyncpg.connect(postgresql_url)
+        try:
+            month = await owner.fetchval(f"{PARTITIONS} ORDER BY relname DESC LIMIT 1")
+            await owner.execute(f"DROP TABLE {month}; {given.format('GRANT', 'TO')}")
+            await statement(as_gateway, "SELECT audit_make_partitions(12)")
+            await owner.execute(given.format("REVOKE", "FROM"))
+            assert await owner.fetchval("SELECT has_table_privilege('gateway', $1, 'SELECT')", month)
+            assert not await owner.fetchval(
+                "SELECT has_table_privilege('gateway', $1, 'INSERT, UPDATE, DELETE, TRUNCATE, TRIGGER')", month
+            )
+        finally:
+            await owner.close()
+
+    asyncio.run(body())
+
+
+TAKE_OVER = """
+    CREATE TEMP TABLE change_counter (singleton BOOLEAN, version BIGINT);
+    INSERT INTO change_counter VALUES (TRUE, 0);
+    GRANT ALL ON change_counter TO PUBLIC;
+    CREATE FUNCTION pg_temp.as_owner() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        DELETE FROM public.audit;
+        RETURN NEW;
+    END
+    $$;
+    CREATE TRIGGER as_owner BEFORE UPDATE ON change_counter FOR EACH ROW EXECUTE FUNCTION pg_temp.as_owner();
+    UPDATE tenants SET name = name
+"""
+
+
+def test_the_owners_functions_write_to_no_table_of_the_applications_role(
+    as_gateway: str, postgresql_url: str, tmp_path: Path
+) -> None:
+    """U4: what a temporary table's trigger does, it does as whoever writes to it."""
+
+    async def body() -> int:
+        await write(as_gateway, tmp_path, 2)
+        async with ring(as_gateway), connection(postgresql_url) as store:
+            await statement(as_gateway, TAKE_OVER)
+            return len(await store.audit_tail(9))
+
+    assert asyncio.run(body()) == 2
+
+
+def test_every_function_that_runs_as_the_owner_looks_at_temporary_tables_last(postgresql_url: str) -> None:
+    """U4: also one that a later migration makes."""
+    paths = "SELECT proname, proconfig FROM pg_proc WHERE prosecdef AND pronamespace = 'public'::regnamespace"
+
+    async def body() -> dict[str, list[str]]:
+        link = await asyncpg.connect(postgresql_url)
+        try:
+            return {row["proname"]: row["proconfig"] for row in await link.fetch(paths)}
+        finally:
+            await link.close()
+
+    own = asyncio.run(body())
+    assert set(own) == {"note_change", "audit_make_partitions", "usage_roll_up"}
+    assert all(config == ["search_path=public, pg_temp"] for config in own.values())
 
 
 def test_what_the_applications_role_adds_behind_its_own_back_is_found(

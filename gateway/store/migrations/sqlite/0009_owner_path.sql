@@ -1,0 +1,1 @@
+-- Nothing: SQLite has no functions that run as their owner. Both databases number their migrations alike.
