@@ -15,6 +15,7 @@ not be recorded (or, by choice, rows are dropped and counted).
 """
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -40,6 +41,8 @@ _RETRY_FIRST: Final = 0.1
 _RETRY_LONGEST: Final = 5.0
 CLOSE_SECONDS: Final = 10.0
 """How long `close` tries to reach a store that fails; what is left stays in the spool for the next start."""
+_WAITING_BYTES: Final = 16 << 20
+"""Of rows that wait in memory while the disk refuses them, some 50,000; the ends of what runs are kept beyond it."""
 _SEGMENTS: Final = 16
 _LARGEST_SEGMENT: Final = 64 << 20
 
@@ -103,7 +106,7 @@ class AuditService:
     def begin(self, opening: Opening) -> int:
         """A request goes to an engine: what is known of it -> a number for `put`. If the process dies now, this is its
         row."""
-        if self._spool.size >= self._config.spool_bytes:
+        if self._spool.size >= self._config.spool_bytes or self._crowded():
             return 0
         number = self._spool.begin(_encode(opening))
         self._flush_now()
@@ -111,7 +114,7 @@ class AuditService:
 
     def put(self, record: AuditRecord, begun: int = 0) -> None:
         """The one row of a request; `begun` is what `begin` gave, if it was called."""
-        if self._spool.size >= self._limit():
+        if self._spool.size >= self._limit() or (not begun and self._crowded()):
             self._spool.forget(begun)
             self._dropped += 1
             if begun:
@@ -129,6 +132,13 @@ class AuditService:
         """Rows of what runs, and of refusals, still fit above the bound while requests are denied."""
         return self._ceiling if self._config.when_full == "deny" else self._config.spool_bytes
 
+    def _crowded(self) -> bool:
+        """The disk refuses, also now if a try is due, and as much waits for it as memory is meant to hold."""
+        if not self._broken or self._spool.unwritten < _WAITING_BYTES:
+            return False
+        self._flush_now()
+        return self._spool.unwritten >= _WAITING_BYTES
+
     def _flush_soon(self) -> None:
         """At the end of this loop turn, for all rows of the turn."""
         if not self._flush_planned:
@@ -140,8 +150,7 @@ class AuditService:
         self._flush_now()
 
     def _flush_now(self) -> None:
-        """Once every `batch_seconds` while the disk refuses: each try joins all that waits, and every request that is
-        refused adds to that."""
+        """Once every `batch_seconds` while the disk refuses: every request that is refused would try again."""
         if not self._broken or self._clock() >= self._again:
             self._flush()
 
@@ -257,9 +266,9 @@ class AuditService:
         """Note the head outside of the database: who rewrites all rows there cannot rewrite this (U4)."""
         path = Path(self._config.anchors or self._spool.directory / "anchors.jsonl")
         line = {"writer": head.writer, "seq": head.seq, "recorded_at": head.recorded_at, "hash": head.hash.hex()}
-        file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+        file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600)
         try:
-            os.write(file, json.dumps(line).encode() + b"\n")
+            _append_line(file, json.dumps(line).encode())
             os.fsync(file)
         finally:
             os.close(file)
@@ -299,6 +308,16 @@ class AuditService:
             spool_bytes=self._spool.size,
             spool_limit=self._config.spool_bytes,
         )
+
+
+def _append_line(file: int, line: bytes) -> None:
+    """A line of its own, whatever stands before it. Raises OSError: of what the disk took in part, nothing is left."""
+    size = os.fstat(file).st_size
+    torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+    data = b"\n" * torn + line + b"\n"
+    if os.write(file, data) != len(data):
+        os.ftruncate(file, size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _payload(record: AuditRecord) -> bytes:

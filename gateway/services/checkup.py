@@ -236,7 +236,8 @@ def postgresql(facts: PostgreSQLFacts) -> list[Finding]:
         says = f"the role {facts.role} may not {', '.join(facts.lacks[:SHOWN])}{more}"
         found.append(_problem(says, f"run `fairgate migrate --app-role {facts.role}` as the owner of the database"))
     if facts.may:
-        says = f"the role {facts.role} may {', '.join(facts.may)} on the audit trail or `operations`: history can be rewritten"
+        may = ", ".join(facts.may)
+        says = f"the role {facts.role} may {may} on the audit trail or `operations`: history can be rewritten"
         found.append(_problem(says, "connect as a role of its own, made by `fairgate migrate --app-role ROLE`"))
     return found
 

@@ -37,6 +37,8 @@ _GIVEN_UP: Final = 3
 _LONGEST_FRAME: Final = 1 << 20
 """More is damage: a record has a few hundred bytes."""
 _READ_BYTES: Final = 1 << 18
+_WRITE_BYTES: Final = 1 << 18
+"""About what one write takes: after a disk refused, much may wait, and a try that fails again must cost little."""
 _USED: Final = (
     "another fairgate with this configuration seems to run: it holds the audit spool {}; end that one, or give this "
     "one an audit.spool and an admin.listen of its own"
@@ -120,7 +122,8 @@ class Spool:
     """Opens (and recovers) the directory. `read` and `sync` may run in another thread than the rest, one at a time.
 
     `interrupted` are number and payload of what was open when the last process ended: the caller ends each. `size` is
-    in bytes, on disk and on their way there. `damaged` names what recovery could not read."""
+    in bytes, on disk and on their way there, of which `unwritten` are in memory. `damaged` names what recovery could
+    not read."""
 
     def __init__(
         self,
@@ -133,6 +136,7 @@ class Spool:
         self._segment_bytes = segment_bytes
         self._now = now
         self._buffer: list[bytes] = []
+        self.unwritten = 0
         self._open: dict[int, bytes] = {}
         self._number = 0
         self._at = 0
@@ -184,6 +188,7 @@ class Spool:
 
     def _add(self, frame: bytes) -> None:
         self._buffer.append(frame)
+        self.unwritten += len(frame)
         self.size += len(frame)
 
     def flush(self) -> None:
@@ -191,17 +196,31 @@ class Spool:
         if not self._buffer:
             return
         current = self._current
-        size, data = self._sizes[current], b"".join(self._buffer)
-        try:
-            _write(self._file, data, size)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, size)  # no torn frame before the next try
-            raise
-        self._buffer.clear()
-        self._sizes[current] = size + len(data)
-        if size + len(data) >= self._segment_bytes:
+        while self._buffer:
+            frames = self._next_frames()
+            size, data = self._sizes[current], b"".join(frames)
+            try:
+                _write(self._file, data, size)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._file, size)  # no torn frame before the next try
+                raise
+            del self._buffer[: len(frames)]
+            self.unwritten -= len(data)
+            self._sizes[current] = size + len(data)
+        if self._sizes[current] >= self._segment_bytes:
             self._next_segment()
+
+    def _next_frames(self) -> list[bytes]:
+        """Those of the next write: nearly always all."""
+        if self.unwritten <= _WRITE_BYTES:
+            return self._buffer
+        taken = 0
+        for count, frame in enumerate(self._buffer, 1):
+            taken += len(frame)
+            if taken >= _WRITE_BYTES:
+                return self._buffer[:count]
+        return self._buffer
 
     def sync(self) -> None:
         """Have the machine keep what was written, and remove what was released; slow. Raises OSError: the next sync

@@ -1,6 +1,7 @@
 """Reading the audit trail: is it whole (U4), and getting it out. Must not know how rows are written or shown."""
 
 import json
+import logging
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import msgspec
 from gateway.services.chain import Broken, Checker
 from gateway.services.record import AuditRecord
 from gateway.store.base import STORED_COLUMNS, AuditRow, Store
+
+_log = logging.getLogger("fairgate.audit")
 
 _PAGE = 1000
 _MOST_DROPS = 10_000
@@ -34,13 +37,17 @@ class AnchorError(Exception):
 
 
 def read_anchors(path: Path) -> Anchors:
-    """The file that gateways append to. A last line without its end is passed over: it was being written. Raises
-    AnchorError."""
+    """The file that gateways append to. A last line without its end is passed over: it was being written. So is a piece
+    of a line, which a full disk leaves, but the log says so. Raises AnchorError."""
     anchors: dict[str, dict[int, bytes]] = {}
     try:
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
             if line.endswith("\n"):
-                entry = json.loads(line)
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    _log.warning("%s: line %d is torn: what it anchored is not checked", path, number)
+                    continue
                 anchors.setdefault(entry["writer"], {})[entry["seq"]] = bytes.fromhex(entry["hash"])
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise AnchorError(f"{path}: {getattr(err, 'strerror', None) or err}") from err

@@ -19,6 +19,7 @@ from gateway.services import audit as audit_module
 from gateway.services.audit import AuditService
 from gateway.services.record import AuditRecord, Opening
 from gateway.services.spool import Spool
+from gateway.services.trail import read_anchors
 from gateway.store import Store, StoreError
 from gateway.store.base import AUDIT_COLUMNS, AuditRow, Head
 from tests.services.keyring import Clock, connection
@@ -88,8 +89,8 @@ async def stored(store: Store) -> list[AuditRecord]:
     return [AuditRecord.of(row) for row in await store.audit_tail(100_000)]
 
 
-def record(name: str) -> AuditRecord:
-    return AuditRecord(id=name, started_at=1)
+def record(name: str, error: str = "") -> AuditRecord:
+    return AuditRecord(id=name, started_at=1, error=error)
 
 
 def opening(of: AuditRecord) -> Opening:
@@ -398,6 +399,46 @@ def test_refusals_while_the_disk_refuses_are_cheap(tmp_path: Path, monkeypatch: 
     asyncio.run(body())
 
 
+@pytest.mark.parametrize("when_full", ["drop", "deny"])
+def test_what_waits_for_a_disk_that_refuses_has_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when_full: Any
+) -> None:
+    """U3: beyond it refusals are counted as dropped; ends of what runs are kept, and all that was kept is in order."""
+    bound, longest, rows = 16 << 20, 0, 800
+
+    def refuse(_: int, data: bytes, __: int) -> int:
+        nonlocal longest
+        longest = max(longest, len(data))
+        raise OSError(28, "No space left on device")
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            settings = config(tmp_path, when_full=when_full, spool_bytes=64 << 20)
+            clock = Clock()
+            service = AuditService(store, settings, clock=clock)
+            number = service.begin(opening(record("running")))
+            monkeypatch.setattr(os, "pwrite", refuse)
+            for name in range(rows):
+                clock.now += 1.0
+                service.put(record(f"r{name}", "m" * 30_000))
+            assert service.begin(opening(FULL)) == 0
+            service.put(record("running"), number)
+            await asyncio.sleep(0)
+            dropped = service.stats().dropped
+            assert 0 < dropped < rows
+            assert service._spool.unwritten < bound + 40_000
+            assert longest < 300_000
+            monkeypatch.undo()
+            clock.now += 1.0
+            service.put(record("after"))
+            assert service._spool.unwritten == 0
+            await service.close()
+            kept = [f"r{name}" for name in range(rows - dropped)]
+            assert [row.id for row in await stored(store)] == [*kept, "running", "after"]
+
+    asyncio.run(body())
+
+
 def test_the_age_of_the_oldest_row_does_not_grow_under_steady_load(tmp_path: Path) -> None:
     """O1: rows come during every delivery, so there is never a moment without any that waits."""
 
@@ -526,6 +567,34 @@ def test_anchors_are_written_outside_of_the_database(tmp_path: Path) -> None:
                 "hash": head.hash.hex(),
             }
             assert head.seq == 2
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+def test_an_anchor_that_the_disk_takes_in_part_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    """U4: and one that a killed process left torn stands alone."""
+    anchors, real, tries = tmp_path / "anchors", os.write, 0
+    before = '{"writer": "w", "seq": 1, "hash": "00"}\n'
+    anchors.write_text(before + '{"writ' * cut)
+
+    def part(file: int, data: bytes) -> int:
+        nonlocal tries
+        tries += data.find(b'"seq"') > 0
+        return real(file, data[:20] if tries == 1 else data)
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            monkeypatch.setattr(os, "write", part)
+            service = AuditService(store, config(tmp_path, anchors=str(anchors)))
+            service.put(FULL)
+            await service.close()
+            monkeypatch.undo()
+            head = await store.audit_head((await store.audit_writers())[0])
+            assert read_anchors(anchors) == {"w": {1: b"\0"}, head.writer: {1: head.hash}}
+        assert (tries, anchors.read_text().count("\n")) == (2, 2 + cut)
 
     asyncio.run(body())
 

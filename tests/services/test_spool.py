@@ -304,6 +304,37 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     spool.close()
 
 
+def test_of_many_frames_what_the_disk_took_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """U3: whole writes stay, the one that tore is taken back."""
+    spool = opened(tmp_path)
+    real, writes = os.pwrite, 0
+
+    def failing(file: int, data: bytes, offset: int) -> int:
+        nonlocal writes
+        writes += 1
+        if writes > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(file, data if writes < 3 else data[:5], offset)
+
+    texts = [b"%d" % number * 50_000 for number in range(30)]
+    for text in texts:
+        spool.end(0, text)
+    monkeypatch.setattr(os, "pwrite", failing)
+    waiting = spool.unwritten
+    with pytest.raises(OSError, match="No space"):
+        spool.flush()
+    monkeypatch.undo()
+    assert 0 < spool.unwritten < waiting
+    first = entries(spool)
+    assert [payload for _, _, payload in first] == texts[: len(first)]
+    spool.flush()
+    assert [payload for _, _, payload in entries(spool)] == texts
+    assert (spool.unwritten, spool.size) == (0, on_disk(tmp_path))
+    spool.close()
+
+
 @pytest.mark.parametrize("room", [0, 30])
 def test_a_segment_whose_head_finds_no_room_is_not_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int

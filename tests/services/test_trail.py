@@ -288,6 +288,14 @@ def test_a_file_of_anchors_that_is_none_is_an_error(tmp_path: Path) -> None:
     assert trail.read_anchors(tmp_path / "b") == {"w": {1: b"\0"}}
 
 
+def test_a_torn_line_among_the_anchors_costs_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """U4: what a full disk took of it is no reason to check nothing."""
+    line = '{"writer": "w", "seq": %d, "hash": "00"}\n'
+    (tmp_path / "a").write_text(line % 1 + (line % 2)[:9] + "\n" + line % 3)
+    assert trail.read_anchors(tmp_path / "a") == {"w": {1: b"\0", 3: b"\0"}}
+    assert "line 2 is torn" in caplog.text
+
+
 def test_export_gives_each_row_of_a_time_once(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """U4: pages end anywhere."""
     monkeypatch.setattr(trail, "_PAGE", 5)
