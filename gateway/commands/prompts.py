@@ -44,8 +44,8 @@ def add(commands: Commands) -> None:
     which.add_argument("--all", action="store_true", help="of all keys")
 
 
-async def _note(store: Store, subject: str, did: str, count: int) -> None:
-    body = msgspec.json.encode({"did": did, "prompts": count}).decode()
+async def _note(store: Store, subject: str, did: str, **more: int) -> None:
+    body = msgspec.json.encode({"did": did, **more}).decode()
     await store.operate("prompts", subject, body, now_us(), store.actor)
 
 
@@ -88,7 +88,7 @@ def show(args: argparse.Namespace) -> int:
 
     async def work(store: Store, _: Config) -> list[Prompt]:
         found = await store.prompt(args.id, now_us())
-        await _note(store, args.id, "read", len(found))
+        await _note(store, args.id, "read", prompts=len(found))
         return found
 
     prompts = with_store(args, work)
@@ -106,10 +106,11 @@ def _text(prompt: Prompt) -> str:
 
 
 def delete(args: argparse.Namespace) -> int:
+    """Noted first: deleting many takes steps, and whatever ends them the act is on record."""
+
     async def work(store: Store, _: Config) -> int:
-        count = await store.delete_prompts(request=args.request, key=args.key)
-        await _note(store, args.request or args.key or "all", "purge", count)
-        return count
+        await _note(store, args.request or args.key or "all", "purge")
+        return await store.delete_prompts(request=args.request, key=args.key)
 
     count = with_store(args, work)
     if args.json:

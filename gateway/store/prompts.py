@@ -29,6 +29,8 @@ _COLUMNS = ", ".join(f'"{name}"' for name in _FIELDS)
 _VALUES = ", ".join(f"${n}" for n in range(1, len(_FIELDS) + 1))
 _ADD = f"INSERT INTO prompts ({_COLUMNS}) VALUES ({_VALUES})"  # noqa: S608 -- constants
 _READ = f"SELECT {_COLUMNS} FROM prompts WHERE expires_at > $1"  # noqa: S608 -- constants
+DELETED_AT_ONCE = 250
+"""Prompts that one statement deletes, whose deadline is short: there may be millions, of some KiB each."""
 
 
 class PromptsSql:
@@ -60,12 +62,20 @@ class PromptsSql:
         """Those of a request, of a key, or of neither: all -> how many."""
         for column, wanted in (("id", request), ('"key"', key)):
             if wanted:
-                return await self._execute(f"DELETE FROM prompts WHERE {column} = $1", [(wanted,)])  # noqa: S608
-        return await self._execute("DELETE FROM prompts WHERE seq >= $1", [(0,)])
+                return await self._delete(f"{column} = $1", wanted)
+        return await self._delete("seq >= $1", 0)
 
     async def expire_prompts(self, now: int) -> int:
         """Delete what has expired -> how many."""
-        return await self._execute("DELETE FROM prompts WHERE expires_at <= $1", [(now,)])
+        return await self._delete("expires_at <= $1", now)
+
+    async def _delete(self, where: str, value: str | int) -> int:
+        """In steps until none is left: a step that deletes nothing may have met another gateway's."""
+        some = f"SELECT seq FROM prompts WHERE {where} LIMIT $2"  # noqa: S608 -- constants
+        sql, gone = f"DELETE FROM prompts WHERE seq IN ({some})", 0  # noqa: S608 -- constants
+        while await self._fetch(some, value, 1):
+            gone += await self._execute(sql, [(value, DELETED_AT_ONCE)])
+        return gone
 
 
 def _prompt(row: Any) -> Prompt:

@@ -16,6 +16,7 @@ from gateway.config import ConfigError, Prompts
 from gateway.services.principal import Principal
 from gateway.services.prompts import BATCH, DAY, SWEEP_SECONDS, PromptService
 from gateway.store.base import Store, StoreError
+from gateway.store.prompts import Prompt
 from tests.flow.engine import Engine, plain
 from tests.gateway import chat, gateway
 from tests.services.keyring import Clock, connection
@@ -200,6 +201,30 @@ def test_prompts_are_deleted_by_request_key_or_altogether(store_url: str) -> Non
             assert await store.delete_prompts(key="j") == 3
             assert await bodies(store, clock) == [b"1"]
             assert await store.delete_prompts() == 1
+
+    asyncio.run(body())
+
+
+def test_many_prompts_are_deleted_in_steps(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """U5: no statement has more to delete than its deadline allows, whatever is kept."""
+    monkeypatch.setattr("gateway.store.prompts.DELETED_AT_ONCE", 2)
+    taken: list[int] = []
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            execute = store._execute  # type: ignore[attr-defined]  # what a statement deletes
+
+            async def counted(*args: Any) -> int:
+                taken.append(await execute(*args))
+                return taken[-1]
+
+            for n, key in enumerate("kkkkkjjj"):
+                kept = {"tenant": "t", "user": "u", "route": "/", "model": "m", "size": 1, "body": b"x"}
+                await store.add_prompts([Prompt(id="r", at=n, expires_at=n + 9, key=key, **kept)])  # type: ignore[arg-type]  # the fields' types
+            store._execute = counted  # type: ignore[attr-defined]  # as above
+            assert [await store.delete_prompts(key="k"), await store.expire_prompts(15)] == [5, 2]
+            assert [await store.delete_prompts(), await store.delete_prompts()] == [1, 0]
+            assert taken == [2, 2, 1, 2, 1]
 
     asyncio.run(body())
 
