@@ -1,7 +1,8 @@
 """The shared store: PostgreSQL through asyncpg. Many gateways use one database.
 
-Every statement has a deadline; a connection that misses it is torn down, since what it would say is unknown. The schema
-is brought up to date by `migrate` under an advisory lock, never by a gateway that merely starts (O6).
+Every statement has a deadline; a connection that misses it is torn down, since what it would say is unknown. The server
+has a deadline of its own, a little later: a statement that waits for a lock does not notice that nobody reads it. The
+schema is brought up to date by `migrate` under an advisory lock, never by a gateway that merely starts (O6).
 """
 
 import asyncio
@@ -31,6 +32,8 @@ _log = logging.getLogger("fairgate.store")
 
 STATEMENT_SECONDS = 5.0
 """Callers that cannot wait that long have deadlines of their own."""
+GRACE = 1.0
+"""Seconds between a deadline here and the server's own for the same statement."""
 CONNECT_SECONDS = 5.0
 CONNECTIONS = 4
 """Per gateway: identity reads, the audit writer, and some to spare; PostgreSQL's default limit is 100 in all."""
@@ -67,7 +70,11 @@ async def open_postgresql(url: str) -> "PostgreSQLStore":
             max_size=CONNECTIONS,
             timeout=CONNECT_SECONDS,
             command_timeout=STATEMENT_SECONDS,
-            server_settings={"application_name": "fairgate", "timezone": "UTC"},
+            server_settings={
+                "application_name": "fairgate",
+                "timezone": "UTC",
+                "statement_timeout": _server_deadline(STATEMENT_SECONDS),
+            },
         )
     store = PostgreSQLStore(url, pool)
     try:
@@ -113,14 +120,15 @@ class PostgreSQLStore(SqlStore):
             _log.error("the audit trail's partitions could not be made: %s", err)
 
     @contextlib.asynccontextmanager
-    async def _connection(
-        self, seconds: float = STATEMENT_SECONDS
-    ) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
-        """A connection of the pool for one statement or transaction, with a deadline over all of it."""
+    async def _connection(self, seconds: float = 0.0) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
+        """A connection of the pool for one statement or transaction, with a deadline over all of it: STATEMENT_SECONDS,
+        or `seconds` where those are more, for one statement. The pool puts the server's deadline back."""
         with _translated():
             connection = await self._pool.acquire(timeout=CONNECT_SECONDS)
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(seconds or STATEMENT_SECONDS):
+                    if seconds:
+                        await connection.execute(f"SET statement_timeout = {_server_deadline(seconds)}")
                     yield connection  # type: ignore[misc]  # the pool's proxy has the connection's methods
             except asyncpg.PostgresError:  # the server's answer: the connection is as good as before
                 raise
@@ -364,6 +372,11 @@ async def _applied(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
     if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
         return 0
     return int(await connection.fetchval("SELECT coalesce(max(number), 0) FROM schema_migrations"))
+
+
+def _server_deadline(seconds: float) -> str:
+    """As PostgreSQL takes it, in milliseconds."""
+    return str(round((seconds + GRACE) * 1000))
 
 
 @contextlib.contextmanager

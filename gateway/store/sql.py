@@ -105,7 +105,8 @@ _EXPIRE = (
     "WHERE id = $1"
 )
 _TOUCH = (
-    'INSERT INTO key_use ("key", last_used_at) VALUES ($1, $2) ON CONFLICT ("key") DO UPDATE '
+    'INSERT INTO key_use ("key", last_used_at) SELECT id, CAST($2 AS BIGINT) FROM keys WHERE id = $1 '
+    'ON CONFLICT ("key") DO UPDATE '
     "SET last_used_at = excluded.last_used_at WHERE excluded.last_used_at > key_use.last_used_at"
 )
 _AUDIT = f"SELECT {quoted(STORED_COLUMNS)} FROM audit"  # noqa: S608 -- constants
@@ -114,6 +115,16 @@ _PAGE = (
     f"{_AUDIT} WHERE (recorded_at, writer, seq) > ($1, $2, $3) AND recorded_at < $4 "
     "ORDER BY recorded_at, writer, seq LIMIT $5"
 )
+_WRITERS = """
+    WITH RECURSIVE named (writer) AS (
+        SELECT min(writer) FROM audit
+        UNION ALL
+        SELECT (SELECT min(writer) FROM audit WHERE audit.writer > named.writer) FROM named
+        WHERE named.writer IS NOT NULL
+    )
+    SELECT writer FROM named WHERE writer IS NOT NULL UNION SELECT writer FROM audit_heads ORDER BY writer
+"""
+"""From one writer to the next by the index: a look for each of them, not one at every row of the trail."""
 _HEAD = "SELECT writer, seq, recorded_at, hash FROM audit_heads WHERE writer = $1"
 ADD_AUDIT = insert("audit", STORED_COLUMNS)
 NEW_HEAD = "INSERT INTO audit_heads (writer, seq, recorded_at, hash) VALUES ($1, 0, 0, $2) ON CONFLICT DO NOTHING"
@@ -255,7 +266,7 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
         return [budget_of(row) for row in await self._fetch(f"{BUDGETS} WHERE scope = $1 ORDER BY budget", scope)]
 
     async def touch_keys(self, used: Mapping[str, int]) -> None:
-        """In one order, so that two gateways never wait for each other."""
+        """In one order, so that two gateways never wait for each other. A key that is not there is passed over."""
         await self._execute(_TOUCH, sorted(used.items()))
 
     async def version(self) -> int:
@@ -278,8 +289,7 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
         return _head(rows[0]) if rows else Head(writer)
 
     async def audit_writers(self) -> list[str]:
-        rows = await self._fetch("SELECT writer FROM audit UNION SELECT writer FROM audit_heads ORDER BY writer")
-        return [row["writer"] for row in rows]
+        return [row["writer"] for row in await self._fetch(_WRITERS)]
 
     async def audit_chain(self, writer: str, after: int, count: int) -> list[AuditRow]:
         sql = f"{_AUDIT} WHERE writer = $1 AND seq > $2 ORDER BY seq, recorded_at LIMIT $3"

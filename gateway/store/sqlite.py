@@ -244,12 +244,15 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _restrict(path: Path) -> None:
-    """Create the file, or take it back, so that only its owner reads it; SQLite gives its companions the same mode."""
+    """Create the file, or take it back, so that only its owner reads it. SQLite gives the companions that it makes the
+    same mode; those that are there, of a process that was killed, are taken back too."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
-            path.chmod(0o600)
+        for one in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))):
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_IMODE(one.stat().st_mode) & 0o077:
+                    one.chmod(0o600)
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:

@@ -39,6 +39,32 @@ def test_only_the_owner_reads_the_file(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+LEFT = (
+    MODULES
+    + "from gateway.store.base import Tenant; import os\nasync def body():\n"
+    + (
+        " store = await open_store(sys.argv[1])\n"
+        " await store.add_tenant(Tenant(id='t', name='t', created_at=0))\n os._exit(9)\nasyncio.run(body())"
+    )
+)
+
+
+def test_what_a_killed_process_left_open_to_others_is_closed_to_them(tmp_path: Path) -> None:
+    """Its log and index too, as a copy or another umask left them."""
+    path = tmp_path / "fairgate.db"
+    assert subprocess.run([sys.executable, "-c", LEFT, str(path)], check=False).returncode == 9
+    files = [tmp_path / name for name in (path.name, f"{path.name}-wal", f"{path.name}-shm")]
+    for file in files:
+        file.chmod(0o644)
+
+    async def body() -> None:
+        async with connection(path) as store:
+            assert [tenant.id for tenant in await store.tenants()] == ["t"]
+            assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600] * 3
+
+    asyncio.run(body())
+
+
 async def body_open(path: Path) -> None:
     await (await open_store(str(path))).close()
 

@@ -1,15 +1,17 @@
 """PostgreSQL that stops in the midst of a transaction, or answers reports slowly: deadlines hold for all else."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
 
-from gateway.store.base import StoreError
+from gateway.store.base import Head, StoreError
 from gateway.store.limits import Claim
 from gateway.store.postgresql import REPORTS, PostgreSQLStore, open_postgresql
+from gateway.store.sql import _WRITERS
 from gateway.store.usage import UsageQuery
 from tests.databases import DATABASE, statement
 from tests.servers import PostgreSQL
@@ -123,5 +125,62 @@ def test_reports_that_take_long_leave_connections_for_what_requests_need(postgre
                 other.terminate()
                 look.terminate()
             assert await asyncio.gather(*reports) == [[]] * REPORTS_ASKED
+
+    asyncio.run(check())
+
+
+WRITING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'audit_heads'::regclass"
+
+
+def test_a_statement_that_nobody_waits_for_ends_on_the_server_too(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """U3: one that waits for a lock does not notice that its connection is closed; tries would fill the server."""
+    monkeypatch.setattr("gateway.store.postgresql.STATEMENT_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.store.postgresql.GRACE", 0.3)
+
+    async def check() -> None:
+        other, look = await asyncpg.connect(postgresql_url), await asyncpg.connect(postgresql_url)
+        async with opened(postgresql_url) as store:
+            await other.execute("BEGIN; LOCK TABLE audit_heads IN ACCESS EXCLUSIVE MODE")
+            try:
+                for _ in range(3):
+                    with pytest.raises(StoreError, match="Timeout"):
+                        await store.add_audit(Head("w"), Head("w"), [])
+                assert await look.fetchval(WRITING) > 0
+                async with asyncio.timeout(5):
+                    while await look.fetchval(WRITING):
+                        pass
+            finally:
+                other.terminate()
+                look.terminate()
+
+    asyncio.run(check())
+
+
+def test_a_report_has_its_own_deadline_on_the_server(postgresql_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """U6: and what comes after it on the same connection has the common one again."""
+    deadline = "SELECT current_setting('statement_timeout') AS told"
+
+    async def check() -> None:
+        async with opened(postgresql_url) as store:
+            told = [(await rows)[0]["told"] for rows in (store._report(deadline, []), store._fetch(deadline))]
+            assert told == ["61s", "6s"]
+
+    asyncio.run(check())
+
+
+def test_the_names_of_writers_are_read_without_the_trail(postgresql_url: str) -> None:
+    """U4: `audit verify` begins with them, however long the trail is."""
+    rows = "generate_series(1, 5000) AS seq, unnest(ARRAY['a', 'b', 'c']) AS writer"
+    values = ", ".join(["'', 0", *["''"] * 10, "0, '', '', 0, 0, 0, FALSE", *["0"] * 9, "writer, seq, seq, ''"])
+
+    async def check() -> None:
+        await statement(postgresql_url, f"INSERT INTO audit SELECT {values} FROM {rows}")  # noqa: S608 -- constants
+        await statement(postgresql_url, "ANALYZE audit")
+        async with opened(postgresql_url) as store:
+            assert await store.audit_writers() == ["a", "b", "c"]
+            plan = "\n".join(row[0] for row in await store._fetch(f"EXPLAIN (ANALYZE) {_WRITERS}"))
+            assert max(int(rows) for rows in re.findall(r"actual time=\S+ rows=(\d+)", plan)) < 10, plan
 
     asyncio.run(check())

@@ -187,6 +187,18 @@ def test_last_use_never_moves_backwards(store_url: str) -> None:
     asyncio.run(body())
 
 
+def test_a_key_that_is_not_there_keeps_no_other_ones_last_use(store_url: str) -> None:
+    """K6: a batch may name a key that a database put back does not have."""
+
+    async def body() -> None:
+        async with connection(store_url) as store:
+            await fill(store)
+            await store.touch_keys({"a": 1, "k1": 30, "z": 1})
+            assert [key.last_used_at for key in await store.keys()] == [30]
+
+    asyncio.run(body())
+
+
 def test_a_change_wakes_the_watchers_of_another_connection(store_url: str) -> None:
     """K3: within a second."""
 
