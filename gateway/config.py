@@ -223,7 +223,7 @@ class Quotas(_Section, frozen=True):
     deadline: Annotated[float, Meta(gt=0, le=10, description="one round with Redis before 503")] = 0.05
     store_deadline: Annotated[float, Meta(gt=0, le=30, description="one round with the store before 503")] = 2.0
     expire: Annotated[
-        Seconds, Meta(description="a reservation never settled counts as used after this; longer than any request")
+        float, Meta(gt=0, le=604_800, description="unsettled, a reservation counts as used; longer than any request")
     ] = 7200.0
 
 
@@ -395,12 +395,21 @@ def check(config: Config) -> None:
     _check_secrets(config)
     if config.discovery.forget < config.discovery.interval + config.discovery.timeout:
         raise ConfigError("discovery.forget: less than interval and timeout: models would vanish between two looks")
+    if config.limits.expire < (longest := _longest_request(config)):
+        raise ConfigError(f"limits.expire: less than the {longest:g} s that a request may wait and run")
     if config.caps.bodies_bytes < config.caps.body_bytes:
         raise ConfigError("caps.bodies_bytes: less than body_bytes: the largest body would find no room")
     for index, origin in enumerate(config.cors.origins):
         _refuse(f"cors.origins[{index}]", origin_fault(origin))
     if "*" in config.cors.origins and config.cors.credentials:
         raise ConfigError("cors.credentials: refused together with the origin '*'")
+
+
+def _longest_request(config: Config) -> float:
+    """Seconds: all its waits for slots, a connection for each attempt, and the exchange of the last one."""
+    terms: list[Upstream | Model] = [config.upstream, *config.models.values()]
+    connects = (1 + config.upstream.retries) * max(one.connect or 0.0 for one in terms)
+    return config.scheduling.queue_timeout + connects + max(one.total or 0.0 for one in terms)
 
 
 def secrets(config: Config) -> set[str]:
