@@ -2,8 +2,8 @@
 
 Owns the reading of those users and its cache; must not know where a request names them. A user of the key's tenant with
 that name is taken with its share and limits. One that the store does not know is a party of its own all the same, with
-the share and the limits of the key's own user, each name for itself. What the key may do stays as it is, and the
-limits of key and tenant hold over all whom it names.
+the share and the limits of the key's own user, each name for itself; keys of two users do not share its limits. What
+the key may do stays as it is, and the limits of key and tenant hold over all whom it names.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from gateway.store.limits import NO_LIMITS, Scoped
 
 _log = logging.getLogger("fairgate.keys")
 
-LONGEST_NAME = 128
+LONGEST_NAME = 256
 UNKNOWN = "~"
 """Before the name of a user that the store does not know: no id begins so."""
 
@@ -88,7 +88,8 @@ def acting_for(base: Principal, name: str, user: User | None) -> Principal | Non
         return None
     own = next((scoped.limits for scoped in base.limits if scoped.scope == f"user:{base.user}"), NO_LIMITS)
     if user is None:
-        party, share, limits, scope = UNKNOWN + name, base.share, own, f"user:{base.tenant}/{UNKNOWN}{name}"
+        party, share, limits = UNKNOWN + name, base.share, own
+        scope = f"user:{base.tenant}/{base.user}/{UNKNOWN}{name}"
     else:
         party, share, limits, scope = user.id, user.share, user.limits, f"user:{user.id}"
     scopes = [scoped for scoped in base.limits if not scoped.scope.startswith("user:")]

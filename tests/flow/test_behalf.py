@@ -44,6 +44,34 @@ def test_the_named_user_is_scheduled_limited_and_billed() -> None:
     run(plain, test)
 
 
+def test_two_users_keys_do_not_share_the_limits_of_whom_they_name() -> None:
+    """K10: each limits them as it is limited itself, in whatever order they come."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        slow, quick = await g.add_key(user="slow", on_behalf=True), await g.add_key(user="quick", on_behalf=True)
+        tenant = await find_tenant(g.store, "t")
+        for name, rate in (("slow", 1), ("quick", 600)):
+            owner = await g.store.user(tenant.id, name)
+            assert owner is not None
+            await g.store.set_limits("user", owner.id, Limits(requests_per_minute=rate))
+        g.app.keys.invalidate()
+        assert [await ask(g, slow, user="bob") for _ in range(2)] == [200, 429]
+        assert [await ask(g, quick, user="bob") for _ in range(3)] == [200] * 3
+        assert await ask(g, slow, user="bob") == 429
+        assert {record["user"] for record in await g.records(6)} == {"~bob"}
+
+    run(plain, test)
+
+
+def test_a_long_name_is_one() -> None:
+    """K10: Anthropic's API allows 256 characters, and its tools use many of them."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        assert await ask(g, await g.add_key(user="ui", on_behalf=True), user="x" * 256) == 200
+
+    run(plain, test)
+
+
 def test_no_other_key_may_name_anyone() -> None:
     """K10: the names are ignored, and never passed on in the head."""
 
@@ -72,7 +100,7 @@ def test_a_disabled_end_user_is_refused_within_a_second() -> None:
     run(plain, test)
 
 
-@pytest.mark.parametrize("name", ["x" * 129, "tab\there"])
+@pytest.mark.parametrize("name", ["x" * 257, "tab\there"])
 def test_a_name_that_is_none_is_an_error(name: str) -> None:
     async def test(g: Gateway, engine: Engine) -> None:
         ui = await g.add_key(user="ui", on_behalf=True)
