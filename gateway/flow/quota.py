@@ -35,7 +35,7 @@ async def reserve(x: Exchange, rt: Runtime) -> None:
     """
     model, most = x.route.model, produces(x)
     prompt = rt.estimator.input_tokens(model, x.ask.input_bytes)
-    tokens = int(prompt) + most
+    tokens = math.ceil(prompt) + most
     seconds = rt.limits.pace.seconds(model, prompt, most)
     try:
         x.reservation = await rt.limits.acquire(x.principal, tokens, seconds)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 from gateway.config import Quotas
-from gateway.errors import LimitsUnavailable
+from gateway.errors import BudgetSpent, GatewayError, LimitsUnavailable
 from gateway.services.lender import Lender
 from gateway.services.limit_facts import LimitStats
 from gateway.services.meters import GPU, REQUESTS, TOKENS, Bucket, Budget, Gauge, Leased, SharedBucket, SharedGauge
@@ -176,10 +176,10 @@ class LimitService:
     def _lend(self, short: list[Meter], amounts: Amounts, now: float) -> "asyncio.Future[None] | None":
         """Ask for what is short, all in one round; None when nothing is, after all. Raises when it cannot be had."""
         lacking = [(meter, amounts[meter.unit]) for meter in short if not _overflows(meter, amounts, now)]
-        for meter, amount in lacking:
+        for meter, _ in lacking:
             if not isinstance(meter, Leased) or meter.refused(now):
                 self._refused += 1
-                raise meter.refusal(amount, now)
+                raise _deciding(lacking, now)
         waiter = None
         for meter, amount in lacking:
             if isinstance(meter, Budget):
@@ -237,7 +237,7 @@ class LimitService:
         name = "rpm" if unit == REQUESTS else "tpm"
         known = self._meters.get((scope, name))
         if isinstance(known, Bucket | SharedBucket):
-            known.retune(per_minute, most)
+            known.retune(per_minute, most, now)
             return known
         made: Meter
         if self._shared is None:
@@ -248,19 +248,21 @@ class LimitService:
         return made
 
     def _gauge(self, scope: str, most: int) -> Meter:
-        meter = self._meters.get((scope, "open"))
-        if meter is None:
-            meter = Gauge(scope, most) if self._shared is None else SharedGauge(scope, "open", most)
-            self._meters[scope, "open"] = meter
-        meter.most = most
-        return meter
+        known = self._meters.get((scope, "open"))
+        if isinstance(known, Gauge | SharedGauge):
+            known.retune(most)
+            return known
+        made: Meter = Gauge(scope, most) if self._shared is None else SharedGauge(scope, "open", most)
+        self._meters[scope, "open"] = made
+        return made
 
     def _budget(self, scope: str, name: str, gpu: bool, most: int, ends: float) -> Meter:
         most = most * 1000 if gpu else most
         meter = self._meters.get((scope, name))
         if not isinstance(meter, Budget):
             meter = self._meters[scope, name] = Budget(scope, name, GPU if gpu else TOKENS, most, ends, self._holder)
-        meter.most, meter.ends = most, ends
+        else:
+            meter.retune(most, ends)
         return meter
 
     # -- lenders
@@ -342,6 +344,22 @@ def _shown(meters: tuple[Meter, ...]) -> tuple[Shown, Shown]:
     budgets = [meter for meter in meters if isinstance(meter, Budget) and meter.unit == TOKENS]
     tokens = [meter for meter in rates if meter.unit == TOKENS]
     return tuple(meter for meter in rates if meter.unit == REQUESTS), tuple(tokens or budgets)
+
+
+def _deciding(lacking: list[tuple[Meter, int]], now: float) -> GatewayError:
+    """Of the limits that refuse, the one that decides when to ask again: a spent budget, else the longest wait. Where
+    one refuses, the last answer about the others is recent enough."""
+    refusals = [
+        meter.refusal(amount, now)
+        for meter, amount in lacking
+        if not isinstance(meter, Leased) or meter.exhausted or meter.refused(now)
+    ]
+    return max(refusals, key=_weight)
+
+
+def _weight(refusal: GatewayError) -> tuple[bool, float]:
+    wait = refusal.retry_after
+    return isinstance(refusal, BudgetSpent), math.inf if wait is None else wait
 
 
 def _overflows(meter: Meter, amounts: Amounts, now: float) -> bool:

@@ -60,8 +60,9 @@ class Bucket:
         self._level = float(most)
         self._at = now
 
-    def retune(self, per_minute: int, most: int) -> None:
-        """The limit changed: what was used of it stays used."""
+    def retune(self, per_minute: int, most: int, now: float) -> None:
+        """The limit changed: what was used of it stays used, and time until now counts by the rate of then."""
+        self.room(now)
         self._level = min(self._level, most)
         self.rate, self.most = per_minute / 60, most
 
@@ -109,6 +110,9 @@ class Gauge:
 
     def room(self, now: float) -> float:
         return self.most - self.held
+
+    def retune(self, most: int) -> None:
+        self.most = most
 
     def take(self, amount: int) -> None:
         self.held += amount
@@ -192,7 +196,7 @@ class Leased:
 class Budget(Leased):
     """Tokens or GPU time of one window, leased from the ledger of the store. `ends` is when the window does."""
 
-    __slots__ = ("_lease", "_number", "_reported", "_rests", "_seen", "ends", "holder", "spent")
+    __slots__ = ("_lease", "_number", "_reported", "_rests", "_seen", "_told", "ends", "holder", "spent")
 
     def __init__(self, scope: str, name: str, unit: int, most: int, ends: float, holder: str) -> None:
         super().__init__(scope, name, unit, most)
@@ -200,10 +204,19 @@ class Budget(Leased):
         self.holder = holder
         self.spent = 0  # under this lease
         self._reported = 0
+        self._told = 0  # of `spent`, what the ledger answered to
         self._seen = Standing(0, 0, 0)
         self._lease = next(_leases)
         self._number = 0
         self._rests = math.inf  # since when the lease is ended
+
+    def retune(self, most: int, ends: float) -> None:
+        """The limit changed: of what is leased, only what it leaves may be spent."""
+        self.most, self.ends = most, ends
+        self._trim()
+
+    def _trim(self) -> None:
+        self.free = min(self.free, self.left())
 
     def settle(self, taken: int, used: int) -> None:
         """What was used beyond what was taken comes out of what is free, and shows as spent in the next round."""
@@ -222,12 +235,13 @@ class Budget(Leased):
         self._number += 1
         name = f"{self.holder}.{self._lease}"
         kept = self.held + self.free
-        return Claim(self.scope, self.name, name, self._number, self.most, self.spent, kept, need, want)
+        return Claim(self.scope, self.name, name, self._number, self.most, self.spent, kept, need, want, self._told)
 
     def apply(self, standing: Standing, until: float, now: float) -> bool:
         """True: nothing is held and all is told, so no further round is needed until something is asked for."""
-        self._seen = standing
+        self._seen, self._told = standing, self._reported
         self._granted(standing.granted, until, now)
+        self._trim()
         if self.held or self.free > 0 or self.waiting or self.spent != self._reported:
             return False
         self._rests = now
@@ -237,7 +251,7 @@ class Budget(Leased):
         """The one before was answered to its last claim: what it reported is in the ledger, and only the rest is told
         by this one."""
         self._lease, self._number = next(_leases), 0
-        self.spent, self._reported = self.spent - self._reported, 0
+        self.spent, self._reported, self._told = self.spent - self._reported, 0, 0
 
     @property
     def untold(self) -> bool:
@@ -246,13 +260,11 @@ class Budget(Leased):
 
     def left(self) -> int:
         """What nobody has spent, reserved or on lease, as far as is known here."""
-        used = self._seen.spent + self.spent - self._reported
+        used = self._seen.spent + self.spent - self._told
         return max(0, self.most - used - self.held - self._seen.others)
 
     def refusal(self, amount: int, now: float) -> GatewayError:
-        if not self.exhausted:
-            return LimitsUnavailable("Budgets cannot be checked at the moment.", retry_after=HELD_RETRY)
-        unspent = self.most - self._seen.spent - self.spent + self._reported
+        unspent = self.most - self._seen.spent - self.spent + self._told
         span = self.name.partition("/")[2].partition("/")[0]
         of = f"the {NOUNS[self.unit]} of {who(self.scope)}" + ("" if span == "total" else f" for this {span}")
         if amount <= unspent:
@@ -260,6 +272,9 @@ class Budget(Leased):
         wait = None if self.ends == math.inf else max(1.0, self.ends - now)
         spent = "are spent" if unspent <= 0 else f"do not suffice: this request may use {self._shown(amount)}"
         again = "" if wait is None else f"; they return in {duration(wait)}"
+        if amount > self.most:  # never
+            wait, again = None, "; a smaller max_tokens may fit"
+            spent = f"do not suffice: this request may use {self._shown(amount)}"
         return BudgetSpent(f"{of[:1].upper()}{of[1:]} {spent} of {self._shown(self.most)}{again}.", retry_after=wait)
 
     def _shown(self, amount: int) -> str:
@@ -279,16 +294,26 @@ class SharedBucket(Leased):
     """A rate counted in Redis. What is leased is debited there; what comes back in time is credited. Only what was
     used beyond what was leased is a debt: `free` falls below nothing for reservations too."""
 
-    __slots__ = ("_debt", "_rest", "rate")
+    __slots__ = ("_at", "_debt", "_rest", "rate")
 
     def __init__(self, scope: str, name: str, unit: int, per_minute: int, most: int) -> None:
         super().__init__(scope, name, unit, most)
         self.rate = per_minute / 60
         self._debt = 0
-        self._rest = most
+        self._rest = float(most)
+        self._at = 0.0  # when that was so
 
-    def retune(self, per_minute: int, most: int) -> None:
+    def retune(self, per_minute: int, most: int, now: float) -> None:
+        self._rest, self._at = self._there(now), now
         self.rate, self.most = per_minute / 60, most
+        self._trim()
+
+    def _there(self, now: float) -> float:
+        """What is left in Redis, as far as is known here; below nothing while a debt is paid."""
+        return min(self.most, self._rest + (now - self._at) * self.rate)
+
+    def _trim(self) -> None:
+        self.free = min(self.free, self.most)
 
     def settle(self, taken: int, used: int) -> None:
         self.held -= taken
@@ -309,19 +334,19 @@ class SharedBucket(Leased):
 
     def apply(self, answer: SharedAnswer, until: float, now: float) -> bool:
         self.free += self._debt
-        self._rest = answer.rest
+        self._rest, self._at = answer.rest, now
         self._granted(answer.granted, until, now)
+        self._trim()
         return not (self.free or self.held or self.waiting)
 
     def refusal(self, amount: int, now: float) -> GatewayError:
-        return rate_refusal(self, amount, self.free + self._rest + (now - self.answered) * self.rate)
+        return rate_refusal(self, amount, self.free + self._there(now))
 
     def remaining(self, now: float) -> int:
-        rest = min(self.most, self._rest + (now - max(self.answered, 0.0)) * self.rate)
-        return max(0, min(self.most, int(self.free + rest)))
+        return max(0, min(self.most, int(self.free + self._there(now))))
 
     def reset(self, now: float) -> float:
-        return (self.most - self.remaining(now)) / self.rate
+        return max(0.0, self.most - self.free - self._there(now)) / self.rate
 
 
 class SharedGauge(Leased):
@@ -332,6 +357,13 @@ class SharedGauge(Leased):
     def __init__(self, scope: str, name: str, most: int) -> None:
         super().__init__(scope, name, OPEN, most)
         self._unsure = False
+
+    def retune(self, most: int) -> None:
+        self.most = most
+        self._trim()
+
+    def _trim(self) -> None:
+        self.free = min(self.free, max(0, self.most - self.held))
 
     def settle(self, taken: int, used: int) -> None:
         self.held -= taken
@@ -345,6 +377,7 @@ class SharedGauge(Leased):
     def apply(self, answer: SharedAnswer, until: float, now: float) -> bool:
         self._unsure = answer.unsure
         self._granted(answer.granted, until, now)
+        self._trim()
         return not (self.held or self.free or self.waiting)
 
     def refusal(self, amount: int, now: float) -> GatewayError:

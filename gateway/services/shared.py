@@ -40,6 +40,10 @@ local lease, holder, known = tonumber(ARGV[2]), ARGV[3], ARGV[4]
 -- The epoch is the life of the data. `lost` is when a gateway noticed that an earlier one had ended; 0 = never.
 local epoch, lost = unpack(redis.call('HMGET', KEYS[1], 'id', 'lost'))
 lost = tonumber(lost or '0')
+if lost > now then -- this clock was set back
+    lost = now
+    redis.call('HSET', KEYS[1], 'lost', lost)
+end
 if not epoch then
     epoch = ARGV[5]
     if known ~= '' then lost = now end
@@ -54,9 +58,9 @@ local function lent(room, need, want)
 end
 
 local function bucket(key, rate, most, back, debt, need, want)
-    local level, at = unpack(redis.call('HMGET', key, 'level', 'at'))
-    if level then
-        level = tonumber(level) + math.max(0, now - tonumber(at)) * rate / 1000
+    local level, at, before = unpack(redis.call('HMGET', key, 'level', 'at', 'rate'))
+    if level then -- time until now counts by the rate of then
+        level = tonumber(level) + math.max(0, now - tonumber(at)) * tonumber(before or rate) / 1000
     elseif lost > 0 then
         level = (now - lost) * rate / 1000
     else
@@ -65,7 +69,7 @@ local function bucket(key, rate, most, back, debt, need, want)
     level = math.min(most, level + back) - debt
     local granted = lent(math.floor(level + 0.000001), need, want)
     level = level - granted
-    redis.call('HSET', key, 'level', string.format('%.6f', level), 'at', now)
+    redis.call('HSET', key, 'level', string.format('%.6f', level), 'at', now, 'rate', rate)
     redis.call('PEXPIRE', key, math.ceil(math.max(0, most - level) / rate * 1000) + 1000)
     return {granted, math.floor(level), 0}
 end
@@ -81,6 +85,9 @@ local function gauge(key, most, kept, need, want, number)
             redis.call('HDEL', key, all[n])
         else
             others = others + tonumber(amount)
+            if tonumber(ends) > now + lease then -- the clock was set back: no lease is longer than this
+                redis.call('HSET', key, all[n], string.format('%d:%d:%d', amount, now + lease, last))
+            end
         end
     end
     local unsure = lost > 0 and now - lost < lease

@@ -6,7 +6,8 @@ database. Must not know a driver, requests or the hot path.
 A gateway never asks the ledger for one request. It leases an amount, spends it by itself and reports what it spent;
 `decide` runs under the row's lock. The amount stays debited while the lease runs. A lease that is not renewed in time
 is *burned*: nobody knows how much of it was spent, so all of it counts as spent (fail closed). A holder that was only
-slow comes back and has the burned amount replaced by the truth.
+slow comes back and has the burned amount replaced by the truth; after `KEEP_BURNED` the amount stays burned, and only
+what it has not told yet is added.
 """
 
 import datetime
@@ -105,7 +106,8 @@ class Claim(msgspec.Struct, frozen=True):
     answer was lost counts once; `number` counts up, so one that arrives after a later one is ignored.
 
     `spent`: all it spent since the beginning of `holder`. `kept`: what it holds on to, reserved or free. `need`: what
-    requests wait for on top. `want`: what it would like to have on top, `need` included.
+    requests wait for on top. `want`: what it would like to have on top, `need` included. `told`: how much of `spent`
+    the ledger has for certain, as an answer came to it: what counts where the ledger no longer knows the holder.
     """
 
     scope: str
@@ -117,6 +119,7 @@ class Claim(msgspec.Struct, frozen=True):
     kept: int
     need: int = 0
     want: int = 0
+    told: int = 0
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -134,7 +137,7 @@ def decide(row: LedgerRow, claim: Claim, now: int, lease: int) -> Standing:
             _end(row, holder, theirs, now)
     mine = row.leases.get(claim.holder)
     if mine is None:
-        mine = row.leases[claim.holder] = Lease(0, 0)
+        mine = row.leases[claim.holder] = Lease(0, 0, claim.told)
     if claim.number <= mine.number:
         return Standing(0, row.spent, row.held - mine.amount)
     if mine.burned:

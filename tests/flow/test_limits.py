@@ -10,6 +10,7 @@ import pytest
 import uvloop
 
 from gateway import config as cfg
+from gateway.services.accounts import find_tenant
 from gateway.store.limits import Limits
 from tests.flow.engine import SSE_HEAD, Engine, chunk, hang, json_answer, plain, start_and_hang, stream
 from tests.flow.run import run
@@ -214,6 +215,34 @@ def test_what_produces_no_tokens_is_held_for_its_input_only() -> None:
         key = await g.add_key(limits=Limits(tokens_per_day=100))
         assert (await g.ask("/v1/embeddings", {"model": "m", "input": "x"}, key=key))[0] == 200
         assert (await g.ask(CHAT, chat(), key=key))[0] == 429
+
+    run(plain, test)
+
+
+def test_the_shortest_input_does_not_pass_a_spent_budget() -> None:
+    """L2: less than a token by estimate is a token."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        key = await g.add_key(limits=Limits(tokens_total=5))
+        tiny = {"model": "m", "input": "x", "padding": "y" * 100_000}
+        answers = [(await g.ask("/v1/embeddings", tiny, key=key))[0] for _ in range(2)]
+        assert answers == [200, 429]
+
+    run(plain, test)
+
+
+def test_the_fields_tell_of_the_limit_with_the_least_left() -> None:
+    """A10: tenant, user or key; and no time where a budget never comes back."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        key = await g.add_key(limits=Limits(requests_per_minute=60, tokens_total=50_000))
+        await g.store.set_limits("tenant", (await find_tenant(g.store, "t")).id, Limits(requests_per_minute=7))
+        g.app.keys.invalidate()
+        _, fields, _ = await g.ask(CHAT, chat(), key=key)
+        assert (fields["x-ratelimit-limit-requests"], fields["x-ratelimit-remaining-requests"]) == ("7", "6")
+        assert fields["x-ratelimit-limit-tokens"] == "50000"
+        assert "x-ratelimit-reset-requests" in fields
+        assert "x-ratelimit-reset-tokens" not in fields
 
     run(plain, test)
 
