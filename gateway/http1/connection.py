@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the server makes connections
     from gateway.http1.server import HttpServer
 
 NEVER: Final = float("inf")
+FIRST_LOOK: Final = 0.25  # of the time of a client that does not read
 LINGER: Final = 2.0  # seconds to read on after an early refusal: its answer must not be lost to a reset (RFC 9112 9.6)
 PIPELINE_BYTES: Final = 64 * 1024  # held of what nobody asked for yet, bodies and later requests, before reading pauses
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -69,6 +70,7 @@ class Connection:
         "_error",
         "_room",
         "_server",
+        "_unsent",
         "begun",
         "bytes_out",
         "call",
@@ -97,6 +99,7 @@ class Connection:
         self.phase = Phase.IDLE
         self.deadline = NEVER
         self.writable = True
+        self._unsent = 0  # bytes at the last look at a client that does not take all at once; -1 before the first
         self.stall_deadline = NEVER  # of a client that does not take what is written, beside the phase's own
         self.fresh = True  # no request yet
         self.known: Any = None  # what the handler remembers for the next request
@@ -155,7 +158,8 @@ class Connection:
 
     def pause_writing(self) -> None:
         self.writable = False
-        self.stall_deadline = self._server.now() + self._server.timeouts.slow_reader
+        self._unsent = -1
+        self.stall_deadline = self._server.now() + self._server.timeouts.slow_reader * FIRST_LOOK
         if self.stream is not None:
             self.stream.pause()
 
@@ -164,7 +168,9 @@ class Connection:
         self.stall_deadline = NEVER
         if self.stream is not None:
             self.stream.resume()
-        elif self.call is None and self.phase is not Phase.LINGER:
+        elif self.phase is Phase.LINGER:
+            self._linger()
+        elif self.call is None:
             self.transport.resume_reading()
             asyncio.get_running_loop().call_soon(self._pump)
 
@@ -250,8 +256,12 @@ class Connection:
 
     def _linger(self) -> None:
         self.phase = Phase.LINGER
+        if not self.writable:  # its time runs already
+            self.deadline = NEVER
+            return
         unsent = self.transport.get_write_buffer_size()
-        self.deadline = self._server.now() + (self._server.timeouts.slow_reader if unsent else LINGER)
+        self._unsent = -1 if unsent else 0
+        self.deadline = self._server.now() + (self._server.timeouts.slow_reader * FIRST_LOOK if unsent else LINGER)
 
     # ---- what a handler uses
 
@@ -363,10 +373,19 @@ class Connection:
 
     def expired(self, now: float) -> None:
         """The deadline of the current phase has passed, or that of a client that does not read."""
-        self._server.timed_out += 1
-        if self.stall_deadline <= now or self.phase is Phase.LINGER:
-            self.transport.abort()  # connection_lost ends the call
+        while self.stall_deadline <= now or (self.phase is Phase.LINGER and self.deadline <= now):
+            more = self._more_time()
+            if not more:
+                self._server.timed_out += 1
+                self.transport.abort()  # connection_lost ends the call
+                return
+            if self.stall_deadline <= now:
+                self.stall_deadline += more
+            else:
+                self.deadline += more
+        if self.deadline > now:
             return
+        self._server.timed_out += 1
         self.deadline = NEVER
         if self._body is not None:
             self._body.fail(RequestTimeout("The request body did not arrive in time."))
@@ -375,6 +394,16 @@ class Connection:
             self._close_gently()
         else:
             self.close()
+
+    def _more_time(self) -> float:
+        """Seconds for a client that takes what was written, 0 for one that does not: of an answer that was written
+        whole, as much in `slow_reader` seconds as of a stream, the part of the buffer between its marks. At the first
+        look the kernels' buffers are full, which a client that reads nothing fills too."""
+        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        enough, patience = self._server.caps.buffer_bytes * 3 // 4, self._server.timeouts.slow_reader
+        if before < 0:
+            return patience * (1 - FIRST_LOOK)
+        return patience if before - self._unsent >= enough else 0.0
 
     def quiet(self) -> None:
         """The handler asked to be called when `quiet_at` passes."""

@@ -495,6 +495,34 @@ def test_a_client_that_does_not_read_gets_no_more_time_by_asking_again() -> None
     run(test)
 
 
+@pytest.mark.parametrize("closing", [False, True])
+def test_a_client_that_reads_slowly_gets_its_answer_whole(closing: bool) -> None:
+    """H4: an answer that is written in one piece ends for who takes nothing, not for who takes it bit by bit."""
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        client, connection = await stalled(server, port, ASK.replace(HOST, HOST + b"Connection: close\r\n" * closing))
+        assert (connection.phase is Phase.LINGER) is closing
+        pass_time(server, clock, 16)
+        read = 0
+        while server.stats().buffered > 2_000_000:
+            before = server.stats().buffered
+            taking(client)
+            while server.stats().buffered > before - 1_000_000:
+                read += len(await client.reader.read(1 << 16))
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            pass_time(server, clock, 50)
+        assert clock.time > 180
+        assert server.connections == {connection}
+        pass_time(server, clock, 61)
+        pass_time(server, clock, 61)
+        async with asyncio.timeout(WAIT):
+            while server.connections:
+                await asyncio.sleep(0)
+        assert 0 < read < LARGE
+
+    run(test)
+
+
 def test_a_client_that_was_slow_still_idles_out() -> None:
     """H4: the timer of the reader leaves that of the next request in place."""
 
