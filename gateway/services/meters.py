@@ -334,7 +334,7 @@ class SharedBucket(Leased):
 
     def apply(self, answer: SharedAnswer, until: float, now: float) -> bool:
         self.free += self._debt
-        self._rest, self._at = answer.rest, now
+        self._rest, self._at = float(answer.rest), now
         self._granted(answer.granted, until, now)
         self._trim()
         return not (self.free or self.held or self.waiting)
