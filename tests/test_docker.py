@@ -405,8 +405,30 @@ def test_the_watch_writes_counts_and_never_a_key(
         one["started_at"] += int(shift * 1e6)
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(rows)))
     out = tmp_path / "fairgate.prom"
-    assert watch.main(["--textfile", str(out)]) == 1
+    assert watch.main(["--textfile", str(out)]) == watch.FOUND
     assert "leaked" in capsys.readouterr().out
     text = out.read_text(encoding="utf-8")
     assert "fairgate_new_networks 1\n" in text
+    assert "fairgate_watch_short 0\n" in text
     assert "leaked" not in text
+
+
+def test_the_watch_says_where_it_sees_too_little_to_find_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """P-S1: a busy gateway's newest rows are all of the last hours; rows that did not come are no good news."""
+    watch = script(DOCKER / "watch" / "unusual.py")
+    monkeypatch.setattr(watch, "MOST_ROWS", 2)
+    now, out = time.time(), tmp_path / "fairgate.prom"
+    for hours, blind in ((1.0, 1), (30.0, 0)):
+        rows = [row("busy", hours), row("busy", 0.5)]
+        for one in rows:
+            one["started_at"] += int((now - NOW) * 1e6)
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(map(json.dumps, rows)) + "\n"))
+        assert watch.main(["--textfile", str(out)]) == 0
+        assert f"fairgate_watch_short {blind}\n" in out.read_text(encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    out.unlink()
+    assert watch.main(["--textfile", str(out)]) == 1
+    assert "did `fairgate audit` fail" in capsys.readouterr().err
+    assert not out.exists()

@@ -1,6 +1,8 @@
-"""The watch over keys: reads audit rows (JSON, oldest first) and compares each key with its own past.
+"""The watch over keys: reads audit rows (JSON, an array or a row a line) and compares each key with its own past.
 
     fairgate audit tail --rows 100000 --json | python unusual.py --textfile FILE
+
+Where the newest rows do not reach back far enough for a baseline, it says so: it would find nothing.
 
 A key is unusual when the last hour's tokens exceed FACTOR times the median of its earlier busy hours and a floor. A
 network is new when the key was used before the last hour, but never from there. Prints the keys; writes only counts for
@@ -15,7 +17,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ HOUR = 3600.0
 FACTOR = 5.0
 FLOOR = 50_000  # tokens an hour that are never worth a look
 BASELINE_HOURS = 3  # busy hours a key needs before it has a baseline
+MOST_ROWS = 100_000  # that `audit tail` gives: so many may be the newest of many more
+FOUND = 10  # exit code
 
 Row = dict[str, Any]
 
@@ -66,23 +70,45 @@ def new_networks(rows: Iterable[Row], now: float) -> list[tuple[str, str]]:
     return sorted(place for place, at in first.items() if now - at <= HOUR < now - oldest[place[0]])
 
 
-def exposition(keys: int, networks: int, now: float) -> str:
+def short(rows: Sequence[Row], now: float) -> bool:
+    """Whether rows are missing that a baseline needs."""
+    oldest = min((row["started_at"] / 1e6 for row in rows), default=now)
+    return len(rows) == MOST_ROWS and now - oldest < (BASELINE_HOURS + 1) * HOUR
+
+
+def read(text: str) -> list[Row]:
+    """Raises ValueError: what comes before in the pipe did not write rows."""
+    if text.startswith("["):
+        found: list[Row] = json.loads(text)
+        return found
+    if not text:
+        raise ValueError("nothing came in: did `fairgate audit` fail?")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def exposition(keys: int, networks: int, now: float, *, blind: bool = False) -> str:
     return (
         "# HELP fairgate_unusual_keys Keys whose last hour is far above their own baseline.\n"
         f"# TYPE fairgate_unusual_keys gauge\nfairgate_unusual_keys {keys}\n"
         "# HELP fairgate_new_networks Keys used from a network for the first time, in the last hour.\n"
         f"# TYPE fairgate_new_networks gauge\nfairgate_new_networks {networks}\n"
+        "# HELP fairgate_watch_short 1 where the rows did not reach back far enough for a baseline.\n"
+        f"# TYPE fairgate_watch_short gauge\nfairgate_watch_short {int(blind)}\n"
         "# HELP fairgate_watch_timestamp_seconds When the watch last ran.\n"
         f"# TYPE fairgate_watch_timestamp_seconds gauge\nfairgate_watch_timestamp_seconds {now:.0f}\n"
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 1 when something is worth a look, else 0."""
+    """Exit code FOUND when something is worth a look, 1 when the rows cannot be read, else 0."""
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--textfile", type=Path, help="for Prometheus' textfile collector; replaced whole")
     given = arguments.parse_args(argv)
-    rows, now = json.load(sys.stdin), time.time()
+    try:
+        rows, now = read(sys.stdin.read()), time.time()
+    except ValueError as err:
+        print(f"unusual: {err}", file=sys.stderr)
+        return 1
     keys, networks = unusual(rows, now), new_networks(rows, now)
     for key, tokens, usual in keys:
         print(f"key {key}: {tokens} tokens in the last hour, usually {usual:.0f}")
@@ -90,9 +116,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"key {key}: first seen from {place}")
     if given.textfile:
         beside = given.textfile.with_suffix(".new")
-        beside.write_text(exposition(len(keys), len(networks), now), encoding="utf-8")
+        beside.write_text(exposition(len(keys), len(networks), now, blind=short(rows, now)), encoding="utf-8")
         os.replace(beside, given.textfile)
-    return 1 if keys or networks else 0
+    return FOUND if keys or networks else 0
 
 
 if __name__ == "__main__":
