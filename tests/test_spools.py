@@ -20,7 +20,7 @@ def test_a_left_over_spool_whose_disk_fails_stops_no_start(
 ) -> None:
     """U3: it is named, and what is in it stays for the next start."""
     config = cfg.Config(store=str(tmp_path / "s.db"))
-    monkeypatch.setattr(audit, "_CLOSE_SECONDS", 0.0)
+    monkeypatch.setattr(audit, "CLOSE_SECONDS", 0.0)
 
     def refuse(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
