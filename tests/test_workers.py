@@ -19,7 +19,7 @@ from gateway.services.accounts import KeyTerms, create_key, create_tenant, creat
 from gateway.store import open_store
 from gateway.store.base import STORED_COLUMNS
 from gateway.store.limits import Limits
-from tests.flow.engine import DONE, END, SSE_HEAD, STOP, WORD, Engine, LlamaCpp, chunk, frame, plain, stream
+from tests.flow.engine import DONE, END, SSE_HEAD, STOP, WORD, Engine, LlamaCpp, chunk, frame, hang, plain, stream
 from tests.flow.engine import START as OPENING
 from tests.gateway import FAST_HASH
 from tests.servers import free_port
@@ -431,6 +431,32 @@ def test_a_reload_reaches_all_workers_or_none(tmp_path: Path) -> None:
                 assert victim not in gate.pids(stats)
                 for mine in await gate.by_worker(1):
                     assert await ask(mine[0], key, model="new-model") == 200, "the store is still that of all"
+
+    uvloop.run(main())
+
+
+def test_who_waits_at_any_worker_is_served_by_a_backend_that_a_reload_brings(tmp_path: Path) -> None:
+    """O7: the grants for it come with the configuration that names it, to all workers."""
+
+    async def main() -> None:
+        async with Engine(hang) as busy, Engine(plain) as new:
+            (key,) = await keys(tmp_path, "u")
+            async with crew(tmp_path, busy, slots=1) as gate:
+                first, *waiting = [client for mine in await gate.by_worker(6) for client in mine]
+                await first.send(asked(key))
+                await asyncio.wait_for(busy.chats.get(), START)
+                for client in waiting:
+                    await client.send(asked(key))
+                await gate.until(lambda stats: stats["scheduler"]["queued"] == len(waiting))
+                file = tmp_path / "crew.yaml"
+                config = json.loads(file.read_text())
+                brought = {"name": "new", "url": new.url, "engine": "openai", "slots": 2}
+                file.write_text(json.dumps({**config, "backends": [*config["backends"], brought]}))
+                gate.process.send_signal(signal.SIGHUP)
+                async with asyncio.timeout(START):
+                    assert [(await client.answer())[0] for client in waiting] == [200] * len(waiting)
+                assert new.chats.qsize() == len(waiting)
+                first.reset()
 
     uvloop.run(main())
 
