@@ -138,7 +138,7 @@ def test_a_backend_that_moves_keeps_its_models_and_its_queue_until_it_was_looked
             await clients[2].send(g.request(CHAT, chat()))
             gate.set()
             assert [(await client.answer())[0] for client in clients] == [200, 200, 200]
-            assert (old.chats.qsize(), new.chats.qsize()) == (2, 1)
+            assert (old.chats.qsize(), new.chats.qsize()) == (1, 2)  # who only waited follows: the old one may be off
             async with asyncio.timeout(WAIT):
                 while g.app.backends.route("n", "openai", "chat") is not None:
                     await asyncio.sleep(0.01)

@@ -75,17 +75,18 @@ async def forward(x: Exchange, rt: Runtime) -> None:
 
 
 def _backend(x: Exchange, rt: Runtime, name: str) -> Backend:
-    """The lease's backend. One that a reload brought while the request waited (O7) is of the generation in force, which
-    the rest of the request tells how it fares; the terms stay those of its own."""
-    x.runtime = rt
+    """The lease's backend. One that a reload brought or moved while the request waited (O7) is of the generation in
+    force, which the rest of the request tells how it fares; the terms stay those of its own."""
+    x.runtime = newer = rt.current()
+    if newer is not rt:
+        route = newer.backends.route(x.route.model, x.endpoint.dialect.name, x.endpoint.kind)
+        if route is not None and name in route.candidates:
+            return newer.backends.backend(name)
+        x.runtime = rt
     try:
         return rt.backends.backend(name)
     except KeyError:
-        x.runtime = newer = rt.current()
-    route = newer.backends.route(x.route.model, x.endpoint.dialect.name, x.endpoint.kind)
-    if route is None or name not in route.candidates:
-        raise NoBackend("The backends were changed while the request waited.", retry_after=1.0)
-    return newer.backends.backend(name)
+        raise NoBackend("The backends were changed while the request waited.", retry_after=1.0) from None
 
 
 async def _attempt(x: Exchange, rt: Runtime, *, kept: bool) -> ResponseHead:

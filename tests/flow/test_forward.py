@@ -119,7 +119,7 @@ def test_all_waits_of_a_request_are_one_wait(in_time: bool) -> None:
             deaf.answer, other.answer = held(deaf), held(other)
             urls = {"deaf": deaf.url, "other": other.url}
             backends = [cfg.Backend(name=name, url=url, engine="openai", slots=1) for name, url in urls.items()]
-            settings = {"upstream": cfg.Upstream(connect=0.1), "discovery": FAR_OFF, "backends": backends}
+            settings = {"upstream": cfg.Upstream(connect=0.5), "discovery": FAR_OFF, "backends": backends}
             async with gateway("", **settings) as g:
                 clients = [await g.connect() for _ in range(3)]
                 for client, engine in zip(clients, (deaf, other), strict=False):
@@ -140,12 +140,12 @@ def test_all_waits_of_a_request_are_one_wait(in_time: bool) -> None:
                     other.go.set()
                 status, fields, _ = await clients[2].answer()
                 assert status == (200 if in_time else 429)
-                assert 600 <= int(fields["x-fairgate-queue-ms"]) <= 1200
+                assert 600 <= int(fields["x-fairgate-queue-ms"]) <= 1500
                 other.go.set()
                 row = next(row for row in await g.records(3) if row["queue_us"] >= 600_000)
-                assert (row["queue_us"] <= 1_200_000, row["status"]) == (True, status)
+                assert (row["queue_us"] <= 1_500_000, row["status"]) == (True, status)
                 if in_time:
-                    assert 0.0 < float(fields["x-fairgate-overhead-ms"]) < 90.0
+                    assert 0.0 < float(fields["x-fairgate-overhead-ms"]) < 450.0
                 await g.idle()
 
     uvloop.run(main())
