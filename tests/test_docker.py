@@ -7,7 +7,9 @@ for the manifests; tests/test_checkers.py asks other people's checkers.
 import importlib.util
 import io
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -411,6 +413,47 @@ def test_the_watch_writes_counts_and_never_a_key(
     assert "fairgate_new_networks 1\n" in text
     assert "fairgate_watch_short 0\n" in text
     assert "leaked" not in text
+
+
+def watches() -> list[str]:
+    """What the unit of the watch runs, and what its runbook has it run where it is blind."""
+    unit = (DOCKER / "systemd" / "fairgate-watch.service").read_text(encoding="utf-8")
+    runbook = (ROOT / "docs" / "runbooks.md").read_text(encoding="utf-8")
+    return re.findall(r"(?m)^ExecStart=(/bin/.+)$", unit) + re.findall(r"(?m)^ExecStart=(/bin/.+)$", runbook)
+
+
+@pytest.mark.parametrize("at", [0, 1], ids=["unit", "runbook"])
+def test_the_units_watch_reads_a_store_and_fails_without_one(at: int, tmp_path: Path) -> None:
+    """P-S1: a watch that cannot read is no watch that found nothing."""
+    line, out, store = watches()[at], tmp_path / "watch.prom", tmp_path / "fairgate.db"
+    assert not re.search(r"(?<!%)%(?!%)", line), "systemd reads a single % as a specifier"
+    for there, here in (
+        ("%%", "%"),
+        ("/opt/fairgate/bin/python", sys.executable),
+        ("/opt/fairgate/bin/fairgate", f"{sys.executable} -m gateway"),
+        ("/opt/fairgate/share", str(DOCKER / "watch")),
+        ("/var/lib/fairgate/watch.prom", str(out)),
+        ("/tmp/rows", str(tmp_path / "rows")),  # noqa: S108 -- the unit's own
+    ):
+        line = line.replace(there, here)
+    (tmp_path / "rows").touch()  # what an export that failed at once leaves
+    environment = {**os.environ, "STORE": str(store)}
+    for made in (False, True):
+        if made:
+            tenant = [sys.executable, "-m", "gateway", "tenants", "create", "research", "--store", str(store)]
+            subprocess.run(tenant, check=True, capture_output=True, env=environment)
+        done = subprocess.run(shlex.split(line), env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode == 0) == made, done.stderr
+        assert done.returncode != script(DOCKER / "watch" / "unusual.py").FOUND
+        assert out.exists() == made
+
+
+def test_no_page_and_no_unit_puts_a_password_into_a_commands_arguments() -> None:
+    """S-A4: whoever may list processes sees them."""
+    unit = (DOCKER / "systemd" / "fairgate-watch.service").read_text(encoding="utf-8")
+    texts = [unit, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))]
+    for text in texts:
+        assert not re.search(r"(--store |STORE=)postgres(ql)?://(\.\.\.|[^\s@/]+:)", text)
 
 
 def test_the_watch_says_where_it_sees_too_little_to_find_anything(

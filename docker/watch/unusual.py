@@ -76,12 +76,13 @@ def short(rows: Sequence[Row], now: float) -> bool:
     return len(rows) == MOST_ROWS and now - oldest < (BASELINE_HOURS + 1) * HOUR
 
 
-def read(text: str) -> list[Row]:
-    """Raises ValueError: what comes before in the pipe did not write rows."""
+def read(text: str, *, may_be_empty: bool = False) -> list[Row]:
+    """Raises ValueError: what comes before in the pipe did not write rows. An export without rows is empty, as
+    is one that failed: `may_be_empty` is for who knows that it did not."""
     if text.startswith("["):
         found: list[Row] = json.loads(text)
         return found
-    if not text:
+    if not text and not may_be_empty:
         raise ValueError("nothing came in: did `fairgate audit` fail?")
     return [json.loads(line) for line in text.splitlines()]
 
@@ -103,9 +104,10 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code FOUND when something is worth a look, 1 when the rows cannot be read, else 0."""
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--textfile", type=Path, help="for Prometheus' textfile collector; replaced whole")
+    arguments.add_argument("--may-be-empty", action="store_true", help="no rows at all are no failure")
     given = arguments.parse_args(argv)
     try:
-        rows, now = read(sys.stdin.read()), time.time()
+        rows, now = read(sys.stdin.read(), may_be_empty=given.may_be_empty), time.time()
     except ValueError as err:
         print(f"unusual: {err}", file=sys.stderr)
         return 1
