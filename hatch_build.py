@@ -15,7 +15,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 VARIABLE = "FAIRGATE_COMPILE"
 
 COMPILED = {
-    "scheduler": "aio averages charging core crowd deadlines estimate fleet gates party pool position ranking"
+    "scheduler": "aio averages charging commons core crowd deadlines estimate fleet gates party pool position ranking"
     " refusals request statistics usage",
     "gateway/http1": "chunks client connection eager head message pool reply server wire",
     "gateway/api": "anthropic body dialect frames ollama openai prompt_size stream usage",

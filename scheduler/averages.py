@@ -5,6 +5,7 @@ Owns the arithmetic of three moving figures. Must not know who ran.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 _WEIGHT: Final = 0.02
@@ -61,3 +62,20 @@ class Averages:
         """Seconds a request of this estimated cost is expected to run."""
         service = self.service if self.samples else self.assumed
         return service * cost / self.cost if self.cost > 0.0 else service
+
+
+def mixed(parts: Sequence[Averages]) -> Averages:
+    """Averages that have taken what all of these have; the late end of the service time is not carried over."""
+    made = Averages()
+    made.samples = sum(part.samples for part in parts)
+    made.guesses = sum(part.guesses for part in parts)
+    if made.samples:
+        made.service = sum(part.service * part.samples for part in parts) / made.samples
+        made.cost = sum(part.cost * part.samples for part in parts) / made.samples
+        return made
+    if made.guesses:
+        made.cost = sum(part.cost * part.guesses for part in parts) / made.guesses
+    assumed = [part.assumed for part in parts if part.assumed]
+    if assumed:
+        made.assumed = sum(assumed) / len(assumed)
+    return made

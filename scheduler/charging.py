@@ -112,8 +112,7 @@ def finish(now: float, request: Request, cost: float) -> None:
     if cost > 0.0:
         node.learn(cost)
         tenant.learn(cost)
-        if pool.averages.learn(now - request.started, cost):
-            pool.refreeze(now)
+        pool.commons.learn(now, pool.averages, now - request.started, cost)
     if cost != request.charged:
         charge(now, request, cost - request.charged)
     pool.advance(tenant)

@@ -287,8 +287,8 @@ class Core:
             decided.append(self._start(gate, request, now - request.arrival))
 
     def _best(self, now: float, pools: list[Pool]) -> tuple[Pool, User] | None:
-        """The best head over several models: points are in each model's own units, so they compare. Tenants first;
-        between heads of one tenant, its users."""
+        """The best head over several models: they share this gate, so their points are in one unit (`commons`). Tenants
+        first; between heads of one tenant, its users."""
         heads: list[tuple[Pool, User]] = [
             (pool, node) for pool in pools if pool.queued and (node := pool.choose(now)) is not None
         ]
@@ -411,7 +411,7 @@ class Core:
         for request in self._waiting_for(pool):
             self._unqueue(now, request)
             decided.append(self._refuse(request.id, Refusal.UNKNOWN_POOL, waited=now - request.arrival))
-        self.fleet.remove_pool(pool)
+        self.fleet.remove_pool(now, pool)
         return decided
 
     def _waiting_for(self, pool: Pool) -> list[Request]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Final
 
+from scheduler.commons import Commons, linked
 from scheduler.gates import Gate, Place
 from scheduler.model import Saved, SavedParty, SavedPool
 from scheduler.pool import Pool
@@ -50,7 +51,9 @@ class Fleet:
         if gate is None:
             gate = self.gates[name] = self._retired.pop(name) if name in self._retired else Gate(name, slots)
         gate.slots = slots
-        self._count_slots(now, gate.pools)
+        self._count_slots(gate.pools)
+        if gate.pools:
+            gate.pools[0].commons.resized(now)
         return gate
 
     def remove_gate(self, now: float, name: str) -> None:
@@ -60,8 +63,9 @@ class Fleet:
             return
         for pool in gate.pools:
             pool.places = [place for place in pool.places if place[0] is not gate]
-        self._count_slots(now, gate.pools)
-        gate.pools = []
+        parted, gate.pools = gate.pools, []
+        self._count_slots(parted)
+        self._link(now, parted)
         gate.slots, gate.past = 0, None
         self._retired = {g.name: g for g in (*self._retired.values(), gate) if g.running}
 
@@ -78,13 +82,20 @@ class Fleet:
             closed = self._closed
             pool = closed.pop(name) if name in closed else Pool(name, self.ledger, self.settings, now)
             self.pools[name] = pool
-        for gate, _ in pool.places:
-            gate.pools.remove(pool)
+        self._recall(now, pool)
+        if [gate for gate, _ in places] == [gate for gate, _ in pool.places]:
+            pool.places = places
+            return pool
+        self._leave_gates(pool)
+        hosts = {gate.pools[0].commons for gate, _ in places if gate.pools}
         pool.places = places
         for gate, _ in places:
             gate.pools.append(pool)
-        self._count_slots(now, [pool])
-        self._recall(now, pool)
+        self._count_slots([pool])
+        if len(hosts) == 1 and pool.commons.pools == [pool] and not pool.averages.samples:
+            hosts.pop().add(now, pool)
+        else:
+            self._link(now, [pool, *pool.commons.pools])
         return pool
 
     def add_pool(self, now: float, name: str) -> Pool:
@@ -92,17 +103,37 @@ class Fleet:
         pool = self.pools[name] = Pool(name, self.ledger, self.settings, now)
         return pool
 
-    def remove_pool(self, pool: Pool) -> None:
+    def remove_pool(self, now: float, pool: Pool) -> None:
         """The pool, with nobody waiting any more, is gone."""
-        for gate, _ in pool.places:
-            gate.pools.remove(pool)
-        pool.places = []
+        self._leave_gates(pool)
+        self._link(now, pool.commons.pools)
         del self.pools[pool.name]
         self._closed = {p.name: p for p in (*self._closed.values(), pool) if p.running}
 
-    def _count_slots(self, now: float, pools: Sequence[Pool]) -> None:
+    def _leave_gates(self, pool: Pool) -> None:
+        for gate, _ in pool.places:
+            gate.pools.remove(pool)
+        pool.places = []
+
+    def _count_slots(self, pools: Sequence[Pool]) -> None:
         for pool in pools:
-            pool.resize(now, float(sum(gate.slots for gate, _ in pool.places)))
+            pool.slots = float(sum(gate.slots for gate, _ in pool.places))
+
+    def _link(self, now: float, pools: Sequence[Pool]) -> None:
+        """Gates of these are others now: who shares some is ranked by common figures."""
+        seen: set[Pool] = set()
+        for pool in pools:
+            if pool in seen:
+                continue
+            together = linked(pool)
+            seen.update(together)
+            if {*together} == {*pool.commons.pools}:
+                pool.commons.resized(now)
+                continue
+            commons = Commons(together)
+            for each in together:
+                each.commons = commons
+            commons.refreeze(now)
 
     # -- time --------------------------------------------------------------------------------------------------
 
@@ -112,8 +143,9 @@ class Fleet:
             self._rebase(now)
         known = [pool.averages.service for pool in self.pools.values() if pool.averages.samples]
         for pool in self.everything():
-            if known and not pool.averages.samples and not pool.averages.assumed:
-                pool.averages.assumed = sum(known) / len(known)
+            for averages in (pool.averages, pool.commons.averages):
+                if known and not averages.samples and not averages.assumed:
+                    averages.assumed = sum(known) / len(known)
             pool.refreeze(now)
         if not self._sweep:
             self._sweep = list(self.ledger.users)
@@ -205,4 +237,4 @@ class Fleet:
         known = self._learned.pop(pool.name, None)
         if known is not None and isfinite(known.service_time) and isfinite(known.mean_cost):
             pool.averages.restore(max(0.0, known.service_time), max(0.0, known.mean_cost))
-            pool.refreeze(now)
+            pool.commons.restored(now)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scheduler.averages import Averages
 from scheduler.charging import start
+from scheduler.commons import Commons
 from scheduler.model import Ticket
 from scheduler.party import Node, Tenant, User
 from scheduler.ranking import Epoch, Ranking
@@ -34,6 +35,7 @@ class Pool:
 
     __slots__ = (
         "averages",
+        "commons",
         "epoch",
         "ledger",
         "name",
@@ -60,6 +62,7 @@ class Pool:
         self.queued = 0
         self.running = 0
         self.averages = Averages()
+        """Of this model's requests."""
         self.nodes: dict[tuple[str, str], User] = {}
         self.tenants: dict[str, Tenant] = {}
         self.parked: dict[User, None] = {}
@@ -69,14 +72,15 @@ class Pool:
         self.plain = True
         """No class offset was ever seen here: tenants need no account of their users' classes."""
         self.snapshot: Snapshot | None = None
+        self.commons = Commons([self])
         self.epoch = self._new_epoch(now)
         self.root: Ranking[Tenant] = Ranking(self.epoch)
 
     # -- landmarks ---------------------------------------------------------------------------------------------
 
     def _new_epoch(self, now: float) -> Epoch:
-        settings, averages = self.settings, self.averages
-        slots = max(self.slots, 1.0)
+        settings, averages = self.settings, self.commons.averages
+        slots = max(self.commons.slots, 1.0)
         mean_cost = max(averages.cost, _TINY)
         round_cost = slots * mean_cost
         service = averages.service if averages.samples else averages.assumed or _NO_UNIT
@@ -98,9 +102,8 @@ class Pool:
 
     def resize(self, now: float, slots: float) -> None:
         """Tell how many slots the model has; changes the usage scale, not who runs."""
-        if slots != self.slots:
-            self.slots = slots
-            self.refreeze(now)
+        self.slots = slots
+        self.commons.resized(now)
 
     def rankings(self) -> list[Ranking[Any]]:
         """The ranking of tenants and each tenant's ranking of users."""
@@ -198,8 +201,8 @@ class Pool:
         """The request waits behind its party's others of its class."""
         node = request.node
         tenant = node.tenant
-        if not self.averages.samples and self.averages.guess(request.cost):
-            self.refreeze(now)
+        if not self.averages.samples:
+            self.commons.guess(now, self.averages, request.cost)
         if self.plain and request.ticket.class_offset:
             self._count_classes()
         if not node.n and not node.running:
@@ -361,8 +364,8 @@ class Pool:
         level = (owner.grown + tenant.lift) / owner.share
         if level > root.level and (tenant.n or root.active > 1):
             root.level, root.leader = level, tenant
-        crowd = root.shares
-        start(now, request, ranking.shares * crowd / owner.share, crowd)
+        users, tenants = self.commons.crowd(node)
+        start(now, request, users * tenants / owner.share, tenants)
         tenant.since = tenant.began if tenant.began > tenant.paid else tenant.paid
         tenant.tie = request.id  # else among equals one that never stops waiting would always be the oldest
         if not node.n:
@@ -385,8 +388,8 @@ class Pool:
         """Dispatch a request of a party without a queue at once, past the ranking: only while nobody eligible waits."""
         node = request.node
         tenant = node.tenant
-        if not self.averages.samples and self.averages.guess(request.cost):
-            self.refreeze(now)
+        if not self.averages.samples:
+            self.commons.guess(now, self.averages, request.cost)
         if not node.running:
             self._lift(now, node)
         if not tenant.running and not tenant.n:
