@@ -18,18 +18,20 @@ from scheduler.averages import Averages, mixed
 if TYPE_CHECKING:
     from scheduler.party import User
     from scheduler.pool import Pool
+    from scheduler.position import Snapshot
 
 
 class Commons:
     """Pools that are ranked by the same figures; a pool alone is one too."""
 
-    __slots__ = ("averages", "pools", "slots")
+    __slots__ = ("averages", "pools", "slots", "snapshot")
 
     def __init__(self, pools: list[Pool]) -> None:
         self.pools = pools
         self.averages = self._mixed()
         self.slots = self._count()
         """Those of all their gates."""
+        self.snapshot: Snapshot | None = None
 
     def _mixed(self) -> Averages:
         return self.pools[0].averages if len(self.pools) == 1 else mixed([pool.averages for pool in self.pools])

@@ -21,7 +21,6 @@ from scheduler.usage import Account, Ledger, UserAccount
 
 if TYPE_CHECKING:
     from scheduler.gates import Place
-    from scheduler.position import Snapshot
     from scheduler.reservations import Window
     from scheduler.settings import Settings
 
@@ -48,7 +47,6 @@ class Pool:
         "running",
         "settings",
         "slots",
-        "snapshot",
         "tenants",
         "windows",
     )
@@ -71,7 +69,6 @@ class Pool:
         """Reservation windows that bind now."""
         self.plain = True
         """No class offset was ever seen here: tenants need no account of their users' classes."""
-        self.snapshot: Snapshot | None = None
         self.commons = Commons([self])
         self.epoch = self._new_epoch(now)
         self.root: Ranking[Tenant] = Ranking(self.epoch)

@@ -1,27 +1,29 @@
 """How many go first and about how long it takes: estimates for people, never inputs of a decision.
 
-Owns the once-a-second snapshot of a pool and the arithmetic on it. Must not change any state of the pool but its
-snapshot.
+Owns the once-a-second snapshot of the pools that are ranked together, and the arithmetic on it. Must not change any
+state of them but their snapshot.
 
 For a request with k of its party's own before it, every other party sends at most as many before it, one more if it
 ranks ahead now:
 
     ahead = k + sum over others of min(n, k + [ranked before])        wait = max((ahead + 1/2) * S / slots, k * gap)
 
-first among the users of its tenant, then, with that figure as k, among the tenants. gap = mean time between the party's
-own dispatches.
+first among the users of its tenant, then, with that figure as k, among the tenants; S and slots are those of all pools
+ranked together. gap = mean time between the party's own dispatches.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from itertools import accumulate, islice
+from collections.abc import Sequence
+from itertools import accumulate, chain, islice
+from math import inf
 from typing import Any, Final
 
 from scheduler.model import Place
 from scheduler.party import Node, User
 from scheduler.pool import Pool
-from scheduler.ranking import Epoch, Ranking
+from scheduler.ranking import Ranking
 from scheduler.request import Request
 
 _SAMPLE: Final = 2048
@@ -30,17 +32,34 @@ REFRESH: Final = 1.0
 """Seconds a snapshot serves."""
 
 
+def _key(node: Node, at: float) -> float:
+    """Its rank at that time, lowest first; comparable between rankings whose figures were frozen at different times."""
+    epoch = node.ranking.epoch
+    return epoch.rank(node) - epoch.per_wait * (at - epoch.at)
+
+
+def _merged(nodes: Sequence[Node], at: float) -> list[tuple[float, int]]:
+    """Best key and all requests of each party, which may wait before several models."""
+    found: dict[tuple[str, str], tuple[float, int]] = {}
+    for node in nodes:
+        key, n = found.get(node.account.key, (inf, 0))
+        found[node.account.key] = min(key, _key(node, at)), n + node.n
+    return list(found.values())
+
+
 class _Level:
-    """The waiting parties of one ranking at one moment: their queue lengths and keys, sorted for counting."""
+    """The waiting parties of rankings at one moment: their queue lengths and keys, sorted for counting."""
 
-    __slots__ = ("_by_depth", "_counts", "_epoch", "_pairs", "_sums", "_weight")
+    __slots__ = ("_at", "_by_depth", "_counts", "_pairs", "_sums", "_weight")
 
-    def __init__(self, ranking: Ranking[Any]) -> None:
-        stride = max(1, -(-ranking.active // _SAMPLE))
-        live = list(islice(ranking.live.values(), None, None, stride))
-        self._epoch: Epoch = ranking.epoch
-        self._weight = ranking.active / len(live) if live else 0.0
-        self._pairs: list[tuple[float, int]] = [(ranking.epoch.rank(node), node.n) for node in live]
+    def __init__(self, rankings: Sequence[Ranking[Any]], at: float) -> None:
+        active = sum([ranking.active for ranking in rankings])
+        stride = max(1, -(-active // _SAMPLE))
+        every = chain.from_iterable([ranking.live.values() for ranking in rankings])
+        live = list(islice(every, None, None, stride))
+        self._at = at
+        self._weight = active / len(live) if live else 0.0
+        self._pairs = _merged(live, at) if len(rankings) > 1 else [(_key(node, at), node.n) for node in live]
         self._counts = sorted(n for _, n in self._pairs)
         self._sums = [0, *accumulate(self._counts)]
         self._by_depth: dict[int, list[float]] = {}
@@ -49,9 +68,9 @@ class _Level:
         """Requests that go before the (k+1)-th of the party, its own included."""
         deeper = bisect_left(self._counts, k + 1)
         total = self._sums[deeper] + k * (len(self._counts) - deeper)
-        before = bisect_left(self._deeper(k), self._epoch.rank(node))
+        before = bisect_left(self._deeper(k), _key(node, self._at))
         # The party itself was counted with min(n, k) among "others" and stands for k.
-        own = min(node.n, k) if node.inside else 0
+        own = min(sum([each.n for each in node.account.nodes]), k)
         return max(k, round((total + before - own) * self._weight) + k)
 
     def _deeper(self, k: int) -> list[float]:
@@ -62,32 +81,39 @@ class _Level:
 
 
 class Snapshot:
-    """What `place` knows about a pool; made at most once a second."""
+    """What `place` knows about pools that are ranked together; made at most once a second."""
 
-    __slots__ = ("_levels", "made")
+    __slots__ = ("_levels", "_pools", "made")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, pools: Sequence[Pool], now: float) -> None:
+        self._pools = pools
         self.made = now
-        self._levels: dict[int, _Level] = {}
+        self._levels: dict[str | None, _Level] = {}
 
-    def level(self, ranking: Ranking[Any]) -> _Level:
-        """The counted parties of a ranking."""
-        level = self._levels.get(id(ranking))
+    def level(self, tenant: str | None) -> _Level:
+        """The counted users of a tenant; None: the tenants."""
+        level = self._levels.get(tenant)
         if level is None:
-            level = self._levels[id(ranking)] = _Level(ranking)
+            level = self._levels[tenant] = _Level(self._rankings(tenant), self.made)
         return level
+
+    def _rankings(self, tenant: str | None) -> Sequence[Ranking[Any]]:
+        if tenant is None:
+            return [pool.root for pool in self._pools]
+        return [pool.tenants[tenant].users for pool in self._pools if tenant in pool.tenants]
 
 
 def place(pool: Pool, now: float, node: User, k: int) -> tuple[int, float]:
     """(requests ahead, seconds) of a request of the party with `k` of its own before it; 0.0 s if S is unknown."""
-    snapshot = pool.snapshot
+    commons, tenant = pool.commons, node.tenant.account.key[0]
+    snapshot = commons.snapshot
     if snapshot is None or not 0.0 <= now - snapshot.made < REFRESH:
-        snapshot = pool.snapshot = Snapshot(now)
-    ahead = snapshot.level(node.ranking).ahead(node, k)
-    tenant = node.tenant
-    if pool.root.active > (1 if tenant.inside else 0):
-        ahead = snapshot.level(pool.root).ahead(tenant, ahead)
-    return ahead, max((ahead + 0.5) * pool.averages.service / max(pool.slots, 1.0), k * node.gap)
+        snapshot = commons.snapshot = Snapshot(commons.pools, now)
+    ahead = snapshot.level(tenant).ahead(node, k)
+    own = [each.tenants[tenant].inside for each in commons.pools if tenant in each.tenants]
+    if sum([each.root.active for each in commons.pools]) > sum(own):
+        ahead = snapshot.level(None).ahead(node.tenant, ahead)
+    return ahead, max((ahead + 0.5) * commons.averages.service / max(commons.slots, 1.0), k * node.gap)
 
 
 def stands(now: float, request: Request, k: int) -> Place:

@@ -10,7 +10,7 @@ import pytest
 
 from scheduler.commons import linked
 from scheduler.core import Core
-from scheduler.model import Decision, Granted, Queued, Ticket
+from scheduler.model import Decision, Granted, Queued, Refused, Ticket
 from scheduler.pool import Pool
 from scheduler.settings import Settings
 
@@ -226,3 +226,21 @@ def test_who_waits_before_several_models_is_one_in_the_crowd() -> None:
             made.submit(0.0, Ticket(model, "t", user, cost=1.0))
     node = pools(made)["small"].nodes["t", "u"]
     assert pools(made)["small"].commons.crowd(node) == (2.0, 1.0)
+
+
+def test_who_goes_first_is_told_over_all_models_that_share_the_backend() -> None:
+    """In the queue and of a refusal: ten of another model are before this user, who used much lately."""
+    made = core(1, ("large", "small"))
+    run(made, "large", 20.0, 4000.0)
+    run(made, "small", 20.0, 50_000.0)
+    now = made.now
+    for number in range(11):
+        made.submit(now, Ticket("large", "t", f"v{number}", cost=4000.0))
+    answer, _ = made.submit(now, Ticket("small", "t", "u", cost=200.0, timeout=30.0))
+    stands = made.position(now + 1.0, answer.id)
+    assert stands is not None
+    assert (stands.ahead, stands.estimate) == (10, pytest.approx(210.0))
+    (refused,) = made.tick(now + 30.0)
+    assert isinstance(refused, Refused)
+    assert refused.ahead == 10
+    assert 210.0 <= refused.retry_after <= 252.0
