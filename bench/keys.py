@@ -12,6 +12,7 @@ import itertools
 from pathlib import Path
 
 from gateway import config as cfg
+from gateway import loading
 from gateway.services.accounts import KeyTerms, create_key, create_tenant, create_user
 from gateway.store import open_store
 from gateway.store.base import User
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--unlimited", action="store_true")
     given = parser.parse_args()
     limits = NO_LIMITS if given.unlimited else FAR
-    print("\n".join(asyncio.run(make(cfg.load(given.config), given.count, limits))))
+    print("\n".join(asyncio.run(make(loading.load(given.config), given.count, limits))))
 
 
 if __name__ == "__main__":

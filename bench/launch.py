@@ -22,7 +22,7 @@ from unittest import mock
 
 import uvloop
 
-from gateway import config as cfg
+from gateway import loading
 from gateway.app import App, serve
 from gateway.flow.exchange import Runtime
 from gateway.logs import setup
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--without", default="", help=f"comma list of {', '.join(FEATURES)}")
     parser.add_argument("--watch", type=Path, help="where the longest stall goes")
     given = parser.parse_args()
-    config = cfg.load(given.config)
+    config = loading.load(given.config)
 
     def ready(app: App) -> None:
         if given.watch:

@@ -21,6 +21,7 @@ import httpx
 import msgspec
 
 from gateway import config as cfg
+from gateway import loading
 from gateway.app import App, serve
 from gateway.process import FILES_PER_STREAM, FILES_SPARE
 from gateway.services.accounts import KeyTerms, create_key, create_tenant, create_user
@@ -158,7 +159,7 @@ def _config(options: Options, target: Target, store: Path) -> cfg.Config:
         caps=_caps(),
         log=cfg.Log(level="warning"),
     )
-    cfg.check(config)
+    loading.check(config)
     return config
 
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from gateway import config as cfg
+from gateway import loading
 from gateway.services.accounts import KeyTerms, create_key, create_tenant, create_user
 from gateway.store import open_store
 from tests.process import START_SECONDS, GatewayProcess
@@ -32,7 +33,7 @@ class Rig(GatewayProcess):
 
     async def __aenter__(self) -> "Rig":
         self.write()
-        await self._make_keys(cfg.load(self.file))
+        await self._make_keys(loading.load(self.file))
         self.start()
         await self.until_ready()
         return self

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import ConfigError, load, parse
+from gateway.config import ConfigError
+from gateway.loading import load, parse
 
 
 def engine(**more: str) -> str:

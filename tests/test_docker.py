@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway import config
+from gateway import config, loading
 from gateway.http1.server import CUT
 from gateway.services import audit
 from gateway.services.metrics_table import BY_NAME, METRICS
@@ -143,7 +143,7 @@ def test_every_secret_that_a_service_asks_for_is_made(name: str, made: Path) -> 
 @pytest.mark.parametrize("name", ["demo.yaml", "production.yaml", "migrate.yaml"])
 def test_shipped_configurations_are_valid(name: str, made: Path) -> None:
     text = (DOCKER / "config" / name).read_text(encoding="utf-8")
-    parsed = config.parse(text.replace("/run/secrets", str(made)))
+    parsed = loading.parse(text.replace("/run/secrets", str(made)))
     assert bool(parsed.backends) is (name != "migrate.yaml")
     assert parsed.playground is (name == "demo.yaml")
 

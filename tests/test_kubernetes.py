@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from gateway import config
+from gateway import config, loading
 from gateway.http1.server import CUT
 from gateway.services import audit
 from gateway.services.metrics_table import BY_NAME
@@ -259,4 +259,4 @@ def test_what_pods_mount_and_are_configured_with_exists(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("f00d" * 8, encoding="utf-8")
     text = of_kind("ConfigMap")[0]["data"]["fairgate.yaml"]
-    assert config.parse(text.replace("/run/secrets/engines/vllm_key", str(key))).backends
+    assert loading.parse(text.replace("/run/secrets/engines/vllm_key", str(key))).backends

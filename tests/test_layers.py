@@ -17,7 +17,10 @@ ROW: list[tuple[str, tuple[str, ...]]] = [
     ("scheduler", ("scheduler",)),
     ("version", ("gateway",)),
     ("errors", ("gateway.errors",)),
-    ("config", ("gateway.config", "gateway.issuer", "gateway.shape", "gateway.source", "gateway.urls")),
+    (
+        "config",
+        ("gateway.config", "gateway.issuer", "gateway.loading", "gateway.shape", "gateway.source", "gateway.urls"),
+    ),
     ("logs", ("gateway.logs",)),
     (
         "wire",
@@ -78,6 +81,7 @@ PURE = (
     "gateway.errors",
     "gateway.config",
     "gateway.issuer",
+    "gateway.loading",
     "gateway.shape",
     "gateway.source",
     "gateway.urls",

@@ -108,7 +108,7 @@ def test_the_trace_of_a_bug_is_scrubbed(capfd: pytest.CaptureFixture[str], monke
     def broken(*_: object) -> None:
         raise RuntimeError(f"cannot read postgresql://app:{WORD}@h with Bearer {WORD}")
 
-    monkeypatch.setattr("gateway.config.load", broken)
+    monkeypatch.setattr("gateway.loading.load", broken)
     assert main(["check-config", "any"]) == 1
     told = capfd.readouterr().err
     assert "RuntimeError" in told

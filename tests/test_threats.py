@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway import config
+from gateway import config, loading
 from gateway.errors import RateLimited
 from gateway.flow import fields
 from gateway.flow.peer import HOPS, client_ip_of
@@ -83,17 +83,17 @@ def test_no_default_credentials_anywhere() -> None:
     for section in (config.Config(), config.Identity(), config.Admin()):
         named = {name: value for name, value in msgspec.structs.asdict(section).items() if isinstance(value, str)}
         assert not [name for name, value in named.items() if re.search("key|secret|password|token", name) and value]
-    for placeholder in sorted(config.PLACEHOLDERS):
+    for placeholder in sorted(loading.PLACEHOLDERS):
         for where, text in SECRETS.items():
             with pytest.raises(config.ConfigError, match=f"^{re.escape(where)}: a known placeholder"):
-                config.parse(text.replace("SECRET", placeholder.title()))
+                loading.parse(text.replace("SECRET", placeholder.title()))
 
 
 def test_cors_star_with_credentials_is_refused() -> None:
     """S-H3, H11."""
     assert config.Config().cors.origins == []
     with pytest.raises(config.ConfigError, match="credentials"):
-        config.parse("cors: {origins: ['*'], credentials: true}")
+        loading.parse("cors: {origins: ['*'], credentials: true}")
 
 
 def test_a_configuration_anyone_may_write_is_refused(tmp_path: Path) -> None:
@@ -101,10 +101,10 @@ def test_a_configuration_anyone_may_write_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "fairgate.yaml"
     file.write_text("listen: 127.0.0.1:8080\n", encoding="utf-8")
     file.chmod(0o640)
-    assert config.load(file).listen == "127.0.0.1:8080"
+    assert loading.load(file).listen == "127.0.0.1:8080"
     file.chmod(0o642)
     with pytest.raises(config.ConfigError, match="writable by everyone"):
-        config.load(file)
+        loading.load(file)
 
 
 def test_audit_rows_have_no_room_for_prompts() -> None:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gateway import config as cfg
+from gateway import loading
 from gateway.services import moments
 from gateway.store import open_store
 from gateway.store.base import Store
@@ -72,7 +73,7 @@ def verb(verbs: Commands, name: str, run: Run, summary: str) -> argparse.Argumen
 
 def configuration(args: argparse.Namespace) -> cfg.Config:
     """The configuration the arguments name, or the defaults."""
-    return cfg.load(args.config) if args.config is not None else cfg.Config()
+    return loading.load(args.config) if args.config is not None else cfg.Config()
 
 
 def with_store(

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from gateway import config as cfg
+from gateway import loading
 from gateway.commands.common import Commands, config_named, json_option, show_json
 
 
@@ -23,7 +24,7 @@ def add(commands: Commands) -> None:
 def check_config(args: argparse.Namespace) -> int:
     """Says what the file amounts to; the first fault ends it with exit code 1."""
     try:
-        config = cfg.load(args.file)
+        config = loading.load(args.file)
     except cfg.ConfigError as err:
         if not args.json:
             raise

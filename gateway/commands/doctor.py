@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from gateway import config as cfg
-from gateway import source
+from gateway import loading, source
 from gateway.commands.common import Commands, config_option, json_option, show_json
 from gateway.issuer import Jwt, Oidc
 from gateway.plane import tls_context
@@ -101,7 +101,7 @@ async def examine(path: Path | None) -> list[Check]:
 
 def _read(path: Path) -> tuple[cfg.Config, Any]:
     """The configuration, and what stands in the file before references are followed. Raises ConfigError."""
-    return cfg.load(path), source.read(path.read_text(encoding="utf-8"))
+    return loading.load(path), source.read(path.read_text(encoding="utf-8"))
 
 
 def _check(name: str, findings: list[Finding]) -> Check:

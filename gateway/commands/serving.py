@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from gateway import config, logs
+from gateway import config, loading, logs
 from gateway.app import serve
 from gateway.commands.common import CommandError, config_option, whole
 from gateway.demo import DemoError, Options, demo
@@ -38,12 +38,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def _serve(args: argparse.Namespace) -> int:
     if args.config is None:
         raise CommandError("serve needs a configuration: --config FILE (`fairgate demo` needs none)")
-    settings = config.load(args.config)
+    settings = loading.load(args.config)
     with _logging(settings):
 
         def load() -> config.Config:
-            fresh = config.load(args.config)
-            logs.know(config.secrets(fresh))
+            fresh = loading.load(args.config)
+            logs.know(loading.secrets(fresh))
             return fresh
 
         _run(serve(settings, load=load))
@@ -67,7 +67,7 @@ def _demo(args: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _logging(settings: config.Config) -> Iterator[None]:
     """JSON lines on standard error; the configured secrets never appear in them."""
-    logging = logs.setup(settings.log.level, secrets=config.secrets(settings))
+    logging = logs.setup(settings.log.level, secrets=loading.secrets(settings))
     try:
         yield
     finally:

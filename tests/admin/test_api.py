@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway import config
+from gateway import config, loading
 from gateway.admin.asks import LimitChanges
 from gateway.admin.table import BASE, ROWS, find
 from gateway.errors import MethodNotAllowed, NotFound
@@ -541,9 +541,9 @@ def test_a_store_that_is_away_denies(tmp_path: Path) -> None:
 
 def test_it_needs_a_listener() -> None:
     with pytest.raises(config.ConfigError, match=r"admin\.api"):
-        config.parse("admin: {listen: '', api: true}")
+        loading.parse("admin: {listen: '', api: true}")
     with pytest.raises(config.ConfigError, match=r"admin\.hosts"):
-        config.parse("admin: {api: true, hosts: ['http://x/']}")
+        loading.parse("admin: {api: true, hosts: ['http://x/']}")
 
 
 def test_the_table_matches_whole_paths() -> None:

@@ -4,6 +4,7 @@ import pytest
 import uvloop
 
 from gateway import config as cfg
+from gateway import loading
 from tests.flow.engine import Engine, plain
 from tests.gateway import gateway
 
@@ -77,4 +78,4 @@ def test_what_names_no_fields_is_not_repeated() -> None:
 def test_a_wildcard_with_credentials_does_not_start() -> None:
     """H11"""
     with pytest.raises(cfg.ConfigError, match="credentials"):
-        cfg.parse("cors: {origins: ['*'], credentials: true}")
+        loading.parse("cors: {origins: ['*'], credentials: true}")

@@ -7,6 +7,7 @@ import pytest
 import uvloop
 
 from gateway import config as cfg
+from gateway import loading
 from tests.flow.engine import Engine, plain
 from tests.gateway import chat, gateway
 
@@ -92,4 +93,4 @@ def test_a_key_may_force_a_category() -> None:
 def test_names_that_lead_in_circles_do_not_start(text: str, path: str) -> None:
     """O7"""
     with pytest.raises(cfg.ConfigError, match=re.escape(path)):
-        cfg.parse(text)
+        loading.parse(text)

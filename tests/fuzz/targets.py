@@ -11,11 +11,12 @@ import h11
 from gateway.api.dialect import Framing
 from gateway.api.frames import FrameFilter
 from gateway.api.stream import Opening, Tap
-from gateway.config import Config, ConfigError, parse
+from gateway.config import Config, ConfigError
 from gateway.http1.chunks import ChunkDecoder, ChunkWalker
 from gateway.http1.llhttp import _SPARE
 from gateway.http1.message import UpstreamWireError
 from gateway.http1.wire import _SHARED, WireLimits
+from gateway.loading import parse
 from tests.http1 import corpus
 
 LIMITS = WireLimits(head_bytes=300, header_count=10, target_bytes=60, body_bytes=100)

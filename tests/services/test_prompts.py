@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from gateway import config as cfg
+from gateway import loading
 from gateway.config import ConfigError, Prompts
 from gateway.services.principal import Principal
 from gateway.services.prompts import BATCH, DAY, SWEEP_SECONDS, PromptService
@@ -150,7 +150,7 @@ def test_a_redaction_that_cannot_be_had_does_not_start(name: str, hooks: str, tm
 
 def test_a_redaction_is_named_as_module_and_function() -> None:
     with pytest.raises(ConfigError, match="redact"):
-        cfg.parse("prompts: {redact: just_a_word}")
+        loading.parse("prompts: {redact: just_a_word}")
 
 
 def test_a_long_prompt_is_cut_after_the_redaction(store_url: str, hooks: str) -> None:
