@@ -103,14 +103,19 @@ def check(config: Config) -> None:
     _check_secrets(config)
     if config.discovery.forget < config.discovery.interval + config.discovery.timeout:
         raise ConfigError("discovery.forget: less than interval and timeout: models would vanish between two looks")
-    if config.limits.expire < (longest := _longest_request(config)):
-        raise ConfigError(f"limits.expire: less than the {longest:g} s that a request may wait and run")
+    _refuse("limits.expire", expire_fault(config))
     if config.caps.bodies_bytes < config.caps.body_bytes:
         raise ConfigError("caps.bodies_bytes: less than body_bytes: the largest body would find no room")
     for index, origin in enumerate(config.cors.origins):
         _refuse(f"cors.origins[{index}]", origin_fault(origin))
     if "*" in config.cors.origins and config.cors.credentials:
         raise ConfigError("cors.credentials: refused together with the origin '*'")
+
+
+def expire_fault(config: Config) -> str:
+    """How a reservation would expire while its request may still wait or run; empty where it cannot."""
+    longest = _longest_request(config)
+    return f"less than the {longest:g} s that a request may wait and run" if config.limits.expire < longest else ""
 
 
 def _longest_request(config: Config) -> float:

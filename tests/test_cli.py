@@ -246,6 +246,16 @@ def test_every_command_can_speak_json() -> None:
     assert silent == {"fairgate serve"}
 
 
+def test_a_wait_that_outlives_a_reservation_is_refused_at_runtime_too(cli: Cli) -> None:
+    """L2: as it is in the file."""
+    cli.run("settings", "set", "wait_weight", "1")
+    said = cli.refused("settings", "set", "queue_timeout", "5386")
+    assert "limits.expire (7200 s) would be less than the 7201 s that a request may wait and run" in said
+    assert cli.json("settings", "get", "queue_timeout")["queue_timeout"]["from"] == "configuration"
+    cli.run("settings", "set", "queue_timeout", "5385")
+    assert cli.json("settings", "get", "queue_timeout") == {"queue_timeout": {"value": 5385.0, "from": "runtime"}}
+
+
 def test_what_changes_something_shows_it_as_json(cli: Cli) -> None:
     """O5: as the command does that reads it."""
     assert cli.json("settings", "set", "wait_weight", "0.7") == {"wait_weight": {"value": 0.7, "from": "runtime"}}

@@ -59,7 +59,7 @@ async def setting(call: Call) -> object:
 
 async def set_setting(call: Call) -> object:
     value = msgspec.json.encode(call.asked(NewValue).value).decode()
-    await tuning.set_setting(call.store, call.config.scheduling, call.path["setting"], value)
+    await tuning.set_setting(call.store, call.config, call.path["setting"], value)
     return await setting(call)
 
 

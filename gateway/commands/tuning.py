@@ -81,9 +81,7 @@ def _get(args: argparse.Namespace) -> int:
 
 
 def _set(args: argparse.Namespace) -> int:
-    with_store(
-        args, lambda store, config: tuning.set_setting(store, config.scheduling, args.name, args.value), begins=True
-    )
+    with_store(args, lambda store, config: tuning.set_setting(store, config, args.name, args.value), begins=True)
     if args.json:
         _show_settings([(args.name, msgspec.json.decode(args.value), "runtime")])
     else:

@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 
 from gateway.api.model_names import meant
+from gateway.config import Config
+from gateway.loading import expire_fault
 from gateway.services.accounts import AccountError, NoSuch, Taken, check_models, find_tenant, find_user, now_us
 from gateway.services.keyfmt import random_text
 from gateway.services.operations import effective, reservations
@@ -52,17 +54,19 @@ def check_setting(name: str) -> None:
         raise NoSuch(f"there is no setting {name!r}{nearest(name, known)}")
 
 
-async def set_setting(store: Store, base: Settings, name: str, value: str) -> None:
-    """Change one from now on; `value` is JSON text."""
+async def set_setting(store: Store, config: Config, name: str, value: str) -> None:
+    """Change one from now on; `value` is JSON text. What `config` could not have in its file is refused here too."""
     check_setting(name)
     try:
         msgspec.json.decode(value)
     except msgspec.DecodeError as err:
         raise AccountError(f"{name}: {value!r} is neither a number nor null") from err
     try:
-        effective(base, await _changed(store) | {name: value})
+        now = effective(config.scheduling, await _changed(store) | {name: value})
     except ValueError as err:
         raise AccountError(str(err)) from err
+    if name == "queue_timeout" and (fault := expire_fault(msgspec.structs.replace(config, scheduling=now))):
+        raise AccountError(f"queue_timeout: limits.expire ({config.limits.expire:g} s) would be {fault}")
     await store.operate("setting", name, value, now_us(), store.actor)
 
 

@@ -412,6 +412,7 @@ WRONG = [
     ("PUT", "/settings/nothing", {"value": 1}, 404, None),
     ("PUT", "/settings/queue_timeout", {"value": -1}, 400, None),
     ("PUT", "/settings/queue_timeout", {"value": {"a": 1}}, 400, None),
+    ("PUT", "/settings/queue_timeout", {"value": 7000}, 400, None),
     ("POST", "/reservations", {"tenant": "acme", "minutes": 1, "start": "soon"}, 400, "start"),
     ("POST", "/reservations", {"tenant": "acme", "minutes": 1, "models": ["m\n"]}, 400, None),
     ("POST", "/reservations/none/approve", None, 404, None),
