@@ -170,10 +170,11 @@ class LocalHub:
         await self.operations.start()
 
     def run(self, group: TaskGroup) -> None:
-        """Watch backends and settings, roll up usage, until the group is cancelled."""
+        """Watch backends and settings, roll up usage, forget past budgets, until the group is cancelled."""
         group.start_soon(self.operations.run)
         group.start_soon(self.zombies.run)
         group.start_soon(keep_rolled_up, self._store)
+        group.start_soon(self.limits.forget_windows)
         self._services = group
         self._watch()
 

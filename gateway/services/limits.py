@@ -15,6 +15,7 @@ how anything is rendered. Rules:
 
 import asyncio
 import itertools
+import logging
 import math
 import secrets
 import time
@@ -30,11 +31,14 @@ from gateway.services.pace import Pace
 from gateway.store.base import Store, StoreError
 from gateway.store.limits import BUDGETS, Limits, Scoped, window
 
+_log: Final = logging.getLogger("fairgate.limits")
+
 PLAN_SECONDS: Final = 60.0
 """A plan is looked over this often: budgets change at midnight, and the wall clock may be set."""
 FORGET_SECONDS: Final = 300.0
 """A principal that asked nothing for this long is forgotten; its meters too once they say nothing."""
 SWEEP_SECONDS: Final = 10.0
+FORGET_WINDOWS_SECONDS: Final = 3600.0
 ATTEMPTS: Final = 8
 """Rounds with a lender, after each of which others may have taken what came; two or three suffice by far."""
 
@@ -307,6 +311,16 @@ class LimitService:
                 self._ledger.tell(meter)  # and is forgotten after that
             else:
                 del self._meters[name]
+
+    async def forget_windows(self) -> None:
+        """Delete what the ledger need no longer know, now and every hour, until cancelled: each scope has a row for
+        each day and month."""
+        while True:
+            try:
+                await self._store.forget_budgets(self._wall())
+            except StoreError as err:
+                _log.warning("budgets of past windows were not deleted: %s", err)
+            await asyncio.sleep(FORGET_WINDOWS_SECONDS)
 
     async def close(self) -> None:
         """Give back what is on lease."""

@@ -300,6 +300,10 @@ class Store(Protocol):
         """The rows of one scope, by name."""
         ...
 
+    async def forget_budgets(self, wall: float) -> int:
+        """Delete the rows of windows that were over `limits.KEEP_WINDOW` before `wall` (Unix seconds) -> how many."""
+        ...
+
     async def operate(self, kind: Kind, subject: str, body: str | None, at: int, actor: str) -> None:
         """Append an operator's change; `body` is JSON text, None removes what `subject` names."""
         ...

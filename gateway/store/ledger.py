@@ -13,6 +13,11 @@ BUDGETS = "SELECT scope, budget, spent, leases FROM budgets"
 NEW_BUDGET = "INSERT INTO budgets (scope, budget, spent, leases) VALUES ($1, $2, 0, '{}') ON CONFLICT DO NOTHING"
 SAVE_BUDGET = "UPDATE budgets SET spent = $3, leases = $4 WHERE scope = $1 AND budget = $2"
 
+PAST = "SELECT scope, budget FROM budgets WHERE budget > $1 AND budget < $2 LIMIT $3"
+FORGET = f"DELETE FROM budgets WHERE (scope, budget) IN ({PAST})"  # noqa: S608 -- constants
+FORGOTTEN_AT_ONCE = 1000
+"""Rows that one statement deletes, whose deadline is short."""
+
 
 def budget_of(row: Any) -> LedgerRow:
     """A fetched row of the ledger."""

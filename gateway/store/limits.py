@@ -21,6 +21,9 @@ Positive = Annotated[int, Meta(ge=1, le=10**15)]
 
 KEEP_BURNED = 3_600_000_000
 """Microseconds after its end that a lease is remembered: as long may its holder be away and still have it corrected."""
+KEEP_WINDOW = 31 * 86_400.0
+"""Seconds after its end that the ledger keeps a window: longer than a reservation (`limits.expire`) or a burned lease
+can last, and than clocks are wrong."""
 SHARE = 4
 """Beyond what requests wait for, a holder gets at most this part of what is left, so that others find something."""
 
@@ -76,6 +79,13 @@ def window(period: Period, wall: float) -> tuple[str, float]:
     start = start.replace(day=1)
     following = (start + datetime.timedelta(days=32)).replace(day=1)
     return start.strftime("month/%Y-%m"), following.timestamp()
+
+
+def past(wall: float) -> list[tuple[str, str]]:
+    """Ranges, without their ends, of the ledger's names for windows that were over `KEEP_WINDOW` before `wall`. Names
+    in a range differ in digits only, so that every collation has them in the order of time."""
+    recent = {period: window(period, wall - KEEP_WINDOW)[0] for _, period in BUDGETS.values() if period != "total"}
+    return [(f"{u}/{p}/", f"{u}/{recent[p]}") for u, p in BUDGETS.values() if p in recent]
 
 
 class Lease(msgspec.Struct, omit_defaults=True):

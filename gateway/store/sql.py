@@ -26,8 +26,8 @@ from gateway.store.base import (
     Tenant,
     User,
 )
-from gateway.store.ledger import BUDGETS, budget_of
-from gateway.store.limits import LedgerRow, Limits
+from gateway.store.ledger import BUDGETS, FORGET, FORGOTTEN_AT_ONCE, PAST, budget_of
+from gateway.store.limits import LedgerRow, Limits, past
 from gateway.store.operations import Kind, OperationsSql
 from gateway.store.prompts import PromptsSql
 from gateway.store.usage import UsageSql
@@ -264,6 +264,14 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
 
     async def budgets(self, scope: str) -> list[LedgerRow]:
         return [budget_of(row) for row in await self._fetch(f"{BUDGETS} WHERE scope = $1 ORDER BY budget", scope)]
+
+    async def forget_budgets(self, wall: float) -> int:
+        """In steps until none is left: a step that deletes nothing may have met another gateway's."""
+        gone = 0
+        for ends in past(wall):
+            while await self._fetch(PAST, *ends, 1):
+                gone += await self._execute(FORGET, [(*ends, FORGOTTEN_AT_ONCE)])
+        return gone
 
     async def touch_keys(self, used: Mapping[str, int]) -> None:
         """In one order, so that two gateways never wait for each other. A key that is not there is passed over."""
