@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 import msgspec
 
@@ -79,6 +80,16 @@ async def _kill(service: LimitService) -> None:
     service._ledger._task = None
     if service._shared is not None:
         service._shared._task = None
+
+
+def run(form: Form, body: Callable[[LimitService], Coroutine[Any, Any, None]]) -> None:
+    """A test's body with one gateway's limits."""
+
+    async def main() -> None:
+        async with form.replica() as service:
+            await body(service)
+
+    asyncio.run(main())
 
 
 async def outcome(service: LimitService, who: Asker, tokens: int = 0, gpu: float = 0.0) -> Reservation | GatewayError:

@@ -3,8 +3,6 @@
 import asyncio
 import math
 import random
-from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,27 +15,9 @@ from gateway.services.meters import REUSED, TOKENS, Budget, duration
 from gateway.store import open_store
 from gateway.store.limits import Claim, LedgerRow, Limits, decide, window
 from tests.databases import statement
-from tests.services.limited import Asker, Form, asker, command, outcome, spent
+from tests.services.limited import Asker, Form, asker, outcome, run, spent
 
 DAY = 86_400.0
-
-
-@pytest.fixture(params=["embedded", "shared"])
-def form(request: pytest.FixtureRequest, tmp_path: Path) -> Form:
-    """SQLite and counting in the process; PostgreSQL and Redis."""
-    if request.param == "embedded":
-        return Form(str(tmp_path / "fairgate.db"))
-    redis = request.getfixturevalue("redis")
-    command(redis.port, "FLUSHALL")
-    return Form(request.getfixturevalue("postgresql_url"), redis.url())
-
-
-def run(form: Form, body: Callable[[LimitService], Coroutine[Any, Any, None]]) -> None:
-    async def main() -> None:
-        async with form.replica() as service:
-            await body(service)
-
-    asyncio.run(main())
 
 
 # ---- rates and open requests

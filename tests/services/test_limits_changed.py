@@ -2,9 +2,6 @@
 PostgreSQL + Redis."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,28 +13,10 @@ from gateway.services.shared import SharedCounts
 from gateway.store.limits import Claim, LedgerRow, Limits, decide
 from tests.servers import Redis
 from tests.services.keyring import Clock
-from tests.services.limited import Asker, Form, asker, command, outcome, spent
+from tests.services.limited import Asker, Form, asker, command, outcome, run, spent
 
 SECOND = 1_000_000
 MIDNIGHT = 1_800_057_600.0
-
-
-@pytest.fixture(params=["embedded", "shared"])
-def form(request: pytest.FixtureRequest, tmp_path: Path) -> Form:
-    """SQLite and counting in the process; PostgreSQL and Redis."""
-    if request.param == "embedded":
-        return Form(str(tmp_path / "fairgate.db"))
-    redis = request.getfixturevalue("redis")
-    command(redis.port, "FLUSHALL")
-    return Form(request.getfixturevalue("postgresql_url"), redis.url())
-
-
-def run(form: Form, body: Callable[[LimitService], Coroutine[Any, Any, None]]) -> None:
-    async def main() -> None:
-        async with form.replica() as service:
-            await body(service)
-
-    asyncio.run(main())
 
 
 async def use(service: LimitService, who: Asker, amount: int) -> None:
