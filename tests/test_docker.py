@@ -81,6 +81,16 @@ def test_engines_live_on_an_internal_network_that_only_the_gateway_joins(name: s
         assert document["services"][service]["networks"] == ["engines"], service
 
 
+def test_the_volumes_and_images_of_the_page_are_those_of_the_production_file() -> None:
+    """A model comes into a volume by a container beside those of the file: the engines' network leads nowhere."""
+    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    filled = dict(re.findall(r"--volume (\S+):\S+ .*?(\S+/\S+:v?[0-9.]+) ?", text.replace("\\\n", " ")))
+    document = compose("compose.yaml")
+    engines = [document["services"][name] for name in ("ollama", "vllm")]
+    served = {f"{document['name']}_{one['volumes'][0].partition(':')[0]}": one["image"] for one in engines}
+    assert {volume: image.partition(":-")[2].rstrip("}") for volume, image in served.items()} == filled
+
+
 @pytest.mark.parametrize("name", COMPOSE)
 def test_services_are_hardened(name: str) -> None:
     for service, definition in compose(name)["services"].items():
