@@ -2,11 +2,13 @@
 
 Starts the demo, a Prometheus that scrapes it every second with the shipped rules, and more clients than slots, some of
 whom leave early or are refused; while they go on, asks every query of the dashboard. Exit code 1 names the queries
-without an answer and the rules that failed. Needs `prometheus` on PATH (Debian package prometheus).
+without an answer, but for those about zombies, and the rules that failed. Needs `prometheus` on PATH (Debian package
+prometheus).
 """
 
 import json
 import math
+import re
 import shutil
 import socket
 import subprocess
@@ -28,6 +30,8 @@ DASHBOARD = HERE.parent / "grafana" / "dashboard.json"
 SECONDS = 20.0
 CLIENTS = 12
 SLOTS = 4
+UNASKED = re.compile("zombie")
+"""Of llama.cpp alone, which the demo does not play."""
 
 
 def free_port() -> int:
@@ -102,13 +106,22 @@ def answers(url: str, query: str) -> bool:
     return any(not math.isnan(value) for value in values)
 
 
+def unanswered(url: str, queries: list[str]) -> list[str]:
+    """Those that give no data, asked again for so long as they had to gather some: a busy machine misses scrapes."""
+    late = time.monotonic() + SECONDS
+    while queries := [query for query in queries if not answers(url, query)]:
+        if time.monotonic() > late:
+            break
+    return queries
+
+
 def main() -> None:
     panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
     queries = [target["expr"] for panel in panels for target in panel.get("targets", [])]
     with tempfile.TemporaryDirectory() as folder, demo() as facts, prometheus(Path(folder), facts["admin_url"]) as url:
         with load(facts) as clients:
             time.sleep(SECONDS)
-            empty = [query for query in queries if not answers(url, query)]
+            empty = unanswered(url, [query for query in queries if not UNASKED.search(query)])
         rules = httpx.get(f"{url}/api/v1/rules", timeout=10, trust_env=False).json()["data"]["groups"][0]["rules"]
         sick = [rule["name"] for rule in rules if rule["health"] != "ok"]
         firing = [rule["name"] for rule in rules if rule["state"] == "firing"]
