@@ -13,6 +13,7 @@ import anyio
 import msgspec
 
 from gateway.config import Config, ConfigError
+from gateway.loading import expire_fault
 
 log = logging.getLogger("fairgate.app")
 
@@ -99,7 +100,8 @@ async def close_all(*closings: Awaitable[None]) -> None:
 
 
 def in_force(old: Config, new: Config) -> tuple[Config, list[str]]:
-    """The new configuration but for what only a restart brings into force, and the names of what differs there."""
+    """The new configuration but for what only a restart brings into force, and the names of what differs there. Raises
+    ConfigError where the two do not go together."""
     names = [name for name in RESTART_ONLY if getattr(old, name) != getattr(new, name)]
     if (old.tls is None) != (new.tls is None):
         names.append("tls")
@@ -107,7 +109,10 @@ def in_force(old: Config, new: Config) -> tuple[Config, list[str]]:
     if old.log.level != new.log.level:
         names.append("log.level")
         kept["log"] = msgspec.structs.replace(new.log, level=old.log.level)
-    return msgspec.structs.replace(new, **kept), names
+    joined = msgspec.structs.replace(new, **kept)
+    if "limits" in kept and (fault := expire_fault(joined)):
+        raise ConfigError(f"limits.expire: until a restart it is {old.limits.expire:g}, {fault}")
+    return joined, names
 
 
 def early_hangup() -> asyncio.Event:

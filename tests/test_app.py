@@ -238,6 +238,21 @@ def test_what_needs_a_restart_is_named_as_long_as_it_is_not_in_force(tmp_path: P
     uvloop.run(main())
 
 
+def test_what_does_not_go_together_before_a_restart_is_not_reloaded() -> None:
+    """L2, O7: a longer `expire` needs a restart, the longer requests for which it was meant would not."""
+
+    async def main() -> None:
+        async with Engine(plain) as engine, gateway(engine.url) as g:
+            before = g.app.config
+            later = replaced(g.app, limits=cfg.Quotas(expire=20_000.0), upstream=cfg.Upstream(total=18_000.0))
+            with pytest.raises(cfg.ConfigError, match=r"^limits\.expire: until a restart it is 7200, less than"):
+                g.app.reload(later)
+            assert g.app.config == before
+            assert g.app.reload(replaced(g.app, limits=cfg.Quotas(expire=20_000.0))) == ["limits"]
+
+    uvloop.run(main())
+
+
 def test_a_hangup_reloads_a_running_process(tmp_path: Path) -> None:
     """O7: the new engine is watched, also after a second one; a faulty file changes nothing and is said."""
 
