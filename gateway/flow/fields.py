@@ -4,6 +4,7 @@ Towards the engine only what is listed here goes (R9), towards the client only w
 answer's media type (H8): no field of one side reaches the other by default.
 """
 
+import math
 import random
 from collections.abc import Mapping
 from typing import Final
@@ -96,7 +97,8 @@ def error_fields(error: GatewayError, request_id: str, extra: bytes = b"") -> by
 def retry_fields(error: GatewayError) -> bytes:
     """`Retry-After` in whole seconds and `retry-after-ms`; jittered so that clients do not come back together, who wait
     for longer than may be said least of all."""
-    seconds = max(error.retry_after or 0.0, 1.0)
+    never = error.retry_after is None and isinstance(error, BudgetSpent)
+    seconds = math.inf if never else max(error.retry_after or 0.0, 1.0)
     spread = random.uniform(1.0, 1.2)  # noqa: S311  # no secrecy
     if seconds > RETRY_AFTER_MAX:
         seconds = RETRY_AFTER_MAX / spread

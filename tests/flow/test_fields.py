@@ -18,6 +18,7 @@ from gateway.flow.fields import retry_fields
         (QueueTimeout("", retry_after=600.0), 50_000),
         (Reserved("", retry_after=3600.0), 50_000),
         (BudgetSpent("", retry_after=86_400.0), 50_000),
+        (BudgetSpent(""), 50_000),  # one that never comes back
     ],
     ids=repr,
 )
