@@ -62,7 +62,6 @@ _PROMPTS: Final = {
     b"/api/generate": ("prompt", "suffix", "system", "template", "context", "format", "images"),
     b"/api/embed": ("input",),
     b"/api/embeddings": ("prompt",),
-    b"/api/show": (),
 }
 
 _TAG_FIELDS: Final = ("modified_at", "size", "digest", "details", "capabilities")
@@ -126,7 +125,7 @@ class Ollama:
             model=read_model(members, "name" if old_name else "model"),
             stream=generates and read_flag(members, "stream", absent=True),
             max_tokens=_limit(members) if generates and "options" in keys else None,
-            input_bytes=prompt_bytes(body, members, _PROMPTS[path]),
+            input_bytes=0 if endpoint.kind is Kind.SHOW else prompt_bytes(body, members, _PROMPTS[path]),
             keys=keys,
         )
 

@@ -12,7 +12,7 @@ import uvloop
 from gateway import config as cfg
 from gateway.services.accounts import find_tenant
 from gateway.store.limits import Limits
-from tests.flow.engine import SSE_HEAD, Engine, chunk, hang, json_answer, plain, start_and_hang, stream
+from tests.flow.engine import SSE_HEAD, Engine, answering, chunk, hang, json_answer, plain, start_and_hang, stream
 from tests.flow.run import run
 from tests.gateway import Gateway, chat, gateway
 from tests.servers import Redis
@@ -160,6 +160,21 @@ def test_the_running_usage_of_one_answer_is_not_that_of_all() -> None:
         assert (row["prompt_tokens"], row["usage_estimated"]) == (7, 1)
 
     run(running, test)
+
+
+def test_to_be_shown_a_model_costs_no_tokens() -> None:
+    """A2, L2: there is no prompt. Clients ask for each model of their list."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        key = await g.add_key(limits=Limits(tokens_per_day=10))
+        for _ in range(3):
+            assert (await g.ask("/api/show", {"model": "m"}, key=key))[0] == 200
+        rows = await g.records(3)
+        assert [(row["prompt_tokens"], row["completion_tokens"]) for row in rows] == [(0, 0)] * 3
+        await g.app.limits.close()
+        assert await budget(g, f"key:{rows[0]['key']}") == {"tokens": (0, 0)}
+
+    run(answering(json_answer(b'{"details":{},"model_info":{}}')), test, engine="ollama")
 
 
 def test_a_stream_that_begins_with_an_error_costs_nothing() -> None:
