@@ -1,6 +1,7 @@
 """The views of frames and answers in which engines report token usage and failures. Pure facts.
 
-Not compiled (`hatch_build.py`): records keep their options and types.
+Not compiled (`hatch_build.py`): records keep their options and types. What counts is read in any form of a number: some
+writers of JSON give whole ones a fraction of zero, and a count that cannot be read would make the answer free.
 """
 
 import msgspec
@@ -68,7 +69,7 @@ class Outline(msgspec.Struct, gc=False):
     type: msgspec.Raw = _NULL
 
 
-FRAME = msgspec.json.Decoder(Frame)
-STARTED = msgspec.json.Decoder(Started)
-BLOCK = msgspec.json.Decoder(Block)
+FRAME = msgspec.json.Decoder(Frame, strict=False)
+STARTED = msgspec.json.Decoder(Started, strict=False)
+BLOCK = msgspec.json.Decoder(Block, strict=False)
 OUTLINE = msgspec.json.Decoder(Outline)

@@ -84,6 +84,11 @@ def test_a_message_broken_off_has_its_prompt_and_its_frames() -> None:
     assert opened([chunk(DELTA)] * 5, chunked=True).estimate() == Usage(0, 5, reported=False)
 
 
+def test_a_first_event_may_count_with_a_fraction() -> None:
+    """As some writers of JSON do, which know one kind of number."""
+    assert opened([START.replace(b"9", b"9.0"), DELTA], chunked=False).estimate() == Usage(13, 2, 4, reported=False)
+
+
 @pytest.mark.parametrize("first", UNTOLD)
 def test_a_message_that_tells_no_prompt_is_an_estimate(first: bytes) -> None:
     """L2: nobody is billed a prompt of no tokens as the truth."""
@@ -120,6 +125,7 @@ def test_the_first_event_is_looked_for_in_the_first_bytes_only() -> None:
             Usage(18, 2, 4),
         ),
         (b'{"input_tokens":9,"cache_creation_input_tokens":null,"output_tokens":2}', Usage(9, 2)),
+        (b'{"input_tokens":9.0,"cache_read_input_tokens":4.0,"output_tokens":2.0}', Usage(13, 2, 4)),
         # A proxy of Anthropic's API that writes OpenAI's: its prompt has all.
         (b'{"prompt_tokens":13,"completion_tokens":2,"cache_read_input_tokens":4}', Usage(13, 2)),
     ],
@@ -150,6 +156,7 @@ def test_counted_tokens_are_no_usage() -> None:
         (b'{"results":[],"usage":{"total_tokens":8}}', Usage(8, 0)),
         (b'{"usage":{"total_tokens":8,"completion_tokens":3}}', Usage(5, 3)),
         (b'{"usage":{"completion_tokens":3}}', Usage(0, 3)),
+        (b'{"usage":{"prompt_tokens":9.0,"completion_tokens":2e0,"prompt_tokens_details":null}}', Usage(9, 2)),
         (b'{"usage":null}', None),
         (b'{"choices":[]}', None),
         (b'{"usage":{"prompt_tokens":"many"}}', None),
@@ -168,6 +175,7 @@ def test_usage_of_openai_answers(frame: bytes, usage: Usage | None) -> None:
     [
         (b'{"done":true,"prompt_eval_count":5,"eval_count":6}', Usage(5, 6)),
         (b'{"done":true,"eval_count":6}', Usage(0, 6)),
+        (b'{"done":true,"prompt_eval_count":5.0,"eval_count":6.0}', Usage(5, 6)),
         (b'{"done":true}', Usage(0, 0)),
         (b'{"embeddings":[[1]],"prompt_eval_count":5}', Usage(5, 0)),
         (b'{"embedding":[1]}', None),
