@@ -42,7 +42,6 @@ class Relay:
         "_dropped_usage",
         "_filter",
         "_kept",
-        "_kept_bytes",
         "_path",
         "_plain",
         "_start",
@@ -56,6 +55,7 @@ class Relay:
         "endpoint",
         "engine_said_so",
         "error",
+        "kept_bytes",
         "on_tokens",
         "owner",
         "reply",
@@ -98,7 +98,7 @@ class Relay:
         self.tokens_due = NEVER
         self._start = start
         self._kept: list[bytes] = _NOTHING if streaming else []
-        self._kept_bytes = 0
+        self.kept_bytes = 0  # of a plain answer
         self._dropped_usage: Usage | None = None  # found in what is no longer kept
         self._tail_seen = False
         self._decoder: ChunkDecoder | None = None
@@ -234,8 +234,8 @@ class Relay:
     def _gather(self, data: bytes) -> None:
         """A plain answer in another API's words is translated when all of it is here."""
         self._kept.append(data if self._decoder is None else self._decoder.decode(data))
-        self._kept_bytes += len(self._kept[-1])
-        if self._kept_bytes > LONGEST_TRANSLATED and self.error is None:
+        self.kept_bytes += len(self._kept[-1])
+        if self.kept_bytes > LONGEST_TRANSLATED and self.error is None:
             self._stop(UpstreamBroke("The engine's answer is too long to be translated."))
 
     def _send(self, payload: bytes) -> None:
@@ -393,10 +393,10 @@ class Relay:
     def _keep(self, data: bytes) -> None:
         """Hold on to what the usage will be read from; references, no copies."""
         self._kept.append(data)
-        self._kept_bytes += len(data)
-        while self._kept_bytes - len(self._kept[0]) > KEEP_FOR_USAGE:
+        self.kept_bytes += len(data)
+        while self.kept_bytes - len(self._kept[0]) > KEEP_FOR_USAGE:
             gone = self._kept.pop(0)
-            self._kept_bytes -= len(gone)
+            self.kept_bytes -= len(gone)
             found = usage_within(self.framing, gone + self._kept[0][:LONGEST_USAGE])
             self._dropped_usage = found or self._dropped_usage
 
@@ -407,7 +407,7 @@ class Relay:
             return self.tap.finish() or (self.tap.estimate() if self.tap.frames and self.begun else None)
         body = b"".join(self._kept)
         if self.reply.chunked and self.crossing is None and self.error is None and self.done.is_set:
-            body = ChunkDecoder().decode(body) if self._kept_bytes <= KEEP_FOR_USAGE else payload_end(body)
+            body = ChunkDecoder().decode(body) if self.kept_bytes <= KEEP_FOR_USAGE else payload_end(body)
         return usage_of_body(self.framing, body) or usage_within(self.framing, body) or self._dropped_usage
 
     @property

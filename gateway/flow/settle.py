@@ -90,13 +90,19 @@ def _let_go(x: Exchange) -> None:
 
 
 def _usage(x: Exchange, rt: Runtime) -> Usage:
-    """Tokens as reported, else as counted; the prompt that an engine worked on and did not come to count is estimated.
-    The record, the limits and the metrics all have these."""
+    """Tokens as reported, else as counted; what an engine worked on and did not come to count is estimated. The record,
+    the limits and the metrics all have these."""
     usage = _counted(x)
     if usage.reported or usage.prompt_tokens or not quota.worked(x, usage):
         return usage
     prompt = math.ceil(rt.estimator.input_tokens(x.route.model, x.ask.input_bytes))  # none is without tokens
-    return Usage(prompt, usage.completion_tokens, usage.cached_tokens, reported=False)
+    return Usage(prompt, usage.completion_tokens or _unsaid(x, rt), usage.cached_tokens, reported=False)
+
+
+def _unsaid(x: Exchange, rt: Runtime) -> int:
+    """Output tokens of a plain answer by its size: what an engine does not count must not be free."""
+    size = x.relay.kept_bytes if x.relay is not None else 0
+    return min(math.ceil(rt.estimator.input_tokens(x.route.model, size)), quota.produces(x))
 
 
 def _counted(x: Exchange) -> Usage:

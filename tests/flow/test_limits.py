@@ -162,6 +162,47 @@ def test_the_running_usage_of_one_answer_is_not_that_of_all() -> None:
     run(running, test)
 
 
+UNCOUNTED = {
+    CHAT: {
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "word " * 800}, "finish_reason": "stop"}]
+    },
+    "/v1/completions": {"choices": [{"index": 0, "text": "word " * 800, "finish_reason": "stop"}]},
+    "/v1/responses": {"output": [{"type": "message", "content": [{"type": "output_text", "text": "word " * 800}]}]},
+}
+
+
+@pytest.mark.parametrize("path", [*UNCOUNTED, "/v1/messages", "/api/chat"])
+def test_a_plain_answer_that_its_engine_does_not_count_is_not_free(path: str) -> None:
+    """L2: its tokens are estimated by its size, and are never more than could be asked for."""
+    answer = json_answer(json.dumps(UNCOUNTED.get(path, UNCOUNTED[CHAT])).encode())
+    body = chat(prompt="x", input="x", stream=False)
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        key = await g.add_key(limits=Limits(tokens_per_day=7000))
+        told = [(await g.ask(path, body, key=key))[0] for _ in range(5)]
+        assert told == [200, 200, 200, 429, 429]
+        rows = await g.records(5)
+        assert all(row["usage_estimated"] for row in rows[:3])
+        assert all(900 < row["completion_tokens"] < 1200 for row in rows[:3])
+        limits = {"max_tokens": 5, "max_output_tokens": 5, "options": {"num_predict": 5}}
+        assert (await g.ask(path, body | limits))[0] == 200
+        assert (await g.records(6))[5]["completion_tokens"] == 5
+
+    run(answering(answer), test)
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank"])
+def test_what_generates_nothing_has_no_output_by_its_size(path: str) -> None:
+    """L2"""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        assert (await g.ask(path, {"model": "m", "input": "x", "query": "x", "documents": []}))[0] == 200
+        (row,) = await g.records(1)
+        assert (row["prompt_tokens"] > 0, row["completion_tokens"], row["usage_estimated"]) == (True, 0, 1)
+
+    run(answering(json_answer(b'{"data":[],"results":[],"pad":"%b"}' % (b"x" * 4000))), test)
+
+
 def test_to_be_shown_a_model_costs_no_tokens() -> None:
     """A2, L2: there is no prompt. Clients ask for each model of their list."""
 
