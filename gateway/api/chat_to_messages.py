@@ -32,7 +32,7 @@ def answer(body: bytes) -> bytes:
         content.append({"type": "text", "text": said.content})
     for number, call in enumerate(said.tool_calls or []):
         content.append(_tool_use(call, f"{made.id or 'msg'}_{number}") | {"input": call.input})
-    end = _end(choice.finish_reason, choice.stop_reason, called=bool(said.tool_calls))
+    end = _end(choice.finish_reason, choice.stopped_at, called=bool(said.tool_calls))
     return msgspec.json.encode(_message(made, content) | end | {"usage": _usage(made.usage)})
 
 
@@ -44,8 +44,8 @@ def _tool_use(call: Call, otherwise: str) -> dict[str, Any]:
     return {"type": "tool_use", "id": call.id or f"toolu_{otherwise}", "name": call.name, "input": {}}
 
 
-def _end(finish: str | None, stop: int | str | None, *, called: bool) -> dict[str, Any]:
-    if isinstance(stop, str) and finish == "stop":
+def _end(finish: str | None, stop: str | None, *, called: bool) -> dict[str, Any]:
+    if stop is not None and finish == "stop":
         return {"stop_reason": "stop_sequence", "stop_sequence": stop}
     reason = _REASONS.get(finish or "stop", "end_turn")
     return {"stop_reason": "tool_use" if called and reason == "end_turn" else reason, "stop_sequence": None}
@@ -110,7 +110,7 @@ class MessageStream(ChunkStream):
         self._numbers = CallNumbers()
         self._counts: Counts | None = None
         self._finish: str | None = None
-        self._stop: int | str | None = None
+        self._stop: str | None = None
 
     def chunk(self, chunk: Completion) -> bytes:
         """Its events."""
@@ -118,7 +118,7 @@ class MessageStream(ChunkStream):
         out = self._opened(chunk)
         choice = chunk.choice
         self._finish = choice.finish_reason or self._finish
-        self._stop = choice.stop_reason if choice.stop_reason is not None else self._stop
+        self._stop = choice.stopped_at or self._stop
         return out + self._said(choice.delta or Said())
 
     def end(self) -> bytes:

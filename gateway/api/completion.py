@@ -81,8 +81,15 @@ class Choice(msgspec.Struct, gc=False):
     message: Said | None = None
     delta: Said | None = None
     finish_reason: str | None = None
-    stop_reason: int | str | None = None  # vLLM: the stop sequence that it met
+    stop_reason: int | str | None = None  # vLLM's word for the stop sequence that was met, or the token
+    matched_stop: int | str | None = None  # SGLang's
     logprobs: msgspec.Raw = _NOTHING
+
+    @property
+    def stopped_at(self) -> str | None:
+        """The stop sequence that was met, where the engine tells."""
+        met = self.stop_reason if self.matched_stop is None else self.matched_stop
+        return met if isinstance(met, str) else None
 
     @property
     def tokens(self) -> msgspec.Raw | None:

@@ -162,6 +162,9 @@ def test_a_whole_message() -> None:
         ({"finish_reason": "abort"}, "end_turn", None),
         ({"finish_reason": "stop", "stop_reason": "END"}, "stop_sequence", "END"),
         ({"finish_reason": "stop", "stop_reason": 128001}, "end_turn", None),
+        ({"finish_reason": "stop", "matched_stop": "END"}, "stop_sequence", "END"),
+        ({"finish_reason": "stop", "matched_stop": 128001}, "end_turn", None),
+        ({"finish_reason": "length", "matched_stop": None}, "max_tokens", None),
     ],
 )
 def test_why_it_ended(choice: dict[str, Any], reason: str, sequence: str | None) -> None:
