@@ -9,6 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any, Final
 
+from gateway.api import thinking
 from gateway.api.given import Object, an_array, an_object, decoded, encoded
 from gateway.errors import BadRequest
 
@@ -68,10 +69,8 @@ def _completion(asked: Object, messages: Sequence[Object], model: str, cap: int)
         made["logprobs"] = True
         made |= {"top_logprobs": asked["top_logprobs"]} if asked.get("top_logprobs") else {}
     think = asked.get("think")
-    if isinstance(think, str):
-        made["reasoning_effort"] = think
-    elif think is not None:  # what vLLM, SGLang and llama.cpp hand to the model's template
-        made["chat_template_kwargs"] = {"enable_thinking": bool(think)}
+    if think is not None:
+        made |= thinking.with_effort(think) if isinstance(think, str) else thinking.switched(bool(think))
     if asked.get("stream") is not False:
         made |= {"stream": True, "stream_options": {"include_usage": True}}
     return encoded(made)

@@ -54,7 +54,9 @@ PLAIN = {"model": "served", "messages": HELLO, "max_tokens": 100}
         ({"logprobs": True}, {"logprobs": True}),
         ({"logprobs": False, "top_logprobs": 2}, {}),
         ({"think": "high"}, {"reasoning_effort": "high"}),
-        ({"think": False}, {"chat_template_kwargs": {"enable_thinking": False}}),
+        ({"think": "max"}, {"reasoning_effort": "high"}),
+        ({"think": False}, {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}),
+        ({"think": True}, {"chat_template_kwargs": {"enable_thinking": True, "thinking": True}}),
         ({"think": None}, {}),
     ],
 )  # fmt: skip
