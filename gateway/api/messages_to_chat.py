@@ -1,13 +1,14 @@
 """An Anthropic client's request in the words of OpenAI's chat completions, for engines that speak these only.
 
-Pure. Owns what is translated and what is lost: thoughts of earlier turns, `thinking`, `metadata` and members that are
-unknown here are left out; what would change the meaning (documents, server tools) is refused. Must not know the answer,
-who is asking, or where the request goes.
+Pure. Owns what is translated and what is lost: thoughts of earlier turns, how many tokens thoughts may take, `metadata`
+and members that are unknown here are left out; what would change the meaning (documents, server tools) is refused. Must
+not know the answer, who is asking, or where the request goes.
 """
 
 from collections.abc import Sequence
 from typing import Any, Final
 
+from gateway.api import thinking
 from gateway.api.given import Object, an_array, an_object, decoded, encoded
 from gateway.errors import BadRequest
 
@@ -15,6 +16,7 @@ PATH: Final = b"/v1/chat/completions"
 
 _SAME: Final = ("temperature", "top_p", "top_k")
 _CHOICES: Final = {"auto": "auto", "any": "required", "none": "none"}
+_SWITCH: Final = {"enabled": True, "disabled": False}  # "adaptive" leaves it to the model, as its template does
 _FORGOTTEN: Final = ("thinking", "redacted_thinking")  # no set: a type may be anything, and not every value has a hash
 
 
@@ -32,7 +34,7 @@ def request(body: bytes, model: str, cap: int) -> bytes:
         made["stop"] = asked["stop_sequences"]
     if asked.get("stream"):
         made |= {"stream": True, "stream_options": {"include_usage": True}}
-    return encoded(made | _tools(asked) | _format(asked))
+    return encoded(made | _tools(asked) | _thought(asked) | _output(asked))
 
 
 def _system(given: Any) -> list[Object]:
@@ -145,14 +147,21 @@ def _tool(tool: Object) -> Object:
     if tool.get("type") not in (None, "custom"):
         raise BadRequest(f"The engine of this model has no tool of type {str(tool['type'])[:40]!r}", param="tools")
     function = {"name": tool.get("name"), "parameters": tool.get("input_schema") or {"type": "object"}}
-    if tool.get("description"):
-        function["description"] = tool["description"]
+    function |= {key: tool[key] for key in ("description", "strict") if tool.get(key)}
     return {"type": "function", "function": function}
 
 
-def _format(asked: Object) -> dict[str, Any]:
-    form = an_object(asked.get("output_config") or {}, "output_config").get("format")
+def _thought(asked: Object) -> dict[str, Any]:
+    switch = _SWITCH.get(str(an_object(asked.get("thinking") or {}, "thinking").get("type")))
+    return {} if switch is None else thinking.switched(switch)
+
+
+def _output(asked: Object) -> dict[str, Any]:
+    """Form and effort. The form was a member of its own while it was a beta, and is where such clients are."""
+    config = an_object(asked.get("output_config") or {}, "output_config")
+    form, effort = config.get("format") or asked.get("output_format"), config.get("effort")
+    made = thinking.with_effort(effort) if isinstance(effort, str) else {}
     if form is None:
-        return {}
+        return made
     schema = {"name": "answer", "schema": an_object(form, "output_config.format").get("schema")}
-    return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    return made | {"response_format": {"type": "json_schema", "json_schema": schema}}

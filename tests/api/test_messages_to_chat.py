@@ -22,6 +22,10 @@ def made(**members: Any) -> dict[str, Any]:
     return dict(json.loads(request(json.dumps(body).encode(), "m", 100)))
 
 
+def switched(*, on: bool) -> dict[str, Any]:
+    return {"chat_template_kwargs": {"enable_thinking": on, "thinking": on}}
+
+
 PLAIN = {"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -36,10 +40,18 @@ PLAIN = {"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content"
         ({"stop_sequences": []}, {}),
         ({"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}),
         ({"stream": False}, {}),
-        ({"metadata": {"user_id": "ann"}, "thinking": {"type": "enabled"}, "service_tier": "auto"}, {}),
+        ({"metadata": {"user_id": "ann"}, "thinking": {"type": "adaptive"}, "service_tier": "auto"}, {}),
+        ({"thinking": {"type": "enabled", "budget_tokens": 9}}, switched(on=True)),
+        ({"thinking": {"type": "disabled"}, "output_config": {"effort": None}}, switched(on=False)),
+        ({"output_config": {"effort": "low"}}, {"reasoning_effort": "low"}),
+        ({"output_config": {"effort": "max"}}, {"reasoning_effort": "high"}),
         ({"tool_choice": {"type": "auto"}}, {}),
         (
             {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}},
+        ),
+        (
+            {"output_format": {"type": "json_schema", "schema": SCHEMA}},
             {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}},
         ),
     ],
@@ -107,8 +119,11 @@ def test_a_call_and_its_result() -> None:
 )
 def test_tools(choice: Any, becomes: dict[str, Any]) -> None:
     """A4"""
-    tools = [{"name": "w", "description": "d", "input_schema": SCHEMA}, {"type": "custom", "name": "bare"}]
-    function = {"name": "w", "parameters": SCHEMA, "description": "d"}
+    tools = [
+        {"name": "w", "description": "d", "input_schema": SCHEMA, "strict": True},
+        {"type": "custom", "name": "bare", "strict": False},
+    ]
+    function = {"name": "w", "parameters": SCHEMA, "description": "d", "strict": True}
     bare = {"name": "bare", "parameters": {"type": "object"}}
     members = {"tools": tools} | ({"tool_choice": choice} if choice else {})
     expected = [{"type": "function", "function": each} for each in (function, bare)]
@@ -144,6 +159,7 @@ def test_tools(choice: Any, becomes: dict[str, Any]) -> None:
         ({"tools": [{"type": "web_search_20250305", "name": "w"}]}, "has no tool of type 'web_search_20250305'"),
         ({"tools": [{"name": "w"}], "tool_choice": 3}, "`tool_choice` must be an object"),
         ({"output_config": 3}, "`output_config` must be an object"),
+        ({"thinking": 3}, "`thinking` must be an object"),
     ],
 )
 def test_what_has_no_counterpart_is_refused(members: dict[str, Any], sentence: str) -> None:

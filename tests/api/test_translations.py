@@ -27,7 +27,8 @@ MESSAGES: dict[str, Any] = {
     "stop_sequences": ["x"],
     "tools": [TOOL],
     "tool_choice": {"type": "tool", "name": "f"},
-    "output_config": {"format": {"type": "json_schema", "schema": {}}},
+    "thinking": {"type": "enabled", "budget_tokens": 1024},
+    "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {}}},
     "messages": [
         {"role": "user", "content": [{"type": "text", "text": "a"}, IMAGE]},
         {"role": "assistant", "content": [{"type": "thinking", "thinking": "t"}, USED]},

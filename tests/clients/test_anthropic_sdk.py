@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import anthropic
+import pydantic
 import pytest
 import uvloop
 
 from gateway.store.limits import Limits
 from tests.clients.conftest import ASK_WEATHER, ENDLESS, QUESTION, WEATHER, Site
-from tests.flow.engine import DONE, SSE_HEAD, START, WORD, Engine, chunk, cut, streamed
+from tests.flow.engine import DONE, SSE_HEAD, START, USAGE, WORD, Engine, answering, chunk, cut, json_answer, streamed
 from tests.gateway import Gateway, gateway
 
 TOOL: dict[str, Any] = {
@@ -20,6 +21,13 @@ TOOL: dict[str, Any] = {
     "description": WEATHER["function"]["description"],
     "input_schema": WEATHER["function"]["parameters"],
 }
+
+
+class Animal(pydantic.BaseModel):
+    """What a structured answer must parse into."""
+
+    name: str
+    legs: int
 
 
 def of(url: str, key: str, **options: Any) -> dict[str, Any]:
@@ -306,6 +314,33 @@ def test_many_streams_at_once(site: Site) -> None:
             assert {(r["outcome"], r["usage_estimated"]) for r in records} == {("done", 0)}
             assert sum(r["completion_tokens"] for r in records) == sum(usage.output_tokens for usage in told)
             assert sum(r["prompt_tokens"] for r in records) == sum(usage.input_tokens for usage in told)
+
+    uvloop.run(main())
+
+
+def test_how_to_think_and_answer_reaches_an_engine_of_another_api() -> None:
+    """A4: what the client says of thoughts, effort, form and tools."""
+    said = {"message": {"content": '{"name":"newt","legs":4}'}, "finish_reason": "stop", "matched_stop": "END"}
+    answer = json_answer(json.dumps({"id": "c", "model": "m", "choices": [said], "usage": USAGE}).encode())
+
+    async def main() -> None:
+        async with Engine(answering(answer)) as engine, gateway(engine.url) as g, asynchronous(g) as client:
+            message = await client.messages.parse(
+                model="m",
+                max_tokens=9,
+                messages=QUESTION,
+                tools=[{**TOOL, "strict": True}],
+                thinking={"type": "disabled"},
+                output_config={"effort": "xhigh"},
+                output_format=Animal,
+            )
+            assert message.parsed_output == Animal(name="newt", legs=4)
+            assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "END")
+            sent = json.loads((await engine.chats.get())[1])
+            assert sent["reasoning_effort"] == "high"
+            assert sent["chat_template_kwargs"] == {"enable_thinking": False, "thinking": False}
+            assert sent["tools"][0]["function"]["strict"] is True
+            assert sent["response_format"]["json_schema"]["schema"]["required"] == ["name", "legs"]
 
     uvloop.run(main())
 
