@@ -27,13 +27,24 @@ _UNABLE = re.compile(
     rb"|(image|audio|video) input is not supported"
 )
 """What a model or an engine cannot do. Some engines say so with a 500 (Ollama of embeddings, llama.cpp of images)."""
+_LARGE = re.compile(rb"too large to process")
+"""llama.cpp of a text to embed or to rank that does not fit its batch: with a 500."""
+_TEMPLATE = re.compile(rb"roles must alternate|only user[^\"]{0,30} roles|system role (is )?not supported")
+"""A model's chat template of messages that it has no place for; llama.cpp says so with a 500."""
+
+_AS_500: Final = (_UNABLE, _LARGE, _TEMPLATE)
+"""What the client has to change, for all that an engine says 500: told so, clients would only try again."""
 
 NO_SUCH_ROUTE: Final = "The engine of this model has no route for this kind of request."
 
 # What engines say (lower case) -> what the caller may know. First match wins.
 SENTENCES: tuple[tuple[re.Pattern[bytes], str], ...] = (
-    (re.compile(rb"context (length|window|size)|maximum context|exceeds? the (available )?context|too many tokens"),
+    (_LARGE, "A text of this request is longer than what the engine takes at once."),
+    (re.compile(rb"maximum allowed batch size"), "The request has more texts than the engine takes at once."),
+    (re.compile(rb"context (length|window|size)|maximum (context|model length)|exceeds? the (available )?context"
+                rb"|too many tokens|must have less than \d+ tokens|`inputs` tokens \+ `max_new_tokens`"),
      "The prompt and the asked output are longer than the model's context."),
+    (_TEMPLATE, "The model's chat template takes no messages of these roles in this order."),
     (_UNABLE, "The model does not support what this request asks for."),
     (re.compile(rb"tool[ _](choice|call|parser)|function call"), "The engine refused the tools of this request."),
     (re.compile(rb"image|base64|audio"), "The engine could not read an image or audio part of this request."),
@@ -87,7 +98,7 @@ def engine_refused(status: int, body: bytes) -> GatewayError:
         return ModelLoading("The engine is loading the model.", retry_after=LOADING_RETRY, cause=cause)
     if status in (429, 503):
         return EngineBusy("The engine is too busy.", cause=cause)
-    if status in (400, 413, 422, 501) or (status == 500 and _UNABLE.search(text)):
+    if status in (400, 413, 422, 501) or (status == 500 and any(said.search(text) for said in _AS_500)):
         sentence = next((sentence for pattern, sentence in SENTENCES if pattern.search(text)), None)
         return UpstreamRejected(sentence or "The engine refused this request as invalid.", 400, cause=cause)
     return UpstreamBroke("The engine failed to answer this request.", cause=cause)

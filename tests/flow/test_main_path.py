@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from gateway import config as cfg
+from gateway.flow.engine_errors import engine_refused
 from tests.flow.engine import (
     DONE,
     PLAIN,
@@ -270,6 +271,8 @@ REFUSALS = [
     ("500 Internal Server Error", b"Traceback at 10.0.0.5:/srv/secret.py", 502, "upstream_broke"),
     ("500 Internal Server Error", b'{"error":"this model does not support embeddings"}', 400, "upstream_rejected"),
     ("500 Internal Server Error", b'{"error":{"message":"image input is not supported"}}', 400, "upstream_rejected"),
+    ("500 Internal Server Error", b'{"error":"input (700 tokens) is too large to process"}', 400, "upstream_rejected"),
+    ("500 Internal Server Error", b"Jinja Exception: conversation roles must alternate", 400, "upstream_rejected"),
     ("501 Not Implemented", b'{"error":"This server does not support reranking"}', 400, "upstream_rejected"),
     ("503 Service Unavailable", b'{"error":{"message":"Loading model"}}', 503, "model_loading"),
     ("503 Service Unavailable", b'{"error":"server busy"}', 503, "engine_busy"),
@@ -294,6 +297,37 @@ def test_what_the_engine_says_of_itself_stays_inside(line: str, text: bytes, sta
         writer.write(json_answer(text, line))
 
     run(answer, test)
+
+
+EXPLAINED = {
+    "longer than the model's context": (
+        b"This model's maximum context length is 8192 tokens. However, you requested 9096 tokens",
+        b"The decoder prompt (length 9254) is longer than the maximum model length of 4096.",
+        b"request (9000 tokens) exceeds the available context size (8192 tokens), try increasing it",
+        b"Input validation error: `inputs` must have less than 512 tokens. Given: 700",
+        b"Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 6 `inputs` tokens and",
+        b"the input length exceeds the context length",
+    ),
+    "longer than what the engine takes at once": (
+        b"input (700 tokens) is too large to process. increase the physical",
+    ),
+    "more texts than the engine takes at once": (b"batch size 64 > maximum allowed batch size 32",),
+    "takes no messages of these roles": (
+        b"Conversation roles must alternate user/assistant/user/assistant/...",
+        b"Only user and assistant roles are supported!",
+        b"System role not supported",
+    ),
+    "does not support what this request asks for": (b"registry.ollama.ai/library/m does not support tools",),
+}
+"""A part of our sentence -> what engines say: vLLM, llama.cpp, TGI, TEI, Ollama, templates of Mistral and Gemma."""
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(ours, each) for ours, said in EXPLAINED.items() for each in said])
+def test_a_refusal_is_explained(ours: str, theirs: bytes) -> None:
+    """R7: whoever is refused has to know what to change."""
+    error = engine_refused(400, json.dumps({"error": {"message": theirs.decode()}}).encode())
+    assert ours in error.message
+    assert error.status == 400
 
 
 def test_the_slot_is_held_to_the_last_byte_and_the_newcomer_is_next() -> None:
