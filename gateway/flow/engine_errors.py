@@ -35,6 +35,8 @@ _TEMPLATE = re.compile(rb"roles must alternate|only user[^\"]{0,30} roles|system
 _AS_500: Final = (_UNABLE, _LARGE, _TEMPLATE)
 """What the client has to change, for all that an engine says 500: told so, clients would only try again."""
 
+_TOO_LONG: Final = "The prompt and the asked output are longer than the model's context."
+_ADDED: Final = " The request names no limit, so the gateway asked for up to {} tokens: a smaller limit may fit."
 NO_SUCH_ROUTE: Final = "The engine of this model has no route for this kind of request."
 
 # What engines say (lower case) -> what the caller may know. First match wins.
@@ -43,7 +45,7 @@ SENTENCES: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"maximum allowed batch size"), "The request has more texts than the engine takes at once."),
     (re.compile(rb"context (length|window|size)|maximum (context|model length)|exceeds? the (available )?context"
                 rb"|too many tokens|must have less than \d+ tokens|`inputs` tokens \+ `max_new_tokens`"),
-     "The prompt and the asked output are longer than the model's context."),
+     _TOO_LONG),
     (_TEMPLATE, "The model's chat template takes no messages of these roles in this order."),
     (_UNABLE, "The model does not support what this request asks for."),
     (re.compile(rb"tool[ _](choice|call|parser)|function call"), "The engine refused the tools of this request."),
@@ -86,8 +88,9 @@ class Collector:
         return b"".join(self._parts)
 
 
-def engine_refused(status: int, body: bytes) -> GatewayError:
-    """The error to raise for an engine's answer that is not a 2xx."""
+def engine_refused(status: int, body: bytes, added: int = 0) -> GatewayError:
+    """The error to raise for an engine's answer that is not a 2xx. `added`: the most output tokens, of a request that
+    named no limit."""
     cause = f"status {status}: {body[:2048]!r}"
     text = body.lower()
     if status == 404 and b"model" not in text:
@@ -99,6 +102,12 @@ def engine_refused(status: int, body: bytes) -> GatewayError:
     if status in (429, 503):
         return EngineBusy("The engine is too busy.", cause=cause)
     if status in (400, 413, 422, 501) or (status == 500 and any(said.search(text) for said in _AS_500)):
-        sentence = next((sentence for pattern, sentence in SENTENCES if pattern.search(text)), None)
-        return UpstreamRejected(sentence or "The engine refused this request as invalid.", 400, cause=cause)
+        return UpstreamRejected(_explained(text, added), 400, cause=cause)
     return UpstreamBroke("The engine failed to answer this request.", cause=cause)
+
+
+def _explained(text: bytes, added: int) -> str:
+    for pattern, sentence in SENTENCES:
+        if pattern.search(text):
+            return sentence + _ADDED.format(added) if sentence is _TOO_LONG and added else sentence
+    return "The engine refused this request as invalid."

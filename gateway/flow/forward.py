@@ -10,6 +10,7 @@ from gateway.flow import fields
 from gateway.flow.engine_errors import Collector, engine_refused
 from gateway.flow.exchange import Exchange, Runtime
 from gateway.flow.ids import engine_id
+from gateway.flow.quota import produces
 from gateway.flow.silence import comment_while_silent
 from gateway.flow.ticket import ticket
 from gateway.flow.translations import REFUSALS, failure_of
@@ -147,4 +148,5 @@ async def _refused_by_engine(x: Exchange, rt: Runtime) -> None:
     x.upstream.sink = collector = Collector(x.upstream)
     await collector.done
     # Not a failure for the breaker: a caller who can make an engine answer 500 must not eject it for all.
-    raise engine_refused(x.reply.status, collector.body())
+    unlimited = x.ask.max_tokens is None or x.ask.max_tokens < 0
+    raise engine_refused(x.reply.status, collector.body(), produces(x) // x.ask.choices if unlimited else 0)

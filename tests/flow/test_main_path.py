@@ -18,6 +18,7 @@ from tests.flow.engine import (
     SSE_HEAD,
     USAGE_FRAME,
     Engine,
+    answering,
     chunk,
     cut,
     deaf_port,
@@ -328,6 +329,30 @@ def test_a_refusal_is_explained(ours: str, theirs: bytes) -> None:
     error = engine_refused(400, json.dumps({"error": {"message": theirs.decode()}}).encode())
     assert ours in error.message
     assert error.status == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "named", "added"),
+    [
+        (CHAT, {}, True),
+        (CHAT, {"max_tokens": None, "n": 2}, True),
+        (CHAT, {"max_completion_tokens": 9}, False),
+        ("/v1/messages", {}, True),
+        ("/api/chat", {"options": {"num_predict": -1}}, True),
+        ("/api/chat", {"options": {"num_predict": 9}}, False),
+        ("/v1/embeddings", {"input": "x"}, False),
+    ],
+)
+def test_who_named_no_limit_is_told_the_one_that_does_not_fit(path: str, named: dict[str, Any], added: bool) -> None:
+    """A6, R7: vLLM refuses a prompt with which the limit is longer than the context."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        status, _, body = await g.ask(path, chat(**named))
+        assert (status, b"longer than the model's context" in body) == (400, True)
+        assert (b"asked for up to 4096 tokens" in body) == added
+
+    text = b'{"error":{"message":"maximum context length is 8192 tokens"}}'
+    run(answering(json_answer(text, "400 Bad Request")), test)
 
 
 def test_the_slot_is_held_to_the_last_byte_and_the_newcomer_is_next() -> None:
