@@ -277,11 +277,17 @@ def _usage_of(frame: Frame) -> Usage | None:
     if block is None and isinstance(frame.response, Response):
         block = frame.response.usage
     if block is not None:
-        return _of_block(block, frame.timings)
+        return _told(_of_block(block, frame.timings))
     timings = frame.timings
     if timings is None:
         return None
     return Usage(timings.prompt_n + timings.cache_n, timings.predicted_n, timings.cache_n)
+
+
+def _told(usage: Usage) -> Usage | None:
+    """None where all counts are zero: no request is without tokens. Ollama writes such a usage into every chunk of a
+    completion but the last, others do where they do not count."""
+    return usage if usage.prompt_tokens or usage.completion_tokens else None
 
 
 def _of_message(block: Block | None, opening: Block) -> Usage | None:
@@ -350,7 +356,7 @@ def _last_member(body: bytes) -> Usage | None:
     if at < 0 or not body.endswith(b"}}") or body.find(b'"timings"') >= 0:
         return None
     try:
-        return _of_block(BLOCK.decode(body[at + 8 : -1]))
+        return _told(_of_block(BLOCK.decode(body[at + 8 : -1])))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 

@@ -79,7 +79,7 @@ def events(draw: st.DrawFn) -> Stream:
         payload=(text + hidden + last).encode(),
         passed=(text + last).encode(),
         frames=len(frames) + bool(hidden) + terminated,
-        usage=usage,
+        usage=usage if usage and (usage.prompt_tokens or usage.completion_tokens) else None,  # of nothing it is none
         terminated=terminated,
         extra=where == "extra",
     )

@@ -158,6 +158,8 @@ def test_counted_tokens_are_no_usage() -> None:
         (b'{"usage":{"completion_tokens":3}}', Usage(0, 3)),
         (b'{"usage":{"prompt_tokens":9.0,"completion_tokens":2e0,"prompt_tokens_details":null}}', Usage(9, 2)),
         (b'{"usage":null}', None),
+        (b'{"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}', None),
+        (b'{"data":[],"usage":{"prompt_tokens":0,"total_tokens":0}}', None),
         (b'{"choices":[]}', None),
         (b'{"usage":{"prompt_tokens":"many"}}', None),
         (b"[]", None),
@@ -238,6 +240,14 @@ def test_continuous_statistics_give_the_exact_usage_of_a_broken_stream() -> None
     tap = tapped([chunk(b"data: %b\n\n" % json.dumps(frame).encode()) for frame in running])
     assert tap.finish() == Usage(3, 8)
     assert not tap.terminated
+
+
+def test_a_usage_of_nothing_in_each_frame_is_no_usage() -> None:
+    """A7: Ollama writes it into each chunk of a completion but the last, which a stream broken off has not."""
+    running = b'data: {"choices":[{"text":"x"}],"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}\n\n'
+    tap = tapped([chunk(running)] * 20)
+    assert (tap.finish(), tap.estimate()) == (None, Usage(0, 20, reported=False))
+    assert tapped([chunk(running)] * 20 + [chunk(EXTRA), chunk(DONE)]).finish() == Usage(3, 4)
 
 
 @pytest.mark.parametrize("size", [100_000, 900_000, 3_000_000])

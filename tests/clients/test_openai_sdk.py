@@ -324,6 +324,25 @@ def test_a_stream_closed_midway(site: Site, sdk: openai.OpenAI) -> None:
         stream.close()
 
 
+def test_a_completion_closed_midway(site: Site) -> None:
+    """A7, L2: Ollama writes a usage of nothing into each chunk, which makes no answer free."""
+
+    async def main() -> None:
+        async with gateway(site.backend, "ollama") as g, client_of(g) as client:
+            stream = await client.completions.create(model=site.model, prompt="Write 90000 words", stream=True)
+            for _ in range(5):
+                await anext(stream)
+            await stream.close()
+            (record,) = await g.records(1)
+            assert (record["outcome"], record["usage_estimated"]) == ("client_gone", 1)
+            assert record["prompt_tokens"] > 0
+            assert record["completion_tokens"] >= 5
+            await g.idle()
+
+    with site.abort_seen():
+        uvloop.run(main())
+
+
 def test_a_response_closed_midway(site: Site) -> None:
     """H6, A7: what was relayed is counted, and marked as an estimate."""
 
