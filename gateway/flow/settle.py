@@ -7,7 +7,7 @@ import logging
 import math
 from typing import Final
 
-from gateway.api.dialect import Access
+from gateway.api.dialect import Access, Kind
 from gateway.api.routes import NO_ENDPOINT
 from gateway.api.usage import Usage
 from gateway.flow import quota
@@ -109,8 +109,11 @@ def _counted(x: Exchange) -> Usage:
     if x.relay is None:
         return NO_USAGE
     usage, tap = x.relay.usage() or NO_USAGE, x.relay.tap
-    # The running usage in a frame is that of the frame's own answer (vLLM): of several, the frames tell more.
+    # The running usage in a frame is that of the frame's own answer (vLLM): of several, the frames tell more. It counts
+    # one prompt too, of which a completion may have several.
     if x.ask.choices > 1 and tap is not None and not tap.terminated and usage.completion_tokens < tap.frames:
+        if x.endpoint.kind is Kind.COMPLETION:
+            return Usage(0, tap.frames, reported=False)
         return Usage(usage.prompt_tokens, tap.frames, usage.cached_tokens, reported=False)
     return usage
 

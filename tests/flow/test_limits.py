@@ -218,6 +218,36 @@ def test_to_be_shown_a_model_costs_no_tokens() -> None:
     run(answering(json_answer(b'{"details":{},"model_info":{}}')), test, engine="ollama")
 
 
+def test_the_running_usage_of_one_prompt_is_not_that_of_all() -> None:
+    """A7, L2: of a completion of several, whose client leaves, the prompts are estimated."""
+    prompts = ["word " * 80] * 20
+
+    async def running(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE_HEAD)
+        usage = {"prompt_tokens": 81, "completion_tokens": 1, "total_tokens": 82}
+        for index in range(len(prompts)):
+            answer = {"choices": [{"index": index, "text": "a"}], "usage": usage}
+            writer.write(chunk(b"data: %b\n\n" % json.dumps(answer).encode()))
+        await hang(head, body, reader, writer)
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        client = await g.connect()
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        body = {"model": "m", "prompt": prompts, "stream": True, "stream_options": options}
+        await client.send(g.request("/v1/completions", body))
+        await client.head()
+        chunks = client.chunks()
+        read = b""
+        while read.count(b"\n\n") < len(prompts):
+            read += await anext(chunks)
+        client.close()
+        (row,) = await g.records(1)
+        assert (row["outcome"], row["completion_tokens"], row["usage_estimated"]) == ("client_gone", len(prompts), 1)
+        assert 81 * len(prompts) < row["prompt_tokens"] < 200 * len(prompts)
+
+    run(running, test)
+
+
 def test_a_stream_that_begins_with_an_error_costs_nothing() -> None:
     """L2: it failed before any token."""
 
