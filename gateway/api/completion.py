@@ -86,6 +86,12 @@ class Choice(msgspec.Struct, gc=False):
     logprobs: msgspec.Raw = _NOTHING
 
     @property
+    def given_up(self) -> bool:
+        """The engine did not finish it: what vLLM and SGLang say of answers that they cut when they are stopped. APIs
+        that have no word for it must not tell it as an end."""
+        return self.finish_reason == "abort"
+
+    @property
     def stopped_at(self) -> str | None:
         """The stop sequence that was met, where the engine tells."""
         met = self.stop_reason if self.matched_stop is None else self.matched_stop
@@ -185,10 +191,10 @@ def read(decoder: msgspec.json.Decoder[Record], body: bytes) -> Record:
 
 
 def whole(body: bytes) -> Completion:
-    """A whole chat completion. Raises ValueError for what is none."""
+    """A whole chat completion. Raises ValueError for what is none, or was given up."""
     made = read(_COMPLETION, body)
-    if not made.choices:
-        raise ValueError(f"no choices in {body[:500]!r}")
+    if not made.choices or made.choice.given_up:
+        raise ValueError(f"no answer in {body[:500]!r}")
     return made
 
 
@@ -247,5 +253,8 @@ class ChunkStream:
             chunk = read(_COMPLETION, data)
         except ValueError:
             self.failed, self.garbled = data[:500].decode("utf-8", "replace"), True
+            return b""
+        if chunk.choice.given_up:
+            self.failed = data[:500].decode("utf-8", "replace")
             return b""
         return self.chunk(chunk)

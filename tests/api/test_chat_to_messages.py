@@ -159,7 +159,7 @@ def test_a_whole_message() -> None:
         ({"finish_reason": "tool_calls"}, "tool_use", None),
         ({"finish_reason": "content_filter"}, "refusal", None),
         ({"finish_reason": None}, "end_turn", None),
-        ({"finish_reason": "abort"}, "end_turn", None),
+        ({"finish_reason": "eos_token"}, "end_turn", None),
         ({"finish_reason": "stop", "stop_reason": "END"}, "stop_sequence", "END"),
         ({"finish_reason": "stop", "stop_reason": 128001}, "end_turn", None),
         ({"finish_reason": "stop", "matched_stop": "END"}, "stop_sequence", "END"),

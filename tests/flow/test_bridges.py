@@ -95,6 +95,7 @@ TORN = {
     "no end": (frame("a"), frame("b")),
     "an error in the stream": (frame("a"), frame("b"), b'data: {"error":{"message":"%b"}}\n\n' % SECRET.encode(), DONE),
     "no chunk": (frame("a"), frame("b"), b"data: {%b\n\n" % SECRET.encode(), DONE),
+    "given up": (frame("a"), frame("b"), b'data: {"choices":[{"delta":{},"finish_reason":"abort"}]}\n\n', DONE),
 }
 
 
@@ -172,6 +173,7 @@ def test_an_engine_that_dies_in_the_middle(path: str) -> None:
         json_answer(b'{"choices":3}'),
         json_answer(b"no JSON"),
         json_answer(b"{}"),
+        json_answer(b'{"choices":[{"message":{"content":"half an"},"finish_reason":"abort"}]}'),
         json_answer(b"[" * 5000),
         json_answer(b'{"error":{"message":"%b"}}' % SECRET.encode(), "500 Oh"),
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{}",
