@@ -5,12 +5,13 @@ Task (`http1.eager`).
 """
 
 from gateway.api.bridges import bridge_to
-from gateway.errors import ConnectFailed, NoBackend, UpstreamError
+from gateway.errors import ConnectFailed, EngineBusy, ModelLoading, NoBackend, UpstreamError
 from gateway.flow import fields
 from gateway.flow.engine_errors import Collector, engine_refused
-from gateway.flow.exchange import Exchange, Runtime
+from gateway.flow.exchange import NO_REPLY, Exchange, Runtime
 from gateway.flow.ids import engine_id
 from gateway.flow.quota import produces
+from gateway.flow.resting import rest
 from gateway.flow.silence import comment_while_silent
 from gateway.flow.ticket import ticket
 from gateway.flow.translations import REFUSALS, failure_of
@@ -50,29 +51,33 @@ async def _wait(x: Exchange, rt: Runtime, waiter: Waiter) -> Lease:
 
 async def forward(x: Exchange, rt: Runtime) -> None:
     """Body and lease -> response head of an engine. Only this phase retries, and only before any byte of an answer:
-    once more on a new connection where a kept one had died, else on a backend that was not tried (R5)."""
+    once more on a new connection where a kept one had died, else on a backend that was not tried, where no connection
+    was had or the engine would not begin (R5)."""
     retries, kept = x.route.terms.retries, True
     dead: tuple[str, ...] = ()
     while True:
         began = rt.now()
         try:
             x.reply = await _attempt(x, rt, kept=kept)
-            break
+            if 200 <= x.reply.status < 300:
+                return
+            await _refused_by_engine(x, rt)
         except StaleConnection:
             x.lost += rt.now() - began
             _release_connection(x)
             kept = False
-        except ConnectFailed:
-            dead = (*dead, x.backend.name)
+        except (ConnectFailed, EngineBusy, ModelLoading) as failure:
+            full, again = not isinstance(failure, ConnectFailed), x.backend.name in dead
+            dead = dead if again else (*dead, x.backend.name)
             if retries <= 0 or not set(x.route.candidates).difference(dead):
                 raise
             x.lost += rt.now() - began
-            retries, kept = retries - 1, True
-            _release_slot(x)
+            # A slot may be of one that was to be avoided. Of a full one it rests, so that this ends with the wait.
+            retries, kept = retries if full and again else retries - 1, True
+            _release_connection(x)
+            _release_slot(x, full=full)
             await queue(x, rt, avoid=dead)
         rt.metrics.retried(x.backend.name)
-    if not 200 <= x.reply.status < 300:
-        await _refused_by_engine(x, rt)
 
 
 def _backend(x: Exchange, rt: Runtime, name: str) -> Backend:
@@ -130,14 +135,18 @@ def _release_connection(x: Exchange) -> None:
     """The engine has done nothing for what was sent."""
     upstream, x.upstream = x.upstream, None
     x.sent_at = 0.0
+    x.reply = NO_REPLY
     if upstream is not None:
         upstream.release()
 
 
-def _release_slot(x: Exchange) -> None:
-    """Give the slot back unused: the request has cost the engine nothing."""
+def _release_slot(x: Exchange, *, full: bool) -> None:
+    """Give the slot back unused: the request has cost the engine nothing. One of an engine that is `full` rests."""
     if x.lease is not None:
-        x.lease.release(0.0)
+        if full:
+            rest(x.lease)
+        else:
+            x.lease.release(0.0)
         x.lease = None
         x.granted_at = 0.0
 

@@ -12,6 +12,7 @@ from gateway.api.routes import NO_ENDPOINT
 from gateway.api.usage import Usage
 from gateway.flow import quota
 from gateway.flow.exchange import GIVEN_UP, NO_REPLY, NO_ROUTE, NO_USAGE, Exchange, Outcome, Runtime
+from gateway.flow.resting import WOULD_NOT, rest
 from gateway.flow.ticket import expected_cost
 from gateway.services.record import AuditRecord, Opening
 from gateway.services.tracing import Ended, TracingService
@@ -41,7 +42,10 @@ def settle(x: Exchange, rt: Runtime) -> None:
     if works_on and x.lease is not None:
         rt.zombies.keep(x.lease, cost_units, x.route.terms.total)
     elif x.lease is not None:
-        x.lease.release(cost_units)
+        if x.error is not None and isinstance(x.error, WOULD_NOT):
+            rest(x.lease)
+        else:
+            x.lease.release(cost_units)
     rt.ledger.leave(x)
     quota.settle(x, rt, ended)
     _learn(x, rt, ended)

@@ -39,6 +39,73 @@ def test_only_a_backend_among_others_is_given_up_for_another(alone: bool) -> Non
     uvloop.run(main())
 
 
+WOULD_NOT = [
+    ("503 Service Unavailable", b'{"error":"server busy, please try again.  maximum pending requests exceeded"}'),
+    ("503 Service Unavailable", b'{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}'),
+    ("429 Too Many Requests", b'{"error":{"message":"slow down"}}'),
+]
+
+
+def refusing(line: str, text: bytes) -> Answer:
+    """An engine that would not begin."""
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(json_answer(text, line))
+
+    return answer
+
+
+@pytest.mark.parametrize(("line", "text"), WOULD_NOT)
+@pytest.mark.parametrize("other", ["free", "taken", "refusing"])
+def test_who_finds_an_engine_that_would_not_begin_gets_another(line: str, text: bytes, other: str) -> None:
+    """R5, R7: it has slots free all the time, and would refuse all who wait for one that serves. It is not ejected for
+    what it answers, and what it refused has cost nothing."""
+
+    async def main() -> None:
+        async with Engine(refusing(line, text)) as full, Engine(plain) as good:
+            good.answer = {"free": plain, "taken": held(good), "refusing": refusing(line, text)}[other]
+            urls = {"full": (full.url, 9), "good": (good.url, 1 if other == "taken" else 8)}
+            backends = [cfg.Backend(name=n, url=url, engine="openai", slots=slots) for n, (url, slots) in urls.items()]
+            async with gateway("", backends=backends, discovery=FAR_OFF) as g:
+                clients = [await g.connect() for _ in range(4)]
+                for number, asked in enumerate((1, 2, 4, 7)):  # each newcomer sends who waits once more to the full one
+                    await clients[number].send(g.request(CHAT, chat()))
+                    async with asyncio.timeout(WAIT):
+                        while other == "taken" and (g.app.scheduler.stats().queued, full.chats.qsize()) < (
+                            number,
+                            asked,
+                        ):
+                            await asyncio.sleep(0)
+                good.go.set()
+                status, served = (503, {"full", "good"}) if other == "refusing" else (200, {"good"})
+                assert [(await client.answer())[0] for client in clients] == [status] * 4
+                assert {row["backend"] for row in await g.records(4)} <= served
+                assert [stats.state for stats in g.app.backends.stats()] == ["closed", "closed"]
+                assert b'fairgate_retries_total{backend="full"} 0' not in b"".join(g.app.metrics.exposition()[1])
+                await g.idle()
+
+    uvloop.run(main())
+
+
+def test_an_engine_that_would_not_begin_does_not_refuse_all_who_wait() -> None:
+    """S, R7: a slot it refused is none for a while, and who waits finds it ready, or is told by its own time."""
+
+    async def main() -> None:
+        async with Engine(refusing(*WOULD_NOT[0])) as engine, gateway(engine.url, slots=1) as g:
+            clients = [await g.connect() for _ in range(3)]
+            for client in clients:
+                await client.send(g.request(CHAT, chat()))
+            first = asyncio.ensure_future(clients[0].answer())
+            assert (await first)[0] == 503
+            engine.answer = plain
+            assert (g.app.scheduler.stats().running, g.app.scheduler.stats().queued) == (1, 2)
+            assert [(await client.answer())[0] for client in clients[1:]] == [200, 200]
+            assert [row["slot_us"] < 900_000 for row in await g.records(3)] == [True] * 3
+            await g.idle()
+
+    uvloop.run(main())
+
+
 def test_a_client_that_leaves_the_queue_for_another_backend_had_no_slot() -> None:
     """U1: its record tells the whole wait, and nothing of the slot that it gave back."""
 
