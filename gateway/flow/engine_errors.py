@@ -21,6 +21,7 @@ from gateway.http1.eager import Signal
 
 MOST = 64 * 1024
 LOADING_RETRY = 5.0  # seconds; engines load a small model in about that time
+MOST_DIGITS = 6  # of the seconds in a Retry-After; its other form, a date, is not read
 
 _UNABLE = re.compile(
     rb"does not support (tools|thinking|images?|vision|chat|generate|embeddings?|rerank|insert)|no multimodal"
@@ -88,9 +89,10 @@ class Collector:
         return b"".join(self._parts)
 
 
-def engine_refused(status: int, body: bytes, added: int = 0) -> GatewayError:
-    """The error to raise for an engine's answer that is not a 2xx. `added`: the most output tokens, of a request that
-    named no limit."""
+def engine_refused(status: int, body: bytes, later: bytes | None, added: int = 0) -> GatewayError:
+    """The error to raise for an engine's answer that is not a 2xx; `later` is its Retry-After. `added`: the most output
+    tokens, of a request that named no limit."""
+    seconds = float(later) if later is not None and later.isdigit() and len(later) <= MOST_DIGITS else None
     cause = f"status {status}: {body[:2048]!r}"
     text = body.lower()
     if status == 404 and b"model" not in text:
@@ -98,9 +100,9 @@ def engine_refused(status: int, body: bytes, added: int = 0) -> GatewayError:
     if status == 404:  # the model went away since discovery saw it: the same answer as for one never there (K8)
         return ModelUnavailable(cause=cause)
     if status == 503 and b"loading" in text:
-        return ModelLoading("The engine is loading the model.", retry_after=LOADING_RETRY, cause=cause)
+        return ModelLoading("The engine is loading the model.", retry_after=seconds or LOADING_RETRY, cause=cause)
     if status in (429, 503):
-        return EngineBusy("The engine is too busy.", cause=cause)
+        return EngineBusy("The engine is too busy.", retry_after=seconds, cause=cause)
     if status in (400, 413, 422, 501) or (status == 500 and any(said.search(text) for said in _AS_500)):
         return UpstreamRejected(_explained(text, added), 400, cause=cause)
     return UpstreamBroke("The engine failed to answer this request.", cause=cause)

@@ -158,4 +158,5 @@ async def _refused_by_engine(x: Exchange, rt: Runtime) -> None:
     await collector.done
     # Not a failure for the breaker: a caller who can make an engine answer 500 must not eject it for all.
     unlimited = x.ask.max_tokens is None or x.ask.max_tokens < 0
-    raise engine_refused(x.reply.status, collector.body(), produces(x) // x.ask.choices if unlimited else 0)
+    added = produces(x) // x.ask.choices if unlimited else 0
+    raise engine_refused(x.reply.status, collector.body(), x.reply.get(b"retry-after"), added)

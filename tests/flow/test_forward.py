@@ -87,6 +87,23 @@ def test_who_finds_an_engine_that_would_not_begin_gets_another(line: str, text: 
     uvloop.run(main())
 
 
+LATER = [("37", 37, 45), ("3600", 50, 60), ("0", 1, 6), ("-5", 1, 6), ("9" * 400, 1, 6), ("Wed, 21 Oct 2026", 1, 6)]
+
+
+@pytest.mark.parametrize(("later", "least", "most"), LATER)
+@pytest.mark.parametrize(("line", "text"), WOULD_NOT)
+def test_clients_come_back_when_the_engine_says_so(line: str, text: bytes, later: str, least: int, most: int) -> None:
+    """A10, R7: within the minute that may be said, and spread."""
+
+    async def main() -> None:
+        async with Engine(refusing(f"{line}\r\nRetry-After: {later}", text)) as engine, gateway(engine.url) as g:
+            _, fields, _ = await g.ask(CHAT, chat())
+            assert least <= int(fields["retry-after"]) <= most
+            assert least * 1000 <= int(fields["retry-after-ms"]) <= most * 1000
+
+    uvloop.run(main())
+
+
 def test_an_engine_that_would_not_begin_does_not_refuse_all_who_wait() -> None:
     """S, R7: a slot it refused is none for a while, and who waits finds it ready, or is told by its own time."""
 

@@ -326,7 +326,7 @@ EXPLAINED = {
 @pytest.mark.parametrize(("ours", "theirs"), [(ours, each) for ours, said in EXPLAINED.items() for each in said])
 def test_a_refusal_is_explained(ours: str, theirs: bytes) -> None:
     """R7: whoever is refused has to know what to change."""
-    error = engine_refused(400, json.dumps({"error": {"message": theirs.decode()}}).encode())
+    error = engine_refused(400, json.dumps({"error": {"message": theirs.decode()}}).encode(), None)
     assert ours in error.message
     assert error.status == 400
 
