@@ -3,12 +3,16 @@
 Plain counters of one process, kept exact by `settle`. Must not know how a request is served.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.flow.held import LedgerStats, Waiting
 
 if TYPE_CHECKING:
     from gateway.flow.exchange import Exchange
+
+LARGE: Final = 64 * 1024
+"""Bytes of a body from which on it counts for its key; smaller ones are too many to be counted, and too small to fill
+the room before other bounds of a key are met."""
 
 
 class Ledger:
@@ -17,22 +21,45 @@ class Ledger:
     def __init__(self, body_bytes: int) -> None:
         self.body_limit = body_bytes
         self.body_bytes = 0
+        self._large: dict[str, int] = {}  # key -> bytes of its large bodies
         self._open: dict[str, int] = {}
         # By identity: two requests may carry the same id, which clients choose.
         self._waiting: dict[str, dict[Exchange, None]] = {}
 
     def hold_body(self, x: "Exchange", size: int) -> bool:
         """Count the `size` bytes of this request's body that are here. False: no room for more of it."""
-        if self.body_bytes + size - x.body_held > self.body_limit:
+        grown = size - x.body_held
+        room = self.body_limit - self.body_bytes - grown
+        if room < 0 or (size > LARGE and not self._shares_room(x, size, room)):
             return False
-        self.body_bytes += size - x.body_held
+        self.body_bytes += grown
         x.body_held = size
         return True
 
     def shrink_body(self, x: "Exchange", size: int) -> None:
         """The body turned out smaller than what was held for it; 0 when it is no longer needed."""
+        if x.body_held > LARGE:
+            self._count_large(x, size)
         self.body_bytes += size - x.body_held
         x.body_held = size
+
+    def _shares_room(self, x: "Exchange", size: int, room: int) -> bool:
+        """Count a large body for its key. False: it is one of several that would leave others less `room` than a third
+        of what they take. So one key gets three quarters of all, of two busy ones each three sevenths (a dynamic
+        threshold, Choudhury and Hahne 1998)."""
+        others = self._large.get(x.principal.key, 0) - _large(x.body_held)
+        if others and others + size > 3 * room:
+            return False
+        self._count_large(x, size)
+        return True
+
+    def _count_large(self, x: "Exchange", size: int) -> None:
+        key = x.principal.key
+        held = self._large.get(key, 0) + _large(size) - _large(x.body_held)
+        if held:
+            self._large[key] = held
+        else:
+            del self._large[key]
 
     def enter(self, x: "Exchange", most: int) -> bool:
         """Count a request of its key as open. False: the key has `most` open already."""
@@ -80,3 +107,7 @@ class Ledger:
     def stats(self) -> LedgerStats:
         waiting = sum(len(mine) for mine in self._waiting.values())
         return LedgerStats(open=sum(self._open.values()), body_bytes=self.body_bytes, waiting=waiting)
+
+
+def _large(size: int) -> int:
+    return size if size > LARGE else 0

@@ -186,6 +186,35 @@ def test_all_waiting_bodies_together_are_bounded() -> None:
     run(hang, test, slots=1, caps=cfg.Caps(body_bytes=4096, bodies_bytes=7000))
 
 
+def test_the_large_bodies_of_one_key_leave_room_for_others() -> None:
+    """N-5, H3: an agent's prompts wait for their turns, and may fill three quarters of the room; what it gives back is
+    counted to the byte, on behalf of whomever it was."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        agent, person = await g.add_key(user="agent", on_behalf=True), await g.add_key(user="person")
+        large = chat(padding="x" * 199_000)
+        for turn in range(2):
+            kept = [await g.connect() for _ in range(7)]
+            for number, client in enumerate(kept):
+                await client.send(g.request(CHAT, large | {"user": f"u{number}"}, key=agent))
+            async with asyncio.timeout(WAIT):
+                while len(g.busy()) < 7 or g.app.scheduler.stats().queued < 6:
+                    await asyncio.sleep(0.01)
+            status, _, body = await g.ask(CHAT, large, key=agent)
+            assert (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
+            other = await g.connect()
+            await other.send(g.request(CHAT, large, key=person))
+            async with asyncio.timeout(WAIT):
+                while g.app.scheduler.stats().queued < 7:
+                    await asyncio.sleep(0.01)
+            for client in (*kept, other):
+                client.close()
+            await g.idle()
+            assert g.app.ledger.stats().body_bytes == 0, turn
+
+    run(hang, test, slots=1, caps=cfg.Caps(body_bytes=200_000, bodies_bytes=2_000_000))
+
+
 def test_neither_keys_nor_prompts_nor_answers_reach_the_disk() -> None:
     """N-11, S-D1, C-T4, U5: every byte of store and spool, with a request that was served and one that was refused."""
 
