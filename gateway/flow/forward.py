@@ -4,6 +4,8 @@ Two phases of a request, each of which may wait. Must not know sockets, SQL or R
 Task (`http1.eager`).
 """
 
+import logging
+
 from gateway.api.bridges import bridge_to
 from gateway.errors import ConnectFailed, EngineBusy, ModelLoading, NoBackend, UpstreamError
 from gateway.flow import fields
@@ -20,6 +22,8 @@ from gateway.http1.message import ResponseHead
 from gateway.services.route import Backend
 from gateway.services.tracing import passed_on
 from scheduler.aio import Lease, Rejected, Waiter
+
+log = logging.getLogger("fairgate.flow")
 
 
 async def queue(x: Exchange, rt: Runtime, avoid: tuple[str, ...] = ()) -> None:
@@ -71,6 +75,8 @@ async def forward(x: Exchange, rt: Runtime) -> None:
             dead = dead if again else (*dead, x.backend.name)
             if retries <= 0 or not set(x.route.candidates).difference(dead):
                 raise
+            if full:
+                _tell_full(x, failure.cause)
             x.lost += rt.now() - began
             # A slot may be of one that was to be avoided. Of a full one it rests, so that this ends with the wait.
             retries, kept = retries if full and again else retries - 1, True
@@ -129,6 +135,11 @@ def _words_for(x: Exchange, engine: str) -> tuple[bytes, bytes]:
     if x.bridge is not None:
         return x.bridge.request(x.body, model, cap), x.bridge.upstream
     return endpoint.dialect.edit(endpoint, x.body, x.ask, model=model, cap=cap, engine=engine), endpoint.upstream
+
+
+def _tell_full(x: Exchange, cause: str) -> None:
+    """What an engine said of itself is in the log also where another serves: nothing else tells the operator."""
+    log.warning("engine would not begin", extra={"request_id": x.id, "backend": x.backend.name, "cause": cause})
 
 
 def _release_connection(x: Exchange) -> None:

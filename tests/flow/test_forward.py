@@ -57,9 +57,11 @@ def refusing(line: str, text: bytes) -> Answer:
 
 @pytest.mark.parametrize(("line", "text"), WOULD_NOT)
 @pytest.mark.parametrize("other", ["free", "taken", "refusing"])
-def test_who_finds_an_engine_that_would_not_begin_gets_another(line: str, text: bytes, other: str) -> None:
+def test_who_finds_an_engine_that_would_not_begin_gets_another(
+    line: str, text: bytes, other: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """R5, R7: it has slots free all the time, and would refuse all who wait for one that serves. It is not ejected for
-    what it answers, and what it refused has cost nothing."""
+    what it answers, what it refused has cost nothing, and the log has its words."""
 
     async def main() -> None:
         async with Engine(refusing(line, text)) as full, Engine(plain) as good:
@@ -81,6 +83,9 @@ def test_who_finds_an_engine_that_would_not_begin_gets_another(line: str, text: 
                 assert [(await client.answer())[0] for client in clients] == [status] * 4
                 assert {row["backend"] for row in await g.records(4)} <= served
                 assert [stats.state for stats in g.app.backends.stats()] == ["closed", "closed"]
+                said = [vars(each)["cause"] for each in caplog.records if vars(each).get("backend") == "full"]
+                assert said
+                assert all(repr(text) in cause for cause in said)
                 assert b'fairgate_retries_total{backend="full"} 0' not in b"".join(g.app.metrics.exposition()[1])
                 await g.idle()
 
