@@ -33,6 +33,17 @@ _LARGE = re.compile(rb"too large to process")
 _TEMPLATE = re.compile(rb"roles must alternate|only user[^\"]{0,30} roles|system role (is )?not supported")
 """A model's chat template of messages that it has no place for; llama.cpp says so with a 500."""
 
+_CONTEXT: Final = re.compile(
+    rb"context (length|window|size)|maximum (context|model length)|exceeds? the (available )?context|too many tokens"
+    rb"|must have less than \d+ tokens|`inputs` tokens \+ `max_new_tokens`"
+)
+_LENGTH: Final = re.compile(rb"context length (?:is(?: only)?|of) (\d+)|must be <= (\d+)")
+"""vLLM, SGLang and TGI of how long the context is."""
+_PROMPT: Final = re.compile(rb"(\d+) (?:in the (?:messages|prompt)|input tokens|tokens from the input|`inputs`)")
+"""The same of how long the prompt is."""
+LEAST_ROOM: Final = 256
+"""Output tokens below which no half is tried: the prompt as good as fills the context."""
+
 _AS_500: Final = (_UNABLE, _LARGE, _TEMPLATE)
 """What the client has to change, for all that an engine says 500: told so, clients would only try again."""
 
@@ -44,9 +55,7 @@ NO_SUCH_ROUTE: Final = "The engine of this model has no route for this kind of r
 SENTENCES: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (_LARGE, "A text of this request is longer than what the engine takes at once."),
     (re.compile(rb"maximum allowed batch size"), "The request has more texts than the engine takes at once."),
-    (re.compile(rb"context (length|window|size)|maximum (context|model length)|exceeds? the (available )?context"
-                rb"|too many tokens|must have less than \d+ tokens|`inputs` tokens \+ `max_new_tokens`"),
-     _TOO_LONG),
+    (_CONTEXT, _TOO_LONG),
     (_TEMPLATE, "The model's chat template takes no messages of these roles in this order."),
     (_UNABLE, "The model does not support what this request asks for."),
     (re.compile(rb"tool[ _](choice|call|parser)|function call"), "The engine refused the tools of this request."),
@@ -106,6 +115,20 @@ def engine_refused(status: int, body: bytes, later: bytes | None, added: int = 0
     if status in (400, 413, 422, 501) or (status == 500 and any(said.search(text) for said in _AS_500)):
         return UpstreamRejected(_explained(text, added), 400, cause=cause)
     return UpstreamBroke("The engine failed to answer this request.", cause=cause)
+
+
+def room_left(status: int, body: bytes, added: int) -> int:
+    """Output tokens to ask for instead of the `added` ones, where an engine says that these and the prompt are longer
+    than the context: what is left by its own figures, else half. 0: it says something else, or the prompt is too
+    long."""
+    text = body.lower()
+    if status not in (400, 413, 422) or not _CONTEXT.search(text) or b"%d" % added not in text:
+        return 0
+    length, prompt = _LENGTH.search(text), _PROMPT.search(text)
+    if length is None or prompt is None:
+        return added // 2 if added // 2 >= LEAST_ROOM else 0
+    left = int(length[1] or length[2]) - int(prompt[1])
+    return left if 0 < left < added else 0
 
 
 def _explained(text: bytes, added: int) -> str:

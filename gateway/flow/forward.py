@@ -9,7 +9,7 @@ import logging
 from gateway.api.bridges import bridge_to
 from gateway.errors import ConnectFailed, EngineBusy, ModelLoading, NoBackend, UpstreamError
 from gateway.flow import fields
-from gateway.flow.engine_errors import Collector, engine_refused
+from gateway.flow.engine_errors import Collector, engine_refused, room_left
 from gateway.flow.exchange import NO_REPLY, Exchange, Runtime
 from gateway.flow.ids import engine_id
 from gateway.flow.quota import produces
@@ -55,17 +55,20 @@ async def _wait(x: Exchange, rt: Runtime, waiter: Waiter) -> Lease:
 
 async def forward(x: Exchange, rt: Runtime) -> None:
     """Body and lease -> response head of an engine. Only this phase retries, and only before any byte of an answer:
-    once more on a new connection where a kept one had died, else on a backend that was not tried, where no connection
-    was had or the engine would not begin (R5)."""
-    retries, kept = x.route.terms.retries, True
+    once more on a new connection where a kept one had died; with less output asked for where the cap does not fit into
+    the context; else on a backend that was not tried, where no connection was had or the engine would not begin (R5).
+    """
+    retries, kept, cap = x.route.terms.retries, True, x.route.terms.max_output_tokens
     dead: tuple[str, ...] = ()
     while True:
         began = rt.now()
         try:
-            x.reply = await _attempt(x, rt, kept=kept)
+            x.reply = await _attempt(x, rt, cap, kept=kept)
             if 200 <= x.reply.status < 300:
                 return
-            await _refused_by_engine(x, rt)
+            cap, kept = await _refused_by_engine(x, cap), True
+            x.lost += rt.now() - began
+            _release_connection(x)
         except StaleConnection:
             x.lost += rt.now() - began
             _release_connection(x)
@@ -101,13 +104,14 @@ def _backend(x: Exchange, rt: Runtime, name: str) -> Backend:
         raise NoBackend("The backends were changed while the request waited.", retry_after=1.0) from None
 
 
-async def _attempt(x: Exchange, rt: Runtime, *, kept: bool) -> ResponseHead:
-    """One try on the backend of the lease; on a connection `kept` from before if there is one, which may be stale."""
+async def _attempt(x: Exchange, rt: Runtime, cap: int, *, kept: bool) -> ResponseHead:
+    """One try on the backend of the lease, for `cap` output tokens at most; on a connection `kept` from before if there
+    is one, which may be stale."""
     assert x.lease is not None  # noqa: S101  # queue ran
     terms = x.route.terms
     backend = x.backend = _backend(x, rt, x.lease.gate)
     backends, pool = x.runtime.backends, x.runtime.pools[backend.name]
-    body, target = _words_for(x, backend.engine)
+    body, target = _words_for(x, backend.engine, cap)
     passed = x.trace.fields if x.trace is not None else passed_on(x.head.headers)
     if x.endpoint.passed:
         passed += fields.passed_fields(x.endpoint.passed, x.head.headers)
@@ -128,9 +132,9 @@ async def _attempt(x: Exchange, rt: Runtime, *, kept: bool) -> ResponseHead:
     return reply
 
 
-def _words_for(x: Exchange, engine: str) -> tuple[bytes, bytes]:
+def _words_for(x: Exchange, engine: str, cap: int) -> tuple[bytes, bytes]:
     """The body for an engine of that kind, and the engine's path for it."""
-    endpoint, model, cap = x.endpoint, x.route.model, x.route.terms.max_output_tokens
+    endpoint, model = x.endpoint, x.route.model
     x.bridge = bridge_to(engine, endpoint) if endpoint.engines else None
     if x.bridge is not None:
         return x.bridge.request(x.body, model, cap), x.bridge.upstream
@@ -162,12 +166,16 @@ def _release_slot(x: Exchange, *, full: bool) -> None:
         x.granted_at = 0.0
 
 
-async def _refused_by_engine(x: Exchange, rt: Runtime) -> None:
-    """The engine answered with an error: read its text for the log, tell the client our own sentence (H8)."""
+async def _refused_by_engine(x: Exchange, cap: int) -> int:
+    """The engine answered with an error: read its text for the log, tell the client our own sentence (H8). Or -> how
+    many output tokens to ask it for instead of the cap that does not fit, of a request that named no limit itself."""
     assert x.upstream is not None  # noqa: S101  # the attempt succeeded
     x.upstream.sink = collector = Collector(x.upstream)
     await collector.done
-    # Not a failure for the breaker: a caller who can make an engine answer 500 must not eject it for all.
     unlimited = x.ask.max_tokens is None or x.ask.max_tokens < 0
-    added = produces(x) // x.ask.choices if unlimited else 0
-    raise engine_refused(x.reply.status, collector.body(), x.reply.get(b"retry-after"), added)
+    added = cap if unlimited and produces(x) else 0
+    status, text = x.reply.status, collector.body()
+    if added and (left := room_left(status, text, added)):
+        return left
+    # Not a failure for the breaker: a caller who can make an engine answer 500 must not eject it for all.
+    raise engine_refused(status, text, x.reply.get(b"retry-after"), added)

@@ -281,3 +281,78 @@ def test_an_engine_that_answers_between_its_failures_is_not_ejected() -> None:
             assert [stats.state for stats in g.app.backends.stats()] == ["closed"]
 
     uvloop.run(main())
+
+
+TOO_LONG = [
+    "This model's maximum context length is 8192 tokens. However, you requested {total} tokens ({prompt} in the "
+    "messages, {cap} in the completion). Please reduce the length of the messages or completion.",
+    "'max_tokens' or 'max_completion_tokens' is too large: {cap}. This model's maximum context length is 8192 tokens "
+    "and your request has {prompt} input tokens ({cap} > 8192 - {prompt}).",
+    "You passed {prompt} input tokens and requested {cap} output tokens. However, the model's context length is only "
+    "8192 tokens, resulting in a maximum input length of 4096 tokens. Please reduce the length of the input prompt.",
+    "Requested token count exceeds the model's maximum context length of 8192 tokens. You requested a total of {total} "
+    "tokens: {prompt} tokens from the input messages and {cap} tokens for the completion.",
+    "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8192. Given: {prompt} `inputs` tokens and "
+    "{cap} `max_new_tokens`",
+    "The prompt and {cap} tokens exceed the context size.",
+]
+"""vLLM of three ages, SGLang, TGI, and one that gives no figures."""
+
+
+def of_context(text: str, prompt: int) -> Answer:
+    """An engine with a context of 8192 tokens that refuses what may outgrow it."""
+
+    async def answer(head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        cap = json.loads(body)["max_tokens"]
+        if prompt + cap <= 8192:
+            await plain(head, body, reader, writer)
+        else:
+            said = {"error": {"message": text.format(prompt=prompt, cap=cap, total=prompt + cap)}}
+            writer.write(json_answer(json.dumps(said).encode(), "400 Bad Request"))
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named", "asked"),
+    [
+        (5000, {}, [4096, 3192]),
+        (8191, {}, [4096, 1]),
+        (9000, {}, [4096]),
+        (5000, {"max_tokens": 4000}, [4000]),
+        (5000, {"max_tokens": 9999}, [4096]),
+    ],
+    ids=["fits", "just fits", "a prompt too long", "a limit of its own", "a limit above the cap"],
+)
+@pytest.mark.parametrize("text", TOO_LONG[:-1])
+def test_a_limit_that_the_gateway_added_is_lowered_to_what_is_left(
+    text: str, prompt: int, named: dict[str, int], asked: list[int]
+) -> None:
+    """A6, R7: who named no limit is served as without the gateway; nobody else is asked for twice."""
+
+    async def main() -> None:
+        async with Engine(of_context(text, prompt)) as engine, gateway(engine.url, slots=1) as g:
+            status, _, _ = await g.ask(CHAT, chat(**named))
+            assert [json.loads((await engine.chats.get())[1])["max_tokens"] for _ in asked] == asked
+            assert engine.chats.empty()
+            assert status == (200 if len(asked) > 1 else 400)
+            (row,) = await g.records(1)
+            assert (row["status"], row["outcome"]) == (status, "done" if status == 200 else "refused")
+            await g.idle()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize(("prompt", "asked"), [(5000, [4096, 2048]), (8000, [4096, 2048, 1024, 512, 256])])
+def test_an_engine_that_does_not_say_what_is_left_is_asked_for_half(prompt: int, asked: list[int]) -> None:
+    """A6: no further than there is sense in it."""
+
+    async def main() -> None:
+        async with Engine(of_context(TOO_LONG[-1], prompt)) as engine, gateway(engine.url, slots=1) as g:
+            status, _, body = await g.ask(CHAT, chat())
+            assert [json.loads((await engine.chats.get())[1])["max_tokens"] for _ in asked] == asked
+            assert status == (200 if prompt == 5000 else 400)
+            assert (b"asked for up to 256 tokens" in body) == (prompt == 8000)
+            await g.idle()
+
+    uvloop.run(main())
