@@ -56,6 +56,7 @@ class Phase(Enum):
     HEAD = auto()  # first byte of a head seen
     BODY = auto()  # a handler runs and waits for the body
     ANSWER = auto()  # a handler runs and has what it needs
+    NEXT = auto()  # another request is here already, for a later turn of the loop
     LINGER = auto()  # answered, closing, reading to the end
     CLOSED = auto()
 
@@ -138,7 +139,7 @@ class Connection:
             self.reader.feed(data)
         except WireError as error:
             self._error = error
-        if self.call is None and self.writable:
+        if self.call is None and self.writable and self.phase is not Phase.NEXT:
             self._pump()
         elif self._body is not None:
             self._body_progress(self._body)
@@ -170,26 +171,20 @@ class Connection:
             self.stream.resume()
         elif self.phase is Phase.LINGER:
             self._linger()
-        elif self.call is None:
-            self.transport.resume_reading()
-            asyncio.get_running_loop().call_soon(self._pump)
+        elif self.call is None and self.phase is not Phase.CLOSED:
+            self._go_on()
 
     # ---- requests, one after the other
 
     def _pump(self) -> None:
-        """Start every request that is ready; handlers that end at once are answered in this loop, not recursively.
-
-        While the client does not take its answers no other is begun: what waits to be written stays bounded.
-        """
-        while self.call is None and self.writable and self.phase is not Phase.LINGER and self.phase is not Phase.CLOSED:
-            if self.reader.head is not None:
-                self._start(self.reader.head)
-            elif self._error is not None:
-                self._server.handler.malformed(self, self._error)
-                self._close_gently()
-            else:
-                self._await_head()
-                return
+        """Between two requests: start what is ready. A read may bring thousands; each has a turn of the loop."""
+        if self.reader.head is not None:
+            self._start(self.reader.head)
+        elif self._error is not None:
+            self._server.handler.malformed(self, self._error)
+            self._close_gently()
+        else:
+            self._await_head()
 
     def _await_head(self) -> None:
         timeouts = self._server.timeouts
@@ -228,13 +223,34 @@ class Connection:
             self.reader.advance()
         except WireError as error:
             self._error = error
+        if not self.reader.idle or self._server.draining:
+            self._go_on()
+            return
+        self.deadline = self._server.now() + self._server.timeouts.keep_alive
         if not self.transport.is_reading():
             self.transport.resume_reading()
-        if not self.reader.idle or self._server.draining:
-            # Later bytes are here already; a new turn keeps a pipelined burst from growing the stack.
-            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _go_on(self) -> None:
+        """With what is here already: in a new turn, so that others' requests come between those of a burst."""
+        self.phase = Phase.NEXT
+        self._read_on()
+        asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        """While the client does not take its answers no other is begun: what waits to be written stays bounded."""
+        if self.phase is not Phase.NEXT:
+            return
+        self.phase = Phase.IDLE
+        if self.writable:
+            self._read_on()
+            self._pump()
+
+    def _read_on(self) -> None:
+        """Unless more is here than may wait: each answer would let another read in, which brings more than it took."""
+        if self.reader.head is None or self.reader.buffered <= PIPELINE_BYTES:
+            self.transport.resume_reading()
         else:
-            self.deadline = self._server.now() + self._server.timeouts.keep_alive
+            self.transport.pause_reading()
 
     def _close_gently(self) -> None:
         """Close after what is written; a peer still sending gets the answer before the reset (RFC 9112 section 9.6)."""
@@ -276,11 +292,12 @@ class Connection:
         if not self.reader.complete:
             self._room = room
             await self._receive_body()
-        elif not self.transport.is_reading():
-            self.transport.resume_reading()  # it paused behind a long body that nobody asked for: its end must show
         if self._error is not None and not self.reader.complete:
             raise self._error
-        return self.reader.take_body()
+        body = self.reader.take_body()
+        if not self.transport.is_reading():
+            self._read_on()  # it paused behind a long body that nobody asked for: the client's end must show
+        return body
 
     async def _receive_body(self) -> None:
         if self._error is not None:

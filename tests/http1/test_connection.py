@@ -12,6 +12,7 @@ from tests.http1.test_server import HOST, Clock, Echo, run
 from tests.wire import WAIT, Client
 
 WAITING = b"GET /wait HTTP/1.1\r\n%b\r\n" % HOST
+A_READ = 256_000  # bytes; the most that uvloop takes at once
 NEXT = b"GET /next HTTP/1.1\r\n%b\r\n" % HOST
 
 
@@ -65,6 +66,46 @@ def test_a_request_behind_one_that_waited_is_answered_too() -> None:
         assert (await client.answer())[2] == b"GET /next "
 
     run(test)
+
+
+def test_a_burst_of_requests_lets_those_of_others_come_between() -> None:
+    """H1: a read may bring thousands, of a stranger too."""
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        busy, other = await Client.connect(port), await Client.connect(port)
+        await busy.send(NEXT * 3000)
+        await other.send(NEXT)
+        assert (await other.answer())[0] == 200
+        assert server.requests < 300
+        for _ in range(3000):
+            assert (await busy.answer())[0] == 200
+
+    run(test)
+
+
+@pytest.mark.parametrize("body", [b"", b"abc"], ids=["without a body", "with a body"])
+def test_requests_sent_ahead_are_bounded_however_many_are_answered(body: bytes) -> None:
+    """H5: an answer lets no read in that brings more than it took."""
+
+    class Slow(Echo):
+        most = 0
+
+        async def request(self, connection: Connection) -> None:
+            await asyncio.sleep(0)
+            await super().request(connection)
+            self.most = max(self.most, connection.reader.buffered)
+
+    slow = Slow()
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        client = await Client.connect(port)
+        request = b"POST /ahead HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n" % (HOST, len(body)) + body
+        client.writer.write(request * 60_000)
+        for _ in range(300):
+            assert (await client.answer())[2] == b"POST /ahead " + body
+        assert slow.most < PIPELINE_BYTES + 2 * A_READ
+
+    run(test, handler=slow)
 
 
 def test_an_answer_without_framing_ends_with_its_connection_and_a_204_does_not() -> None:
