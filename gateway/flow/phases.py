@@ -198,6 +198,7 @@ async def _tell_failure(x: Exchange, rt: Runtime, failure: GatewayError) -> None
     anonymous = b"authorization" not in x.head.headers and b"x-api-key" not in x.head.headers
     rt.metrics.auth("missing" if anonymous else AUTH_FAILURES.get(type(failure), "invalid"))
     if (turn := rt.keys.turn_to_refuse()) is not None:
+        x.connection.hold_nothing()
         await turn
     raise failure
 

@@ -22,6 +22,7 @@ NEVER: Final = float("inf")
 FIRST_LOOK: Final = 0.25  # of the time of a client that does not read
 LINGER: Final = 2.0  # seconds to read on after an early refusal: its answer must not be lost to a reset (RFC 9112 9.6)
 PIPELINE_BYTES: Final = 64 * 1024  # held of what nobody asked for yet, bodies and later requests, before reading pauses
+BEHIND_REFUSAL: Final = 4 * 1024  # held of later requests while a refusal waits; with more the connection ends
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -56,6 +57,7 @@ class Phase(Enum):
     HEAD = auto()  # first byte of a head seen
     BODY = auto()  # a handler runs and waits for the body
     ANSWER = auto()  # a handler runs and has what it needs
+    REFUSAL = auto()  # a handler runs, needs nothing more and answers late
     NEXT = auto()  # another request is here already, for a later turn of the loop
     LINGER = auto()  # answered, closing, reading to the end
     CLOSED = auto()
@@ -143,6 +145,8 @@ class Connection:
             self._pump()
         elif self._body is not None:
             self._body_progress(self._body)
+        elif self.phase is Phase.REFUSAL:
+            self.hold_nothing()
         elif self.reader.buffered > PIPELINE_BYTES:
             self.transport.pause_reading()
 
@@ -260,6 +264,7 @@ class Connection:
         if (self._error is None and self.reader.complete) or not self.transport.can_write_eof():
             self.close()
             return
+        self.reader.let_go(0)
         self._linger()
         if not self.transport.is_reading():
             self.transport.resume_reading()
@@ -298,6 +303,13 @@ class Connection:
         if not self.transport.is_reading():
             self._read_on()  # it paused behind a long body that nobody asked for: the client's end must show
         return body
+
+    def hold_nothing(self) -> None:
+        """The request will be refused, and that waits: what is here of it is dropped, and what comes meanwhile."""
+        self.phase = Phase.REFUSAL
+        self.reader.let_go(BEHIND_REFUSAL)
+        if self.reader.dead or self.reader.body_received > PIPELINE_BYTES:
+            self.transport.pause_reading()
 
     async def _receive_body(self) -> None:
         if self._error is not None:

@@ -134,6 +134,15 @@ class RequestReader:
             return b""
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def let_go(self, ahead: int) -> None:
+        """Drop what is here of a body that nobody will ask for; more of it may come, and is read to its end. The reader
+        is dead if it holds more than `ahead` bytes of later requests: they are dropped too."""
+        self._parts = None
+        self._parts_bytes = self._joined = 0
+        if len(self._held) > ahead:
+            self._state = _DEAD
+            self._held = b""
+
     def advance(self) -> None:
         """Drop the finished request and go on with the bytes behind it. Raises WireError for the next request."""
         if self._state != _COMPLETE or self.head is None:

@@ -3,6 +3,10 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import uvloop
 
 from gateway.services.keyfmt import mint
 from tests.flow.engine import Engine, plain
@@ -10,6 +14,7 @@ from tests.gateway import FAST_HASH, Gateway, chat, gateway
 from tests.wire import Client
 
 CHAT = "/v1/chat/completions"
+LENGTH = b"Content-Length: 60000\r\n"
 ALLOWED = FAST_HASH.failures_per_minute
 
 
@@ -93,6 +98,38 @@ def test_a_good_request_overtakes_a_flood_of_refusals() -> None:
             assert {status for status, _, _ in await flood} == {401}
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda g: g.request(CHAT, b"x" * 60_000, key=""),
+        lambda g: g.request(CHAT, b"x" * 60_000, key="", extra="Content-Length: 200000\r\n").replace(LENGTH, b""),
+        lambda g: g.request("/v1/models", key="") * 800,
+    ],
+    ids=["a body", "half a body", "requests sent ahead"],
+)
+def test_strangers_who_wait_for_their_refusal_make_the_gateway_hold_nothing(
+    request_of: Callable[[Gateway], bytes],
+) -> None:
+    """H3, K4: `caps.bodies_bytes` counts only what keys brought."""
+
+    async def main() -> None:
+        async with Engine(plain) as engine, gateway(engine.url) as g:
+            clients = [await g.connect() for _ in range(400)]
+            for client in clients:
+                client.writer.write(request_of(g))
+            flood = asyncio.gather(*(client.answer() for client in clients))
+            most = busy = 0
+            while not flood.done():
+                most = max(most, sum(c.reader.buffered for c in g.app.server.connections))
+                busy = max(busy, len(g.busy()))
+                await asyncio.sleep(0)
+            assert {status for status, _, _ in await flood} == {401}
+            assert busy > 200
+            assert most < 3_000_000  # of 15 to 24 millions sent: 50 refusals are told at once
+
+    uvloop.run(main())
 
 
 def test_a_client_that_leaves_before_it_is_refused_is_recorded() -> None:

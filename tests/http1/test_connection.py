@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from gateway.errors import ClientGone, Interrupted
-from gateway.http1.connection import PIPELINE_BYTES, Connection
+from gateway.http1.connection import BEHIND_REFUSAL, PIPELINE_BYTES, Connection
 from gateway.http1.eager import Signal
 from gateway.http1.server import HttpServer
 from tests.http1.test_server import HOST, Clock, Echo, run
@@ -31,6 +31,8 @@ class Own(Echo):
             connection.abort()
         elif path == "/long":
             await self.long(connection)
+        elif path == "/refused":
+            await self.refused(connection)
         else:
             await super().request(connection)
 
@@ -47,6 +49,14 @@ class Own(Echo):
             self.note("gone")
         except Interrupted:
             self.note("interrupted")
+
+    async def refused(self, connection: Connection) -> None:
+        """Answers late, and asks for no body."""
+        connection.hold_nothing()
+        self.gate = Signal()
+        self.note("waiting")
+        await self.gate
+        connection.respond(401, b"", b"no")
 
 
 def open_gate(echo: Echo) -> None:
@@ -156,6 +166,65 @@ def test_a_client_is_heard_again_once_its_long_body_was_asked_for() -> None:
         await echo.until(f"{len(body)} bytes")
         client.close()
         await echo.until("gone")
+
+    run(test, handler=Own())
+
+
+REFUSED = b"POST /refused HTTP/1.1\r\n%b" % HOST
+BODY = b"b" * 50_000
+
+
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [
+        (b"Content-Length: %d\r\n\r\n" % len(BODY), BODY),
+        (b"Transfer-Encoding: chunked\r\n\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)),
+    ],
+    ids=["length", "chunks"],
+)
+def test_who_waits_for_a_refusal_is_read_and_nothing_is_held(framing: bytes, body: bytes) -> None:
+    """H3, H1: the connection goes on behind the body, wherever that was cut."""
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        client = await Client.connect(port)
+        await client.send(REFUSED + framing + body[:20_000])
+        await echo.until("waiting")
+        (connection,) = server.connections
+        await client.send(body[20_000:] + NEXT)
+        async with asyncio.timeout(WAIT):
+            while not connection.reader.complete or not connection.reader.buffered:
+                assert connection.reader.buffered == 0
+                await asyncio.sleep(0)
+        assert connection.reader.buffered == len(NEXT)
+        open_gate(echo)
+        status, fields, _ = await client.answer()
+        assert (status, "connection" in fields) == (401, False)
+        assert (await client.answer())[2] == b"GET /next "
+
+    run(test, handler=Own())
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "later"])
+def test_a_connection_with_much_behind_a_refusal_ends_with_it(at_once: bool) -> None:
+    """H3: its client gets the answer, though it goes on sending."""
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        client = await Client.connect(port)
+        more = NEXT * (BEHIND_REFUSAL // len(NEXT) + 1)
+        await client.send(REFUSED + b"\r\n" + (more if at_once else b""))
+        await echo.until("waiting")
+        (connection,) = server.connections
+        await client.send(more)
+        async with asyncio.timeout(WAIT):
+            while not connection.reader.dead:
+                await asyncio.sleep(0)
+        assert connection.reader.buffered == 0
+        client.writer.write(more * 100)
+        open_gate(echo)
+        status, fields, _ = await client.answer()
+        assert (status, fields["connection"]) == (401, "close")
+        assert await client.at_end()
+        assert server.requests == 1
 
     run(test, handler=Own())
 
