@@ -208,9 +208,10 @@ class UpstreamConnection:
 
     def _read_head(self, data: bytes) -> None:
         self.reused = False  # it answers: from here on its end is a failure, and no reason to ask again (R5)
-        buffer = self._buffer + data if self._buffer else data
+        searched = len(self._buffer)
+        buffer = self._buffer + data if searched else data
         while self._interim <= MAX_INFORMATIONAL:
-            parsed = self.pool.heads.read(buffer, self._method)
+            parsed = self.pool.heads.read(buffer, self._method, searched)
             if parsed is None:
                 self._buffer = buffer
                 return
@@ -219,7 +220,7 @@ class UpstreamConnection:
                 self._buffer = b""
                 self._begin_body(head, buffer, start)
                 return
-            buffer = buffer[start:]
+            buffer, searched = buffer[start:], 0
             self._interim += 1
         raise UpstreamWireError("too many informational answers")
 

@@ -64,25 +64,25 @@ class ResponseHeads:
         self._method = ""
         self._head: ResponseHead | None = None
 
-    def read(self, buffer: bytes, method: str) -> tuple[ResponseHead, int] | None:
+    def read(self, buffer: bytes, method: str, searched: int = 0) -> tuple[ResponseHead, int] | None:
         """As `parse_response_head`."""
         head, start = self._head, len(self._before)
         # Slices that are compared: compiled, half the cost of `startswith`.
         if head is None or method != self._method or buffer[:start] != self._before:
-            return self._parse(buffer, method)
+            return self._parse(buffer, method, searched)
         after = self._after
         if not after:
             return head, start
         stop = buffer.find(b"\r", start, start + _REPEAT_DIGITS + 1)
         if stop < 0 or buffer[stop : stop + len(after)] != after:
-            return self._parse(buffer, method)
+            return self._parse(buffer, method, searched)
         digits = buffer[start:stop]
         if not digits.isdigit():
-            return self._parse(buffer, method)
+            return self._parse(buffer, method, searched)
         return _with_length(head, digits), stop + len(after)
 
-    def _parse(self, buffer: bytes, method: str) -> tuple[ResponseHead, int] | None:
-        parsed = parse_response_head(buffer, method)
+    def _parse(self, buffer: bytes, method: str, searched: int) -> tuple[ResponseHead, int] | None:
+        parsed = parse_response_head(buffer, method, searched)
         if parsed is None:
             return None
         head, end = parsed

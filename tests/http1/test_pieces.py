@@ -1,6 +1,7 @@
 """An answer that comes in pieces, each a read of its own: its head, its chunks, and its time on the test's clock."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -109,5 +110,25 @@ def test_a_head_that_comes_in_pieces_is_read_whole_and_leaves_nothing_to_the_nex
         assert await exchange(connection, got) == (200, b"ok", None)
         assert pool.take() is connection
         assert await exchange(connection) == (200, b"ok", None)
+
+    run(script, test)
+
+
+def test_a_head_in_pieces_is_not_read_anew_with_each() -> None:
+    """H5: an engine's longest head, a byte a read, would hold the loop for a minute."""
+    many = b"".join(b"X-%d: %b\r\n" % (number, b"v" * 400) for number in range(60))
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async def test(pool: Pool, backend: Backend) -> None:
+        connection = await pool.dial(WAIT)
+        answered = asyncio.ensure_future(exchange(connection))
+        await asyncio.sleep(0)
+        began = time.process_time()
+        for byte in OK.replace(b"\r\n", b"\r\n" + many, 1):
+            connection.data_received(bytes([byte]))
+        assert time.process_time() - began < 3  # 0.1, and 13 where all is read anew
+        assert await answered == (200, b"ok", None)
 
     run(script, test)
