@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from gateway.errors import ClientGone, Interrupted
-from gateway.http1.connection import BEHIND_REFUSAL, PIPELINE_BYTES, Connection
+from gateway.http1.connection import BEHIND_REFUSAL, LONG_READ, PIPELINE_BYTES, Connection
 from gateway.http1.eager import Signal
 from gateway.http1.server import HttpServer
 from tests.http1.test_server import HOST, Clock, Echo, run
@@ -116,6 +116,37 @@ def test_requests_sent_ahead_are_bounded_however_many_are_answered(body: bytes) 
         assert slow.most < PIPELINE_BYTES + 2 * A_READ
 
     run(test, handler=slow)
+
+
+def test_between_two_long_reads_of_a_body_others_have_their_turn() -> None:
+    """H1: uvloop alone would read 8 MB in one turn of the loop, which in chunks of one byte take seconds."""
+    turns, reads = [0], list[tuple[int, int]]()
+
+    class Counting(Echo):
+        async def request(self, connection: Connection) -> None:
+            def room(here: int) -> bool:
+                reads.append((turns[0], here))
+                return True
+
+            connection.respond(200, b"", b"%d" % len(await connection.body(room)))
+
+    async def count() -> None:
+        while True:
+            turns[0] += 1
+            await asyncio.sleep(0)
+
+    async def test(server: HttpServer, echo: Echo, port: int, clock: Clock) -> None:
+        counting = asyncio.ensure_future(count())
+        client = await Client.connect(port)
+        body = b"b" * 9_000_000
+        client.writer.write(b"POST / HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n" % (HOST, len(body)) + body)
+        assert (await client.answer())[2] == b"9000000"
+        counting.cancel()
+
+    run(test, handler=Counting())
+    long = [turn for (turn, here), (_, before) in zip(reads[1:], reads, strict=False) if here - before >= LONG_READ]
+    assert long
+    assert len(long) == len(set(long))
 
 
 def test_an_answer_without_framing_ends_with_its_connection_and_a_204_does_not() -> None:
