@@ -21,6 +21,7 @@ class Ledger:
     def __init__(self, body_bytes: int) -> None:
         self.body_limit = body_bytes
         self.body_bytes = 0
+        self._unproven_bytes = 0  # of them
         self._large: dict[str, int] = {}  # key -> bytes of its large bodies
         self._open: dict[str, int] = {}
         # By identity: two requests may carry the same id, which clients choose.
@@ -60,6 +61,21 @@ class Ledger:
             self._large[key] = held
         else:
             del self._large[key]
+
+    def hold_unproven(self, size: int) -> bool:
+        """Count what came with a head whose key is looked up. False: no room. Half of it is taken by such at most, so
+        that strangers leave some to the others."""
+        full = self._unproven_bytes > self.body_limit // 2 or self.body_bytes + size > self.body_limit
+        if size and full:
+            return False
+        self.body_bytes += size
+        self._unproven_bytes += size
+        return True
+
+    def drop_unproven(self, size: int) -> None:
+        """That key is known, or none."""
+        self.body_bytes -= size
+        self._unproven_bytes -= size
 
     def enter(self, x: "Exchange", most: int) -> bool:
         """Count a request of its key as open. False: the key has `most` open already."""

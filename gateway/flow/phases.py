@@ -45,6 +45,7 @@ from gateway.http1.chunks import LAST_CHUNK, encode_chunk
 from gateway.http1.connection import Connection
 from gateway.http1.wire import WireError
 from gateway.services.keyfmt import credential
+from gateway.services.principal import Principal
 from gateway.services.rights import SCOPES
 from gateway.services.route import Route
 
@@ -178,7 +179,7 @@ async def authenticate(x: Exchange, rt: Runtime) -> None:
     try:
         token = credential(x.head.headers)
         grant = rt.keys.lookup(token, x.ip)
-        x.principal = grant.principal if grant is not None else await rt.keys.verify(token, x.ip)
+        x.principal = grant.principal if grant is not None else await _verified(x, rt, token)
     except GatewayError as error:
         failure = error  # it may have to wait, and a compiled handler must not (tests/test_compiled.py)
     if failure is not None:
@@ -191,6 +192,21 @@ async def authenticate(x: Exchange, rt: Runtime) -> None:
         raise Forbidden("This key administers; it opens nothing here.")
     if grant is not None:
         x.connection.known = Known(x, grant, epoch)
+
+
+async def _verified(x: Exchange, rt: Runtime, token: bytes) -> Principal:
+    """The key's, looked up. Meanwhile nothing more is read, and what has come takes room (H3)."""
+    connection = x.connection
+    connection.read_no_more()
+    size = connection.reader.buffered
+    if not rt.ledger.hold_unproven(size):
+        raise Overloaded(BODIES_FULL)
+    try:
+        principal = await rt.keys.verify(token, x.ip)
+    finally:
+        rt.ledger.drop_unproven(size)
+    connection.read_on()
+    return principal
 
 
 async def _tell_failure(x: Exchange, rt: Runtime, failure: GatewayError) -> None:

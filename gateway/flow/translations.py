@@ -20,6 +20,7 @@ from gateway.errors import (
     HeadTooLarge,
     NoBackend,
     NotImplementedHere,
+    Overloaded,
     QueueFull,
     QueueTimeout,
     RateLimited,
@@ -41,6 +42,7 @@ AUTH_FAILURES: dict[type[GatewayError], str] = {
     Forbidden: "forbidden",
     RateLimited: "throttled",
     AuthUnavailable: "unavailable",
+    Overloaded: "unavailable",
 }
 
 

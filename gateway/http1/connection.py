@@ -238,7 +238,7 @@ class Connection:
     def _go_on(self) -> None:
         """With what is here already: in a new turn, so that others' requests come between those of a burst."""
         self.phase = Phase.NEXT
-        self._read_on()
+        self.read_on()
         asyncio.get_running_loop().call_soon(self._next)
 
     def _next(self) -> None:
@@ -247,15 +247,8 @@ class Connection:
             return
         self.phase = Phase.IDLE
         if self.writable:
-            self._read_on()
+            self.read_on()
             self._pump()
-
-    def _read_on(self) -> None:
-        """Unless more is here than may wait: each answer would let another read in, which brings more than it took."""
-        if self.reader.head is None or self.reader.buffered <= PIPELINE_BYTES:
-            self.transport.resume_reading()
-        else:
-            self.transport.pause_reading()
 
     def _close_gently(self) -> None:
         """Close after what is written; a peer still sending gets the answer before the reset (RFC 9112 section 9.6)."""
@@ -302,8 +295,19 @@ class Connection:
             raise self._error
         body = self.reader.take_body()
         if not self.transport.is_reading():
-            self._read_on()  # it paused behind a long body that nobody asked for: the client's end must show
+            self.read_on()  # it paused behind a long body that nobody asked for: the client's end must show
         return body
+
+    def read_no_more(self) -> None:
+        """Until `read_on`, or the body is asked for, or the answer has gone."""
+        self.transport.pause_reading()
+
+    def read_on(self) -> None:
+        """Unless more is here than may wait: each answer would let another read in, which brings more than it took."""
+        if self.reader.head is None or self.reader.buffered <= PIPELINE_BYTES:
+            self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
 
     def hold_nothing(self) -> None:
         """The request will be refused, and that waits: what is here of it is dropped, and what comes meanwhile."""

@@ -261,6 +261,7 @@ def test_a_body_that_outgrows_the_room_is_refused_while_it_comes() -> None:
     """N-5, H3, H2: what is here of it counts; the rest is not waited for."""
 
     async def test(g: Gateway, engine: Engine) -> None:
+        assert (await g.ask(CHAT, chat()))[0] == 200  # a key that is known has all of the room
         half, whole = await g.connect(), await g.connect()
         request = g.request(CHAT, chat(padding="x" * 3900))
         await half.send(request[:-100])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
+from gateway.config import Caps
 from gateway.services.keyfmt import mint
 from tests.flow.engine import Engine, plain
 from tests.gateway import FAST_HASH, Gateway, chat, gateway
@@ -128,6 +129,33 @@ def test_strangers_who_wait_for_their_refusal_make_the_gateway_hold_nothing(
             assert {status for status, _, _ in await flood} == {401}
             assert busy > 200
             assert most < 3_000_000  # of 15 to 24 millions sent: 50 refusals are told at once
+
+    uvloop.run(main())
+
+
+def test_bodies_that_come_with_keys_nobody_knows_take_half_the_room_at_most() -> None:
+    """H3: while the keys are looked up; who is known has the rest."""
+    caps = Caps(body_bytes=1_000_000, bodies_bytes=1_000_000)
+    known = chat(padding="x" * 300_000)
+
+    async def main() -> None:
+        async with Engine(plain) as engine, gateway(engine.url, caps=caps) as g:
+            assert (await g.ask(CHAT, known))[0] == 200
+            clients = [await g.connect() for _ in range(300)]
+            for client in clients:
+                client.writer.write(g.request(CHAT, b"x" * 60_000, key=mint().token))
+            flood = asyncio.gather(*(client.answer() for client in clients))
+            most = 0
+            while g.app.ledger.body_bytes < 500_000:
+                await asyncio.sleep(0)
+            good = asyncio.ensure_future(g.ask(CHAT, known))
+            while not flood.done():
+                most = max(most, sum(c.reader.buffered for c in g.app.server.connections))
+                await asyncio.sleep(0)
+            assert (await good)[0] == 200
+            assert {status for status, _, _ in await flood} == {401, 503}
+            assert most < 2_000_000  # of 18 millions sent
+            await g.idle()
 
     uvloop.run(main())
 
