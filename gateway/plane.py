@@ -139,6 +139,7 @@ class Plane:
             estimator=self.hub.estimator,
             zombies=self.hub.zombies,
             pools=pools,
+            failing={},
             audit=self.audit,
             prompts=self.prompts,
             usage=self.usage,

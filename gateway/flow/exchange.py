@@ -76,6 +76,8 @@ class Runtime:
     estimator: Estimator
     zombies: Zombies
     pools: Mapping[str, Pool]
+    failing: dict[str, int]
+    """Backend -> how many errors of its own it has answered since it last served; none: it serves."""
     audit: AuditService
     prompts: PromptService
     usage: UsageService

@@ -65,6 +65,8 @@ async def forward(x: Exchange, rt: Runtime) -> None:
         try:
             x.reply = await _attempt(x, rt, cap, kept=kept)
             if 200 <= x.reply.status < 300:
+                if rt.failing:
+                    rt.failing.pop(x.backend.name, None)
                 return
             cap, kept = await _refused_by_engine(x, cap), True
             x.lost += rt.now() - began

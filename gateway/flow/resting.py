@@ -1,7 +1,7 @@
-"""Slots of engines that would not begin: no slots until the engine may have room again.
+"""Slots of engines that would not begin, or only fail: no slots until the engine may serve again.
 
-An engine that refuses at once has its slots free all the time, so most free ones: it would be given, and refuse, all
-who wait for it or for another that serves. Must not know requests.
+An engine that refuses or fails at once has its slots free all the time, so most free ones: it would be given, and fail,
+all who wait for it or for another that serves. Must not know requests.
 """
 
 import asyncio

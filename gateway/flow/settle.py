@@ -10,6 +10,7 @@ from typing import Final
 from gateway.api.dialect import Access, Kind
 from gateway.api.routes import NO_ENDPOINT
 from gateway.api.usage import Usage
+from gateway.errors import UpstreamRejected
 from gateway.flow import quota
 from gateway.flow.exchange import GIVEN_UP, NO_REPLY, NO_ROUTE, NO_USAGE, Exchange, Outcome, Runtime
 from gateway.flow.resting import WOULD_NOT, rest
@@ -42,7 +43,7 @@ def settle(x: Exchange, rt: Runtime) -> None:
     if works_on and x.lease is not None:
         rt.zombies.keep(x.lease, cost_units, x.route.terms.total)
     elif x.lease is not None:
-        if x.error is not None and isinstance(x.error, WOULD_NOT):
+        if x.error is not None and _would_again(x, rt):
             rest(x.lease)
         else:
             x.lease.release(cost_units)
@@ -59,6 +60,18 @@ def settle(x: Exchange, rt: Runtime) -> None:
     if rt.config.log.requests:
         log.info("request", extra={"request_id": x.id, "status": x.status, "outcome": str(x.outcome)})
     _let_go(x)
+
+
+def _would_again(x: Exchange, rt: Runtime) -> bool:
+    """Whether the next request would find its engine alike: it would not begin, or has answered nothing but errors of
+    its own for as many requests as eject one that cannot be reached. The latter counts where another backend serves."""
+    if isinstance(x.error, WOULD_NOT):
+        return True
+    status = x.reply.status
+    if status != 404 and (status < 500 or isinstance(x.error, UpstreamRejected)):
+        return False
+    rt.failing[x.backend.name] = errors = rt.failing.get(x.backend.name, 0) + 1
+    return errors >= rt.config.discovery.eject_after and len(x.route.candidates) > 1
 
 
 def _trace(x: Exchange, tracing: TracingService, row: AuditRecord, ended: float) -> None:

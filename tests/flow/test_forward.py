@@ -356,3 +356,38 @@ def test_an_engine_that_does_not_say_what_is_left_is_asked_for_half(prompt: int,
             await g.idle()
 
     uvloop.run(main())
+
+
+@pytest.mark.parametrize("line", ["500 Internal Server Error", "404 Not Found"])
+def test_an_engine_that_only_fails_does_not_get_what_another_would_serve(line: str) -> None:
+    """R2: it lists its models, and has its slots free all the time. Whom it failed is told; it is not ejected for what
+    it answers, and what it serves in between begins the count anew."""
+
+    async def main() -> None:
+        async with Engine(refusing(line, b'{"error":"out of order"}')) as bad, Engine(plain) as good:
+            backends = [cfg.Backend(name=n, url=e.url, engine="openai", slots=2) for n, e in (("a", bad), ("b", good))]
+            async with gateway("", backends=backends, discovery=FAR_OFF) as g:
+                answers = await asyncio.gather(*(g.ask(CHAT, chat()) for _ in range(40)))
+                failed = [status for status, _, _ in answers if status != 200]
+                assert len(failed) == bad.chats.qsize() == 4  # two before it counts, then one for each of its slots
+                assert g.app.runtime.failing == {"a": 4}
+                assert [stats.state for stats in g.app.backends.stats()] == ["closed", "closed"]
+                bad.answer = plain
+                async with asyncio.timeout(WAIT):
+                    while g.app.runtime.failing:
+                        assert (await g.ask(CHAT, chat()))[0] == 200
+                await g.idle()
+
+    uvloop.run(main())
+
+
+def test_an_engine_that_is_alone_fails_at_once_all_that_it_fails() -> None:
+    """R2: who waits for its slots would only be told later."""
+
+    async def main() -> None:
+        async with Engine(refusing("500 Internal Server Error", b"{}")) as engine, gateway(engine.url, slots=1) as g:
+            assert [(await g.ask(CHAT, chat()))[0] for _ in range(8)] == [502] * 8
+            assert g.app.scheduler.stats().running == 0
+            await g.idle()
+
+    uvloop.run(main())
