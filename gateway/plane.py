@@ -296,7 +296,7 @@ class Plane:
 def metrics_of(routes: Routes) -> Metrics:
     """Counters whose labels are these routes and their dialects."""
     dialects = {row.dialect.name for row in routes.rows}
-    return Metrics(dialects=dialects, routes={row.path for row in routes.rows}, clock=time.monotonic)
+    return Metrics(dialects=dialects, routes={row.path for row in routes.rows})
 
 
 def address_of(section: cfg.Backend) -> Address:

@@ -18,7 +18,7 @@ from typing import Protocol
 import msgspec
 
 from scheduler.core import Core
-from scheduler.model import Decision, Granted, Place, Queued, Refused, Saved, Stats, Ticket
+from scheduler.model import Backlog, Decision, Granted, Place, Queued, Refused, Saved, Stats, Ticket
 from scheduler.reservations import Window
 from scheduler.settings import Settings
 
@@ -285,6 +285,10 @@ class Scheduler:
     def stats(self) -> Stats:
         """See `Core.stats`."""
         return msgspec.structs.replace(self.core.stats(self._clock()), mismatches=self.mismatches)
+
+    def backlogs(self) -> tuple[float, list[Backlog]]:
+        """The time, and `Core.backlogs`."""
+        return self._clock(), self.core.backlogs()
 
     def running(self, gate: str) -> int:
         """Slots of the gate that are taken; 0 for one that is not known."""

@@ -41,12 +41,14 @@ def start(now: float, request: Request, crowd: float, tenant_crowd: float) -> No
     account.grants += 1
     account.waited += now - request.arrival
     node.running += 1
+    node.served += cost
     node.paid = now + _payment(epoch, node, crowd)
     owner = tenant.account
     owner.grown += grown
     owner.charges += 1
     owner.running += 1
     tenant.running += 1
+    tenant.served += cost
     tenant.paid = now + _payment(epoch, tenant, tenant_crowd)
     pool.running += 1
 
@@ -73,6 +75,8 @@ def charge(now: float, request: Request, extra: float) -> None:
     pool, node = request.pool, request.node
     account = node.owner
     tenant = account.tenant
+    node.served += extra
+    node.tenant.served += extra
     if extra >= 0.0:
         grown = extra * request.factor * pool.ledger.growth(now)
         account.grown += grown

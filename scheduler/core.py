@@ -24,7 +24,7 @@ from scheduler.crowd import Crowd, load
 from scheduler.deadlines import Deadlines
 from scheduler.fleet import Fleet
 from scheduler.gates import Gate, best_gate, home_gate
-from scheduler.model import Decision, Granted, Place, Queued, Refusal, Refused, Saved, Stats, Ticket
+from scheduler.model import Backlog, Decision, Granted, Place, Queued, Refusal, Refused, Saved, Stats, Ticket
 from scheduler.party import User
 from scheduler.pool import Pool
 from scheduler.position import place, stands
@@ -32,7 +32,7 @@ from scheduler.refusals import barred, refused
 from scheduler.request import MAX_COST, MAX_OFFSET, MAX_SHARE, MIN_SHARE, QUEUED, RUNNING, Request, clamped
 from scheduler.reservations import Calendar, Window, by_id
 from scheduler.settings import Settings
-from scheduler.statistics import collect
+from scheduler.statistics import backlogs, collect
 
 NOTHING: Final[tuple[Decision, ...]] = ()
 
@@ -474,3 +474,7 @@ class Core:
     def stats(self, now: float) -> Stats:
         """A frozen record of this moment. Looks at every party: for people and scrapes, not for decisions."""
         return collect(self, max(self.now, now))
+
+    def backlogs(self) -> list[Backlog]:
+        """Every party that has requests waiting, with what it was served so far: for the fairness index."""
+        return backlogs(self)

@@ -13,6 +13,7 @@ from typing import Final
 from scheduler.commons import Commons, linked
 from scheduler.gates import Gate, Place
 from scheduler.model import Saved, SavedParty, SavedPool
+from scheduler.party import PAUSE
 from scheduler.pool import Pool
 from scheduler.settings import Settings
 from scheduler.usage import Ledger, UserAccount
@@ -167,6 +168,8 @@ class Fleet:
         for _ in range(min(_SWEEP, len(self._sweep))):
             account = self.ledger.users.get(self._sweep.pop())
             if account is None or account.queued or account.running or account.grown > floor:
+                continue
+            if now <= account.left + PAUSE:
                 continue
             # The last user stays while its tenant's own usage, the sum over many, still counts.
             if account.tenant.children > 1 or account.tenant.grown <= floor:

@@ -144,6 +144,21 @@ class PartyStats(msgspec.Struct, frozen=True):
     """Seconds, sum over those grants."""
 
 
+class Backlog(msgspec.Struct, frozen=True, gc=False):
+    """A party with waiting requests, on one pool."""
+
+    group: tuple[str, ...]
+    """Whom its turns are compared with: (pool,) for tenants, (pool, tenant) for the users of one tenant."""
+    party: tuple[str, str]
+    since: float
+    """Since when it has had a request waiting; asking again within seconds of a refusal is no break."""
+    share: float
+    served: float
+    """Cost units charged to it here, ever; requests in flight by their estimates."""
+    ended: int
+    """How many of its requests ended here with a cost, ever."""
+
+
 class GateStats(msgspec.Struct, frozen=True):
     """One backend's slots."""
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _GAP_WEIGHT: Final = 0.3
 _MEAN_WEIGHT: Final = 0.1
+PAUSE: Final = 10.0
+"""Seconds between a refusal, or giving up, and asking again that do not end a backlog."""
 
 
 class Node:
@@ -25,9 +27,11 @@ class Node:
 
     __slots__ = (
         "account",
+        "backlog",
         "ended",
         "free",
         "inside",
+        "left",
         "lift",
         "mean",
         "n",
@@ -36,6 +40,7 @@ class Node:
         "paid",
         "ranking",
         "running",
+        "served",
         "since",
         "tie",
     )
@@ -55,6 +60,12 @@ class Node:
         """Id of its head: older goes first among equals."""
         self.offset = 0.0
         self.since = 0.0
+        self.backlog = 0.0
+        """Since when it has had a request waiting, see `opens`."""
+        self.left = -inf
+        """When its last waiting request went unserved."""
+        self.served = 0.0
+        """Cost units charged here, ever; unlike usage they do not fade."""
         self.paid = -inf
         self.mean = 0.0
         """Mean actual cost of its requests here; 0 until one has ended."""
@@ -64,6 +75,12 @@ class Node:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'/'.join(self.account.key)} n={self.n} running={self.running}>"
+
+    def opens(self, now: float) -> None:
+        """Its first waiting request has come. Who went unserved and soon asks again was never without a queue."""
+        if now > self.left + PAUSE:
+            self.backlog = now
+        self.left = -inf
 
     def learn(self, cost: float) -> None:
         """Take the actual cost of an ended request into the running mean (of ten, then exponential with 0.1)."""
@@ -136,6 +153,7 @@ class User(Node):
         self.n += 1
         if self.n == 1:
             self.gap, self.last = 0.0, -inf
+            self.opens(request.arrival)
             self.klass = offset
             self.fifo.append(request)
             return True

@@ -207,6 +207,7 @@ class Pool:
         if not tenant.n:
             if not tenant.running:
                 self._lift(now, tenant)
+            tenant.opens(now)
             tenant.began = now
             tenant.since = now if now > tenant.paid else tenant.paid
             tenant.tie = request.id
@@ -229,11 +230,15 @@ class Pool:
         tenant.n -= 1
         node.owner.queued -= 1
         self.queued -= 1
+        if not tenant.n:
+            tenant.left = now
         if not node.discard(request):
             return
         if node.n:
             self._new_head(now, node)
-        elif node.inside:
+            return
+        node.left = node.owner.left = now
+        if node.inside:
             self._leave(node)
         else:
             del self.parked[node]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scheduler.model import GateStats, PartyStats, PoolStats, Stats
+from scheduler.model import Backlog, GateStats, PartyStats, PoolStats, Stats
+from scheduler.party import Node
 from scheduler.pool import Pool
 from scheduler.usage import Account, Ledger, UserAccount
 
@@ -30,6 +31,20 @@ def collect(core: Core, now: float) -> Stats:
         refused={reason.value: count for reason, count in core.refused.items()},
         stray_releases=core.stray_releases,
     )
+
+
+def backlogs(core: Core) -> list[Backlog]:
+    """Who has requests waiting at this moment: users beside the others of their tenant, tenants beside each other."""
+    found: list[Backlog] = []
+    for pool in core.fleet.pools.values():
+        found.extend(_backlog((pool.name,), tenant) for tenant in pool.tenants.values() if tenant.n)
+        found.extend(_backlog((pool.name, node.owner.tenant.key[0]), node) for node in pool.nodes.values() if node.n)
+    return found
+
+
+def _backlog(group: tuple[str, ...], node: Node) -> Backlog:
+    account = node.account
+    return Backlog(group, account.key, node.backlog, account.share, node.served, node.ended)
 
 
 def _pool(pool: Pool, now: float) -> PoolStats:

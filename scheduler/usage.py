@@ -10,7 +10,7 @@ exponent leaves the range of a double the origin moves (`Ledger.rebase`).
 
 from __future__ import annotations
 
-from math import exp, log
+from math import exp, inf, log
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -46,12 +46,14 @@ class Account:
 class UserAccount(Account):
     """A user's account; charged together with its tenant's."""
 
-    __slots__ = ("grants", "queued", "tenant", "waited")
+    __slots__ = ("grants", "left", "queued", "tenant", "waited")
 
     def __init__(self, key: tuple[str, str], share: float, tenant: Account) -> None:
         super().__init__(key, share)
         self.tenant = tenant
         self.grants = 0
+        self.left = -inf
+        """When a queue of it last ended unserved."""
         self.queued = 0
         self.waited = 0.0
 

@@ -1,6 +1,6 @@
 """The running gateway as operators see it: its statistics, its readiness, and the sources of its metrics.
 
-Reads frozen `stats()` records only. Must not know HTTP, and must not change anything.
+Reads frozen records only. Must not know HTTP, and must not change anything.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +14,7 @@ from gateway.http1.facts import ServerStats
 from gateway.services import samples
 from gateway.services.backend_facts import BackendStats
 from gateway.services.counts import Counts
+from gateway.services.evenness import Evenness
 from gateway.services.key_facts import KeyStats
 from gateway.services.limit_facts import LimitStats
 from gateway.services.metrics import Metrics, Sample
@@ -23,7 +24,7 @@ from gateway.services.token_facts import NO_TOKENS, TokenStats
 from gateway.services.tracing import OFF, TracingStats
 from gateway.services.zombies import ZombieStats
 from scheduler.estimate import Estimator
-from scheduler.model import Stats
+from scheduler.model import Backlog, Stats
 
 _Record = TypeVar("_Record", covariant=True)
 
@@ -116,6 +117,12 @@ class HasStats(Protocol[_Record]):
     def stats(self) -> _Record: ...
 
 
+class Queues(HasStats[Stats], Protocol):
+    """The scheduler."""
+
+    def backlogs(self) -> tuple[float, list[Backlog]]: ...
+
+
 class Gateway(Protocol):
     """What the control plane reads of the composition. Attributes are read anew each time: a reload swaps some."""
 
@@ -124,7 +131,7 @@ class Gateway(Protocol):
     @property
     def backends(self) -> HasStats[tuple[BackendStats, ...]]: ...
     @property
-    def scheduler(self) -> HasStats[Stats]: ...
+    def scheduler(self) -> Queues: ...
     @property
     def estimator(self) -> Estimator: ...
     @property
@@ -200,6 +207,8 @@ def register_sources(gateway: Gateway) -> None:
     metrics = gateway.metrics
     metrics.register("backends", lambda: samples.of_backends(gateway.backends.stats()))
     metrics.register("scheduler", lambda: samples.of_scheduler(gateway.scheduler.stats()))
+    evenness = Evenness()
+    metrics.register("fairness", lambda: samples.of_fairness(evenness.look(*gateway.scheduler.backlogs())))
     metrics.register("zombies", lambda: samples.of_zombies(gateway.zombies.stats()))
     metrics.register("limits", lambda: samples.of_limits(gateway.limits.stats()))
     metrics.register("process", _process(gateway))

@@ -54,7 +54,7 @@ def settle(x: Exchange, rt: Runtime) -> None:
     rt.audit.put(row, x.audit_number)
     if rt.tracing is not None:
         _trace(x, rt.tracing, row, ended)
-    _count(x, rt, row, ended, cost_units)
+    _count(x, rt, row, ended)
     if x.error is not None and x.error.cause:
         log.warning("request failed", extra={"request_id": x.id, "code": x.error.code, "cause": x.error.cause})
     if rt.config.log.requests:
@@ -242,15 +242,13 @@ def _us(end: float, start: float) -> int:
     return int((end - start) * 1e6) if start else 0
 
 
-def _count(x: Exchange, rt: Runtime, row: AuditRecord, ended: float, cost_units: float) -> None:
+def _count(x: Exchange, rt: Runtime, row: AuditRecord, ended: float) -> None:
     metrics = rt.metrics
     metrics.count_request(row.dialect, row.route, row.status, row.outcome)
     if x.error is not None:
         metrics.refused(x.error.code)
     if x.route is NO_ROUTE:
         return
-    # Only what had to wait tells whether turns were fair: the scheduler's own figure, 0 for a slot that was free.
-    contended = x.lease is not None and x.lease.waited > 0.0
     metrics.settle(
         x.route.model,
         duration=ended - x.started,
@@ -263,6 +261,4 @@ def _count(x: Exchange, rt: Runtime, row: AuditRecord, ended: float, cost_units:
         bytes_in=row.bytes_in,
         bytes_out=row.bytes_out,
         overhead=x.overhead if x.sent_at else None,
-        party=x.principal.user,
-        cost=cost_units / x.principal.share if contended else 0.0,
     )

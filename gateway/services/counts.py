@@ -11,8 +11,6 @@ class ModelCounts(msgspec.Struct, frozen=True, array_like=True):
 
     histograms: tuple[tuple[list[int], float], ...]
     tokens: tuple[int, int, int, int]
-    served: dict[str, float]
-    before: dict[str, float]
 
 
 class Counts(msgspec.Struct, frozen=True, array_like=True):

@@ -26,7 +26,6 @@ log = logging.getLogger("fairgate.metrics")
 OTHER: Final = "other"
 MODELS_MAX: Final = 200  # label values; each costs 4 histograms, about 90 lines of a scrape
 BACKENDS_MAX: Final = 1000
-WINDOW: Final = 300.0  # seconds; the index looks at the last one to two windows
 
 Sample = tuple[str, Labels, float]
 """(metric name, label values in the table's order, value)."""
@@ -36,8 +35,7 @@ Source = Callable[[], Iterable[Sample]]
 class Metrics:
     """The process's counters. `dialects` and `routes` are the values those labels may take."""
 
-    def __init__(self, *, dialects: Iterable[str], routes: Iterable[str], clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, *, dialects: Iterable[str], routes: Iterable[str]) -> None:
         self._values: dict[str, set[str]] = {label: set(values) for label, values in LABELS.items()}
         self._values |= {"dialect": set(dialects), "route": set(routes), "model": set(), "backend": set()}
         self._values |= {"version": {__version__}, "python": {platform.python_version()}}
@@ -49,7 +47,6 @@ class Metrics:
         self._lag = Histogram(LAG)
         self._bytes_in = self._bytes_out = 0
         self._scrape_failures = 0
-        self._window_end = clock() + WINDOW
         self._sources: dict[str, Source] = {}
         self.pids: Callable[[], Sequence[int]] = lambda: ()
         """The processes that `process_*` are the sum of; none: this one alone."""
@@ -84,13 +81,8 @@ class Metrics:
         bytes_in: int = 0,
         bytes_out: int = 0,
         overhead: float | None = None,
-        party: str = "",
-        cost: float = 0.0,
     ) -> None:
-        """Everything one ended, routed request adds, `count_request` apart. Times in seconds, None = never came to it.
-
-        `cost` is in cost units per share of `party` (kept in memory for the fairness index, never a label).
-        """
+        """All that one ended, routed request adds, `count_request` apart. Times in seconds, None = never came to it."""
         mine = self._models.get(model) or self._models[OTHER]
         # `Histogram.observe` four times, written out: calls are half of what this function costs.
         histogram = mine.duration
@@ -100,8 +92,6 @@ class Metrics:
             histogram = mine.queue
             histogram.counts[bisect_left(QUEUE, queue)] += 1
             histogram.sum += queue
-            if queue > 0.0 and cost > 0.0:
-                mine.serve(party, cost)
         if first_byte is not None:
             histogram = mine.ttft
             histogram.counts[bisect_left(TTFT, first_byte)] += 1
@@ -148,7 +138,6 @@ class Metrics:
 
     def counts(self) -> Counts:
         """All that was counted here. Sources are not part of it."""
-        self._turn_window()
         return Counts(
             requests=list(self._requests.items()),
             counts=self._counts,
@@ -218,12 +207,11 @@ class Metrics:
         return self._families(apart=False)
 
     def _families(self, *, apart: bool) -> Iterator[Metric]:
-        self._turn_window()
         yield from families(self._gather(), apart=apart)
         yield from processes.collect(self.pids())
 
     def _gather(self) -> Values:
-        """metric -> label values -> value. What falls on one `other` is added up; of ages the largest."""
+        """metric -> label values -> value. What falls on one `other` is joined (`_joined`)."""
         values: Values = {}
         for name, labels, value in (*self._own(), *self._models_own()):
             values.setdefault(name, {})[labels] = value
@@ -232,7 +220,7 @@ class Metrics:
             cell = values.setdefault(name, {})
             before = cell.get(known)
             if isinstance(before, float | int):
-                number = max(before, number) if name.endswith("_seconds") else before + number
+                number = _joined(name)((before, number))
             cell[known] = number
         values["fairgate_scrape_failures_total"] = {(): float(self._scrape_failures)}
         return values
@@ -259,9 +247,6 @@ class Metrics:
             yield "fairgate_tokens_total", (name, "output"), model.completion
             yield "fairgate_tokens_total", (name, "cached"), model.cached
             yield "fairgate_usage_estimated_total", (name,), model.estimated
-            index = model.jain()
-            if index is not None:
-                yield "fairgate_jain_index", (name,), index
 
     def _read_sources(self) -> Iterator[Sample]:
         """A source that fails is logged and counted; the others are still shown."""
@@ -274,22 +259,19 @@ class Metrics:
             else:
                 yield from samples
 
-    def _turn_window(self) -> None:
-        now = self._clock()
-        if now < self._window_end:
-            return
-        fresh = now < self._window_end + WINDOW
-        self._window_end = now + WINDOW
-        for model in self._models.values():
-            model.before = model.served if fresh else {}
-            model.served = {}
-
 
 _COUNTED: Final = {
     "code": "fairgate_errors_total",
     "result": "fairgate_auth_total",
     "backend": "fairgate_retries_total",
 }
+
+
+def _joined(name: str) -> Callable[[Iterable[float]], float]:
+    """Of ages the largest, of indices the least; the rest is added up."""
+    if name.endswith("_seconds"):
+        return max
+    return min if name == "fairgate_jain_index" else sum
 
 
 def _check(sample: Sample) -> bool:

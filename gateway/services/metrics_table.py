@@ -121,8 +121,8 @@ METRICS: Final = (
     Described(
         "fairgate_jain_index",
         "gauge",
-        "Jain's fairness index over the parties whose requests had to wait in the last 5 to 10 minutes, of the cost "
-        "served per share; 1 is even.",
+        "Jain's fairness index over the parties that had requests waiting throughout the last 5 to 10 minutes, of the "
+        "cost served per share; 1 is even. Absent with fewer than two of them.",
         labels=("model",),
     ),
     Described("fairgate_backend_up", "gauge", "Whether the last look at a backend succeeded.", labels=("backend",)),

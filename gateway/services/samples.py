@@ -3,7 +3,7 @@
 Must not know how anything is counted or shown.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from gateway.services.backend_facts import BackendStats
 from gateway.services.limit_facts import LimitStats
@@ -92,6 +92,12 @@ def of_scheduler(stats: Stats) -> Iterator[Sample]:
         yield "fairgate_slots", (gate.gate,), gate.slots
         yield "fairgate_slots_running", (gate.gate,), gate.running
     yield "fairgate_slot_mismatches_total", (), stats.mismatches
+
+
+def of_fairness(indices: Mapping[str, float]) -> Iterator[Sample]:
+    """By model; see `Evenness.look`."""
+    for model, index in indices.items():
+        yield "fairgate_jain_index", (model,), index
 
 
 def of_tracing(stats: TracingStats) -> Iterator[Sample]:

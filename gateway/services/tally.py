@@ -1,4 +1,4 @@
-"""What is counted of one model: histograms, tokens, and what each party was served, for the fairness index.
+"""What is counted of one model: histograms and tokens.
 
 Plain integers, added up over processes. Must not know labels or what a scrape looks like.
 """
@@ -6,14 +6,11 @@ Plain integers, added up over processes. Must not know labels or what a scrape l
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Final
 
 from prometheus_client.utils import floatToGoString
 
 from gateway.services.counts import ModelCounts
 from gateway.services.metrics_table import DURATION, GAP, QUEUE, TTFT
-
-PARTIES_MAX: Final = 10_000  # of one model and window, for the fairness index
 
 
 class Histogram:
@@ -47,7 +44,6 @@ class ModelTally:
     """What is counted of one model."""
 
     __slots__ = (
-        "before",
         "cached",
         "completion",
         "duration",
@@ -56,7 +52,6 @@ class ModelTally:
         "observe_gap",
         "prompt",
         "queue",
-        "served",
         "ttft",
     )
 
@@ -67,22 +62,13 @@ class ModelTally:
         self.observe_gap = self.gap.observe  # one for all streams
         self.duration = Histogram(DURATION)
         self.prompt = self.completion = self.cached = self.estimated = 0
-        self.served: dict[str, float] = {}  # party -> cost per share, of this window
-        self.before: dict[str, float] = {}  # of the window before
-
-    def serve(self, party: str, cost: float) -> None:
-        served = self.served
-        if party in served:
-            served[party] += cost
-        elif len(served) < PARTIES_MAX:
-            served[party] = cost
 
     def histograms(self) -> tuple[Histogram, ...]:
         return self.queue, self.ttft, self.gap, self.duration
 
     def drawn(self) -> ModelCounts:
         tokens = (self.prompt, self.completion, self.cached, self.estimated)
-        return ModelCounts(tuple(each.drawn() for each in self.histograms()), tokens, self.served, self.before)
+        return ModelCounts(tuple(each.drawn() for each in self.histograms()), tokens)
 
     def add(self, counts: ModelCounts) -> None:
         for mine, drawn in zip(self.histograms(), counts.histograms, strict=True):
@@ -92,16 +78,3 @@ class ModelTally:
         self.completion += completion
         self.cached += cached
         self.estimated += estimated
-        for mine_served, served in ((self.served, counts.served), (self.before, counts.before)):
-            for party, cost in served.items():
-                mine_served[party] = mine_served.get(party, 0.0) + cost
-
-    def jain(self) -> float | None:
-        parties = self.served.keys() | self.before.keys()
-        return jain([self.served.get(party, 0.0) + self.before.get(party, 0.0) for party in parties])
-
-
-def jain(values: Sequence[float]) -> float | None:
-    """(sum x)^2 / (n sum x^2), Jain, Chiu and Hawe 1984; None without values or when all are zero."""
-    squares = sum(value * value for value in values)
-    return sum(values) ** 2 / (len(values) * squares) if squares > 0 else None

@@ -30,7 +30,7 @@ from gateway.services.prompts import PromptStats
 from gateway.services.record import AuditStats
 from gateway.services.zombies import ZombieStats
 from scheduler.estimate import Estimator
-from scheduler.model import GateStats, PoolStats, Stats
+from scheduler.model import Backlog, GateStats, PoolStats, Stats
 from scheduler.settings import Settings
 from tests.services.engines import Engine, running, vllm
 
@@ -48,11 +48,22 @@ class Fixed(Generic[Record]):
         return self._record
 
 
+class Queues(Fixed[Stats]):
+    """Two users wait all the time, ten minutes pass between two looks, and one of them is served."""
+
+    looks = 0
+
+    def backlogs(self) -> tuple[float, list[Backlog]]:
+        self.looks += 1
+        served = Backlog(("m", "t"), ("t", "a"), 0.0, 1.0, 100.0 * self.looks, 5 * self.looks)
+        return 600.0 * self.looks, [served, Backlog(("m", "t"), ("t", "b"), 0.0, 1.0, 0.0, 0)]
+
+
 class World:
     """A gateway for the control plane to look at: real backends and metrics, the rest standing still."""
 
     def __init__(self, *sections: config.Backend) -> None:
-        self.metrics = Metrics(dialects=["openai"], routes=["/v1/chat/completions"], clock=time.monotonic)
+        self.metrics = Metrics(dialects=["openai"], routes=["/v1/chat/completions"])
         self.metrics.know(models=["m"], backends=["a", "b"])
         self.backends = BackendService(
             sections,
@@ -63,7 +74,7 @@ class World:
             on_change=lambda topology: None,
         )
         pool = PoolStats(pool="m", queued=3, running=2, slots=4, oldest_wait=1, service_time=1, mean_cost=1, scale=1)
-        self.scheduler = Fixed(
+        self.scheduler = Queues(
             Stats(
                 now=0.0,
                 queued=3,
@@ -157,6 +168,8 @@ def test_metrics_in_both_formats(uv: bool) -> None:
             assert found["fairgate_traces_waiting",] == 0
             assert found["fairgate_buffered_bytes", "bodies"] == 2048
             opened = await get(admin, "/metrics", headers={"accept": "application/openmetrics-text;version=1.0.0"})
+            assert 'fairgate_jain_index{model="m"}' not in plain.text  # a window has to be over
+            assert 'fairgate_jain_index{model="m"} 0.5' in opened.text
             assert opened.headers["content-type"].startswith("application/openmetrics-text")
             assert {family.name for family in parse_openmetrics(opened.text)} >= {"fairgate_requests"}
             await admin.close()

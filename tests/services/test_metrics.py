@@ -18,13 +18,14 @@ from gateway.errors import GatewayError, QueueFull
 from gateway.services.backend_facts import BackendStats
 from gateway.services.counts import Counts
 from gateway.services.limit_facts import LenderStats, LimitStats
-from gateway.services.metrics import BACKENDS_MAX, MODELS_MAX, OTHER, WINDOW, Metrics
+from gateway.services.metrics import BACKENDS_MAX, MODELS_MAX, OTHER, Metrics
 from gateway.services.metrics_table import DURATION, LABELS, METRICS, OVERHEAD, QUEUE, TTFT, reference
 from gateway.services.prompts import PromptStats
 from gateway.services.record import AuditStats
 from gateway.services.samples import (
     of_audit,
     of_backends,
+    of_fairness,
     of_limits,
     of_prompts,
     of_scheduler,
@@ -32,7 +33,7 @@ from gateway.services.samples import (
     of_tracing,
     of_zombies,
 )
-from gateway.services.tally import Histogram, jain
+from gateway.services.tally import Histogram
 from gateway.services.token_facts import TokenStats
 from gateway.services.tracing import TracingStats
 from gateway.services.zombies import ZombieStats
@@ -41,15 +42,8 @@ from scheduler.model import GateStats, PoolStats, Stats
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def metrics() -> Metrics:
-    made = Metrics(dialects=["openai", "ollama"], routes=["/v1/chat/completions", "/api/chat"], clock=Clock())
+    made = Metrics(dialects=["openai", "ollama"], routes=["/v1/chat/completions", "/api/chat"])
     made.know(models=["m", "n", "m\tollama"], backends=["a"])
     return made
 
@@ -59,7 +53,7 @@ def busy() -> Metrics:
     made = metrics()
     made.count_request("openai", "/v1/chat/completions", 200, "done")
     made.settle("m", duration=2.0, queue=0.2, first_byte=0.3, prompt=5, completion=7, cached=2, overhead=0.0003)
-    made.settle("m", duration=1.0, queue=0.1, estimated=True, party="p", cost=3.0, bytes_in=10, bytes_out=20)
+    made.settle("m", duration=1.0, queue=0.1, estimated=True, bytes_in=10, bytes_out=20)
     made.gaps("m")(0.04)
     made.auth("ok")
     made.refused(QueueFull.code)
@@ -67,6 +61,7 @@ def busy() -> Metrics:
     made.observe_loop_lag(0.002)
     made.register("backends", lambda: of_backends([backend()]))
     made.register("scheduler", lambda: of_scheduler(scheduler()))
+    made.register("fairness", lambda: of_fairness({"m": 0.9, "late": 0.6, "later": 0.7}))
     made.register("zombies", lambda: of_zombies([ZombieStats("a", 1, 6)]))
     made.register("limits", lambda: of_limits(LIMITS))
     made.register("audit", lambda: of_audit(AUDIT))
@@ -194,7 +189,8 @@ def test_a_scrape_shows_what_was_counted() -> None:
         (5, "fairgate_traces_exported_total", {}),
         (2, "fairgate_traces_lost_total", {"cause": "queue_full"}),
         (3, "fairgate_traces_lost_total", {"cause": "export_failed"}),
-        (1.0, "fairgate_jain_index", {"model": "m"}),
+        (0.9, "fairgate_jain_index", {"model": "m"}),
+        (0.6, "fairgate_jain_index", {"model": OTHER}),
         (0, "fairgate_scrape_failures_total", {}),
     ]
     for number, name, labels in expect:
@@ -257,7 +253,6 @@ def test_processes_add_up() -> None:
         name: 2 * count for name, count in alone.items()
     }
     assert value(total, "fairgate_queue_seconds_count", model="late") == 1
-    assert value(total, "fairgate_jain_index", model="m") == 1.0
 
 
 COUNTED = (
@@ -295,7 +290,7 @@ def test_strangers_count_as_other_and_add_no_series() -> None:
     draw = random.Random(7)
     for n in range(2000):
         made.count_request(f"d{n}", f"/r{n}", draw.choice([0, 600, 999, -1]), f"o{n}")
-        made.settle(f"stolen-{n}", duration=1.0, queue=1.0, party=f"p{n}", cost=1.0, prompt=1)
+        made.settle(f"stolen-{n}", duration=1.0, queue=1.0, prompt=1)
         made.gaps(f"x{n}")(1.0)
         made.auth("fg_secret" if n == 0 else "odd")
         made.refused(f"c{n}")
@@ -306,7 +301,6 @@ def test_strangers_count_as_other_and_add_no_series() -> None:
         "fairgate_auth_total",
         "fairgate_errors_total",
         "fairgate_retries_total",
-        "fairgate_jain_index",
     }
     assert all(OTHER in dict(labels).values() for _, labels in new)
     assert value(made, "fairgate_tokens_total", model=OTHER, type="input") == 2000
@@ -397,32 +391,6 @@ def test_a_failing_source_does_not_hide_the_others(caplog: pytest.LogCaptureFixt
     assert [line.source for line in caplog.records[:3]] == ["audit", "invented", "wrong"]  # type: ignore[attr-defined]
     made.register("audit", lambda: [("fairgate_audit_pending", (), 2)])
     assert value(made, "fairgate_audit_pending") == 2
-
-
-def test_jain_is_of_those_that_waited_and_forgets() -> None:
-    """O2: per model, over one to two windows."""
-    clock = Clock()
-    made = Metrics(dialects=[], routes=[], clock=clock)
-    made.know(models=["m"])
-    for party, cost, queue in (("a", 3.0, 0.1), ("b", 1.0, 0.1), ("idle", 100.0, 0.0)):
-        made.settle("m", duration=1.0, queue=queue, party=party, cost=cost)
-    assert value(made, "fairgate_jain_index", model="m") == pytest.approx(16 / 20)
-    clock.now = WINDOW
-    assert value(made, "fairgate_jain_index", model="m") == pytest.approx(16 / 20)
-    made.settle("m", duration=1.0, queue=1.0, party="b", cost=2.0)
-    assert value(made, "fairgate_jain_index", model="m") == pytest.approx(1.0)
-    clock.now = 2 * WINDOW
-    assert value(made, "fairgate_jain_index", model="m") == pytest.approx(1.0)
-    made.settle("m", duration=1.0, queue=1.0, party="b", cost=2.0)
-    clock.now = 9 * WINDOW
-    assert "fairgate_jain_index{" not in scrape(made)
-
-
-@pytest.mark.parametrize(
-    ("served", "index"), [([], None), ([0.0], None), ([5.0], 1.0), ([1.0, 1.0], 1.0), ([1.0, 0.0, 0.0, 0.0], 0.25)]
-)
-def test_jain_by_its_formula(served: list[float], index: float | None) -> None:
-    assert jain(served) == index
 
 
 def test_every_error_has_a_label_and_the_documentation_every_metric() -> None:
