@@ -136,7 +136,9 @@ class Discovery(_Section, frozen=True):
 
     interval: Annotated[Seconds, Meta(description="between two looks at a backend")] = 10.0
     timeout: Annotated[Seconds, Meta(description="one look")] = 5.0
-    forget: Annotated[Seconds, Meta(description="unseen so long: no models; interval + timeout or more")] = 60.0
+    forget: Annotated[
+        Seconds, Meta(description="neither seen nor serving so long: no models; interval + timeout or more")
+    ] = 60.0
     eject_after: Annotated[Count, Meta(description="failures in a row that open the breaker")] = 3
     eject_for: Annotated[Seconds, Meta(description="how long the breaker stays open before one probe")] = 10.0
 

@@ -62,8 +62,8 @@ class HasHub:
 
 
 class LocalHub:
-    """`on_change` is called after the scheduler was told of a new topology, `on_settings` after it took new settings;
-    neither before `start`."""
+    """`on_change` is called after the scheduler was told of a new topology, `on_settings` after it took new settings,
+    `on_look` after each look at a backend; none before `start`."""
 
     def __init__(
         self,
@@ -71,9 +71,11 @@ class LocalHub:
         store: Store,
         on_change: Callable[[Topology], None],
         on_settings: Callable[[Settings], None] = lambda settings: None,
+        on_look: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._store = store
         self._on_change = on_change
+        self._on_look = on_look
         self.shared: SharedCounts | None = None
         self.limits = self._make_limits(config, store)
         self.scheduler = Scheduler(config.scheduling)
@@ -111,6 +113,7 @@ class LocalHub:
             config.models,
             clock=time.monotonic,
             on_change=self._changed,
+            on_look=self._on_look,
             previous=previous,
         )
 

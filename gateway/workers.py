@@ -67,7 +67,7 @@ class Parent(HasHub):
     def __init__(self, config: Config, store: Store) -> None:
         self.config = config
         self.store = store
-        self.hub = LocalHub(config, store, self._rewired, self._retuned)
+        self.hub = LocalHub(config, store, self._rewired, self._retuned, self._doubted)
         routes = Routes()
         self.metrics = metrics_of(routes)
         self.metrics.pids = lambda: [os.getpid(), *(worker.pid for worker in self.workers() if worker.pid)]

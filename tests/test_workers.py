@@ -461,6 +461,30 @@ def test_who_waits_at_any_worker_is_served_by_a_backend_that_a_reload_brings(tmp
     uvloop.run(main())
 
 
+@pytest.mark.parametrize("eject_after", [1, 2])
+def test_an_engine_that_serves_is_kept_by_what_workers_tell_however_late_its_looks_come(
+    tmp_path: Path, eject_after: int
+) -> None:
+    """R2: also where one look that fails would eject it."""
+    terms = {"interval": 1.0, "timeout": 0.2, "forget": 2.0, "eject_after": eject_after}
+
+    async def main() -> None:
+        async with Engine(plain) as engine:
+            (key,) = await keys(tmp_path, "u")
+            async with crew(tmp_path, engine, discovery=terms) as gate:
+                clients = [client for mine in await gate.by_worker(1) for client in mine]
+                engine.list_after = 3600.0
+                answers = set()
+                async with asyncio.timeout(START):
+                    while ((await gate.stats())["backends"][0]["last_seen"] or 0.0) < 6.0:
+                        answers |= {await ask(client, key) for client in clients}
+                    assert answers == {200}
+                await gate.until(lambda stats: stats["backends"][0]["state"] == "open")
+                await gate.until(lambda stats: stats["backends"][0]["models"] == 0)
+
+    uvloop.run(main())
+
+
 def test_a_worker_that_is_late_for_a_reload_gets_it_after_all(tmp_path: Path) -> None:
     """O7: it was stopped for longer than the reload waits, and shorter than what is taken for dead."""
 

@@ -130,7 +130,7 @@ async def _attempt(x: Exchange, rt: Runtime, cap: int, *, kept: bool) -> Respons
         if not isinstance(error, StaleConnection):
             backends.failed(backend.name, failure_of(error))
         raise
-    backends.succeeded(backend.name)
+    backends.succeeded(backend.name, reply.status)
     return reply
 
 

@@ -39,7 +39,7 @@ class Backends(Protocol):
     def models(self) -> Sequence[ModelInfo]: ...
     def loaded(self) -> frozenset[str]: ...
     def stats(self) -> "Sequence[BackendStats]": ...
-    def succeeded(self, name: str) -> None: ...
+    def succeeded(self, name: str, status: int = 200) -> None: ...
     def failed(self, name: str, kind: Failure) -> None: ...
     def measured(self, name: str, tpot: float, started: float, now: float) -> None: ...
 
@@ -56,6 +56,7 @@ class _Watched:
         self.aimd = Aimd(adaptive.tpot, adaptive.low, adaptive.high) if adaptive is not None else None
         self.snapshot = snapshot(section)
         self.seen_at: float | None = None
+        self.known_at = 0.0  # seen, or served: what was seen stands
         self.failure = "not looked at yet"
         self.looked = False
         self.wanted = False
@@ -76,6 +77,7 @@ class _Watched:
         """Go on with what the generation before knew; its requests in flight report to the same breaker."""
         self.breaker, self.counts = before.breaker, before.counts
         self.seen_at, self.failure, self.looked = before.seen_at, before.failure, before.looked
+        self.known_at = before.known_at
         if self.section.adaptive == before.section.adaptive:
             self.aimd = before.aimd
         self.sighting = before.sighting
@@ -84,7 +86,7 @@ class _Watched:
         """It has another address, key, authority or list: until it was looked at there, what was seen before stands.
         Who waits for its models goes on waiting, and nobody is told that they are unknown."""
         if self.section.engine == before.section.engine:
-            self.seen_at = before.seen_at
+            self.seen_at, self.known_at = before.seen_at, before.known_at
             self.sighting = discovery.narrowed(before.sighting, frozenset(self.section.models))
 
     def same_engine(self, other: "_Watched") -> bool:
@@ -111,10 +113,12 @@ class BackendService:
         *,
         clock: Callable[[], float],
         on_change: Callable[[Topology], None],
+        on_look: Callable[[str], None] = lambda name: None,
         previous: "BackendService | None" = None,
     ) -> None:
         """`clock` in seconds, monotonic. `on_change` is called when topology or catalogue changed; it must not raise,
-        and is not called from here: read `topology`. A generation that is no longer in force calls it too.
+        and is not called from here: read `topology`. A generation that is no longer in force calls it too. `on_look` is
+        called after each look at a backend: the next success there is to be told, also where it was to be told before.
 
         `previous` is the generation before: what it knows of unchanged backends is taken over.
         """
@@ -123,6 +127,7 @@ class BackendService:
         self._overrides = models
         self._clock = clock
         self._on_change = on_change
+        self._on_look = on_look
         self._random = random.Random()  # noqa: S311 - spreads looks, protects nothing
         self._watched = {
             section.name: _Watched(section, Breaker(settings.eject_after, settings.eject_for)) for section in backends
@@ -186,9 +191,9 @@ class BackendService:
 
     # -- told by the request's path -------------------------------------------------------------------------------
 
-    def succeeded(self, name: str) -> None:
+    def succeeded(self, name: str, status: int = 200) -> None:
         """An answer began. Call it at the response head, so that a probe decides before its stream ends."""
-        if self._watched[name].breaker.succeeded():
+        if self._watched[name].breaker.succeeded(served=200 <= status < 300):
             log.info("backend recovered", extra={"backend": name})
             self._publish(moved=True)
 
@@ -255,6 +260,7 @@ class BackendService:
             self._missed(watched, str(err))
         else:
             self._saw(watched, sighting)
+        self._on_look(section.name)
         watched.wanted = False
         watched.looked = True
         if all(each.looked for each in self._watched.values()):
@@ -266,7 +272,7 @@ class BackendService:
         if watched.failure:
             log.info("backend seen", extra={"backend": name, "models": len(sighting.models)})
         watched.failure = ""
-        watched.seen_at = self._clock()
+        watched.seen_at = watched.known_at = self._clock()
         if watched.breaker.seen(watched.seen_at):
             log.info("backend admitted again", extra={"backend": name, "state": watched.breaker.state.value})
         if sighting != watched.sighting:
@@ -279,7 +285,9 @@ class BackendService:
         if reason != watched.failure:
             log.warning("backend not seen", extra={"backend": name, "reason": reason})
         watched.failure = reason
-        if watched.breaker.missed(self._clock()):
+        now = self._clock()
+        self._trust(watched, now)
+        if watched.breaker.missed(now):
             log.warning("backend ejected", extra={"backend": name, "failure": "not seen"})
         self.tick()
         self._publish()
@@ -296,6 +304,8 @@ class BackendService:
         """Apply what is due: forget the unseen, look where a breaker may half-open. The next such moment, or inf."""
         now = self._clock()
         watched = self._watched.values()
+        for each in watched:
+            self._trust(each, now)
         forgotten = [each for each in watched if now >= self._forget_at(each)]
         for each in forgotten:
             log.warning("backend forgotten", extra={"backend": each.section.name})
@@ -311,10 +321,13 @@ class BackendService:
         probes = (each.breaker.until for each in ejected if not each.wanted)
         return min(*probes, *(self._forget_at(each) for each in watched), math.inf, math.inf)
 
+    def _trust(self, watched: _Watched, now: float) -> None:
+        """What a backend serves from is there: its models stay as they were seen, however late its looks come."""
+        if watched.breaker.served:
+            watched.known_at = now
+
     def _forget_at(self, watched: _Watched) -> float:
-        if watched.seen_at is None or not watched.sighting.models:
-            return math.inf
-        return watched.seen_at + self._settings.forget
+        return watched.known_at + self._settings.forget if watched.sighting.models else math.inf
 
     # -- what follows from it -------------------------------------------------------------------------------------
 

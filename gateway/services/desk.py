@@ -208,7 +208,7 @@ class Desk:
 
     def _succeeded(self, succeeded: Succeeded) -> None:
         if succeeded.backend in self._hub.backends:
-            self._hub.backends.succeeded(succeeded.backend)
+            self._hub.backends.succeeded(succeeded.backend, succeeded.status)
 
     def _measured(self, measured: Measured) -> None:
         if measured.backend in self._hub.backends:

@@ -89,6 +89,7 @@ class Succeeded(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="goo
     """See `BackendService.succeeded`; only told of backends that are in doubt."""
 
     backend: str
+    status: int
 
 
 class Measured(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="m"):
@@ -166,7 +167,7 @@ class Picture(msgspec.Struct, frozen=True, array_like=True, tag="seen"):
 
 
 class Doubt(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="doubt"):
-    """A request failed on this backend: the next success on it must be told."""
+    """A request failed on this backend, or it was looked at: the next success on it must be told."""
 
     backend: str
 

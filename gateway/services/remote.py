@@ -237,15 +237,16 @@ class RemoteBackends:
         return self._catalogue.pools
 
     def doubt(self, name: str) -> None:
-        """Some worker's request failed there."""
+        """Some worker's request failed there, or the parent looked at it."""
         self._doubted.add(name)
 
-    def succeeded(self, name: str) -> None:
-        """Told once to each doubt: a success that changes nothing is not worth a message."""
+    def succeeded(self, name: str, status: int = 200) -> None:
+        """Told once to each doubt: a success that changes nothing is not worth a message. An error ends no doubt: it
+        does not excuse a look that fails."""
         if name in self._doubted:
-            if all(stats.state == "closed" for stats in self._stats if stats.name == name):
+            if 200 <= status < 300 and all(stats.state == "closed" for stats in self._stats if stats.name == name):
                 self._doubted.discard(name)
-            self._channel.send(Succeeded(name))
+            self._channel.send(Succeeded(name, status))
 
     def failed(self, name: str, kind: Failure) -> None:
         self._doubted.add(name)

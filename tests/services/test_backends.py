@@ -485,6 +485,93 @@ def test_a_dead_backend_is_ejected_without_a_victim_and_comes_back() -> None:
     run(body)
 
 
+def asked_while_looks_hang(world: World, tell: Callable[[BackendService], None]) -> Coroutine[Any, Any, None]:
+    """Looks for two minutes, with what requests tell between them."""
+
+    async def body() -> None:
+        for _ in range(8):
+            world.clock.now += 7.5
+            tell(world.service)
+            world.clock.now += 7.5
+            await world.service.refresh()
+            world.service.tick()
+
+    return body()
+
+
+def test_an_engine_that_serves_is_neither_ejected_nor_forgotten_however_late_its_looks_come() -> None:
+    """R2: a list that hangs while a model loads. When nothing is served any more it goes as any other."""
+
+    async def body() -> None:
+        engine = vllm("m")
+        async with running(engine):
+            world = World(section("a", engine, "vllm"), timeout=0.05)
+            service = world.service
+            await service.refresh()
+            engine.answers["/v1/models"] = HANG
+            await asked_while_looks_hang(world, lambda service: service.succeeded("a"))
+            assert names(service) == ["m"]
+            assert service.route("m", "openai", "chat") is not None
+            assert [topology.gates["a"] for topology in world.published] == [4]
+            stats = service.stats()[0]
+            assert (stats.up, stats.misses, stats.last_seen) == (False, 0, 120.0)
+            service.succeeded("a")
+            world.clock.now += MINUTE - 1
+            service.tick()
+            world.clock.now += MINUTE - 1
+            service.tick()
+            assert names(service) == ["m"], "served since the last look, whenever that was"
+            for _ in range(4):
+                await service.refresh()
+            assert ejected(service)
+            world.clock.now += MINUTE
+            service.tick()
+            assert names(service) == []
+
+    run(body)
+
+
+@pytest.mark.parametrize("fate", ["idle", "errors", "broken"])
+def test_an_engine_that_serves_nothing_goes_with_its_looks(fate: str) -> None:
+    """R2: what answers in front of a dead engine is no service either."""
+
+    def tell(service: BackendService) -> None:
+        if fate == "errors":
+            service.succeeded("a", 502)
+        elif fate == "broken":
+            service.failed("a", "broken")
+
+    async def body() -> None:
+        engine = vllm("m")
+        async with running(engine):
+            world = World(section("a", engine, "vllm"), timeout=0.05)
+            await world.service.refresh()
+            engine.answers["/v1/models"] = HANG
+            await asked_while_looks_hang(world, tell)
+            assert ejected(world.service)
+            assert world.published[1].gates == {"a": 0}
+            assert names(world.service) == []
+
+    run(body)
+
+
+def test_a_new_generation_knows_what_was_served_in_the_one_before() -> None:
+    """O7, R2"""
+
+    async def body() -> None:
+        engine = vllm("m")
+        async with running(engine):
+            old = World(section("a", engine, "vllm"), timeout=0.05)
+            await old.service.refresh()
+            engine.answers["/v1/models"] = HANG
+            await asked_while_looks_hang(old, lambda service: service.succeeded("a"))
+            new = World(section("a", engine, "vllm"), previous=old.service, clock=old.clock)
+            new.service.tick()
+            assert names(new.service) == ["m"]
+
+    run(body)
+
+
 def test_slots_and_loaded_state_follow_the_engine() -> None:
     """R1, R2: what changes is published, what does not is not."""
 

@@ -74,3 +74,21 @@ def test_what_looks_opened_a_look_closes() -> None:
     assert breaker.seen(2.0) is True
     assert breaker.state is State.CLOSED
     assert breaker.missed(3.0) is False
+
+
+def test_a_look_that_failed_since_a_request_was_served_does_not_count() -> None:
+    """R2: once for each look, and an error is no service."""
+    breaker = Breaker(eject_after=2, eject_for=10.0)
+    for _ in range(5):
+        breaker.succeeded()
+        assert breaker.missed(0.0) is False
+        assert breaker.missed(0.0) is False
+        assert breaker.misses == 1
+    breaker.succeeded(served=False)
+    assert breaker.missed(0.0) is True
+    assert breaker.seen(1.0) is True
+    breaker.succeeded()
+    assert breaker.seen(2.0) is False
+    assert [breaker.missed(3.0), breaker.missed(4.0)] == [False, True], "served before the last look"
+    breaker.succeeded()
+    assert breaker.served is False, "an ejected one serves nothing"

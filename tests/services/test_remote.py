@@ -16,7 +16,7 @@ from gateway.services.backends import BackendService
 from gateway.services.channel import Channel
 from gateway.services.desk import Desk
 from gateway.services.limits import LimitService
-from gateway.services.messages import QuestionsToParent, QuestionsToWorker, ToParent, ToWorker
+from gateway.services.messages import QuestionsToParent, QuestionsToWorker, Succeeded, ToParent, ToWorker
 from gateway.services.remote import RemoteBackends, RemoteLimits, RemoteScheduler, RemoteZombies
 from gateway.store.limits import Limits
 from scheduler.aio import Lease, Rejected, Scheduler, Waiter
@@ -31,6 +31,7 @@ class Shared:
 
     def __init__(self, limits: LimitService) -> None:
         self.limits = limits
+        self.looked: list[str] = []
         self.scheduler = Scheduler()
         self.scheduler.set_gate("g", SLOTS)
         self.scheduler.set_pool("m", (("g", 0),))
@@ -41,6 +42,7 @@ class Shared:
             {},
             clock=asyncio.get_running_loop().time,
             on_change=lambda topology: None,
+            on_look=self.looked.append,
         )
         self.zombies = Kept()
 
@@ -434,6 +436,30 @@ def test_failures_in_a_row_are_counted_over_workers(tmp_path: Path) -> None:
             one.backends.succeeded("away")
             await asyncio.sleep(0.01)
             assert not one.channel.closed
+
+    uvloop.run(main())
+
+
+def test_after_each_look_a_worker_tells_once_that_an_engine_serves(tmp_path: Path) -> None:
+    """R2: so one whose looks fail is not ejected; an error does not count, nor does it end the doubt."""
+
+    async def main() -> None:
+        async with sides(tmp_path, count=1) as (shared, (one,)):
+            breaker, told = shared.backends._watched["g"].breaker, []
+            one.desk.channel.on({Succeeded: lambda said: (told.append(said.status), one.desk._succeeded(said))})
+            for _ in range(5):
+                one.backends.succeeded("g", 502)
+                for _ in range(3):
+                    one.backends.succeeded("g")
+                (await one.scheduler.submit(ticket()).future).release(1.0)  # by now the parent was told
+                assert breaker.served
+                await shared.backends.refresh()
+                one.backends.doubt(shared.looked.pop())  # as the parent tells it
+                assert (breaker.state, breaker.misses, breaker.served) == ("closed", 0, False)
+            assert told == [502, 200] * 5
+            for _ in range(3):
+                await shared.backends.refresh()
+            assert breaker.state == "open"
 
     uvloop.run(main())
 
