@@ -57,8 +57,8 @@ def targets(metric: Described) -> list[tuple[str, str]]:
     if metric.kind == "counter":
         return [(f"{grouped} (rate({metric.name}[$__rate_interval]))", legend)]
     if metric.kind == "gauge":
-        most = f"max by ({by})" if by else "max"
-        return [(f"{most} ({metric.name})", legend)]
+        worst = "min" if metric.name == "fairgate_jain_index" else "max"  # of several gateways
+        return [(f"{worst} by ({by}) ({metric.name})" if by else f"{worst} ({metric.name})", legend)]
     le = ", ".join(("le", *metric.labels))
     rate = f"sum by ({le}) (rate({metric.name}_bucket[$__rate_interval]))"
     return [(f"histogram_quantile({q}, {rate})", f"p{round(q * 100)} {legend}".strip()) for q in QUANTILES]
