@@ -88,18 +88,23 @@ class Commons:
 
     def crowd(self, node: User) -> tuple[float, float]:
         """The total shares that queue: beside a waiting user within its tenant, and beside the tenant. Over several
-        pools, who waits before more than one is taken to do so as often as this party: exact counts would cost every
-        dispatch a walk over all."""
+        pools, who waits before more than one of them is taken to do so as often as this party: exact counts would cost
+        every dispatch a walk over all."""
         tenant = node.tenant
         if len(self.pools) == 1:
             return tenant.users.shares, self.pools[0].root.shares
         users = tenants = 0.0
+        as_user = as_tenant = 0
         for pool in self.pools:
             tenants += pool.root.shares
             there = pool.tenants.get(tenant.account.key[0])
-            if there is not None:
+            if there is not None and there.inside:
                 users += there.users.shares
-        return users / len(node.account.nodes), tenants / len(tenant.account.nodes)
+                as_tenant += 1
+                own = pool.nodes.get(node.account.key)
+                if own is not None and own.inside:
+                    as_user += 1
+        return users / as_user, tenants / as_tenant
 
 
 def linked(pool: Pool) -> list[Pool]:

@@ -64,7 +64,7 @@ def settle(x: Exchange, rt: Runtime) -> None:
 
 def _would_again(x: Exchange, rt: Runtime) -> bool:
     """Whether the next request would find its engine alike: it would not begin, or has answered nothing but errors of
-    its own for as many requests as eject one that cannot be reached. The latter counts where another backend serves."""
+    its own, counted here, for as many requests as eject one that cannot be reached. The latter where another serves."""
     if isinstance(x.error, WOULD_NOT):
         return True
     status = x.reply.status

@@ -220,8 +220,11 @@ def test_what_an_earlier_run_learned_of_each_counts_for_all() -> None:
 
 def test_who_waits_before_several_models_is_one_in_the_crowd() -> None:
     made = core(1, ("large", "small"))
-    made.submit(0.0, Ticket("large", "t", "first", cost=1.0))
-    for model in ("large", "small"):
+    made.set_gate(0.0, "h", 1)
+    made.set_pool(0.0, "apart", [("h", 0)])
+    for model in ("large", "apart"):
+        made.submit(0.0, Ticket(model, "t", "first", cost=1.0))
+    for model in ("large", "small", "apart"):
         for user in ("u", "v"):
             made.submit(0.0, Ticket(model, "t", user, cost=1.0))
     node = pools(made)["small"].nodes["t", "u"]
