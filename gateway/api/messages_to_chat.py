@@ -1,8 +1,8 @@
 """An Anthropic client's request in the words of OpenAI's chat completions, for engines that speak these only.
 
-Pure. Owns what is translated and what is lost: thoughts of earlier turns, how many tokens thoughts may take, `metadata`
-and members that are unknown here are left out; what would change the meaning (documents, server tools) is refused. Must
-not know the answer, who is asking, or where the request goes.
+Pure. Owns what is translated and what is lost: redacted thoughts, how many tokens thoughts may take, `metadata` and
+members that are unknown here are left out; what would change the meaning (documents, server tools) is refused. Must not
+know the answer, who is asking, or where the request goes.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ PATH: Final = b"/v1/chat/completions"
 _SAME: Final = ("temperature", "top_p", "top_k")
 _CHOICES: Final = {"auto": "auto", "any": "required", "none": "none"}
 _SWITCH: Final = {"enabled": True, "disabled": False}  # "adaptive" leaves it to the model, as its template does
-_FORGOTTEN: Final = ("thinking", "redacted_thinking")  # no set: a type may be anything, and not every value has a hash
+_THOUGHTS: Final = ("thinking", "redacted_thinking")  # no set: a type may be anything, and not every value has a hash
 
 
 def request(body: bytes, model: str, cap: int) -> bytes:
@@ -78,12 +78,25 @@ def _user(role: Any, blocks: Sequence[Any], name: str) -> list[Object]:
 
 def _assistant(content: Any, name: str) -> Object:
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else an_array(content, f"{name}.content")
+    thoughts = [_thought_of(an_object(block, name), name) for block in blocks if _kind(block, name) == "thinking"]
+    calls = [_call(an_object(block, name)) for block in blocks if _kind(block, name) == "tool_use"]
+    said = [block for block in blocks if _kind(block, name) not in ("tool_use", *_THOUGHTS)]
     made: dict[str, Any] = {"role": "assistant", "content": None}
-    calls = [_call(an_object(block, name)) for block in blocks if an_object(block, name).get("type") == "tool_use"]
-    said = [block for block in blocks if an_object(block, name).get("type") not in ("tool_use", *_FORGOTTEN)]
     if said or not calls:
         made["content"] = _content(_parts(said, name))
+    made |= thinking.remembered("\n".join(thought for thought in thoughts if thought))
     return made | ({"tool_calls": calls} if calls else {})
+
+
+def _kind(block: Any, name: str) -> Any:
+    return an_object(block, name).get("type")
+
+
+def _thought_of(block: Object, name: str) -> str:
+    thought = block.get("thinking") or ""
+    if not isinstance(thought, str):
+        raise BadRequest("`thinking` must be a string", param=name)
+    return thought
 
 
 def _call(block: Object) -> Object:
@@ -107,7 +120,7 @@ def _parts(content: Any, name: str) -> list[dict[str, Any]]:
             parts.append({"type": "text", "text": block["text"]})
         elif kind == "image":
             parts.append({"type": "image_url", "image_url": {"url": _url(an_object(block.get("source"), name), name)}})
-        elif kind not in _FORGOTTEN:
+        elif kind not in _THOUGHTS:
             raise BadRequest(f"The engine of this model takes no content of type {str(kind)[:40]!r}", param=name)
     return parts
 

@@ -1,8 +1,8 @@
 """An Ollama client's request in the words of OpenAI's API, for engines that speak that only.
 
-Pure. Owns what is translated and what is lost: `keep_alive`, thoughts of earlier turns, options that OpenAI's API has
-no name for, and members that are unknown here are left out; what would change the meaning (prompts without a template,
-no prompt at all) is refused. Must not know the answer, who is asking, or where it goes.
+Pure. Owns what is translated and what is lost: `keep_alive`, options that OpenAI's API has no name for, and members
+that are unknown here are left out; what would change the meaning (prompts without a template, no prompt at all) is
+refused. Must not know the answer, who is asking, or where it goes.
 """
 
 from collections import OrderedDict, deque
@@ -90,6 +90,7 @@ def _turns(messages: Sequence[Any]) -> list[Object]:
         message = an_object(given, f"messages.{number}")
         turn: dict[str, Any] = {"role": message.get("role")}
         turn["content"] = _content(message.get("content") or "", message.get("images"))
+        turn |= thinking.remembered(_thoughts(message.get("thinking") or ""))
         if message.get("tool_calls"):
             asked = an_array(message["tool_calls"], "tool_calls")
             turn["tool_calls"] = [
@@ -100,6 +101,12 @@ def _turns(messages: Sequence[Any]) -> list[Object]:
             turn["tool_call_id"] = calls.answered(message.get("tool_call_id"), message.get("tool_name"))
         made.append(turn)
     return made
+
+
+def _thoughts(given: Any) -> str:
+    if not isinstance(given, str):
+        raise BadRequest("`thinking` must be a string", param="messages")
+    return given
 
 
 def _call(call: Object, otherwise: str) -> Object:

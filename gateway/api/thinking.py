@@ -1,4 +1,4 @@
-"""How much a model is to think, in the words of OpenAI's chat completions as engines that people host take them.
+"""What a model is to think and what it thought, in the words of OpenAI's chat completions as hosted engines take them.
 
 Pure. Must not know in which API's words it was asked.
 """
@@ -20,3 +20,9 @@ def switched(on: bool) -> dict[str, Any]:
 def with_effort(level: str) -> dict[str, Any]:
     """OpenAI's own word, of models that have levels."""
     return {"reasoning_effort": _NEAREST.get(level, level)}
+
+
+def remembered(thoughts: str) -> dict[str, Any]:
+    """Members of an assistant's message: what it thought before it spoke, which models need between calls of tools and
+    their templates leave out elsewhere. vLLM and Ollama read the first name, SGLang and llama.cpp the second."""
+    return {"reasoning": thoughts, "reasoning_content": thoughts} if thoughts else {}

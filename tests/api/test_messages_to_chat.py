@@ -82,14 +82,17 @@ def test_texts_and_images() -> None:
 
 
 def test_a_call_and_its_result() -> None:
-    """A4: the result comes right behind the call, before what the user says to it; thoughts are left out."""
+    """A4: the result comes right behind the call, before what the user says to it; what was thought stays with it."""
     thought = {"type": "thinking", "thinking": "hm", "signature": "x"}
+    hidden = {"type": "redacted_thinking", "data": "x"}
     call = {"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Oslo"}}
     result = {"type": "tool_result", "tool_use_id": "t1", "content": [text("rain"), IMAGE]}
-    assert turns(("assistant", [thought, text("let me see"), call]), ("user", [text("and?"), result])) == [
+    assert turns(("assistant", [thought, hidden, text("let me see"), call]), ("user", [text("and?"), result])) == [
         {
             "role": "assistant",
             "content": "let me see",
+            "reasoning": "hm",
+            "reasoning_content": "hm",
             "tool_calls": [
                 {"id": "t1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Oslo"}'}}
             ],
@@ -100,7 +103,9 @@ def test_a_call_and_its_result() -> None:
     first, second = turns(("assistant", [call]), ("user", [{"type": "tool_result", "tool_use_id": "t1"}]))
     assert first["content"] is None
     assert second == {"role": "tool", "tool_call_id": "t1", "content": ""}
-    assert turns(("assistant", [thought])) == [{"role": "assistant", "content": ""}]
+    assert turns(("assistant", [hidden])) == [{"role": "assistant", "content": ""}]
+    (turn,) = turns(("assistant", [thought, {"type": "thinking", "thinking": "so"}, {"type": "thinking"}]))
+    assert turn["reasoning"] == "hm\nso"
 
 
 @pytest.mark.parametrize(
@@ -160,6 +165,10 @@ def test_tools(choice: Any, becomes: dict[str, Any]) -> None:
         ({"tools": [{"name": "w"}], "tool_choice": 3}, "`tool_choice` must be an object"),
         ({"output_config": 3}, "`output_config` must be an object"),
         ({"thinking": 3}, "`thinking` must be an object"),
+        (
+            {"messages": [{"role": "assistant", "content": [{"type": "thinking", "thinking": 3}]}]},
+            "`thinking` must be a string",
+        ),
     ],
 )
 def test_what_has_no_counterpart_is_refused(members: dict[str, Any], sentence: str) -> None:

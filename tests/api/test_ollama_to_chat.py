@@ -87,7 +87,7 @@ def test_results_belong_to_the_calls_of_their_tool() -> None:
         return {
             "role": "assistant",
             "content": "",
-            "thinking": "lost",
+            "thinking": "hm",
             "tool_calls": [{"function": {"name": name, "arguments": {"at": name}}} for name in names],
         }
 
@@ -107,7 +107,8 @@ def test_results_belong_to_the_calls_of_their_tool() -> None:
     calls = made[1]["tool_calls"]
     assert [call["id"] for call in calls] == ["call_1_0", "call_1_1", "call_1_2"]
     assert json.loads(calls[0]["function"]["arguments"]) == {"at": "a"}
-    assert "thinking" not in made[1]
+    assert (made[1]["reasoning"], made[1]["reasoning_content"]) == ("hm", "hm"), "vLLM's name, llama.cpp's"
+    assert "reasoning" not in made[5]
     answered = [turn["tool_call_id"] for turn in made if turn["role"] == "tool"]
     assert answered == ["call_1_1", "call_1_0", "call_1_2", "own", "call_8_0"]
 
