@@ -27,6 +27,8 @@ class Unavailable(Exception):
 class Server:
     """One process and its children. Subclasses say how to start it and when it answers."""
 
+    AT_ONCE = signal.SIGKILL
+
     def __init__(self, name: str) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix=f"fairgate-{name}-", dir=_roomy_memory()))
         self.port = free_port()
@@ -77,10 +79,10 @@ class Server:
         self._signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """End it and remove its directory."""
+        """End it at once and remove its directory."""
         if self._process is not None:
             self.resume()
-            self._end(signal.SIGQUIT)  # at once, but without leaving shared memory behind
+            self._end(self.AT_ONCE)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -111,6 +113,8 @@ class Server:
 
 class PostgreSQL(Server):
     """A cluster with the superuser `owner`; trust on loopback."""
+
+    AT_ONCE = signal.SIGQUIT  # leaves no shared memory behind, nor children
 
     def __init__(self) -> None:
         self._bin = _postgresql_binaries()

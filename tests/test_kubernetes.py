@@ -82,8 +82,8 @@ def _in_container(container: Mapping, context: Mapping) -> Iterator[str]:
 
 def test_pods_meet_the_restricted_standard() -> None:
     """S-N2, P-E3. Beyond the standard: no service-account token, a read-only root, memory that ends somewhere."""
-    templates = [one["spec"]["template"] for one in of_kind("Deployment", "StatefulSet")]
-    assert {one["metadata"]["labels"]["app"] for one in templates} == {"fairgate", "engine"}
+    templates = [one["spec"]["template"] for one in of_kind("Deployment", "StatefulSet", "Job")]
+    assert {one["metadata"]["labels"]["app"] for one in templates} == {"fairgate", "engine", "download"}
     for template in templates:
         pod = template["spec"]
         assert violations(pod) == []
@@ -128,6 +128,7 @@ HERE = "fairgate"
 PEERS = {
     "gateway": Peer(HERE, {"app": "fairgate"}),
     "engine": Peer(HERE, {"app": "engine", "engine": "vllm"}),
+    "download": Peer(HERE, {"app": "download"}),
     "stranger": Peer(HERE, {"app": "something"}),
     "ingress": Peer("ingress", {}),
     "prometheus": Peer("monitoring", {}),
@@ -145,9 +146,9 @@ def selects(selector: Mapping, labels: Mapping) -> bool:
 
 def matches(peer: Peer, rule: Mapping) -> bool:
     """Whether one entry of `from` or `to` means this peer; a pod selector alone means this namespace."""
-    assert rule.keys() <= {"podSelector", "namespaceSelector"}, "this check knows selectors only"
-    if not peer.namespace:
-        return False
+    assert rule.keys() <= {"podSelector", "namespaceSelector"} or rule.keys() == {"ipBlock"}, "this check knows no more"
+    if not peer.namespace or "ipBlock" in rule:
+        return not peer.namespace and "ipBlock" in rule
     name = {"kubernetes.io/metadata.name": peer.namespace}
     there = selects(rule["namespaceSelector"], name) if "namespaceSelector" in rule else peer.namespace == HERE
     return there and selects(rule.get("podSelector", {}), peer.labels)
@@ -201,7 +202,13 @@ def test_network_is_denied_by_default_and_engines_are_the_gateways_alone() -> No
         ("prometheus", "gateway", 9090),
         ("gateway", "engine", 8000),
         ("gateway", "names", 53),
+        ("download", "internet", 443),
+        ("download", "names", 53),
     }
+    download = next(one for one in of_kind("NetworkPolicy") if one["metadata"]["name"] == "download")
+    (out,) = download["spec"]["egress"][0]["to"]
+    inside = {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"}
+    assert inside <= set(out["ipBlock"]["except"])
     assert {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]} in [
         one["spec"] for one in of_kind("NetworkPolicy")
     ]
@@ -247,6 +254,15 @@ def test_the_sample_scales_what_exists_on_a_metric_that_exists() -> None:
         assert names <= set(BY_NAME)
 
 
+def test_the_sample_job_downloads_to_where_the_engine_looks() -> None:
+    (job,) = of_kind("Job")
+    pod = job["spec"]["template"]["spec"]
+    download, engine = pod["containers"][0], pod_of("engine")["spec"]["containers"][0]
+    assert download["command"][-1] == engine["args"][engine["args"].index("--model") + 1]
+    assert download["image"] == engine["image"]
+    assert pod["securityContext"]["fsGroup"] == pod_of("engine")["spec"]["securityContext"]["fsGroup"]
+
+
 def test_what_pods_mount_and_are_configured_with_exists(tmp_path: Path) -> None:
     assert {one["metadata"].get("namespace", HERE) for one in manifests()} == {HERE}
     maps = {one["metadata"]["name"] for one in of_kind("ConfigMap")}
@@ -256,6 +272,9 @@ def test_what_pods_mount_and_are_configured_with_exists(tmp_path: Path) -> None:
         volumes = {one["name"] for one in pod["volumes"]} | set(claims)
         assert {one["name"] for one in pod["containers"][0]["volumeMounts"]} <= volumes
         assert {one["configMap"]["name"] for one in pod["volumes"] if "configMap" in one} <= maps
+        claimed = [one["persistentVolumeClaim"] for one in pod["volumes"] if "persistentVolumeClaim" in one]
+        made = {one["metadata"]["name"] for one in of_kind("PersistentVolumeClaim")}
+        assert {one["claimName"] for one in claimed} <= made
     key = tmp_path / "key"
     key.write_text("f00d" * 8, encoding="utf-8")
     text = of_kind("ConfigMap")[0]["data"]["fairgate.yaml"]
