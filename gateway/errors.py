@@ -267,6 +267,17 @@ class UpstreamRejected(UpstreamError):
         self.status = status
 
 
+class ContextTooLong(UpstreamRejected):
+    """Prompt and requested output exceed the model's context (R7). The code is OpenAI's: agents that know it shorten
+    their conversation and go on."""
+
+    status = 400
+    code = "context_length_exceeded"
+
+    def __init__(self, message: str, *, cause: str = "") -> None:
+        super().__init__(message, self.status, cause=cause)
+
+
 class Bug(GatewayError):
     """An unexpected exception: the client gets a generic sentence, the log gets the cause."""
 

@@ -8,6 +8,7 @@ import re
 from typing import Final
 
 from gateway.errors import (
+    ContextTooLong,
     EngineBusy,
     GatewayError,
     ModelLoading,
@@ -37,9 +38,15 @@ _CONTEXT: Final = re.compile(
     rb"context (length|window|size)|maximum (context|model length)|exceeds? the (available )?context|too many tokens"
     rb"|must have less than \d+ tokens|`inputs` tokens \+ `max_new_tokens`"
 )
-_LENGTH: Final = re.compile(rb"context length (?:is(?: only)?|of) (\d+)|must be <= (\d+)")
-"""vLLM, SGLang and TGI of how long the context is."""
-_PROMPT: Final = re.compile(rb"(\d+) (?:in the (?:messages|prompt)|input tokens|tokens from the input|`inputs`)")
+_LENGTH: Final = re.compile(
+    rb"context length (?:is(?: only)?|of) (\d+)|context (?:length|size) \((\d+)|maximum model length of (\d+)"
+    rb"|must be <= (\d+)|must have less than (\d+) tokens"
+)
+"""vLLM, SGLang, llama.cpp, TGI and TEI of how long the context is."""
+_PROMPT: Final = re.compile(
+    rb"(\d+) (?:in the (?:messages|prompt)|input tokens|tokens from the input|`inputs`)"
+    rb"|(?:request|input) \((\d+) tokens\)|prompt \(length (\d+)\)"
+)
 """The same of how long the prompt is."""
 LEAST_ROOM: Final = 256
 """Output tokens below which no half is tried: the prompt as good as fills the context."""
@@ -47,16 +54,14 @@ LEAST_ROOM: Final = 256
 _AS_500: Final = (_UNABLE, _LARGE, _TEMPLATE)
 """What the client has to change, for all that an engine says 500: told so, clients would only try again."""
 
-_TOO_LONG: Final = "The prompt and the asked output are longer than the model's context."
-_ADDED: Final = " The request names no limit, so the gateway asked for up to {} tokens: a smaller limit may fit."
+_REFUSED: Final = "The engine refused this request as invalid."
 NO_SUCH_ROUTE: Final = "The engine of this model has no route for this kind of request."
 
 # What engines say (lower case) -> what the caller may know. First match wins.
 SENTENCES: tuple[tuple[re.Pattern[bytes], str], ...] = (
-    (_LARGE, "A text of this request is longer than what the engine takes at once."),
-    (re.compile(rb"maximum allowed batch size"), "The request has more texts than the engine takes at once."),
-    (_CONTEXT, _TOO_LONG),
-    (_TEMPLATE, "The model's chat template takes no messages of these roles in this order."),
+    (_LARGE, "A text in this request is longer than the engine accepts."),
+    (re.compile(rb"maximum allowed batch size"), "The request has more texts than the engine accepts at once."),
+    (_TEMPLATE, "The model's chat template does not accept messages with these roles in this order."),
     (_UNABLE, "The model does not support what this request asks for."),
     (re.compile(rb"tool[ _](choice|call|parser)|function call"), "The engine refused the tools of this request."),
     (re.compile(rb"image|base64|audio"), "The engine could not read an image or audio part of this request."),
@@ -113,8 +118,40 @@ def engine_refused(status: int, body: bytes, later: bytes | None, added: int = 0
     if status in (429, 503):
         return EngineBusy("The engine is too busy.", retry_after=seconds, cause=cause)
     if status in (400, 413, 422, 501) or (status == 500 and any(said.search(text) for said in _AS_500)):
-        return UpstreamRejected(_explained(text, added), 400, cause=cause)
+        return _rejected(text, cause, added)
     return UpstreamBroke("The engine failed to answer this request.", cause=cause)
+
+
+def _rejected(text: bytes, cause: str, added: int) -> UpstreamRejected:
+    """The error for what an engine says (in lower case) of a request that it does not take."""
+    if (error := too_long(text, cause, added)) is not None:
+        return error
+    sentence = next((sentence for pattern, sentence in SENTENCES if pattern.search(text)), _REFUSED)
+    return UpstreamRejected(sentence, 400, cause=cause)
+
+
+def too_long(text: bytes, cause: str, added: int = 0) -> ContextTooLong | None:
+    """The error if an engine says (in lower case) that prompt and output exceed the context.
+
+    Agents of all three APIs know what to do by phrases: "prompt is too long" is Anthropic's, "this model's maximum
+    context length is" OpenAI's. Nothing but the engine's figures comes from its text.
+    """
+    if not _CONTEXT.search(text):
+        return None
+    length, prompt = _figure(_LENGTH, text), _figure(_PROMPT, text)
+    said = f"{length} tokens" if length else "exceeded"
+    sentences = [f"The prompt is too long: this model's maximum context length is {said}."]
+    if prompt:
+        sentences.append(f"The prompt has {prompt} tokens.")
+    if added:
+        sentences.append(f"The request sets no output limit, so the gateway asked for up to {added} tokens:")
+        sentences.append("a lower limit may fit.")
+    return ContextTooLong(" ".join(sentences), cause=cause)
+
+
+def _figure(pattern: re.Pattern[bytes], text: bytes) -> int | None:
+    found = pattern.search(text)
+    return int(found[found.lastindex or 0]) if found else None
 
 
 def room_left(status: int, body: bytes, added: int) -> int:
@@ -124,15 +161,7 @@ def room_left(status: int, body: bytes, added: int) -> int:
     text = body.lower()
     if status not in (400, 413, 422) or not _CONTEXT.search(text) or b"%d" % added not in text:
         return 0
-    length, prompt = _LENGTH.search(text), _PROMPT.search(text)
+    length, prompt = _figure(_LENGTH, text), _figure(_PROMPT, text)
     if length is None or prompt is None:
         return added // 2 if added // 2 >= LEAST_ROOM else 0
-    left = int(length[1] or length[2]) - int(prompt[1])
-    return left if 0 < left < added else 0
-
-
-def _explained(text: bytes, added: int) -> str:
-    for pattern, sentence in SENTENCES:
-        if pattern.search(text):
-            return sentence + _ADDED.format(added) if sentence is _TOO_LONG and added else sentence
-    return "The engine refused this request as invalid."
+    return length - prompt if 0 < length - prompt < added else 0

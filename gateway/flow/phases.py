@@ -189,7 +189,7 @@ async def authenticate(x: Exchange, rt: Runtime) -> None:
         if x.endpoint.scope not in x.principal.scopes:
             raise Forbidden(f"This key lacks the scope {x.endpoint.scope!r}.")
     elif x.principal.scopes.isdisjoint(SCOPES):
-        raise Forbidden("This key administers; it opens nothing here.")
+        raise Forbidden("This is an admin key; it cannot be used for the model APIs.")
     if grant is not None:
         x.connection.known = Known(x, grant, epoch)
 

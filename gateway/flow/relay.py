@@ -15,6 +15,7 @@ from gateway.api.frames import PLAIN_START, FrameFilter, PlainFilter, may_be_err
 from gateway.api.stream import LONGEST_USAGE, Opening, Tap, payload_end, usage_of_body, usage_within
 from gateway.api.usage import Usage
 from gateway.errors import GatewayError, UpstreamBroke, UpstreamError
+from gateway.flow.engine_errors import too_long
 from gateway.http1.chunks import LAST_CHUNK, ChunkDecoder, ChunkWalker, encode_chunk
 from gateway.http1.client import UpstreamConnection
 from gateway.http1.connection import Connection
@@ -350,7 +351,8 @@ class Relay:
                 did = "sent a frame that cannot be read"
             else:
                 did = "reported an error in its stream" if self.tap is not None else "reported an error as its answer"
-            self._stop(UpstreamBroke(f"The engine {did}.", cause=sieve.failed))
+            said = too_long(sieve.failed.lower().encode(), sieve.failed)
+            self._stop(said or UpstreamBroke(f"The engine {did}.", cause=sieve.failed))
 
     def _can_tell(self) -> bool:
         """Whether an error frame would stand between two frames, and between two chunks. Raw buffers end there."""

@@ -14,7 +14,7 @@ from gateway.api.anthropic import Anthropic
 from gateway.api.dialect import Dialect
 from gateway.api.ollama import Ollama
 from gateway.api.openai import OpenAI
-from gateway.errors import Bug, Busy, GatewayError, MethodNotAllowed, ModelUnavailable, UpstreamRejected
+from gateway.errors import Bug, Busy, ContextTooLong, GatewayError, MethodNotAllowed, ModelUnavailable, UpstreamRejected
 
 GOLDEN = Path(__file__).parent / "golden" / "errors.json"
 DIALECTS: tuple[Dialect, ...] = (OpenAI(), Ollama(), Anthropic())
@@ -34,8 +34,10 @@ def sample(kind: type[GatewayError]) -> GatewayError:
         return kind(cause="secret")
     if issubclass(kind, MethodNotAllowed):
         return kind(sentence, allow="GET")
-    if issubclass(kind, UpstreamRejected):
+    if kind is UpstreamRejected:
         return kind(sentence, 422, cause="secret")
+    if issubclass(kind, ContextTooLong):
+        return kind(sentence, cause="secret")
     if issubclass(kind, Busy):
         return kind(sentence, retry_after=3.0, ahead=4, estimate=2.5)
     return kind(sentence, cause="secret", param="field")

@@ -264,7 +264,12 @@ def test_a_huge_frame_cut_in_the_middle_is_cut_for_the_client_too() -> None:
 
 
 REFUSALS = [
-    ("400 Bad Request", b'{"error":{"message":"The maximum context length is 2048"}}', 400, "upstream_rejected"),
+    (
+        "400 Bad Request",
+        b'{"error":{"message":"10.0.0.5: maximum context length is 2048"}}',
+        400,
+        "context_length_exceeded",
+    ),
     ("401 Unauthorized", b'{"error":"Unauthorized"}', 502, "upstream_broke"),
     ("404 Not Found", b'{"error":"model \\"m\\" not found"}', 403, "model_not_available"),
     ("404 Not Found", b'{"detail":"Not Found"}', 404, "upstream_rejected"),
@@ -288,7 +293,7 @@ def test_what_the_engine_says_of_itself_stays_inside(line: str, text: bytes, sta
         got, fields, body = await g.ask(CHAT, chat())
         assert got == status
         assert json.loads(body)["error"]["code"] == code
-        assert not any(word in body for word in (b"10.0.0.5", b"secret", b"2048", b"Unauthorized"))
+        assert not any(word in body for word in (b"10.0.0.5", b"secret", b"Unauthorized"))
         assert ("retry-after" in fields) == (status == 503)
         assert "x-fairgate-overhead-ms" in fields
         (row,) = await g.records(1)
@@ -301,19 +306,9 @@ def test_what_the_engine_says_of_itself_stays_inside(line: str, text: bytes, sta
 
 
 EXPLAINED = {
-    "longer than the model's context": (
-        b"This model's maximum context length is 8192 tokens. However, you requested 9096 tokens",
-        b"The decoder prompt (length 9254) is longer than the maximum model length of 4096.",
-        b"request (9000 tokens) exceeds the available context size (8192 tokens), try increasing it",
-        b"Input validation error: `inputs` must have less than 512 tokens. Given: 700",
-        b"Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 6 `inputs` tokens and",
-        b"the input length exceeds the context length",
-    ),
-    "longer than what the engine takes at once": (
-        b"input (700 tokens) is too large to process. increase the physical",
-    ),
-    "more texts than the engine takes at once": (b"batch size 64 > maximum allowed batch size 32",),
-    "takes no messages of these roles": (
+    "longer than the engine accepts": (b"input (700 tokens) is too large to process. increase the physical",),
+    "more texts than the engine accepts at once": (b"batch size 64 > maximum allowed batch size 32",),
+    "does not accept messages with these roles": (
         b"Conversation roles must alternate user/assistant/user/assistant/...",
         b"Only user and assistant roles are supported!",
         b"System role not supported",
@@ -329,6 +324,48 @@ def test_a_refusal_is_explained(ours: str, theirs: bytes) -> None:
     error = engine_refused(400, json.dumps({"error": {"message": theirs.decode()}}).encode(), None)
     assert ours in error.message
     assert error.status == 400
+
+
+@pytest.mark.parametrize(
+    ("theirs", "length", "prompt"),
+    [
+        (b"This model's maximum context length is 8192 tokens. However, you requested 9096 tokens", 8192, None),
+        (
+            b"maximum context length is 4096 tokens and your request has 2104 input tokens (2000 > 4096 - 2104)",
+            4096,
+            2104,
+        ),
+        (b"The decoder prompt (length 9254) is longer than the maximum model length of 4096.", 4096, 9254),
+        (b"The input (9000 tokens) is longer than the model's context length (8192 tokens).", 8192, 9000),
+        (b"request (9000 tokens) exceeds the available context size (8192 tokens), try increasing it", 8192, 9000),
+        (b"Input validation error: `inputs` must have less than 512 tokens. Given: 700", 512, None),
+        (b"`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 6 `inputs` tokens and", 4096, 6),
+        (b"the input length exceeds the context length", None, None),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_told_as_agents_know_it(
+    theirs: bytes, length: int | None, prompt: int | None
+) -> None:
+    """R7: by code and phrases that make them shorten the conversation; of the engine's text, figures alone."""
+    error = engine_refused(400, json.dumps({"error": {"message": theirs.decode()}}).encode(), None)
+    said = f"is {length} tokens" if length else "is exceeded"
+    assert (error.code, error.status) == ("context_length_exceeded", 400)
+    assert error.message.startswith(f"The prompt is too long: this model's maximum context length {said}.")
+    assert (f"The prompt has {prompt} tokens." in error.message) == (prompt is not None)
+
+
+def test_a_prompt_that_is_too_long_for_a_stream_is_told_before_it() -> None:
+    """R7: SGLang says so in the first frame, under a status of success."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        status, _, body = await g.ask(CHAT, chat(stream=True))
+        assert (status, json.loads(body)["error"]["code"]) == (400, "context_length_exceeded")
+        assert json.loads(body)["error"]["message"].endswith(
+            "maximum context length is 8192 tokens. The prompt has 9000 tokens."
+        )
+
+    said = b'data: {"error":{"message":"The input (9000 tokens) is longer than the context length (8192 tokens)"}}\n\n'
+    run(answering(SSE_HEAD + chunk(said) + chunk(DONE) + b"0\r\n\r\n"), test)
 
 
 @pytest.mark.parametrize(
@@ -348,7 +385,7 @@ def test_who_named_no_limit_is_told_the_one_that_does_not_fit(path: str, named: 
 
     async def test(g: Gateway, engine: Engine) -> None:
         status, _, body = await g.ask(path, chat(**named))
-        assert (status, b"longer than the model's context" in body) == (400, True)
+        assert (status, b"The prompt is too long" in body) == (400, True)
         assert (b"asked for up to 4096 tokens" in body) == added
 
     text = b'{"error":{"message":"maximum context length is 8192 tokens"}}'
