@@ -244,7 +244,7 @@ async def _once(options: Options, config: cfg.Config, key: str, target: Target) 
         wrong = 0
         for command in commands(model):
             wrong += not await _try(command, url, key)
-        print(f"\n{len(commands(model)) - wrong} of {len(commands(model))} commands gave what they should")
+        print(f"\n{len(commands(model)) - wrong} of {len(commands(model))} commands gave what was expected")
         return 1 if wrong else 0
     finally:
         os.kill(os.getpid(), signal.SIGTERM)  # the same way out as everybody's: a drain
@@ -257,7 +257,7 @@ async def _try(command: Command, url: str, key: str) -> bool:
     run: Callable[..., object] = _by_curl if shutil.which("curl") else _by_httpx
     status, text = await run(command, line, url, key)  # type: ignore[misc]  # both are coroutines of this shape
     good = status == command.status and command.expect in text.replace('": ', '":')
-    print(_short(text), f"[{status}: {'as it should' if good else 'NOT AS IT SHOULD'}]", sep="\n", flush=True)
+    print(_short(text), f"[{status}: {'as expected' if good else 'UNEXPECTED'}]", sep="\n", flush=True)
     return good
 
 

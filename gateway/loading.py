@@ -40,7 +40,7 @@ def load(path: Path) -> Config:
     except (OSError, UnicodeDecodeError) as err:
         raise ConfigError(f"{path}: {getattr(err, 'strerror', None) or err}") from err
     if path.stat().st_mode & stat.S_IWOTH:
-        raise ConfigError(f"{path}: writable by everyone; refuse to trust it (chmod o-w)")
+        raise ConfigError(f"{path}: the file is writable by everyone and is not trusted (chmod o-w)")
     return parse(text, path.parent)
 
 
@@ -89,7 +89,7 @@ def check(config: Config) -> None:
         _refuse("tracing.endpoint", http_fault(config.tracing.endpoint))
     for name, value in config.tracing.headers.items():
         if not _FIELD_NAME.fullmatch(name):
-            raise ConfigError("tracing.headers: a name that no header field can have")
+            raise ConfigError("tracing.headers: not a valid header field name")
         _refuse(f"tracing.headers.{name}", field_fault(value))
     _refuse("store", store_fault(config.store))
     _refuse("shared", database_fault(config.shared))
@@ -102,10 +102,10 @@ def check(config: Config) -> None:
         raise ConfigError(f"admin.oidc.{at}")
     _check_secrets(config)
     if config.discovery.forget < config.discovery.interval + config.discovery.timeout:
-        raise ConfigError("discovery.forget: less than interval and timeout: models would vanish between two looks")
+        raise ConfigError("discovery.forget: less than interval + timeout: models would vanish between two looks")
     _refuse("limits.expire", expire_fault(config))
     if config.caps.bodies_bytes < config.caps.body_bytes:
-        raise ConfigError("caps.bodies_bytes: less than body_bytes: the largest body would find no room")
+        raise ConfigError("caps.bodies_bytes: less than body_bytes: the largest body would not fit")
     for index, origin in enumerate(config.cors.origins):
         _refuse(f"cors.origins[{index}]", origin_fault(origin))
     if "*" in config.cors.origins and config.cors.credentials:
@@ -148,7 +148,7 @@ def _check_secrets(config: Config) -> None:
     """K11."""
     for where, secret in _named_secrets(config):
         if unquote(secret).lower() in PLACEHOLDERS:
-            raise ConfigError(f"{where}: a known placeholder is no secret")
+            raise ConfigError(f"{where}: this is a well-known placeholder, not a secret")
 
 
 def _refuse(path: str, fault: str) -> None:
@@ -177,11 +177,11 @@ def _check_addresses(config: Config) -> None:
             except ValueError as err:
                 raise ConfigError(f"{path}: {err}") from err
     if config.admin.listen == config.listen and parse_listen(config.listen)[1]:
-        raise ConfigError("admin.listen: it is the address of `listen`")
+        raise ConfigError("admin.listen: the same address as `listen`")
     if config.admin.api and not config.admin.listen:
-        raise ConfigError("admin.api: there is no admin.listen to serve it on")
+        raise ConfigError("admin.api: it needs admin.listen, the address to serve it on")
     if config.admin.oidc is not None and not config.admin.api:
-        raise ConfigError("admin.oidc: nobody can log in where admin.api is off")
+        raise ConfigError("admin.oidc: it needs admin.api: without it there is nothing to log in to")
     for index, name in enumerate(config.admin.hosts):
         if fault := host_fault(name):
             raise ConfigError(f"admin.hosts[{index}]: {fault}")

@@ -309,7 +309,7 @@ def address_of(section: cfg.Backend) -> Address:
 
 def _no_passphrase() -> str:
     """OpenSSL would ask the terminal, if there is one, and at a reload everybody would wait for the answer."""
-    raise cfg.ConfigError("tls.key: it has a passphrase, which nobody is asked for; keep it without one")
+    raise cfg.ConfigError("tls.key: the key has a passphrase, and nobody can be asked for it; store it without one")
 
 
 def tls_context(tls: cfg.Tls | None) -> ssl.SSLContext | None:

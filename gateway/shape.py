@@ -33,7 +33,7 @@ def refuse_unknown(raw: object, kind: Any, path: str) -> None:
         member = get_args(kind)[1]
         for key, item in raw.items():
             if not isinstance(key, str):
-                raise ConfigError(f"{path}: {key!r} is no text; as a name it stands in quotes")
+                raise ConfigError(f"{path}: {key!r} is not text; put it in quotes")
             refuse_unknown(item, member, f"{path}.{key}")
             if bare(member) is not str:  # NAME:TEXT without a blank is a name, and its text may be a secret
                 fitting(item, member, f"{path}.{key}")  # of the whole tree msgspec would call it `[...]`
@@ -60,7 +60,7 @@ def _unknown(key: str, path: str, known: Iterable[str]) -> str:
     if not re.fullmatch(r"\w{1,40}", key):
         name = key.partition(":")[0]
         at = f"{path}.{name}".lstrip(".") if name in known else path
-        return f"{at or 'the file'}: a setting is NAME, a colon, a blank and its value"
+        return f"{at or 'the file'}: a setting is NAME, a colon, a space and its value"
     at = f"{path}.{key}" if path else key
     return f"{at}: unknown setting{nearest(key, known)}"
 

@@ -23,7 +23,7 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem="a name stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem="a name appears twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return node
 
@@ -70,7 +70,7 @@ def _resolve_text(text: str, folder: Path, path: str) -> str:
     else:
         value = _REFERENCE.sub(lambda found: _env(found[1], path), text)
     if text and not value:
-        raise ConfigError(f"{path}: {text} is empty; to do without the setting, leave it out")
+        raise ConfigError(f"{path}: {text} is empty; to leave the setting unset, remove it")
     return value
 
 

@@ -179,15 +179,15 @@ def test_wrong_usage_is_exit_code_2(cli: Cli, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("prompts list -n many", "'many' is no whole number from 1 to 100000"),
-        ("audit tail -n 0", "'0' is no whole number from 1 to 100000"),
-        ("prompts on key --days soon", "'soon' is no whole number from 1 to 365"),
-        ("keys create --tenant a --user b --expires-days soon", "'soon' is no number of days, nor never"),
-        ("audit export --since yesterday", "'yesterday' is no ISO 8601 time"),
-        ("usage --until tomorrow", "'tomorrow' is no ISO 8601 time"),
-        ("reservations create --tenant a --minutes 1 --start 2026-13-01", "'2026-13-01' is no ISO 8601 time"),
-        ("keys create --tenant a --user b --models ,", "it names nothing; leave it out instead"),
-        ("demo --slots 0", "'0' is no whole number from 1 to 1000000"),
+        ("prompts list -n many", "'many' is not a whole number from 1 to 100000"),
+        ("audit tail -n 0", "'0' is not a whole number from 1 to 100000"),
+        ("prompts on key --days soon", "'soon' is not a whole number from 1 to 365"),
+        ("keys create --tenant a --user b --expires-days soon", "'soon' is neither a number of days nor `never`"),
+        ("audit export --since yesterday", "'yesterday' is not an ISO 8601 time"),
+        ("usage --until tomorrow", "'tomorrow' is not an ISO 8601 time"),
+        ("reservations create --tenant a --minutes 1 --start 2026-13-01", "'2026-13-01' is not an ISO 8601 time"),
+        ("keys create --tenant a --user b --models ,", "empty; leave it out instead"),
+        ("demo --slots 0", "'0' is not a whole number from 1 to 1000000"),
     ],
 )
 def test_a_value_that_cannot_be_is_said(words: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,7 +228,7 @@ def test_names_that_are_nearly_right_are_suggested(cli: Cli) -> None:
     assert "did you mean 'acme'" in cli.refused("users", "create", "ann", "--tenant", "amce")
     cli.json("users", "create", "ann", "--tenant", "acme")
     assert "did you mean 'ann'" in cli.refused("keys", "create", "--tenant", "acme", "--user", "anne")
-    assert "from 1 on" in cli.run("tenants", "create", "a", "--rpm", "many").stderr
+    assert "at least 1" in cli.run("tenants", "create", "a", "--rpm", "many").stderr
 
 
 def leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

@@ -86,7 +86,7 @@ def test_once_shows_five_commands_that_give_what_they_should() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "SIMULATED" in done.stdout
-    assert done.stdout.count("as it should]") == 5
+    assert done.stdout.count("as expected]") == 5
     assert "5 of 5 commands" in done.stdout
     assert done.stdout.count(" more lines ...") == 2, "the two streams are shown by their ends"
 
@@ -119,7 +119,7 @@ def test_once_fails_when_a_command_fails() -> None:
         server.shutdown()
         thread.join()
     assert done.returncode == 1
-    assert "NOT AS IT SHOULD" in done.stdout
+    assert "UNEXPECTED" in done.stdout
     assert '"model": "mine"' in done.stdout, "the model that was named is the one that is tried"
 
 

@@ -50,7 +50,7 @@ def simulated(*arguments: str) -> Iterator[str]:
         (["--listen", "nowhere"], "'nowhere' is not HOST:PORT"),
         (["--listen", "127.0.0.1:99999"], "'127.0.0.1:99999' is not HOST:PORT"),
         (["--listen", "192.0.2.1:0"], "192.0.2.1:0"),
-        (["--slots", "-1"], "'-1' is no whole number from 1 on"),
+        (["--slots", "-1"], "'-1' is not a whole number of at least 1"),
     ],
 )
 def test_what_it_cannot_do_is_said_in_a_sentence(

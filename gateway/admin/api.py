@@ -67,10 +67,14 @@ class AdminApi:
             return _refusal(_account_error(err))
         except StoreError as err:
             log.error("the store did not do what an admin asked: %s", err)
-            return _refusal(Unavailable("The store did not answer. Look again before you repeat it.", retry_after=1.0))
+            return _refusal(
+                Unavailable(
+                    "The store did not answer. Check whether the change was made before you repeat it.", retry_after=1.0
+                )
+            )
         except Exception:
             log.exception("an admin's request broke")
-            return _refusal(Bug("A fault in the gateway; its log has the cause."))
+            return _refusal(Bug("An internal error; the gateway's log has the cause."))
 
     async def _served(self, request: Request) -> Response:
         self._gate.check_host(request)

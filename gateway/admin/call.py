@@ -72,25 +72,25 @@ class Call:
     def asked(self, kind: type[Asked]) -> Asked:
         """The body. Raises BadRequest with the path of what is wrong."""
         if rb"\u0000" in self._body:
-            raise BadRequest("The body holds a NUL, which no text of a store can.")
+            raise BadRequest("The body contains a NUL character, which the store cannot hold.")
         try:
             return msgspec.json.decode(self._body or b"{}", type=kind)
         except msgspec.ValidationError as err:
             raise _faulty(err, kind) from err
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
-            raise BadRequest("The body is no JSON document.") from err
+            raise BadRequest("The body is not valid JSON.") from err
 
     def query(self, kind: type[Asked]) -> Asked:
         """The query. Raises BadRequest; a parameter that stands twice is refused too."""
         try:
             pairs = parse_qsl(self._query.decode("ascii"), True, True, errors="strict", max_num_fields=MOST_PARAMETERS)
         except ValueError as err:
-            raise BadRequest("The query cannot be read.") from err
+            raise BadRequest("The query string is malformed.") from err
         given = dict(pairs)
         if len(given) < len(pairs):
-            raise BadRequest("A parameter of the query stands twice.")
+            raise BadRequest("A query parameter appears more than once.")
         if any("\0" in value for value in given.values()):
-            raise BadRequest("The query holds a NUL, which no text of a store can.")
+            raise BadRequest("The query contains a NUL character, which the store cannot hold.")
         try:
             return msgspec.convert(given, kind, strict=False)
         except msgspec.ValidationError as err:

@@ -46,7 +46,7 @@ class Gate:
         if admin.oidc is not None:
             known.add(urlsplit(admin.oidc.url).hostname or "")
         if host not in known and not loopback(host):
-            raise Forbidden("The admin API is not called by this name; admin.hosts lists those that are.")
+            raise Forbidden("The admin API does not answer to this host name; add it to admin.hosts.")
 
     async def admit(self, request: Request) -> Principal:
         """The owner of the key, which has an admin scope, or of the session. Raises Unauthenticated, Forbidden,

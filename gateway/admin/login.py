@@ -86,7 +86,7 @@ class Login:
                 return PlainTextResponse(f"{err}\n", 403)
             except ProviderFailed as err:
                 log.warning("the identity provider was not asked: %s", err)
-                return PlainTextResponse("The identity provider cannot be asked at the moment.\n", 503)
+                return PlainTextResponse("The identity provider cannot be reached at the moment.\n", 503)
             except GatewayError as err:
                 return PlainTextResponse(f"{err.message}\n", err.status)
 
@@ -104,7 +104,9 @@ class Login:
         said = request.query_params
         attempt = Attempt.kept(request.cookies.get(self._attempt, ""))
         if attempt is None or not hmac.compare_digest(said.get("state", "").encode(), attempt.state.encode()):
-            raise Refused(400, "This login was not begun in this browser, or is too old. Begin again at the console.")
+            raise Refused(
+                400, "This login was not started in this browser, or it has expired. Start again at the console."
+            )
         if said.get("iss", self._section.issuer) != self._section.issuer or not said.get("code"):
             raise Refused(403, "The identity provider did not let you in.")
         async with self._place():
@@ -138,7 +140,7 @@ class Login:
 
     def _place(self) -> asyncio.Semaphore:
         if self._places.locked():
-            raise Refused(503, "Too many people log in at the moment. Try again.")
+            raise Refused(503, "Too many logins are in progress. Try again.")
         return self._places
 
     def _keep(self, answer: Response, name: str, value: str, seconds: int, site: Literal["lax", "strict"]) -> None:

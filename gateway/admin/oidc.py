@@ -148,7 +148,7 @@ class OpenId:
             raise (ProviderFailed if said in DENIALS else NotBelieved)(said.value)
         nonce, audience = said.get("nonce"), said["aud"]
         if not isinstance(nonce, str) or not hmac.compare_digest(nonce.encode(), attempt.nonce.encode()):
-            raise NotBelieved("This login was not begun here.")
+            raise NotBelieved("This login was not started here.")
         several = isinstance(audience, list) and len(audience) > 1
         if said.get("azp", None if several else section.audience) != section.audience:
             raise NotBelieved(Refusal.FOREIGN.value)
@@ -175,7 +175,7 @@ class OpenId:
         if answer.status_code == 200:
             return msgspec.json.decode(text, type=_Tokens).id_token.encode()
         if (error := msgspec.json.decode(text, type=_Error).error) == "invalid_grant":  # RFC 6749 section 5.2
-            raise NotBelieved("The provider does not know this login: it may be too old. Begin again.")
+            raise NotBelieved("The provider does not know this login; it may have expired. Start again.")
         raise ProviderFailed(f"token_endpoint: {error[:100]!r}")
 
     async def _provider(self) -> _Provider:

@@ -106,7 +106,7 @@ async def _able_user(call: Call, *, disabled: bool) -> User:
 async def keys(call: Call) -> object:
     part = call.query(OfUser)
     if part.user and not part.tenant:
-        raise BadRequest("A user is named together with its tenant.", param="tenant")
+        raise BadRequest("A user needs its tenant beside it.", param="tenant")
     of = await accounts.find_tenant(call.store, part.tenant) if part.tenant else None
     person = await accounts.find_user(call.store, of, part.user) if of and part.user else None
     rows = await call.store.keys(person.id if person else None, of.id if of else None, page(part.limit, part.offset))

@@ -127,7 +127,7 @@ async def usage(call: Call) -> object:
 def _hour(text: str, name: str, absent: int) -> int:
     found = instant(text, name, absent)
     if found % HOUR_US:
-        raise BadRequest("Usage is kept by the hour: name a whole one.", param=name)
+        raise BadRequest("Usage is kept by the hour: give a whole hour.", param=name)
     return found
 
 
@@ -156,7 +156,7 @@ async def actions(call: Call) -> object:
     if asked.id and asked.kind:
         rows = await call.store.operations_about(asked.kind, asked.id, asked.limit)
     elif asked.id:
-        raise BadRequest("An id is named together with its kind.", param="kind")
+        raise BadRequest("An id needs its kind beside it.", param="kind")
     else:
         rows = await call.store.operations_history(asked.kind, asked.limit)
     return {"data": rows}

@@ -45,7 +45,7 @@ _PROMPTS: Final = re.compile(rb'\[[ \t\r\n]*+["[{]')
 _NO_JSON: Final = (
     (b"\x1f\x8b", "is compressed by gzip; send it as it is"),
     (b"\x28\xb5\x2f\xfd", "is compressed by zstd; send it as it is"),
-    (b"\xef\xbb\xbf", "begins with a byte order mark, which JSON has none of; send it without"),
+    (b"\xef\xbb\xbf", "begins with a byte order mark, which JSON does not allow; send it without"),
     (b"\xff\xfe", "is UTF-16; JSON is UTF-8"),
 )
 """How bodies begin that were meant to be JSON, and what is said of them: the first odd byte would explain nothing."""
@@ -208,7 +208,7 @@ def _value_end(body: bytes, start: int, most: int) -> int:
 def _brackets_end(body: bytes, start: int, most: int) -> int:
     end = brackets_end(body, start, most)
     if end < 0:
-        raise BadRequest(f"Keys that stand more than once hold more than {REPEATED_BYTES} bytes")
+        raise BadRequest(f"Repeated keys hold more than {REPEATED_BYTES} bytes")
     return end
 
 

@@ -20,7 +20,9 @@ Object = Mapping[str, Any]
 def decoded(body: bytes) -> Object:
     """The body, which was read before: it is valid JSON. Raises BadRequest for too much of it."""
     if body.count(b"{") + body.count(b"[") > MOST:
-        raise BadRequest(f"The engine of this model is asked in other words, for at most {MOST} parts of a body")
+        raise BadRequest(
+            f"This request is translated for the model's engine, which is possible for at most {MOST} parts of a body"
+        )
     try:
         return an_object(msgspec.json.decode(body), "body")
     except RecursionError:

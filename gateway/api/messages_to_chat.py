@@ -40,7 +40,7 @@ def request(body: bytes, model: str, cap: int) -> bytes:
 def _system(given: Any) -> list[Object]:
     parts = _parts(given, "system") if given else []
     if any(part["type"] != "text" for part in parts):
-        raise BadRequest("`system` holds text only", param="system")
+        raise BadRequest("`system` must contain text only", param="system")
     text = "\n".join(part["text"] for part in parts)
     return [{"role": "system", "content": text}] if text else []
 
@@ -121,7 +121,7 @@ def _parts(content: Any, name: str) -> list[dict[str, Any]]:
         elif kind == "image":
             parts.append({"type": "image_url", "image_url": {"url": _url(an_object(block.get("source"), name), name)}})
         elif kind not in _THOUGHTS:
-            raise BadRequest(f"The engine of this model takes no content of type {str(kind)[:40]!r}", param=name)
+            raise BadRequest(f"The engine of this model does not accept content of type {str(kind)[:40]!r}", param=name)
     return parts
 
 
@@ -131,7 +131,7 @@ def _url(source: Object, name: str) -> str:
         return f"data:{media};base64,{data}"
     if kind == "url" and isinstance(url, str):
         return url
-    raise BadRequest(f"The engine of this model takes no image of source {str(kind)[:40]!r}", param=name)
+    raise BadRequest(f"The engine of this model does not accept an image of source {str(kind)[:40]!r}", param=name)
 
 
 def _content(parts: Sequence[Object]) -> str | Sequence[Object]:
@@ -158,7 +158,9 @@ def _tools(asked: Object) -> dict[str, Any]:
 
 def _tool(tool: Object) -> Object:
     if tool.get("type") not in (None, "custom"):
-        raise BadRequest(f"The engine of this model has no tool of type {str(tool['type'])[:40]!r}", param="tools")
+        raise BadRequest(
+            f"The engine of this model does not support tools of type {str(tool['type'])[:40]!r}", param="tools"
+        )
     function = {"name": tool.get("name"), "parameters": tool.get("input_schema") or {"type": "object"}}
     function |= {key: tool[key] for key in ("description", "strict") if tool.get(key)}
     return {"type": "function", "function": function}

@@ -27,7 +27,7 @@ def chat(body: bytes, model: str, cap: int) -> bytes:
     asked = decoded(body)
     messages = asked.get("messages")
     if not messages:
-        raise BadRequest("The engine of this model loads it by itself: `messages` is required", param="messages")
+        raise BadRequest("`messages` is required: the engine of this model loads it by itself", param="messages")
     return _completion(asked, _turns(an_array(messages, "messages")), model, cap)
 
 
@@ -38,7 +38,7 @@ def generate(body: bytes, model: str, cap: int) -> bytes:
         if asked.get(member):
             raise BadRequest(f"The engine of this model does not take `{member}`", param=member)
     if not asked.get("prompt"):
-        raise BadRequest("The engine of this model loads it by itself: `prompt` is required", param="prompt")
+        raise BadRequest("`prompt` is required: the engine of this model loads it by itself", param="prompt")
     system = [{"role": "system", "content": asked["system"]}] if asked.get("system") else []
     user = {"role": "user", "content": _content(asked["prompt"], asked.get("images"))}
     return _completion(asked, [*system, user], model, cap)
@@ -141,7 +141,7 @@ class _OpenCalls:
             if (call := calls.popleft()) in self._open:
                 return call
         if not self._open:
-            raise BadRequest("A tool's result stands before any call of a tool", param="messages")
+            raise BadRequest("A tool result appears before any tool call", param="messages")
         return next(iter(self._open))
 
 
@@ -156,6 +156,6 @@ def _content(text: Any, images: Any) -> str | Sequence[Object]:
 
 def _url(image: Any) -> str:
     if not isinstance(image, str):
-        raise BadRequest("`images` must be base64 texts", param="images")
+        raise BadRequest("`images` must be base64 strings", param="images")
     kind = next((kind for begin, kind in _IMAGES.items() if image.startswith(begin)), "png")
     return f"data:image/{kind};base64,{image}"

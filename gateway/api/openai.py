@@ -181,7 +181,9 @@ def _check_response(members: Members) -> None:
     require(members, "input", b'"[', "a string or an array", needed="prompt" not in members)
     # The engine would answer at once and generate behind our back: without a slot, its tokens uncounted.
     if "background" in members and read_flag(members, "background", absent=False):
-        raise BadRequest("`background` is not available: an answer ends with its request", param="background")
+        raise BadRequest(
+            "`background` is not supported: the answer must be read on the request's own connection", param="background"
+        )
 
 
 def _check_rerank(members: Members) -> None:

@@ -118,7 +118,7 @@ def _days(text: str) -> int | None:
     try:
         return None if text == "never" else int(text)
     except ValueError as err:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of days, nor never") from err
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of days nor `never`") from err
 
 
 # -- tenants

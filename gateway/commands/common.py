@@ -184,7 +184,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
         with contextlib.suppress(ValueError):
             if low <= (found := int(text)) <= high:
                 return found
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
 
     return number
 
@@ -201,5 +201,5 @@ def names(text: str) -> tuple[str, ...]:
     """`a,b` -> ("a", "b"). None at all is no list: an unset variable of a script would narrow nothing."""
     found = tuple(name.strip() for name in text.split(",") if name.strip())
     if not found:
-        raise argparse.ArgumentTypeError("it names nothing; leave it out instead")
+        raise argparse.ArgumentTypeError("empty; leave it out instead")
     return found

@@ -72,7 +72,9 @@ async def examine(path: Path | None) -> list[Check]:
     try:
         config, raw = (cfg.Config(), {}) if path is None else _read(path)
     except cfg.ConfigError as err:
-        return [_check("configuration", [Finding("problem", str(err), "correct it; docs/config.md lists all")])]
+        return [
+            _check("configuration", [Finding("problem", str(err), "correct it; docs/config.md lists every setting")])
+        ]
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = config.caps.connections * FILES_PER_STREAM + FILES_SPARE
     checks = [

@@ -56,7 +56,7 @@ def _number(text: str) -> int:
         return REMOVED
     number = int(text) if re.fullmatch(r"\d{1,18}", text, re.ASCII) else 0
     if number < 1:
-        raise argparse.ArgumentTypeError("a limit is a whole number from 1 on, or none")
+        raise argparse.ArgumentTypeError("a limit is a whole number of at least 1, or `none`")
     return number
 
 

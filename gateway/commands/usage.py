@@ -38,7 +38,7 @@ def _hour(text: str) -> int:
     """An argparse type: as `moment`, of what usage is kept by."""
     found = moment(text)
     if found % HOUR_US:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole hour, and usage is kept by the hour")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole hour; usage is kept by the hour")
     return found
 
 

@@ -103,7 +103,7 @@ def _backend(x: Exchange, rt: Runtime, name: str) -> Backend:
     try:
         return rt.backends.backend(name)
     except KeyError:
-        raise NoBackend("The backends were changed while the request waited.", retry_after=1.0) from None
+        raise NoBackend("The backends changed while the request was waiting.", retry_after=1.0) from None
 
 
 async def _attempt(x: Exchange, rt: Runtime, cap: int, *, kept: bool) -> ResponseHead:

@@ -51,8 +51,8 @@ def _busy(kind: type[Busy], message: str) -> Callable[[Refused], GatewayError]:
 
 
 REFUSALS: dict[Refusal, Callable[[Refused], GatewayError]] = {
-    Refusal.QUEUE_FULL: _busy(QueueFull, "Too many requests of this user wait already."),
-    Refusal.EVICTED: _busy(QueueFull, "The queue is full and this user's is the longest."),
+    Refusal.QUEUE_FULL: _busy(QueueFull, "Too many requests of this user are already waiting."),
+    Refusal.EVICTED: _busy(QueueFull, "The queue is full, and this user's is the longest part of it."),
     Refusal.QUEUE_TIMEOUT: _busy(QueueTimeout, "No slot became free in time."),
     Refusal.RESERVED: _busy(Reserved, "The model is reserved at the moment."),
     Refusal.DRAINING: _busy(Draining, "The gateway is shutting down."),

@@ -95,12 +95,12 @@ class Pool:
                 await self._loop.create_connection(factory, address.host, address.port, **options)
         except (OSError, TimeoutError) as err:
             if isinstance(err, OSError) and err.errno in (errno.EMFILE, errno.ENFILE):
-                full = Overloaded("The gateway has no open file left.")
+                full = Overloaded("The gateway has no file descriptors left.")
                 full.cause = repr(err)  # for the log
                 raise full from err
             cause = f"{address.host}:{address.port}: {err!r}"
             if isinstance(err, TimeoutError):
-                raise ConnectTimeout("The engine took no connection in time.", cause=cause) from err
+                raise ConnectTimeout("The engine did not accept a connection in time.", cause=cause) from err
             raise ConnectFailed("The engine cannot be reached.", cause=cause) from err
         # Not in connection_made: of a connection whose opening is cancelled behind that, uvloop tells no end.
         if connection.state is not State.CLOSED:

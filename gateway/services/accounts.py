@@ -221,13 +221,13 @@ def check_terms(terms: KeyTerms) -> None:
     if terms.force_model:
         check_models((terms.force_model,))
     if terms.days is not None and not 1 <= terms.days <= LONGEST_DAYS:
-        raise AccountError(f"a key lives 1 to {LONGEST_DAYS} days, or never expires by choice")
+        raise AccountError(f"a key lasts 1 to {LONGEST_DAYS} days, or never expires by choice")
     if unknown := set(terms.scopes) - set(SCOPES) - set(ADMIN_SCOPES):
         raise AccountError(f"unknown scope {min(unknown)!r}; known: {', '.join(SCOPES + ADMIN_SCOPES)}")
     if 0 < len(set(terms.scopes) & set(ADMIN_SCOPES)) < len(set(terms.scopes)):
-        raise AccountError("a key either administers or asks models; make one for each")
+        raise AccountError("a key has either admin scopes or model scopes; make one for each")
     if not terms.scopes:
-        raise AccountError("a key without a scope opens nothing")
+        raise AccountError("a key needs at least one scope")
     if terms.priority not in PRIORITIES:
         raise AccountError(f"priority is one of {', '.join(PRIORITIES)}")
     if terms.queue_timeout is not None and not 0 < terms.queue_timeout <= 86_400:
@@ -243,7 +243,7 @@ def check_limits(limits: Limits) -> Limits:
     try:
         return msgspec.convert(msgspec.structs.asdict(limits), Limits)
     except msgspec.ValidationError as err:
-        raise AccountError(f"a limit is a whole number from 1 on: {err}") from err
+        raise AccountError(f"a limit is a whole number of at least 1: {err}") from err
 
 
 async def find_tenant(store: Store, ref: str) -> Tenant:
@@ -324,7 +324,7 @@ def check_models(models: tuple[str, ...]) -> None:
     """Raises AccountError for what no engine can call a model."""
     for model in models:
         if not 0 < len(model) <= _LONGEST_MODEL or not model.isprintable() or " " in model:
-            raise AccountError(f"{model!r} is no model name")
+            raise AccountError(f"{model!r} is not a model name")
 
 
 def _checked_share(share: float) -> float:

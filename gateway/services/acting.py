@@ -54,7 +54,7 @@ class EndUsers:
         if len(name) > LONGEST_NAME or not name.isprintable():
             raise BadRequest(f"The name of the end user is at most {LONGEST_NAME} printable characters.")
         if without_keys(name) != name:
-            raise BadRequest("The name of the end user holds an API key.")
+            raise BadRequest("The name of the end user contains an API key.")
         entry = self._known.get((base.key, name))
         if entry is None or entry.base is not base or entry.epoch != self._keys.epoch or entry.until <= self._clock():
             return None

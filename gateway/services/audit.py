@@ -219,7 +219,7 @@ class AuditService:
         head = await self._store.audit_head(self._spool.writer)
         if head.seq > self._sent:
             place = self._spool.directory
-            raise StoreError(f"the store has later rows of writer {head.writer} than {place} knows: move {place} away")
+            raise StoreError(f"the store has newer rows of writer {head.writer} than {place}: move {place} away")
         if head.seq < self._delivered:
             _log.error("the store was put back from row %d of writer %s to %d", self._delivered, head.writer, head.seq)
             self._position, self._delivered = self._spool.start, head.seq

@@ -87,10 +87,10 @@ def settings(config: Config) -> list[Finding]:
         found.append(_problem(says, "name the proxies' own networks"))
     identity = config.identity
     if identity.argon2_memory_kib < ARGON2_KIB or identity.argon2_time_cost < ARGON2_PASSES:
-        says = "Argon2id is cheaper than OWASP's least: stolen hashes are guessed faster"
+        says = "Argon2id is weaker than OWASP's minimum: stolen hashes can be guessed faster"
         found.append(_warning(says, f"keep {ARGON2_PASSES} passes over {ARGON2_KIB} KiB or more"))
     if config.audit.when_full == "drop":
-        says = "a full audit spool drops rows: requests may leave no trace"
+        says = "a full audit spool drops rows: requests may go unrecorded"
         found.append(_warning(says, "set audit.when_full to deny, unless availability comes first"))
     if "*" in config.cors.origins:
         says = "every web site may call this gateway from its visitors' browsers"
@@ -125,7 +125,7 @@ def tokens(section: Jwt, fault: str) -> list[Finding]:
     had, or nothing."""
     found = []
     if fault:
-        says = f"the keys of {section.issuer} cannot be had: {fault}"
+        says = f"the keys of {section.issuer} cannot be fetched: {fault}"
         found.append(_problem(says, "correct jwt.jwks, jwt.ca or jwt.algorithms, or start the issuer"))
     if section.create_users and section.tenant_claim and not section.tenants:
         says = "the issuer's tokens make users in every tenant that they name"

@@ -382,7 +382,7 @@ class SharedGauge(Leased):
 
     def refusal(self, amount: int, now: float) -> GatewayError:
         if self._unsure:
-            return LimitsUnavailable("Open requests are being counted anew.", retry_after=HELD_RETRY)
+            return LimitsUnavailable("Open requests are being recounted.", retry_after=HELD_RETRY)
         return open_refusal(self.scope, self.most)
 
 

@@ -10,4 +10,4 @@ def moment(text: str, zone: datetime.tzinfo | None = datetime.UTC) -> int:
         found = datetime.datetime.fromisoformat(text)
         return int((found if found.tzinfo else found.replace(tzinfo=zone)).timestamp() * 1e6)
     except (ValueError, OverflowError) as err:
-        raise ValueError(f"{text!r} is no ISO 8601 time") from err
+        raise ValueError(f"{text!r} is not an ISO 8601 time") from err

@@ -58,7 +58,7 @@ def redaction(name: str) -> Redact | None:
     except Exception as err:  # an import runs the operator's code
         raise ConfigError(f"prompts.redact: {name!r} cannot be imported: {type(err).__name__}: {err}") from err
     if not callable(found):
-        raise ConfigError(f"prompts.redact: {name!r} is no function")
+        raise ConfigError(f"prompts.redact: {name!r} is not a function")
     return found  # type: ignore[no-any-return]  # checked when it is called
 
 

@@ -116,7 +116,7 @@ async def _keep(store: Store, row: Reservation) -> None:
     if row.state == "approved" and row.mode == "exclusive":
         for other in await reservations(store):
             if _shut_out(row, other):
-                raise Taken(f"{other.id} is exclusive too, for another, at that time: nobody would run")
+                raise Taken(f"{other.id} is exclusive for somebody else at that time: nobody could run")
     await store.operate("reservation", row.id, msgspec.json.encode(row).decode(), now_us(), store.actor)
 
 
@@ -154,6 +154,6 @@ async def _withdraw_unread(store: Store, wanted: str, *, approve: bool) -> Reser
     if all(row.id != wanted for row in await store.operations("reservation")):
         raise NoSuch(f"there is no reservation {wanted!r}")
     if approve:
-        raise Taken("this version cannot read it: it can only be cancelled")
+        raise Taken("this version cannot read it; it can only be cancelled")
     await store.operate("reservation", wanted, None, now_us(), store.actor)
     return Reservation(id=wanted, tenant="", starts_at=0, ends_at=0, state="cancelled")

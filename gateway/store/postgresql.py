@@ -331,7 +331,7 @@ def grants(role: str, months: Sequence[str] = ()) -> list[str]:
     """What gives a gateway's role what it needs, and no more, whatever it was given before. `months` are the partitions
     of the audit trail, of which it needs nothing."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", role):
-        raise StoreError(f"{role!r} is no plain role name")
+        raise StoreError(f"{role!r} is not a plain role name")
     ours = ", ".join([*NEEDED, "change_counter", *months])
     return [f"REVOKE ALL ON {ours} FROM {role}", *(f"GRANT {may} ON {on} TO {role}" for on, may in NEEDED.items())]
 

@@ -140,28 +140,31 @@ def test_tools(choice: Any, becomes: dict[str, Any]) -> None:
     [
         ({"messages": [3]}, "`messages.0` must be an object"),
         ({"messages": [{"role": "user", "content": 3}]}, "`messages.0.content` must be an array"),
-        ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "takes no content of type 'document'"),
+        ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "not accept content of type 'document'"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "`messages.0` must be an object"),
-        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "no image of source 'None'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
+            "not accept an image of source 'None'",
+        ),
         (
             {
                 "messages": [
                     {"role": "user", "content": [{"type": "image", "source": {"type": "file", "file_id": "f"}}]}
                 ]
             },
-            "no image of source 'file'",
+            "not accept an image of source 'file'",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "base64", "data": "a"}}]}]},
-            "no image of source 'base64'",
+            "not accept an image of source 'base64'",
         ),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "takes no content of type 'text'"),
-        ({"messages": [{"role": "user", "content": [{"type": {}}]}]}, "takes no content of type"),
-        ({"messages": [{"role": "assistant", "content": [{"type": []}]}]}, "takes no content of type"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "not accept content of type 'text'"),
+        ({"messages": [{"role": "user", "content": [{"type": {}}]}]}, "not accept content of type"),
+        ({"messages": [{"role": "assistant", "content": [{"type": []}]}]}, "not accept content of type"),
         ({"system": 3}, "`system` must be an array"),
-        ({"system": [{"type": "image", "source": {"type": "url", "url": "x"}}]}, "`system` holds text only"),
+        ({"system": [{"type": "image", "source": {"type": "url", "url": "x"}}]}, "`system` must contain text only"),
         ({"tools": 3}, "`tools` must be an array"),
-        ({"tools": [{"type": "web_search_20250305", "name": "w"}]}, "has no tool of type 'web_search_20250305'"),
+        ({"tools": [{"type": "web_search_20250305", "name": "w"}]}, "not support tools of type 'web_search_20250305'"),
         ({"tools": [{"name": "w"}], "tool_choice": 3}, "`tool_choice` must be an object"),
         ({"output_config": 3}, "`output_config` must be an object"),
         ({"thinking": 3}, "`thinking` must be an object"),

@@ -118,7 +118,7 @@ def test_wrong_chats_get_a_sentence_that_names_the_field(body: bytes, param: str
             "responses",
             b'{"model":"m","input":"x","background":true}',
             "background",
-            "`background` is not available: an answer ends with its request",
+            "`background` is not supported: the answer must be read on the request's own connection",
         ),
         (
             "responses",

@@ -332,7 +332,9 @@ def test_exclusive_windows_of_two_holders_do_not_cross(tmp_path: Path) -> None:
     first = create("lab", "--exclusive", "--approve", "--models", "a,b").stdout.strip()
     for words in (("--models", "b,c"), ("--models", "a:latest"), ()):
         crossing = create("shop", "--exclusive", "--approve", *words)
-        assert (crossing.returncode, f"{first} is exclusive too" in crossing.stderr) == (1, True), crossing.stderr
+        assert (crossing.returncode, f"{first} is exclusive for somebody else" in crossing.stderr) == (1, True), (
+            crossing.stderr
+        )
     asked = create("shop", "--exclusive").stdout.strip()
     assert first in fairgate(store, "reservations", "approve", asked).stderr
     tomorrow = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)).isoformat()
