@@ -7,11 +7,13 @@ import msgspec
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """A usable model as lists show it. `created` is Unix seconds; `detail` is the engine's own `/api/tags` record."""
+    """A usable model as lists show it. `created` is Unix seconds; `context` is in tokens, 0 where no engine tells it;
+    `detail` is the engine's own `/api/tags` record."""
 
     name: str
     created: int = 0
     owned_by: str = "fairgate"
+    context: int = 0
     size: int = 0
     digest: str = ""
     loaded: bool = False

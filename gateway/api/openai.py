@@ -310,4 +310,6 @@ def _error_object(err: GatewayError, request_id: str) -> dict[str, object]:
 
 
 def _model(model: ModelInfo) -> dict[str, object]:
-    return {"id": model.name, "object": "model", "created": model.created, "owned_by": model.owned_by}
+    """`max_model_len` is vLLM's and SGLang's member, from which agents take how long a conversation may get."""
+    made = {"id": model.name, "object": "model", "created": model.created, "owned_by": model.owned_by}
+    return made | {"max_model_len": model.context} if model.context else made

@@ -99,8 +99,11 @@ def _terms(base: config.Upstream, own: config.Model) -> Terms:
 
 
 def _best(infos: Sequence[ModelInfo]) -> ModelInfo:
-    """The record that lists show. Holders stand loaded first; among equals an engine's own record beats a bare name."""
-    return next((info for info in infos if info.detail and info.loaded == infos[0].loaded), infos[0])
+    """The record that lists show. Holders stand loaded first; among equals an engine's own record beats a bare name.
+    Its context is the least of theirs: any of them may get the request."""
+    best = next((info for info in infos if info.detail and info.loaded == infos[0].loaded), infos[0])
+    context = min((info.context for info in infos if info.context), default=0)
+    return best if best.context == context else msgspec.structs.replace(best, context=context)
 
 
 def _part(name: str, able: Sequence[Held]) -> str:

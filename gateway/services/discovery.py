@@ -92,6 +92,7 @@ class _Listed(msgspec.Struct, frozen=True):
     id: str
     created: int | float | None = None
     owned_by: str | None = None
+    max_model_len: object = None  # vLLM, SGLang
 
 
 class _List(msgspec.Struct, frozen=True):
@@ -101,6 +102,7 @@ class _List(msgspec.Struct, frozen=True):
 class _Props(msgspec.Struct, frozen=True):
     total_slots: int | None = None
     build_info: str | None = None
+    default_generation_settings: object = None
 
 
 class _Slot(msgspec.Struct, frozen=True):
@@ -198,7 +200,10 @@ async def _look_llamacpp(http: httpx.AsyncClient, listed: frozenset[str]) -> Sig
     slots = props.total_slots
     if slots is not None and not 1 <= slots <= MAX_SLOTS:
         raise LookFailed(f"/props: total_slots is {slots}")
-    return Sighting(models=_of_list(answers["/v1/models"]), slots=slots, version=_short(props.build_info or ""))
+    settings = props.default_generation_settings
+    context = _tokens(settings.get("n_ctx")) if isinstance(settings, dict) else 0  # of one slot
+    models = tuple(msgspec.structs.replace(model, context=context) for model in _of_list(answers["/v1/models"]))
+    return Sighting(models=models, slots=slots, version=_short(props.build_info or ""))
 
 
 # Statuses by which a living server says that it cannot list its models (transformers serve answers 500).
@@ -294,6 +299,7 @@ def _of_tag(tag: _Tag, running: _Running | None) -> ModelInfo:
         name=tag.name,
         created=_unix(tag.modified_at or ""),
         owned_by=namespace if slash else "library",
+        context=_tokens(running.context_length) if running is not None else 0,
         size=tag.size or 0,
         digest=tag.digest or "",
         loaded=running is not None,
@@ -306,9 +312,20 @@ def _of_list(answer: _List) -> tuple[ModelInfo, ...]:
     """Engines with an OpenAI list hold what they list in memory."""
     _check_names([one.id for one in answer.data])
     return tuple(
-        ModelInfo(name=one.id, created=_whole(one.created), owned_by=_short(one.owned_by or "fairgate"), loaded=True)
+        ModelInfo(
+            name=one.id,
+            created=_whole(one.created),
+            owned_by=_short(one.owned_by or "fairgate"),
+            context=_tokens(one.max_model_len),
+            loaded=True,
+        )
         for one in answer.data
     )
+
+
+def _tokens(length: object) -> int:
+    """A context length, which engines may leave out: 0 for everything that is none."""
+    return length if isinstance(length, int) and 0 < length < 1 << 53 else 0
 
 
 def _whole(created: float | None) -> int:

@@ -13,6 +13,7 @@ import pytest
 from gateway import config, simulated
 from gateway.admin.app import serve_admin
 from gateway.api.bridges import BRIDGES
+from gateway.api.openai import OpenAI
 from gateway.api.routes import Routes
 from gateway.http1.facts import Address
 from gateway.plane import address_of
@@ -113,6 +114,35 @@ def test_every_engine_is_read_in_its_own_way() -> None:
             assert one.detail == tag("qwen:7b")
             assert [stats.version for stats in service.stats()] == ["0.32.0", "", "b1-abc", ""]
             assert set(a.hosts) == {f"127.0.0.1:{a.port}"}
+
+    run(body)
+
+
+def test_lists_tell_the_least_context_of_a_models_backends() -> None:
+    """A8: as the engines tell it, where they do: any of the backends may get the request."""
+
+    async def body() -> None:
+        long, short, local, small, odd = vllm("m"), vllm("m", "n"), llamacpp("tiny", slots=2), ollama("q:7b"), vllm("x")
+        for engine, length in ((long, 32768), (short, 8192), (odd, "many")):
+            said = listed("m", "n") if engine is short else listed("m" if engine is long else "x")
+            engine.says("/v1/models", {"data": [{**one, "max_model_len": length} for one in said["data"]]})
+        local.says("/props", {"total_slots": 2, "default_generation_settings": {"n_ctx": 2048}})
+        small.says("/api/ps", {"models": [{**tag("q:7b"), "context_length": 4096}]})
+        async with running(long, short, local, small, odd):
+            world = World(
+                section("long", long, "vllm"),
+                section("short", short, "vllm"),
+                section("local", local, "llamacpp"),
+                section("small", small, "ollama"),
+                section("odd", odd, "vllm"),
+            )
+            await world.service.refresh()
+            told = {model.name: model.context for model in world.service.models()}
+            assert told == {"m": 8192, "n": 8192, "tiny": 2048, "q:7b": 4096, "x": 0}
+            (shown,) = [model for model in world.service.models() if model.name == "tiny"]
+            assert json.loads(OpenAI().model(shown))["max_model_len"] == 2048
+            (silent,) = [model for model in world.service.models() if model.name == "x"]
+            assert "max_model_len" not in json.loads(OpenAI().model(silent))
 
     run(body)
 
