@@ -26,7 +26,7 @@ def request(body: bytes, model: str, cap: int) -> bytes:
     limit = asked.get("max_tokens")
     made: dict[str, Any] = {
         "model": model,
-        "messages": [*_system(asked.get("system")), *_turns(an_array(asked.get("messages"), "messages"))],
+        "messages": _messages(asked),
         "max_tokens": cap if limit is None else min(int(limit), cap),
     }
     made |= {key: asked[key] for key in _SAME if asked.get(key) is not None}
@@ -37,27 +37,35 @@ def request(body: bytes, model: str, cap: int) -> bytes:
     return encoded(made | _tools(asked) | _thought(asked) | _output(asked))
 
 
-def _system(given: Any) -> list[Object]:
-    parts = _parts(given, "system") if given else []
-    if any(part["type"] != "text" for part in parts):
-        raise BadRequest("`system` must contain text only", param="system")
-    text = "\n".join(part["text"] for part in parts)
-    return [{"role": "system", "content": text}] if text else []
-
-
-def _turns(messages: Sequence[Any]) -> list[Object]:
-    made: list[Object] = []
-    for number, given in enumerate(messages):
+def _messages(asked: Object) -> list[Object]:
+    """The turns behind one system message: many chat templates take no second one, and none between turns."""
+    texts = [_system(asked.get("system"), "system")]
+    turns: list[Object] = []
+    for number, given in enumerate(an_array(asked.get("messages"), "messages")):
         name = f"messages.{number}"
         message = an_object(given, name)
-        content = message.get("content")
-        if message.get("role") == "assistant":
-            made.append(_assistant(content, name))
-        elif isinstance(content, str):
-            made.append({"role": message.get("role"), "content": content})
+        if message.get("role") == "system":
+            texts.append(_system(message.get("content"), name))
         else:
-            made += _user(message.get("role"), an_array(content, f"{name}.content"), name)
-    return made
+            turns += _turn(message, name)
+    text = "\n".join(text for text in texts if text)
+    return [{"role": "system", "content": text}, *turns] if text else turns
+
+
+def _system(given: Any, name: str) -> str:
+    parts = _parts(given, name) if given else []
+    if any(part["type"] != "text" for part in parts):
+        raise BadRequest("`system` must contain text only", param=name)
+    return "\n".join(part["text"] for part in parts)
+
+
+def _turn(message: Object, name: str) -> list[Object]:
+    content = message.get("content")
+    if message.get("role") == "assistant":
+        return [_assistant(content, name)]
+    if isinstance(content, str):
+        return [{"role": message.get("role"), "content": content}]
+    return _user(message.get("role"), an_array(content, f"{name}.content"), name)
 
 
 def _user(role: Any, blocks: Sequence[Any], name: str) -> list[Object]:

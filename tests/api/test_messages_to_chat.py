@@ -73,6 +73,22 @@ def turns(*messages: tuple[str, Any]) -> Any:
     return made(messages=[{"role": role, "content": content} for role, content in messages])["messages"]
 
 
+def test_system_messages_between_turns_move_to_the_front() -> None:
+    """A4: coding agents send them; chat templates refuse them there."""
+    said = [
+        {"role": "user", "content": "hi"},
+        {"role": "system", "content": [text("b")]},
+        {"role": "assistant", "content": "ho"},
+        {"role": "system", "content": "c"},
+        {"role": "system", "content": None},
+    ]
+    expected = [("user", "hi"), ("assistant", "ho")]
+    for system, becomes in (("a", "a\nb\nc"), (None, "b\nc")):
+        first, *others = made(system=system, messages=said)["messages"]  # type: ignore[misc]
+        assert first == {"role": "system", "content": becomes}
+        assert [(turn["role"], turn["content"]) for turn in others] == expected
+
+
 def test_texts_and_images() -> None:
     """A4: texts alone are one string, which every chat template takes."""
     url = {"type": "image", "source": {"type": "url", "url": "https://a/b.png"}}
