@@ -31,8 +31,11 @@ _UNABLE = re.compile(
 """What a model or an engine cannot do. Some engines say so with a 500 (Ollama of embeddings, llama.cpp of images)."""
 _LARGE = re.compile(rb"too large to process")
 """llama.cpp of a text to embed or to rank that does not fit its batch: with a 500."""
-_TEMPLATE = re.compile(rb"roles must alternate|only user[^\"]{0,30} roles|system role (is )?not supported")
-"""A model's chat template of messages that it has no place for; llama.cpp says so with a 500."""
+_TEMPLATE = re.compile(
+    rb"roles must alternate|only user[^\"]{0,30} roles|system role (is )?not supported"
+    rb"|system message must be at the beginning"
+)
+"""A model's chat template of messages that it has no place for; llama.cpp and Ollama say so with a 500."""
 
 _CONTEXT: Final = re.compile(
     rb"context (length|window|size)|maximum (context|model length)|exceeds? the (available )?context|too many tokens"

@@ -279,6 +279,7 @@ REFUSALS = [
     ("500 Internal Server Error", b'{"error":{"message":"image input is not supported"}}', 400, "upstream_rejected"),
     ("500 Internal Server Error", b'{"error":"input (700 tokens) is too large to process"}', 400, "upstream_rejected"),
     ("500 Internal Server Error", b"Jinja Exception: conversation roles must alternate", 400, "upstream_rejected"),
+    ("500 Internal Server Error", b'{"error":"system message must be at the beginning"}', 400, "upstream_rejected"),
     ("501 Not Implemented", b'{"error":"This server does not support reranking"}', 400, "upstream_rejected"),
     ("503 Service Unavailable", b'{"error":{"message":"Loading model"}}', 503, "model_loading"),
     ("503 Service Unavailable", b'{"error":"server busy"}', 503, "engine_busy"),
@@ -312,6 +313,7 @@ EXPLAINED = {
         b"Conversation roles must alternate user/assistant/user/assistant/...",
         b"Only user and assistant roles are supported!",
         b"System role not supported",
+        b"System message must be at the beginning.",
     ),
     "does not support what this request asks for": (b"registry.ollama.ai/library/m does not support tools",),
 }
