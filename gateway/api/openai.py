@@ -85,7 +85,7 @@ class OpenAI:
             self._row("chat/completions", Kind.CHAT, "chat"),
             self._row("completions", Kind.COMPLETION, "completions"),
             self._row("embeddings", Kind.EMBEDDING, "embeddings"),
-            self._row("responses", Kind.RESPONSES, "responses"),
+            Responses()._row("responses", Kind.RESPONSES, "responses"),
             self._row("rerank", Kind.RERANK, "rerank", frozenset({"vllm", "llamacpp", "openai"})),
         ]
         for path, kind in (("/v1/models", Kind.MODELS), ("/v1/models/*", Kind.MODEL)):
@@ -153,6 +153,23 @@ class OpenAI:
     def model(self, model: ModelInfo) -> bytes:
         """One entry, as `GET /v1/models/{id}` gives it."""
         return msgspec.json.encode(_model(model))
+
+
+class Responses(OpenAI):
+    """The same for the Responses API, whose streams are made of typed events."""
+
+    def stream_error(self, err: GatewayError, request_id: str) -> bytes:
+        """The event `response.failed`, which Codex reads; the SDKs raise on its `error`."""
+        error = _error_object(err, request_id)
+        response = {
+            "id": f"resp_{request_id}",
+            "object": "response",
+            "status": "failed",
+            "output": [],
+            "error": {"code": error["code"], "message": error["message"]},
+        }
+        event = {"type": "response.failed", "sequence_number": 0, "response": response, "error": error}
+        return b"event: response.failed\ndata: %b\n\n" % msgspec.json.encode(event)
 
 
 _KEY_SETS: Final[dict[frozenset[str], frozenset[str]]] = {}

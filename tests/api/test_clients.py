@@ -1,5 +1,6 @@
 """The official clients, unmodified, read our errors and lists (A5, A8): bytes of the dialects behind a plain server."""
 
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,6 +9,7 @@ from typing import Any, ClassVar
 import ollama
 import openai
 import pytest
+from openai.types.responses import ResponseFailedEvent
 
 from gateway.api.model_info import ModelInfo
 from gateway.api.ollama import Ollama, running_list
@@ -118,6 +120,22 @@ def test_the_openai_client_raises_mid_stream(server: Server, sdk: openai.OpenAI)
     with stream, pytest.raises(openai.APIError, match=r"It broke\.") as caught:
         list(stream)
     assert caught.value.code == "upstream_broke"
+
+
+def test_the_openai_client_raises_amid_the_events_of_a_response(server: Server, sdk: openai.OpenAI) -> None:
+    """A5: and a client that knows events only, as Codex does, finds the error in `response.failed`."""
+    (row,) = [row for row in OpenAI().routes() if row.path == "/v1/responses"]
+    frame = row.dialect.stream_error(UpstreamBroke("It broke."), "id-1")
+    server.give(frame, media_type="text/event-stream")
+    stream = sdk.responses.create(model="m", input="hi", stream=True)
+    with stream, pytest.raises(openai.APIError, match=r"It broke\.") as caught:
+        list(stream)
+    assert caught.value.code == "upstream_broke"
+    name, _, data = frame.decode().partition("\n")
+    event = ResponseFailedEvent.construct(**json.loads(data.removeprefix("data: ")))
+    assert (name, event.type) == ("event: response.failed", "response.failed")
+    assert event.response.error is not None
+    assert (event.response.error.code, event.response.error.message) == ("upstream_broke", "It broke.")
 
 
 def test_the_openai_client_lists_models(server: Server, sdk: openai.OpenAI) -> None:
