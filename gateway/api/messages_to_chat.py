@@ -1,8 +1,8 @@
 """An Anthropic client's request in the words of OpenAI's chat completions, for engines that speak these only.
 
-Pure. Owns what is translated and what is lost: redacted thoughts, how many tokens thoughts may take, `metadata` and
-members that are unknown here are left out; what would change the meaning (documents, server tools) is refused. Must not
-know the answer, who is asking, or where the request goes.
+Pure. Owns what is translated and what is lost. Left out: redacted thoughts, the limit of tokens for thoughts, billing
+headers, `metadata` and members that are unknown here. Refused: what would change the meaning (documents, server tools).
+Must not know the answer, who is asking, or where the request goes.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,10 @@ _SAME: Final = ("temperature", "top_p", "top_k")
 _CHOICES: Final = {"auto": "auto", "any": "required", "none": "none"}
 _SWITCH: Final = {"enabled": True, "disabled": False}  # "adaptive" leaves it to the model, as its template does
 _THOUGHTS: Final = ("thinking", "redacted_thinking")  # no set: a type may be anything, and not every value has a hash
+
+_BILLING: Final = "x-anthropic-billing-header:"
+"""Start of a block that Claude Code puts in front of the system prompt. It differs between sessions, which would keep
+engines from reusing their prefix cache for the prompt behind it."""
 
 
 def request(body: bytes, model: str, cap: int) -> bytes:
@@ -56,7 +60,7 @@ def _system(given: Any, name: str) -> str:
     parts = _parts(given, name) if given else []
     if any(part["type"] != "text" for part in parts):
         raise BadRequest("`system` must contain text only", param=name)
-    return "\n".join(part["text"] for part in parts)
+    return "\n".join(part["text"] for part in parts if not part["text"].startswith(_BILLING))
 
 
 def _turn(message: Object, name: str) -> list[Object]:

@@ -63,7 +63,11 @@ def test_members(members: dict[str, Any], becomes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("system", "becomes"),
-    [("Be brief.", "Be brief."), ([text("a") | {"cache_control": {"type": "ephemeral"}}, text("b")], "a\nb")],
+    [
+        ("Be brief.", "Be brief."),
+        ([text("a") | {"cache_control": {"type": "ephemeral"}}, text("b")], "a\nb"),
+        ([text("x-anthropic-billing-header: cc_version=2.1.197.d7d;"), text("a")], "a"),
+    ],
 )
 def test_the_system_prompt_is_the_first_message(system: Any, becomes: str) -> None:
     assert made(system=system)["messages"] == [{"role": "system", "content": becomes}, *PLAIN["messages"]]  # type: ignore[misc]
