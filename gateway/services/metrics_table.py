@@ -63,127 +63,172 @@ class Described(msgspec.Struct, frozen=True):
 
 METRICS: Final = (
     Described(
-        "fairgate_requests_total", "counter", "Ended requests.", labels=("dialect", "route", "status", "outcome")
+        "fairgate_requests_total",
+        "counter",
+        "Requests that have ended.",
+        labels=("dialect", "route", "status", "outcome"),
     ),
-    Described("fairgate_errors_total", "counter", "Errors told to clients, by their code.", labels=("code",)),
+    Described("fairgate_errors_total", "counter", "Errors sent to clients, by code.", labels=("code",)),
     Described("fairgate_auth_total", "counter", "Authentications by result.", labels=("result",)),
-    Described("fairgate_tokens_total", "counter", "Tokens; cached ones are part of input.", labels=("model", "type")),
+    Described("fairgate_tokens_total", "counter", "Tokens; `cached` is a part of `input`.", labels=("model", "type")),
     Described(
         "fairgate_usage_estimated_total", "counter", "Requests whose tokens had to be estimated.", labels=("model",)
     ),
-    Described("fairgate_body_bytes_total", "counter", "Bytes of bodies relayed.", labels=("direction",)),
-    Described("fairgate_retries_total", "counter", "Further attempts on another backend.", labels=("backend",)),
-    Described("fairgate_queue_seconds", "histogram", "Wait for a slot.", labels=("model",), buckets=QUEUE),
+    Described(
+        "fairgate_body_bytes_total", "counter", "Bytes of request and answer bodies relayed.", labels=("direction",)
+    ),
+    Described(
+        "fairgate_retries_total", "counter", "Retries after a failed attempt on this backend.", labels=("backend",)
+    ),
+    Described(
+        "fairgate_queue_seconds", "histogram", "Time a request waited for a slot.", labels=("model",), buckets=QUEUE
+    ),
     Described(
         "fairgate_time_to_first_token_seconds",
         "histogram",
-        "From a request's arrival to the first byte of its answer's body.",
+        "Time from a request's arrival to the first byte of its answer's body.",
         labels=("model",),
         buckets=TTFT,
     ),
     Described(
-        "fairgate_inter_chunk_seconds", "histogram", "Between two reads of a stream.", labels=("model",), buckets=GAP
+        "fairgate_inter_chunk_seconds",
+        "histogram",
+        "Time between two reads of a stream.",
+        labels=("model",),
+        buckets=GAP,
     ),
     Described(
         "fairgate_request_duration_seconds",
         "histogram",
-        "From a request's arrival to the last byte of its answer.",
+        "Time from a request's arrival to the last byte of its answer.",
         labels=("model",),
         buckets=DURATION,
     ),
     Described(
-        "fairgate_overhead_seconds", "histogram", "Time of a request spent in the gateway itself.", buckets=OVERHEAD
+        "fairgate_overhead_seconds", "histogram", "Time a request spent in the gateway itself.", buckets=OVERHEAD
     ),
     Described("fairgate_loop_lag_seconds", "histogram", "How late the event loop ran a timer.", buckets=LAG),
-    Described("fairgate_queue_depth", "gauge", "Waiting requests.", labels=("model",)),
+    Described("fairgate_queue_depth", "gauge", "Requests waiting for a slot.", labels=("model",)),
     Described("fairgate_running", "gauge", "Requests holding a slot.", labels=("model",)),
-    Described("fairgate_queue_oldest_seconds", "gauge", "The longest wait of a waiting request.", labels=("model",)),
+    Described("fairgate_queue_oldest_seconds", "gauge", "Age of the longest-waiting request.", labels=("model",)),
     Described("fairgate_queue_timeout_seconds", "gauge", "How long a request may wait (`scheduling.queue_timeout`)."),
     Described("fairgate_slots", "gauge", "Slots offered; 0 while ejected.", labels=("backend",)),
-    Described("fairgate_slots_running", "gauge", "Slots taken.", labels=("backend",)),
+    Described("fairgate_slots_running", "gauge", "Slots in use.", labels=("backend",)),
     Described(
         "fairgate_slot_mismatches_total",
         "counter",
-        "Times that the slots counted as taken were not those in use: a bug of the gateway.",
+        "Times the count of taken slots differed from the slots in use: a bug in the gateway.",
     ),
     Described(
         "fairgate_slots_zombie",
         "gauge",
-        "Slots of requests that are over while their engine works on.",
+        "Slots of ended requests whose engine is still computing.",
         labels=("backend",),
     ),
     Described(
         "fairgate_zombies_total",
         "counter",
-        "Requests that were over while their engine worked on.",
+        "Requests that ended while their engine was still computing.",
         labels=("backend",),
     ),
     Described(
         "fairgate_jain_index",
         "gauge",
-        "Jain's fairness index over the parties that had requests waiting throughout the last 5 to 10 minutes, of the "
-        "cost served per share; 1 is even. Absent with fewer than two of them.",
+        "Jain's fairness index of the cost served per share, over the parties that had requests waiting throughout the "
+        "last 5 to 10 minutes; 1 is even. Absent with fewer than two such parties.",
         labels=("model",),
     ),
-    Described("fairgate_backend_up", "gauge", "Whether the last look at a backend succeeded.", labels=("backend",)),
-    Described("fairgate_backend_models", "gauge", "Models seen at a backend.", labels=("backend",)),
-    Described("fairgate_backend_models_loaded", "gauge", "Models a backend holds in memory.", labels=("backend",)),
     Described(
-        "fairgate_backend_last_seen_seconds", "gauge", "Age of the last good look at a backend.", labels=("backend",)
+        "fairgate_backend_up", "gauge", "1 if the last poll of the backend succeeded, else 0.", labels=("backend",)
     ),
-    Described("fairgate_backend_ejections_total", "counter", "Times the breaker opened.", labels=("backend",)),
-    Described("fairgate_backend_failures_total", "counter", "Requests a backend failed.", labels=("backend", "kind")),
-    Described("fairgate_breaker_state", "gauge", "1 for the breaker's state.", labels=("backend", "state")),
+    Described(
+        "fairgate_backend_models",
+        "gauge",
+        "Models the backend offered at the last successful poll.",
+        labels=("backend",),
+    ),
+    Described(
+        "fairgate_backend_models_loaded", "gauge", "Models the backend has loaded in memory.", labels=("backend",)
+    ),
+    Described(
+        "fairgate_backend_last_seen_seconds",
+        "gauge",
+        "Time since the last successful poll of the backend.",
+        labels=("backend",),
+    ),
+    Described(
+        "fairgate_backend_ejections_total", "counter", "Times the backend's breaker opened.", labels=("backend",)
+    ),
+    Described(
+        "fairgate_backend_failures_total", "counter", "Requests that failed at the backend.", labels=("backend", "kind")
+    ),
+    Described(
+        "fairgate_breaker_state",
+        "gauge",
+        "1 for the current state of the breaker, else 0.",
+        labels=("backend", "state"),
+    ),
     Described("fairgate_audit_pending", "gauge", "Audit rows not yet in the store."),
     Described("fairgate_audit_oldest_seconds", "gauge", "Age of the oldest audit row not yet in the store."),
-    Described("fairgate_audit_spool_bytes", "gauge", "Bytes of the audit spool on disk."),
-    Described("fairgate_audit_spool_limit_bytes", "gauge", "Bytes the audit spool may take (`audit.spool_bytes`)."),
+    Described("fairgate_audit_spool_bytes", "gauge", "Size of the audit spool on disk."),
+    Described("fairgate_audit_spool_limit_bytes", "gauge", "Maximum size of the audit spool (`audit.spool_bytes`)."),
     Described("fairgate_audit_written_total", "counter", "Audit rows written to the store."),
     Described("fairgate_audit_failures_total", "counter", "Failed writes of audit batches."),
     Described("fairgate_audit_dropped_total", "counter", "Audit rows lost because there was no room."),
     Described(
         "fairgate_audit_interrupted_total",
         "counter",
-        "Rows made for requests that ran when an earlier process was killed.",
+        "Audit rows written for requests that were running when an earlier process was killed.",
     ),
-    Described("fairgate_key_hashes_total", "counter", "Keys checked with Argon2id; all others came from the cache."),
+    Described(
+        "fairgate_key_hashes_total", "counter", "Keys checked with Argon2id; all others were found in the cache."
+    ),
     Described("fairgate_keys_cached", "gauge", "Verified keys and tokens in the cache."),
     Described(
-        "fairgate_token_checks_total", "counter", "Signatures of tokens checked; all others came from the cache."
+        "fairgate_token_checks_total", "counter", "Token signatures checked; all other tokens were found in the cache."
     ),
-    Described("fairgate_jwks_fetches_total", "counter", "Fetches of the issuer's keys that gave keys."),
-    Described("fairgate_jwks_failures_total", "counter", "Fetches of the issuer's keys that gave none."),
-    Described("fairgate_jwks_age_seconds", "gauge", "Since the issuer's keys were last read (`jwt.keep`)."),
-    Described(
-        "fairgate_prompts_total", "counter", "Prompts of keys that opted in, by what became of them.", labels=("fate",)
-    ),
-    Described("fairgate_limit_reservations", "gauge", "Requests that hold a reservation of a limit or budget."),
-    Described("fairgate_limit_expired_total", "counter", "Reservations that nobody settled; they counted as used."),
+    Described("fairgate_jwks_fetches_total", "counter", "Fetches of the issuer's keys that returned keys."),
+    Described("fairgate_jwks_failures_total", "counter", "Fetches of the issuer's keys that failed or returned none."),
+    Described("fairgate_jwks_age_seconds", "gauge", "Time since the issuer's keys were last read (`jwt.keep`)."),
+    Described("fairgate_prompts_total", "counter", "Prompts of keys that opted in, by outcome.", labels=("fate",)),
+    Described("fairgate_limit_reservations", "gauge", "Requests that hold a reservation on a limit or budget."),
+    Described("fairgate_limit_expired_total", "counter", "Reservations that expired unsettled; they count as used."),
     Described(
         "fairgate_limit_rounds_total",
         "counter",
-        "Rounds with those who lend quota to this gateway.",
+        "Requests for quota sent to a lender (the store or Redis).",
         labels=("lender",),
     ),
-    Described("fairgate_limit_failures_total", "counter", "Rounds that failed or took too long.", labels=("lender",)),
+    Described(
+        "fairgate_limit_failures_total", "counter", "Requests for quota that failed or timed out.", labels=("lender",)
+    ),
     Described(
         "fairgate_limit_failing",
         "gauge",
-        "Whether a lender does not answer: what it lends is denied.",
+        "1 while a lender does not answer; the quota it lends is then denied.",
         labels=("lender",),
     ),
-    Described("fairgate_traces_waiting", "gauge", "Requests whose trace waits for its export."),
-    Described("fairgate_traces_exported_total", "counter", "Requests whose trace the collector took."),
+    Described("fairgate_traces_waiting", "gauge", "Requests whose trace is waiting for export."),
+    Described("fairgate_traces_exported_total", "counter", "Requests whose trace the collector accepted."),
     Described("fairgate_traces_lost_total", "counter", "Requests whose trace was lost.", labels=("cause",)),
     Described("fairgate_connections", "gauge", "Open connections.", labels=("side",)),
-    Described("fairgate_connections_accepted_total", "counter", "Client connections taken."),
-    Described("fairgate_connections_refused_total", "counter", "Client connections refused by a cap."),
-    Described("fairgate_buffered_bytes", "gauge", "Bytes held.", labels=("held",)),
-    Described("fairgate_log_lines_dropped_total", "counter", "Log lines dropped because nobody took them."),
+    Described("fairgate_connections_accepted_total", "counter", "Client connections accepted."),
+    Described("fairgate_connections_refused_total", "counter", "Client connections refused because a cap was reached."),
+    Described(
+        "fairgate_buffered_bytes",
+        "gauge",
+        "Bytes buffered: request bodies, and answers for slow readers.",
+        labels=("held",),
+    ),
+    Described(
+        "fairgate_log_lines_dropped_total",
+        "counter",
+        "Log lines dropped because standard error was not read fast enough.",
+    ),
     Described("fairgate_workers", "gauge", "Processes that serve requests."),
-    Described("fairgate_worker_restarts_total", "counter", "Workers that ended by themselves and were started again."),
-    Described("fairgate_scrape_failures_total", "counter", "Sources that failed while being scraped."),
-    Described("fairgate_build_info", "gauge", "1; the version of this build.", labels=("version", "python")),
+    Described("fairgate_worker_restarts_total", "counter", "Workers that exited unexpectedly and were restarted."),
+    Described("fairgate_scrape_failures_total", "counter", "Metric sources that failed during a scrape."),
+    Described("fairgate_build_info", "gauge", "Always 1; the labels give the version.", labels=("version", "python")),
 )
 
 BY_NAME: Final = {described.name: described for described in METRICS}
