@@ -15,50 +15,46 @@ _Name = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class Jwt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """Signed tokens of an identity provider as another credential (K9). Needs `pip install 'fairgate[jwt]'`."""
+    """Signed tokens of an identity provider, accepted beside keys (K9). Requires `pip install 'fairgate[jwt]'`."""
 
-    issuer: Annotated[_Name, Meta(description="`iss` of every token, to the letter")]
-    audience: Annotated[
-        _Name, Meta(description="what `aud` of every token names: this gateway, as the issuer calls it")
-    ]
+    issuer: Annotated[_Name, Meta(description="`iss` of every token, exactly")]
+    audience: Annotated[_Name, Meta(description="`aud` of every token: the issuer's name for this gateway")]
     jwks: Annotated[
-        str, Meta(description="the issuer's keys: an https address (http on loopback only), or `file:` of a JWKS")
+        str, Meta(description="the issuer's keys: an https address (http on loopback only), or a JWKS by `file:`")
     ]
-    ca: Annotated[str, Meta(description="PEM file to verify the issuer's https; empty: the system's")] = ""
+    ca: Annotated[str, Meta(description="PEM file with the CA of the issuer's https; empty: the system's CAs")] = ""
     algorithms: Annotated[
-        tuple[Literal["RS256", "ES256"], ...], Meta(min_length=1, description="signatures that are taken: RS256, ES256")
+        tuple[Literal["RS256", "ES256"], ...], Meta(min_length=1, description="accepted signatures: RS256, ES256")
     ] = ("RS256", "ES256")
-    tenant: Annotated[str, Meta(description="tenant of every token, by name; instead of tenant_claim")] = ""
+    tenant: Annotated[str, Meta(description="name of the tenant of every token; use instead of tenant_claim")] = ""
     tenant_claim: Annotated[
         tuple[_Name, ...], Meta(description="claim that names the tenant; [a, b] is the member b of the claim a")
     ] = ()
-    tenants: Annotated[tuple[_Name, ...], Meta(description="tenants that a token may name; empty: every one")] = ()
+    tenants: Annotated[tuple[_Name, ...], Meta(description="tenants that a token may name; empty: all")] = ()
     user_claim: Annotated[
         tuple[_Name, ...],
-        Meta(min_length=1, description="claim that names the user within the tenant, as tenant_claim"),
+        Meta(min_length=1, description="claim that names the user within the tenant; same form as tenant_claim"),
     ] = ("sub",)
     create_users: Annotated[
-        bool, Meta(description="make a user when its first token comes; a tenant is never made")
+        bool, Meta(description="create a user when its first token arrives; tenants are never created")
     ] = False
     scopes: Annotated[
         tuple[Literal["chat", "completions", "embeddings", "responses", "rerank", "messages", "ollama"], ...],
-        Meta(min_length=1, description="what tokens open, as the scopes of a key"),
+        Meta(min_length=1, description="scopes of tokens, as for keys"),
     ] = ("chat", "completions", "embeddings", "responses", "rerank", "messages", "ollama")
-    clock_skew: Annotated[float, Meta(ge=0, le=60, description="how far the issuer's clock may be off, in seconds")] = (
-        30.0
-    )
+    clock_skew: Annotated[float, Meta(ge=0, le=60, description="tolerance for the issuer's clock, in seconds")] = 30.0
     longest: Annotated[
-        float, Meta(gt=0, le=31_536_000, description="a token that is good for longer than this is refused, in seconds")
+        float, Meta(gt=0, le=31_536_000, description="a token valid for longer than this is refused, in seconds")
     ] = 86_400.0
-    refresh: Annotated[_Seconds, Meta(description="between two fetches of the keys")] = 300.0
+    refresh: Annotated[_Seconds, Meta(description="time between two fetches of the keys")] = 300.0
     retry: Annotated[
-        _Seconds, Meta(description="least time between two fetches, whatever keys tokens name; at most refresh")
+        _Seconds, Meta(description="minimum time between two fetches, whatever keys tokens name; at most refresh")
     ] = 10.0
     keep: Annotated[
         _Seconds,
-        Meta(description="life of the keys after the last good fetch, then 503; refresh + timeout or more"),
+        Meta(description="how long keys stay in use after the last good fetch, then 503; at least refresh + timeout"),
     ] = 3600.0
-    timeout: Annotated[_Seconds, Meta(description="one fetch of the keys")] = 5.0
+    timeout: Annotated[_Seconds, Meta(description="timeout for one fetch of the keys")] = 5.0
 
     @property
     def written_out(self) -> bool:
@@ -67,35 +63,39 @@ class Jwt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True,
 
 
 class Oidc(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """Sessions of the console for people whom an OpenID provider knows (O8). Needs `pip install 'fairgate[jwt]'`."""
+    """Login to the console with an OpenID provider (O8). Requires `pip install 'fairgate[jwt]'`."""
 
     issuer: Annotated[
-        _Name, Meta(description="the provider, to the letter; asked for ISSUER/.well-known/openid-configuration")
+        _Name, Meta(description="the provider, exactly; ISSUER/.well-known/openid-configuration is fetched from it")
     ]
-    client_id: Annotated[_Name, Meta(description="what the provider calls this console")]
-    client_secret: Annotated[str, Meta(description="use env: or file:; empty: a public client")] = ""
+    client_id: Annotated[_Name, Meta(description="the provider's id for this console")]
+    client_secret: Annotated[
+        str, Meta(description="secret of the client; use env: or file:; empty: a public client")
+    ] = ""
     url: Annotated[
         str,
-        Meta(description="the console as browsers call it, to its last slash; the provider must allow URL/callback"),
+        Meta(description="the console's address in browsers, with its last slash; the provider must allow URLcallback"),
     ]
-    ca: Annotated[str, Meta(description="PEM file to verify the provider's https; empty: the system's")] = ""
+    ca: Annotated[str, Meta(description="PEM file with the CA of the provider's https; empty: the system's CAs")] = ""
     algorithms: Annotated[
-        tuple[Literal["RS256", "ES256"], ...], Meta(min_length=1, description="signatures that are taken: RS256, ES256")
+        tuple[Literal["RS256", "ES256"], ...], Meta(min_length=1, description="accepted signatures: RS256, ES256")
     ] = ("RS256", "ES256")
-    scope: Annotated[str, Meta(pattern="^openid( [!#-[\\]-~]+)*$", description="what the provider is asked for")] = (
+    scope: Annotated[str, Meta(pattern="^openid( [!#-[\\]-~]+)*$", description="scope requested from the provider")] = (
         "openid"
     )
     name_claim: Annotated[
-        tuple[_Name, ...], Meta(min_length=1, description="claim that names the person in records of what admins did")
+        tuple[_Name, ...], Meta(min_length=1, description="claim that names the person in records of admin actions")
     ] = ("sub",)
     role_claim: Annotated[
         tuple[_Name, ...],
-        Meta(min_length=1, description="claim with the person's roles, a text or a list; [a, b] is the member b of a"),
+        Meta(
+            min_length=1, description="claim with the person's roles, a string or a list; [a, b] is the member b of a"
+        ),
     ]
-    read: Annotated[tuple[_Name, ...], Meta(description="roles that have admin:read")] = ()
-    write: Annotated[tuple[_Name, ...], Meta(description="roles that have admin:write")] = ()
-    session: Annotated[_Seconds, Meta(description="life of a session; it is not prolonged")] = 28_800.0
-    timeout: Annotated[_Seconds, Meta(description="one question to the provider")] = 5.0
+    read: Annotated[tuple[_Name, ...], Meta(description="roles that grant admin:read")] = ()
+    write: Annotated[tuple[_Name, ...], Meta(description="roles that grant admin:write")] = ()
+    session: Annotated[_Seconds, Meta(description="lifetime of a session; use does not extend it")] = 28_800.0
+    timeout: Annotated[_Seconds, Meta(description="timeout for one request to the provider")] = 5.0
 
     @property
     def secure(self) -> bool:
