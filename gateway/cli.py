@@ -40,14 +40,14 @@ FAMILIES = (serving, accounts, limits, tuning, configuration, doctor, models, mi
 FIRST_STEPS = """\
 first steps:
   fairgate demo                            try it, with a simulated engine if there is none
-  fairgate check-config fairgate.yaml      is the file right?
+  fairgate check-config fairgate.yaml      is the file valid?
   fairgate tenants create lab --all-models --config fairgate.yaml
   fairgate users create lea --tenant lab --config fairgate.yaml
   fairgate keys create --tenant lab --user lea --config fairgate.yaml
   fairgate serve --config fairgate.yaml
-  fairgate doctor --config fairgate.yaml   is what runs there safe?
+  fairgate doctor --config fairgate.yaml   is the running gateway safe?
 
-FAIRGATE_CONFIG in the environment stands for --config. Exit codes: 0 done, 1 could not be done
+FAIRGATE_CONFIG in the environment is the default of --config. Exit codes: 0 done, 1 could not be done
 (standard error says why), 2 wrong usage. Documentation: docs/index.md in the source tree.
 """
 

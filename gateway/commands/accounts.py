@@ -32,17 +32,19 @@ def add(commands: Commands) -> None:
 
 def _add_tenants(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    create = verb(verbs, "create", create_tenant, "Create a tenant. Without models it may use none.")
+    create = verb(
+        verbs, "create", create_tenant, "Create a tenant. Without --models or --all-models its keys may use no model."
+    )
     create.add_argument("name")
     create.add_argument("--models", type=names, default=(), metavar="A,B", help="models its keys may use")
-    create.add_argument("--all-models", action="store_true", help="its keys may use every model")
+    create.add_argument("--all-models", action="store_true", help="let its keys use every model")
     create.add_argument("--share", type=float, default=1.0, help="weight of fair use among tenants (default: 1)")
     create.add_argument("--cidrs", type=names, default=(), metavar="NET,NET", help="networks its keys may be used from")
     limit_options(create)
     verb(verbs, "list", list_tenants, "List tenants.")
     disable = verb(verbs, "disable", disable_tenant, "Refuse all keys of a tenant.")
     disable.add_argument("name")
-    enable = verb(verbs, "enable", enable_tenant, "Undo the disabling of a tenant.")
+    enable = verb(verbs, "enable", enable_tenant, "Enable a disabled tenant again.")
     enable.add_argument("name")
 
 
@@ -54,7 +56,7 @@ def _add_users(parser: argparse.ArgumentParser) -> None:
     limit_options(create)
     disable = verb(verbs, "disable", disable_user, "Refuse all keys of a user.")
     disable.add_argument("name")
-    enable = verb(verbs, "enable", enable_user, "Undo the disabling of a user.")
+    enable = verb(verbs, "enable", enable_user, "Enable a disabled user again.")
     enable.add_argument("name")
     for each in (create, disable, enable):
         each.add_argument("--tenant", required=True, help="name or id")
@@ -64,53 +66,55 @@ def _add_users(parser: argparse.ArgumentParser) -> None:
 
 def _add_keys(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    create = verb(verbs, "create", create_key, "Create a key of a user and print it, once.")
+    create = verb(verbs, "create", create_key, "Create a key for a user and print it, once.")
     create.add_argument("--tenant", required=True, help="name or id")
     create.add_argument("--user", required=True, help="name or id")
     create.add_argument("--name", default="", help="what the key is for")
     _add_terms(create)
-    listing = verb(verbs, "list", list_keys, "List keys; the keys themselves are not known any more.")
+    listing = verb(verbs, "list", list_keys, "List keys, without the secrets, which are not stored.")
     listing.add_argument("--tenant", help="only of this tenant")
     listing.add_argument("--user", help="only of this user of the tenant")
-    rotate = verb(verbs, "rotate", rotate_key, "Replace a key by a new one with the same terms and print it, once.")
+    rotate = verb(verbs, "rotate", rotate_key, "Replace a key with a new one on the same terms and print it, once.")
     rotate.add_argument("id", help="the key's public id")
     rotate.add_argument(
         "--overlap",
         type=float,
         default=accounts.DEFAULT_OVERLAP,
         metavar="HOURS",
-        help=f"how long the old key still works, 0-{accounts.LONGEST_OVERLAP:.0f} (default: %(default).0f)",
+        help=f"how long the old key keeps working, 0-{accounts.LONGEST_OVERLAP:.0f} (default: %(default).0f)",
     )
     disable = verb(verbs, "disable", disable_key, "Refuse a key until it is enabled again.")
     disable.add_argument("id", help="the key's public id")
-    enable = verb(verbs, "enable", enable_key, "Undo the disabling of a key.")
+    enable = verb(verbs, "enable", enable_key, "Enable a disabled key again.")
     enable.add_argument("id", help="the key's public id")
-    revoke = verb(verbs, "revoke", revoke_key, "Revoke a key for good; running gateways refuse it within a second.")
+    revoke = verb(verbs, "revoke", revoke_key, "Revoke a key permanently; running gateways refuse it within a second.")
     revoke.add_argument("id", help="the key's public id")
 
 
 def _add_terms(create: argparse.ArgumentParser) -> None:
-    create.add_argument("--models", type=names, default=(), metavar="A,B", help="narrow the tenant's models to these")
+    create.add_argument("--models", type=names, default=(), metavar="A,B", help="restrict the tenant's models to these")
     create.add_argument(
         "--all-models",
         action=argparse.BooleanOptionalAction,
-        help="all the tenant may use, or (--no-all-models) only those named; neither: named ones if any, else all",
+        help="allow all models of the tenant, or (--no-all-models) only --models; default: --models if given, else all",
     )
     create.add_argument(
         "--scopes",
         type=names,
         default=SCOPES,
         metavar="A,B",
-        help=f"default: {','.join(SCOPES)}; for the admin API and nothing else: {','.join(accounts.ADMIN_SCOPES)}",
+        help=f"default: {','.join(SCOPES)}; for the admin API only: {','.join(accounts.ADMIN_SCOPES)}",
     )
     create.add_argument("--cidrs", type=names, default=(), metavar="NET,NET", help="networks it may be used from")
     create.add_argument(
         "--expires-days", type=_days, default=accounts.DEFAULT_DAYS, metavar="N", help="1-365, or never (default: 90)"
     )
-    create.add_argument("--queue-timeout", type=float, metavar="SECONDS", help="longest wait for a slot")
+    create.add_argument("--queue-timeout", type=float, metavar="SECONDS", help="maximum wait for a slot")
     create.add_argument("--priority", choices=accounts.PRIORITIES, default="interactive")
-    create.add_argument("--on-behalf", action="store_true", help="may name the end user it acts for (chat UIs)")
-    create.add_argument("--force-model", default="", metavar="MODEL", help="serve this model whatever is asked")
+    create.add_argument("--on-behalf", action="store_true", help="let the key name the end user it acts for (chat UIs)")
+    create.add_argument(
+        "--force-model", default="", metavar="MODEL", help="serve this model, whatever the request names"
+    )
     limit_options(create)
 
 

@@ -47,40 +47,44 @@ def add(commands: Commands) -> None:
 
 
 def _add_tail(verbs: Commands) -> None:
-    tail = verbs.add_parser("tail", help="the latest rows, oldest first")
+    tail = verbs.add_parser("tail", help="show the latest rows, oldest first")
     store_options(tail)
     rows_option(tail)
     tail.set_defaults(run=show_tail)
 
 
 def _add_verify(verbs: Commands) -> None:
-    verify = verbs.add_parser("verify", help="check the hash chains; exit code 1 names the first broken row")
+    verify = verbs.add_parser("verify", help="check the hash chains and name the first broken row (exit code 1)")
     store_options(verify)
     verify.add_argument(
-        "--anchors", type=Path, metavar="FILE", help="anchors kept outside of the database (default: as configured)"
+        "--anchors", type=Path, metavar="FILE", help="anchors kept outside the database (default: as configured)"
     )
     verify.set_defaults(run=show_verified)
 
 
 def _add_export(verbs: Commands) -> None:
-    export = verbs.add_parser("export", help="all rows of a time, as JSON lines or CSV")
+    export = verbs.add_parser("export", help="export the rows of a period as JSON lines or CSV")
     store_options(export)
-    export.add_argument("--since", type=moment, default=0, metavar="TIME", help="recorded at or after, ISO 8601, UTC")
-    export.add_argument("--until", type=moment, default=(1 << 63) - 1, metavar="TIME", help="recorded before")
+    export.add_argument(
+        "--since", type=moment, default=0, metavar="TIME", help="recorded at or after this time, ISO 8601, UTC"
+    )
+    export.add_argument("--until", type=moment, default=(1 << 63) - 1, metavar="TIME", help="recorded before this time")
     export.add_argument("--csv", action="store_true", help="CSV with a header line instead of JSON lines")
-    export.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    export.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
     export.set_defaults(run=write_export)
 
 
 def _add_prune(verbs: Commands) -> None:
     prune = verbs.add_parser("prune", help="retention: drop whole months of a PostgreSQL store, as its owner")
     store_options(prune)
-    prune.add_argument("--before", type=moment, required=True, metavar="TIME", help="months that were over by then")
+    prune.add_argument(
+        "--before", type=moment, required=True, metavar="TIME", help="drop months that ended before this time"
+    )
     prune.set_defaults(run=drop_months)
 
 
 def _add_actions(verbs: Commands) -> None:
-    actions = verbs.add_parser("actions", help="what admins did, the latest last")
+    actions = verbs.add_parser("actions", help="show what admins did, latest last")
     store_options(actions)
     rows_option(actions)
     actions.set_defaults(run=show_actions)

@@ -53,7 +53,7 @@ def config_named() -> Path | None:
 
 def rows_option(parser: argparse.ArgumentParser) -> None:
     """`--rows`: as many as a table may have."""
-    parser.add_argument("-n", "--rows", type=whole(1, _MOST_ROWS), default=20, help="how many (default: 20)")
+    parser.add_argument("-n", "--rows", type=whole(1, _MOST_ROWS), default=20, help="number of rows (default: 20)")
 
 
 def store_options(parser: argparse.ArgumentParser) -> None:

@@ -45,9 +45,11 @@ class Check(msgspec.Struct, frozen=True):
 
 def add(commands: Commands) -> None:
     """Declare it."""
-    summary = "check a configuration and what it leads to; say what is unsafe and what to do"
-    parser = commands.add_parser("doctor", help=summary, description=f"{summary}. Exit code 1: there are problems.")
-    config_option(parser, "the YAML file (default: a gateway without one)")
+    summary = "check a configuration and everything it refers to; report what is unsafe and what to do"
+    parser = commands.add_parser(
+        "doctor", help=summary, description=f"{summary}. Exit code 1 means there are problems."
+    )
+    config_option(parser, "the YAML file (default: FAIRGATE_CONFIG, else a gateway without a file)")
     json_option(parser)
     parser.set_defaults(run=run)
 

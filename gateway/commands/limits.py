@@ -16,15 +16,15 @@ from gateway.store.limits import Limits
 
 FLAGS: dict[str, tuple[str, str]] = {
     "requests_per_minute": ("--rpm", "requests per minute"),
-    "burst": ("--burst", "requests at once after a pause (default: a minute's worth)"),
+    "burst": ("--burst", "requests allowed at once after a pause (default: a minute's worth)"),
     "tokens_per_minute": ("--tpm", "tokens per minute, input and output"),
-    "concurrent": ("--concurrency", "requests open at once"),
+    "concurrent": ("--concurrency", "concurrent requests"),
     "tokens_per_day": ("--tokens-per-day", "tokens per day (UTC)"),
     "tokens_per_month": ("--tokens-per-month", "tokens per month (UTC)"),
-    "tokens_total": ("--tokens-total", "tokens, ever"),
+    "tokens_total": ("--tokens-total", "tokens in total"),
     "gpu_seconds_per_day": ("--gpu-seconds-per-day", "seconds of a backend's slot per day (UTC)"),
     "gpu_seconds_per_month": ("--gpu-seconds-per-month", "seconds of a backend's slot per month (UTC)"),
-    "gpu_seconds_total": ("--gpu-seconds-total", "seconds of a backend's slot, ever"),
+    "gpu_seconds_total": ("--gpu-seconds-total", "seconds of a backend's slot in total"),
 }
 REMOVED = 0
 """What the word `none` becomes: no number a limit may have."""
@@ -34,19 +34,19 @@ def add(commands: Commands) -> None:
     """Declare the family."""
     parser = commands.add_parser("limits", help="show and change rates and budgets")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    shown = verb(verbs, "show", show, "Show limits, and what is spent and reserved of budgets.")
-    changed = verb(verbs, "set", change, "Change the limits that are named; `none` removes one. Acts within a second.")
+    shown = verb(verbs, "show", show, "Show limits, and how much of the budgets is spent and reserved.")
+    changed = verb(verbs, "set", change, "Change the named limits; `none` removes one. Takes effect within a second.")
     cleared = verb(verbs, "clear", clear, "Remove all limits of a tenant, user or key.")
     for each in (shown, changed, cleared):
         each.add_argument("--tenant", help="name or id")
-        each.add_argument("--user", help="name or id, of the tenant")
-        each.add_argument("--key", help="public id")
+        each.add_argument("--user", help="name or id of a user of the tenant")
+        each.add_argument("--key", help="public id of the key")
     limit_options(changed)
 
 
 def limit_options(parser: argparse.ArgumentParser) -> None:
     """One flag for each limit."""
-    group = parser.add_argument_group("limits", "whole numbers from 1 on, or none")
+    group = parser.add_argument_group("limits", "whole numbers of at least 1, or `none`")
     for name, (flag, meaning) in FLAGS.items():
         group.add_argument(flag, dest=name, type=_number, metavar="N", help=meaning)
 

@@ -15,8 +15,8 @@ def add(commands: Commands) -> None:
         "--app-role",
         default="",
         metavar="ROLE",
-        help="the role that gateways connect as: it is granted what they need, which for the audit trail is reading "
-        "and appending only",
+        help="the role that gateways connect as; it is granted what they need, which for the audit trail is only "
+        "reading and appending",
     )
     parser.set_defaults(run=migrate)
 

@@ -26,7 +26,9 @@ from gateway.services.model_list import gathered
 def add(commands: Commands) -> None:
     """Declare it."""
     summary = "list the models that the configured engines have now"
-    parser = commands.add_parser("models", help=summary, description=f"{summary}. Exit code 1: one does not answer.")
+    parser = commands.add_parser(
+        "models", help=summary, description=f"{summary}. Exit code 1 means that an engine does not answer."
+    )
     config_option(parser, "the YAML file that names the engines")
     json_option(parser)
     parser.set_defaults(run=run)

@@ -24,24 +24,28 @@ from gateway.store.prompts import Prompt
 
 def add(commands: Commands) -> None:
     """Declare the family."""
-    family = commands.add_parser("prompts", help="keep what a key asks for some days; show and delete it")
+    family = commands.add_parser("prompts", help="keep the prompts of a key for some days; show and delete them")
     verbs = family.add_subparsers(required=True, metavar="VERB")
-    on = verb(verbs, "on", keep, "keep what a key asks from now on, redacted as configured")
+    on = verb(verbs, "on", keep, "keep the prompts of a key from now on, redacted as configured")
     on.add_argument("key", help="its public id")
     on.add_argument(
-        "--days", type=whole(1, LONGEST_DAYS), required=True, metavar="N", help=f"1-{LONGEST_DAYS}; then it is deleted"
+        "--days",
+        type=whole(1, LONGEST_DAYS),
+        required=True,
+        metavar="N",
+        help=f"1-{LONGEST_DAYS}; then each prompt is deleted",
     )
-    off = verb(verbs, "off", stop, "keep no more of a key; what is there stays until its day, or `purge`")
+    off = verb(verbs, "off", stop, "stop keeping prompts of a key; kept ones stay until they expire or are purged")
     off.add_argument("key", help="its public id")
-    listing = verb(verbs, "list", show_list, "what is kept, the latest last, without its text")
-    listing.add_argument("--key", default="", help="only of this key, by its public id")
+    listing = verb(verbs, "list", show_list, "list kept prompts, latest last, without their text")
+    listing.add_argument("--key", default="", help="only prompts of this key, by its public id")
     rows_option(listing)
-    verb(verbs, "show", show, "the text of a request's prompt").add_argument("id", help="the request's id")
-    purge = verb(verbs, "purge", delete, "delete what is kept, at once")
+    verb(verbs, "show", show, "show the text of a request's prompt").add_argument("id", help="the request's id")
+    purge = verb(verbs, "purge", delete, "delete kept prompts at once")
     which = purge.add_mutually_exclusive_group(required=True)
-    which.add_argument("--request", default="", metavar="ID", help="of this request")
-    which.add_argument("--key", default="", metavar="ID", help="of this key")
-    which.add_argument("--all", action="store_true", help="of all keys")
+    which.add_argument("--request", default="", metavar="ID", help="the prompt of this request")
+    which.add_argument("--key", default="", metavar="ID", help="all prompts of this key")
+    which.add_argument("--all", action="store_true", help="the prompts of all keys")
 
 
 async def _note(store: Store, subject: str, did: str, **more: int) -> None:

@@ -23,12 +23,14 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     config_option(server, "the YAML file (default: FAIRGATE_CONFIG)")
     server.set_defaults(run=_serve)
     trial = commands.add_parser("demo", help="try the gateway in front of a local or simulated Ollama")
-    trial.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="port 0 takes a free one")
-    trial.add_argument("--backend", default="", metavar="URL", help="an engine; default: local Ollama, else simulated")
-    trial.add_argument("--engine", default="ollama", choices=("ollama", "vllm", "llamacpp", "openai"))
-    trial.add_argument("--model", default="", metavar="NAME", help="the model to show; default: the first")
+    trial.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="port 0 chooses a free port")
     trial.add_argument(
-        "--slots", type=whole(1, 1_000_000), metavar="N", help="requests at once; default: discovered, else 4"
+        "--backend", default="", metavar="URL", help="URL of an engine (default: local Ollama, else simulated)"
+    )
+    trial.add_argument("--engine", default="ollama", choices=("ollama", "vllm", "llamacpp", "openai"))
+    trial.add_argument("--model", default="", metavar="NAME", help="the model to show (default: the first)")
+    trial.add_argument(
+        "--slots", type=whole(1, 1_000_000), metavar="N", help="concurrent requests (default: discovered, else 4)"
     )
     trial.add_argument("--json", action="store_true", help="print one JSON line when ready")
     trial.add_argument("--once", action="store_true", help="run the five commands, show them and exit")

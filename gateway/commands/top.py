@@ -42,8 +42,10 @@ def add(commands: Commands) -> None:
     view = commands.add_parser("top", help="watch backends, queues and shares live")
     store_options(view)
     view.add_argument("--admin", metavar="URL", help="the admin listener (default: as configured)")
-    view.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="between two looks (default 1)")
-    view.add_argument("--once", action="store_true", help="print one picture and exit")
+    view.add_argument(
+        "--interval", type=float, default=1.0, metavar="SECONDS", help="time between two refreshes (default: 1)"
+    )
+    view.add_argument("--once", action="store_true", help="print one snapshot and exit")
     view.set_defaults(run=run)
 
 

@@ -31,33 +31,39 @@ HISTORY = 50
 
 def add(commands: Commands) -> None:
     """Add both families to the tree."""
-    settings = commands.add_parser("settings", help="the fair-use settings, at runtime")
+    settings = commands.add_parser("settings", help="show and change the fair-use settings at runtime")
     verbs = settings.add_subparsers(required=True, metavar="COMMAND")
-    get = verb(verbs, "get", _get, "what is in force, and where it comes from")
+    get = verb(verbs, "get", _get, "show the values in force and where they come from")
     get.add_argument("name", nargs="?")
-    put = verb(verbs, "set", _set, "change one from now on")
+    put = verb(verbs, "set", _set, "change one setting")
     put.add_argument("name")
     put.add_argument("value", help="a number, or null")
-    verb(verbs, "clear", _clear, "go back to the configuration's value").add_argument("name")
-    verb(verbs, "history", lambda args: _history(args, "setting"), "who changed what")
-    _add_reservations(commands.add_parser("reservations", help="windows in which one party goes first or alone"))
+    verb(verbs, "clear", _clear, "return to the configuration's value").add_argument("name")
+    verb(verbs, "history", lambda args: _history(args, "setting"), "show who changed what")
+    _add_reservations(
+        commands.add_parser("reservations", help="manage windows in which one tenant or user goes first or alone")
+    )
 
 
 def _add_reservations(family: argparse.ArgumentParser) -> None:
     verbs = family.add_subparsers(required=True, metavar="COMMAND")
-    create = verb(verbs, "create", _create, "ask for a window; it acts once approved")
+    create = verb(verbs, "create", _create, "request a window; it takes effect once approved")
     create.add_argument("--tenant", required=True, help="the holder: name or id")
     create.add_argument("--user", help="only this user of the tenant")
-    create.add_argument("--models", type=names, default=(), metavar="A,B", help="default: all")
-    create.add_argument("--start", required=True, type=_start, help="ISO 8601, local time without an offset, or 'now'")
-    create.add_argument("--minutes", required=True, type=float, help="how long")
+    create.add_argument("--models", type=names, default=(), metavar="A,B", help="models of the window (default: all)")
+    create.add_argument(
+        "--start", required=True, type=_start, help="ISO 8601 (local time if without an offset), or 'now'"
+    )
+    create.add_argument("--minutes", required=True, type=float, help="length of the window")
     create.add_argument("--exclusive", action="store_true", help="nobody else runs (default: the holder goes first)")
     create.add_argument("--note", default="")
     create.add_argument("--approve", action="store_true", help="approve at once")
-    verb(verbs, "approve", lambda args: _decide(args, approve=True), "let it act").add_argument("id")
-    verb(verbs, "cancel", lambda args: _decide(args, approve=False), "end or withdraw it").add_argument("id")
-    verb(verbs, "list", _list, "windows that are not over")
-    verb(verbs, "history", lambda args: _history(args, "reservation"), "who changed what")
+    verb(verbs, "approve", lambda args: _decide(args, approve=True), "approve a requested window").add_argument("id")
+    verb(verbs, "cancel", lambda args: _decide(args, approve=False), "end a window or withdraw a request").add_argument(
+        "id"
+    )
+    verb(verbs, "list", _list, "list windows that have not ended")
+    verb(verbs, "history", lambda args: _history(args, "reservation"), "show who changed what")
 
 
 def _start(text: str) -> int:

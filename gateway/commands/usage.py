@@ -24,11 +24,15 @@ _HEADER = (
 def add(commands: Commands) -> None:
     """Declare it."""
     summary = "report requests, tokens, slot seconds, waiting times and cost"
-    parser = commands.add_parser("usage", help=summary, description=f"{summary}; by the time requests ended, in UTC.")
+    parser = commands.add_parser(
+        "usage", help=summary, description=f"{summary}. Requests count at the time they ended, in UTC."
+    )
     parser.add_argument("by", nargs="?", choices=BY, default="tenant", help="what to group by (default: tenant)")
     store_options(parser)
-    parser.add_argument("--since", type=_hour, metavar="TIME", help="ended at or after, ISO 8601, UTC, a whole hour")
-    parser.add_argument("--until", type=_hour, metavar="TIME", help="ended before, a whole hour")
+    parser.add_argument(
+        "--since", type=_hour, metavar="TIME", help="ended at or after this time, ISO 8601, UTC, a whole hour"
+    )
+    parser.add_argument("--until", type=_hour, metavar="TIME", help="ended before this time, a whole hour")
     parser.add_argument("--tenant", default="", help="only of this tenant, by name or id")
     parser.add_argument("--csv", action="store_true", help="print CSV with a header line instead of a table")
     parser.set_defaults(run=run)
