@@ -25,7 +25,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 def build(folder: Path) -> tuple[Path, Path]:
-    """(wheel, sdist); the wheel is built from the sdist, as an installer would."""
+    """(wheel, sdist); the wheel is built from the sdist, as an installer would do it."""
     run(sys.executable, "-m", "build", "--outdir", folder, ROOT, cwd=folder)
     return next(folder.glob("*.whl")), next(folder.glob("*.tar.gz"))
 

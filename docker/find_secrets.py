@@ -1,4 +1,4 @@
-"""Looks for secrets in every tracked file with detect-secrets; what is known to be harmless has its reason here."""
+"""Looks for secrets in every tracked file with detect-secrets; harmless findings are listed here with a reason."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Beginning of a path -> why a finding there is no secret.
+# Path prefix -> why a finding there is not a secret.
 HARMLESS = {
     "docker/requirements.lock": "hashes of packages",
     "docker/build.lock": "hashes of packages",
@@ -17,7 +17,7 @@ HARMLESS = {
     "tests/": "keys made for tests; the next rule still applies",
     "bench/": "keys made for benchmarks; the next rule still applies",
 }
-# Never harmless, wherever it stands: a private key, or a cloud credential's shape.
+# Never harmless, in any file: a private key, or a text in the form of a cloud credential.
 NEVER = re.compile(
     r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----\n[A-Za-z0-9+/=\n]{200,}|AKIA[0-9A-Z]{16}|ghp_[A-Za-z0-9]{36}"
 )

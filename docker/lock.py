@@ -1,8 +1,8 @@
 """Makes the lock files from pyproject.toml with uv: exact versions, hashes, no index address. `--check` only compares.
 
-`docker/requirements.lock` is what the image runs, tokens (the extra `jwt`) included; `docker/build.lock` is what builds
-and compiles its wheel. A file serves every supported Python and platform (uv's universal resolution). Run it where the
-package index is reachable.
+`docker/requirements.lock` lists what the image runs, including the extra `jwt` for tokens; `docker/build.lock` lists
+what builds and compiles its wheel. Each file covers every supported Python and platform (uv's universal resolution).
+Run it where the package index is reachable.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def inputs() -> dict[str, list[str]]:
 
 
 def compilers() -> list[str]:
-    """What the build hook needs to compile: the literal of its COMPILERS (hatchling is not installed here)."""
+    """What the build hook needs to compile: the literal value of its COMPILERS (hatchling is not installed here)."""
     tree = ast.parse((ROOT / "hatch_build.py").read_text(encoding="utf-8"))
     values = [
         node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "COMPILERS"
@@ -41,7 +41,7 @@ def compilers() -> list[str]:
 
 
 def resolve(requirements: list[str], known: Path) -> str:
-    """The locked text. Versions already in `known` are kept where they still fit, so that a check is stable."""
+    """The text of the lock file. Versions already in `known` are kept if they still fit, so that a check is stable."""
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "in.txt", Path(folder) / "out.txt"
         source.write_text("\n".join(requirements), encoding="utf-8")

@@ -1,7 +1,7 @@
 """Makes the secret files that the Compose files mount, each random, into docker/secrets/ (ignored by git).
 
-Existing files are kept. The folder is closed to others (0700); the files inside are readable, because each container
-runs as a user of its own and sees only the files it is given.
+Existing files are kept. The folder is closed to others (0700). The files inside are world-readable, because each
+container runs as its own user and sees only the files mounted into it.
 """
 
 import secrets
@@ -17,7 +17,7 @@ URLS = {
 
 
 def write(name: str, value: str) -> str:
-    """The file's value, new or as it was."""
+    """Write the file unless it exists -> its value."""
     path = FOLDER / name
     if path.exists():
         return path.read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Pins the images of docker/images.env: asks their registry for each digest and writes NAME=image:tag@sha256:...
+"""Pins the images of docker/images.env: gets each digest from the registry and writes NAME=image:tag@sha256:...
 
-Runs where a registry and `docker buildx` can be reached. `--check` asks nobody, changes nothing, and fails while an
-image has no digest. A digest is only ever written as the registry said it.
+Needs `docker buildx` and access to the registry. `--check` makes no request, changes nothing, and fails if an image has
+no digest. Digests are written exactly as the registry returns them.
 """
 
 import argparse
@@ -15,7 +15,7 @@ LINE = re.compile(r"(?m)^(\w+_IMAGE)=([\w./-]+:[\w.-]+)(@sha256:[0-9a-f]{64})?$"
 
 
 def digest(image: str) -> str:
-    """What the registry holds under a tag now; an answer that is no digest ends the program."""
+    """The digest that the registry has for a tag now; any other answer ends the program."""
     command = ["docker", "buildx", "imagetools", "inspect", image, "--format", "{{.Manifest.Digest}}"]
     said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()  # noqa: S603
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", said):

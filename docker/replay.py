@@ -1,8 +1,8 @@
 """Replays the Dockerfile's build stage without a container engine: its own COPY and RUN lines, in a temporary folder.
 
-The absolute places of the image (/src, /build, /opt/fairgate, /dist) become folders under it, `python` is
-this interpreter. Then the installed product runs its demo once. What this cannot show: the base image, `.dockerignore`,
-users and modes of the run stage.
+The image's absolute paths (/src, /build, /opt/fairgate, /dist) become folders under it, and `python` is
+this interpreter. Then the installed product runs its demo once. This does not cover the base image, `.dockerignore`,
+and the users and file modes of the run stage.
 """
 
 import os
@@ -38,13 +38,13 @@ def stage(text: str, name: str) -> list[tuple[str, str]]:
 
 
 def moved(command: str, root: Path) -> str:
-    """Absolute places of the image -> places under `root`."""
+    """Absolute paths of the image -> paths under `root`."""
     pattern = "|".join(map(re.escape, PLACES))
     return re.sub(rf"(?<![\w./])({pattern})(?![\w-])", lambda found: f"{root}{found[1]}", command)
 
 
 def copy(argument: str, root: Path) -> None:
-    """COPY of files or folders from the context, as Docker does it."""
+    """COPY files or folders from the context, as Docker does it."""
     *sources, target = argument.split()
     place = root / "src" / target
     for source in sources:

@@ -1,7 +1,7 @@
 """Writes the Grafana dashboard from the table of metrics; `--check` only compares.
 
-Every metric has a panel: a counter as its rate, a gauge as it is, a histogram as three quantiles. Which row a panel
-stands in is chosen here by name; a metric that no row claims is an error, so that a new one cannot be forgotten.
+Every metric has a panel: a counter as its rate, a gauge as is, a histogram as three quantiles. ROWS assigns panels to
+rows by name; a metric that no row claims is an error, so that a new one cannot be forgotten.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from gateway.services.metrics_table import METRICS, Described  # noqa: E402  (th
 OUT = HERE / "dashboard.json"
 SOURCE = {"type": "prometheus", "uid": "prometheus"}
 
-# Row -> the beginnings of the metric names it claims; the first row that fits takes a metric.
+# Row -> prefixes of the metric names it claims; the first row that matches takes the metric.
 ROWS: dict[str, tuple[str, ...]] = {
     "Is it well?": (
         "fairgate_requests_total",
@@ -91,7 +91,7 @@ def panel(metric: Described, number: int, column: int, top: int) -> dict[str, An
 
 
 def rows() -> dict[str, list[Described]]:
-    """Every metric in its row, in the table's order."""
+    """All metrics by row, in the order of the table."""
     claimed: dict[str, list[Described]] = {row: [] for row in ROWS}
     for metric in METRICS:
         row = next((row for row, starts in ROWS.items() if metric.name.startswith(starts)), None)

@@ -1,8 +1,8 @@
 """Runs the dashboard and the alert rules against a real Prometheus: `python docker/prometheus/live.py`.
 
 Starts the demo, a Prometheus that scrapes it every second with the shipped rules, and more clients than slots, some of
-whom leave early or are refused; while they go on, asks every query of the dashboard. Exit code 1 names the queries
-without an answer, but for those about zombies, and the rules that failed. Needs `prometheus` on PATH (Debian package
+which leave early or are refused. Meanwhile it runs every query of the dashboard. It exits with 1 and names the queries
+without data (except those about zombies) and the rules that failed. Needs `prometheus` on PATH (Debian package
 prometheus).
 """
 
@@ -31,7 +31,7 @@ SECONDS = 20.0
 CLIENTS = 12
 SLOTS = 4
 UNASKED = re.compile("zombie")
-"""Of llama.cpp alone, which the demo does not play."""
+"""Metrics of llama.cpp only, which the demo does not simulate."""
 
 
 def free_port() -> int:
@@ -72,7 +72,7 @@ def prometheus(folder: Path, target: str) -> Iterator[str]:
 
 
 def client(facts: dict[str, Any], stop: threading.Event) -> int:
-    """Until told to stop: streams, embeddings, a stream left early, and what is refused -> requests made."""
+    """Send streams, embeddings, a stream left early and requests to be refused until stopped -> number of requests."""
     body = {"model": facts["model"], "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
     headers = {"Authorization": f"Bearer {facts['key']}"}
     made = 0
@@ -90,7 +90,7 @@ def client(facts: dict[str, Any], stop: threading.Event) -> int:
 
 @contextmanager
 def load(facts: dict[str, Any]) -> Iterator[list[Future[int]]]:
-    """All clients, while the block runs."""
+    """Run all clients while the block runs."""
     stop = threading.Event()
     with ThreadPoolExecutor(CLIENTS) as pool:
         try:
@@ -107,7 +107,7 @@ def answers(url: str, query: str) -> bool:
 
 
 def unanswered(url: str, queries: list[str]) -> list[str]:
-    """Those that give no data, asked again for so long as they had to gather some: a busy machine misses scrapes."""
+    """The queries without data. They are retried for as long as data was collected: a busy machine misses scrapes."""
     late = time.monotonic() + SECONDS
     while queries := [query for query in queries if not answers(url, query)]:
         if time.monotonic() > late:

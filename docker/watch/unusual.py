@@ -2,7 +2,7 @@
 
     fairgate audit tail --rows 100000 --json | python unusual.py --textfile FILE
 
-Where the newest rows do not reach back far enough for a baseline, it says so: it would find nothing.
+If the newest rows do not reach back far enough for a baseline, one metric says so: nothing could be found.
 
 A key is unusual when the last hour's tokens exceed FACTOR times the median of its earlier busy hours and a floor. A
 network is new when the key was used before the last hour, but never from there. Prints the keys; writes only counts for
@@ -25,14 +25,14 @@ HOUR = 3600.0
 FACTOR = 5.0
 FLOOR = 50_000  # tokens an hour that are never worth a look
 BASELINE_HOURS = 3  # busy hours a key needs before it has a baseline
-MOST_ROWS = 100_000  # that `audit tail` gives: so many may be the newest of many more
+MOST_ROWS = 100_000  # the most that `audit tail` returns: there may be many more
 FOUND = 10  # exit code
 
 Row = dict[str, Any]
 
 
 def network(address: str) -> str:
-    """The /24 or /48 of an address; the text itself when it is none."""
+    """The /24 or /48 of an address; the text itself if it is not an address."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -71,14 +71,14 @@ def new_networks(rows: Iterable[Row], now: float) -> list[tuple[str, str]]:
 
 
 def short(rows: Sequence[Row], now: float) -> bool:
-    """Whether rows are missing that a baseline needs."""
+    """Whether the rows do not reach back far enough for a baseline."""
     oldest = min((row["started_at"] / 1e6 for row in rows), default=now)
     return len(rows) == MOST_ROWS and now - oldest < (BASELINE_HOURS + 1) * HOUR
 
 
 def read(text: str, *, may_be_empty: bool = False) -> list[Row]:
-    """Raises ValueError: what comes before in the pipe did not write rows. An export without rows is empty, as
-    is one that failed: `may_be_empty` is for who knows that it did not."""
+    """Raises ValueError if the command before it in the pipe wrote no rows. An export without rows is empty, and so is
+    one that failed: set `may_be_empty` if it is known to have succeeded."""
     if text.startswith("["):
         found: list[Row] = json.loads(text)
         return found
