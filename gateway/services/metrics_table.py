@@ -110,7 +110,9 @@ METRICS: Final = (
     Described("fairgate_loop_lag_seconds", "histogram", "How late the event loop ran a timer.", buckets=LAG),
     Described("fairgate_queue_depth", "gauge", "Requests waiting for a slot.", labels=("model",)),
     Described("fairgate_running", "gauge", "Requests holding a slot.", labels=("model",)),
-    Described("fairgate_queue_oldest_seconds", "gauge", "Age of the longest-waiting request.", labels=("model",)),
+    Described(
+        "fairgate_queue_oldest_seconds", "gauge", "Time the longest-waiting request has waited.", labels=("model",)
+    ),
     Described("fairgate_queue_timeout_seconds", "gauge", "How long a request may wait (`scheduling.queue_timeout`)."),
     Described("fairgate_slots", "gauge", "Slots offered; 0 while ejected.", labels=("backend",)),
     Described("fairgate_slots_running", "gauge", "Slots in use.", labels=("backend",)),
@@ -144,7 +146,7 @@ METRICS: Final = (
     Described(
         "fairgate_backend_models",
         "gauge",
-        "Models the backend offered at the last successful poll.",
+        "Models the gateway currently knows at the backend.",
         labels=("backend",),
     ),
     Described(
@@ -205,7 +207,7 @@ METRICS: Final = (
     Described(
         "fairgate_limit_failing",
         "gauge",
-        "1 while a lender does not answer; the quota it lends is then denied.",
+        "1 while a lender does not answer; it lends no new quota then.",
         labels=("lender",),
     ),
     Described("fairgate_traces_waiting", "gauge", "Requests whose trace is waiting for export."),
