@@ -225,7 +225,7 @@ METRICS: Final = (
     Described(
         "fairgate_log_lines_dropped_total",
         "counter",
-        "Log lines dropped because standard error was not read fast enough.",
+        "Log lines dropped because standard error did not accept them.",
     ),
     Described("fairgate_workers", "gauge", "Processes that serve requests."),
     Described("fairgate_worker_restarts_total", "counter", "Workers that exited unexpectedly and were restarted."),
