@@ -85,7 +85,7 @@ def test_no_default_credentials_anywhere() -> None:
         assert not [name for name, value in named.items() if re.search("key|secret|password|token", name) and value]
     for placeholder in sorted(loading.PLACEHOLDERS):
         for where, text in SECRETS.items():
-            with pytest.raises(config.ConfigError, match=f"^{re.escape(where)}: a known placeholder"):
+            with pytest.raises(config.ConfigError, match=f"^{re.escape(where)}: this is a well-known placeholder"):
                 loading.parse(text.replace("SECRET", placeholder.title()))
 
 
