@@ -233,7 +233,7 @@ def test_nobody_is_asked_for_a_passphrase(authority: Authority) -> None:
     key = cert.replace(".pem", ".key")
     command = ["openssl", "pkey", "-in", key, "-aes256", "-passout", "pass:any word", "-out", locked]
     subprocess.run(command, check=True, capture_output=True)
-    with pytest.raises(cfg.ConfigError, match=r"tls\.key: it has a passphrase"):
+    with pytest.raises(cfg.ConfigError, match=r"tls\.key: the key has a passphrase"):
         tls_context(cfg.Tls(cert=cert, key=locked))
 
 
