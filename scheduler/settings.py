@@ -23,14 +23,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     base_priority: Annotated[
         float,
-        Doc(ge=-1e6, le=1e6, description="Points every request starts with; shifts what is shown, not who is first."),
+        Doc(ge=-1e6, le=1e6, description="Points every request starts with. Shifts the figures shown, not the order."),
     ] = 100.0
     wait_weight: Annotated[
         float,
-        Doc(ge=0, le=1e3, description="Points per mean service time of the model that a party has been owed service."),
+        Doc(ge=0, le=1e3, description="Points for each mean service time of the model that service has been owed."),
     ] = 0.4
     usage_weight: Annotated[
-        float, Doc(ge=0, le=1e4, description="Points lost each time a party's usage grows by a factor e.")
+        float, Doc(ge=0, le=1e4, description="Points lost each time usage grows by a factor of e.")
     ] = 10.0
     usage_scale: (
         Annotated[
@@ -38,17 +38,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             Doc(
                 gt=0,
                 le=1e12,
-                description="Usage (cost units) up to which parties count as alike. null: `rounds` x slots x mean "
-                "cost of a request, which fits every model.",
+                description="Usage (cost units) below which differences hardly count. null: `rounds` x slots x mean "
+                "cost of a request, which suits every model.",
             ),
         ]
         | None
     ) = None
     half_life: Annotated[
-        float, Doc(ge=1, le=30 * 86400, description="Seconds after which a past cost counts half.")
+        float, Doc(ge=1, le=30 * 86400, description="Seconds after which past usage counts only half.")
     ] = 300.0
     queue_timeout: Annotated[
-        float, Doc(ge=0.1, le=86400, description="Seconds a request may wait unless its key or header says less.")
+        float, Doc(ge=0.1, le=86400, description="Seconds a request may wait, unless its key or header sets less.")
     ] = 60.0
     rounds: Annotated[
         float,
@@ -64,8 +64,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             Doc(
                 ge=0,
                 le=1e6,
-                description="Rounds of the slots by which a party that returns from idleness may be ahead of those "
-                "that stayed. null: unlimited.",
+                description="Rounds of the slots by which a user or tenant that returns from a pause may be ahead of "
+                "those that stayed. null: unlimited.",
             ),
         ]
         | None
@@ -75,7 +75,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Doc(
             ge=0,
             le=1e6,
-            description="Wait counts from so many mean requests (per share) before a party's next fair turn.",
+            description="A wait counts from this many mean requests (per share) before the next fair turn.",
         ),
     ] = 2.0
     landmark: (
@@ -84,7 +84,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             Doc(
                 gt=0,
                 le=86400,
-                description="Seconds between renewals of estimates and ranks, at most 100 half-lives. null: a tenth of "
+                description="Seconds between updates of estimates and ranks, at most 100 half-lives. null: a tenth of "
                 "`half_life`.",
             ),
         ]
@@ -101,7 +101,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Doc(
             ge=1,
             le=100_000_000,
-            description="Requests waiting in all queues together; beyond it the newest of the longest queue goes.",
+            description="Requests that may wait in all queues together. Beyond that, the newest request of the longest "
+            "queue is dropped.",
         ),
     ] = 10_000
     give_up: Annotated[
@@ -109,7 +110,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Doc(
             ge=1,
             le=1e6,
-            description="A request is refused at once when its party's own backlog needs this many queue timeouts.",
+            description="A request is refused at once if its user's backlog needs more than this many queue timeouts.",
         ),
     ] = 1.5
     input_weight: Annotated[float, Doc(ge=0, le=1e3, description="Cost units of an input token.")] = 1.0
@@ -118,20 +119,20 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0.1
     output_weight: Annotated[float, Doc(ge=0, le=1e3, description="Cost units of an output token.")] = 2.0
     first_output: Annotated[
-        float, Doc(ge=0, le=1e6, description="Output tokens expected of a party's first request on a model.")
+        float, Doc(ge=0, le=1e6, description="Output tokens expected of a user's first request on a model.")
     ] = 256.0
     charge_every: Annotated[
         int,
-        Doc(ge=1, le=1_000_000, description="Output tokens between corrections of a stream that outgrew its estimate."),
+        Doc(ge=1, le=1_000_000, description="Output tokens between corrections of a stream that exceeds its estimate."),
     ] = 256
     affinity: Annotated[
         float,
         Doc(
             ge=0,
             le=1e3,
-            description="A conversation stays with one backend of its model while that has a free slot and runs no "
-            "more than this many times its part of the requests (1.25: a quarter more). 0: most free slots decide; "
-            "nothing between 0 and 1.",
+            description="A conversation stays on one backend of its model while that has a free slot and runs at most "
+            "this many times its part of the requests (1.25: a quarter more). 0: off, the backend with the most free "
+            "slots is used. Values between 0 and 1 are refused.",
         ),
     ] = 0.0
     offset_batch: Annotated[float, Doc(ge=-1e4, le=1e4, description="Points of class `batch`.")] = -20.0

@@ -27,24 +27,24 @@ from gateway.config import Tracing
 from gateway.services.tracing import Ended, Trace
 
 ATTRIBUTES: Final = {
-    "http.request.method": "the request's method; `_OTHER` unless it is a common one",
-    "http.route": "path of the row of the route table",
-    "http.response.status_code": "what the client saw; 499 = it had left",
-    "error.type": "the error code the client was told",
+    "http.request.method": "the request's method; `_OTHER` for uncommon methods",
+    "http.route": "path of the matching row in the route table",
+    "http.response.status_code": "status that the client got; 499 if it had left",
+    "error.type": "the error code that the client got",
     "gen_ai.operation.name": "`chat`, `text_completion`, `embeddings`, `rerank`",
-    "gen_ai.provider.name": "kind of the engine",
-    "gen_ai.request.model": "the model as asked for by the client or its key, once it was found",
-    "gen_ai.response.model": "the model that served",
+    "gen_ai.provider.name": "kind of engine",
+    "gen_ai.request.model": "the model that the client or its key asked for, once it was found",
+    "gen_ai.response.model": "the model that served the request",
     "gen_ai.usage.input_tokens": "tokens of the prompt",
     "gen_ai.usage.output_tokens": "tokens of the answer",
-    "gen_ai.usage.cache_read.input_tokens": "those of the prompt that the engine had cached",
+    "gen_ai.usage.cache_read.input_tokens": "prompt tokens that the engine had cached",
     "fairgate.request_id": "the request's id, as in logs, audit and `X-Request-ID`",
-    "fairgate.outcome": "how it ended, as in the audit trail",
+    "fairgate.outcome": "how the request ended, as in the audit trail",
     "fairgate.backend": "the backend's name in the configuration",
-    "fairgate.usage_estimated": "whether the tokens were counted by the gateway",
-    "fairgate.queue.rank": "place in the queue at entry",
-    "fairgate.tenant": "id of the tenant; only by `tracing.identities`",
-    "fairgate.user": "id of the user; only by `tracing.identities`",
+    "fairgate.usage_estimated": "whether the gateway estimated the tokens",
+    "fairgate.queue.rank": "place in the queue on arrival",
+    "fairgate.tenant": "id of the tenant; only with `tracing.identities`",
+    "fairgate.user": "id of the user; only with `tracing.identities`",
 }
 """Every attribute that a span of ours may carry, and what it holds."""
 
