@@ -1,7 +1,8 @@
 """The chunked transfer coding (RFC 9112 section 7.1): walking it without copying, decoding it, writing it.
 
-Owns the one state machine for chunked bodies of both directions. Must not know heads, sockets or what the payload is.
-The walk is by count, never by looking for the end's bytes: content may hold them.
+This is the only state machine for chunked bodies; requests and responses share it. Must not know heads, sockets or what
+the payload is. It finds the end of a body by counting bytes, never by searching for the final chunk, because the
+payload may contain the same bytes.
 """
 
 import re
@@ -13,16 +14,17 @@ from gateway.http1.message import UpstreamWireError
 CRLF: Final = b"\r\n"
 LAST_CHUNK: Final = b"0\r\n\r\n"
 EXTENSION_BYTES: Final = 256
-"""Most bytes of extensions on one size line; nobody uses them, and long ones are an attack (CVE-2023-39326)."""
+"""Maximum bytes of extensions on one size line. No known client sends any, and long ones are an attack
+(CVE-2023-39326)."""
 EXTENSIONS_BYTES: Final = 16 * 1024
-"""Most bytes of extensions in one body: the excess that Go's net/http grants."""
+"""Maximum bytes of extensions in one body; the same allowance as in Go's net/http."""
 TRAILER_BYTES: Final = 8 * 1024
 TRAILER_COUNT: Final = 32
 _SIZE_DIGITS: Final = 16
 _LINE_BYTES: Final = _SIZE_DIGITS + EXTENSION_BYTES + len(CRLF)
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-# No white space before or after ";" and "=": the grammar's BWS is for bad old senders, and parsers differ on it.
+# No white space around ";" and "=": the grammar's BWS exists for old senders only, and parsers disagree about it.
 _SIZE_LINE: Final = re.compile(
     rb"([0-9A-Fa-f]{1,16})"
     rb"((?:;"
@@ -35,10 +37,10 @@ _TRAILER: Final = re.compile(rb"(" + _TOKEN + rb"++):[\t\x20-\x7e\x80-\xff]*+\r\
 FORBIDDEN_TRAILERS: Final = frozenset(
     {b"transfer-encoding", b"content-length", b"host", b"trailer", b"authorization", b"content-encoding", b"te"}
 )
-"""Framing, routing and authentication fields have no place behind a body (RFC 9110 section 6.5.1)."""
+"""Fields for framing, routing and authentication are not allowed in trailers (RFC 9110 section 6.5.1)."""
 
-# Size lines of ordinary frames, looked up instead of parsed (0.03 against 0.4 microseconds). Zero is left out:
-# the last chunk takes the slow way.
+# Size lines of ordinary frames, looked up instead of parsed (0.03 instead of 0.4 microseconds). Zero is missing on
+# purpose: the last chunk takes the slow path.
 _SIZES: Final = {b"%x" % size: size for size in range(1, 4096)} | {b"%X" % size: size for size in range(1, 4096)}
 _SIZES_LINE: Final = 3 + len(CRLF)
 
@@ -56,12 +58,12 @@ def encode_chunk(payload: bytes) -> bytes:
 
 
 class ChunkWalker:
-    """Follows a chunked body through the buffers that carry it, and copies none of them.
+    """Follows a chunked body through the buffers that carry it, without copying them.
 
-    `boundary`: what was walked so far ended exactly between two chunks. `remaining`: payload bytes of the current
-    chunk still to come. `last_chunk_at`: where in the last `data` the terminating size line begins, or -1 if it does
-    not begin there. `line_at`: where in the last `data` an unfinished size line begins, or -1. `trailers_seen`: the
-    body had trailer fields. `fail` makes the exception for a broken body from its reason.
+    `boundary`: the bytes walked so far end exactly between two chunks. `remaining`: payload bytes of the current chunk
+    that have not arrived yet. `last_chunk_at`: index in the last `data` where the terminating size line begins, or -1
+    if it does not begin there. `line_at`: index in the last `data` where an unfinished size line begins, or -1.
+    `trailers_seen`: the body had trailer fields. `fail` turns a reason into the exception to raise for a broken body.
     """
 
     __slots__ = (
@@ -93,8 +95,8 @@ class ChunkWalker:
     def walk(self, data: bytes) -> int:
         """Walk `data`, the next bytes of the connection.
 
-        Returns -1 when the body goes on behind `data`, else the index just past the body's last byte; what lies
-        there and beyond is not of this body. Raises what `fail` makes (`UpstreamWireError`) on anything malformed.
+        Returns -1 if the body continues after `data`, otherwise the index just past the body's last byte; anything from
+        there on does not belong to this body. Raises what `fail` makes (`UpstreamWireError`) on malformed input.
         """
         if self.boundary:
             eol = data.find(CRLF, 0, _SIZES_LINE)
@@ -107,7 +109,7 @@ class ChunkWalker:
     def rewind(self) -> int:
         """Forget an unfinished size line at the end of the last `data`; returns how many of its bytes that undoes.
 
-        For a caller that must not pass on half a size line: it keeps those bytes and puts them before the next read.
+        For a caller that must not pass on half a size line: it keeps those bytes and prepends them to the next read.
         """
         if self.line_at < 0:
             return 0
@@ -116,7 +118,7 @@ class ChunkWalker:
         return undone
 
     def scan(self, data: bytes, spans: list[tuple[int, int]] | None) -> int:
-        """As `walk`, and notes in `spans` the (start, end) of every run of payload bytes in `data`."""
+        """Like `walk`, and also append to `spans` the (start, end) of every run of payload bytes in `data`."""
         pos, end = 0, len(data)
         self.last_chunk_at = self.line_at = -1
         while pos < end and self._state != _ENDED:
@@ -132,7 +134,7 @@ class ChunkWalker:
         return pos if self._state == _ENDED else -1
 
     def _whole_chunks(self, data: bytes, pos: int, spans: list[tuple[int, int]] | None) -> int:
-        """Step over the ordinary chunks that lie whole in `data`; returns where the first other one begins."""
+        """Step over the ordinary chunks that lie completely in `data`; returns where the first other one begins."""
         length = len(data)
         while True:
             eol = data.find(CRLF, pos, pos + _SIZES_LINE)
@@ -220,19 +222,20 @@ class ChunkWalker:
             raise self._fail("too many trailer fields")
 
     def _take_line(self, data: bytes, pos: int, most: int) -> tuple[bytes, int]:
-        """The line that goes on at `pos`, with what came of it before, and the index behind it (0: unfinished)."""
+        """The line that continues at `pos`, including its bytes from earlier reads, and the index after it (0:
+        unfinished)."""
         end = data.find(b"\n", pos, pos + most) + 1
         line = self._line + data[pos : end or pos + most + 1]
         if len(line) > most:
             raise self._fail("chunk size or trailer line too long")
-        # A carriage return is only good directly before the line feed; say so before more is awaited.
+        # A carriage return is allowed only directly before the line feed; refuse it before waiting for more bytes.
         if -1 < line.find(b"\r") < len(line) - (2 if end else 1):
             raise self._fail("carriage return inside a chunk size or trailer line")
         return line, end
 
 
 class ChunkDecoder:
-    """The payload of a chunked body, as strict as the walk. `done`: the body is whole; `rest`: bytes behind it."""
+    """Decodes a chunked body, as strictly as `ChunkWalker`. `done`: the body is complete; `rest`: bytes after it."""
 
     __slots__ = ("_walker", "done", "rest")
 
@@ -246,7 +249,7 @@ class ChunkDecoder:
 
     @property
     def remaining(self) -> int:
-        """Payload bytes of the current chunk still to come."""
+        """Payload bytes of the current chunk that have not arrived yet."""
         return self._walker.remaining
 
     @property

@@ -1,7 +1,8 @@
 """A connection to a backend: one exchange at a time, bodies as raw bytes.
 
-Received buffers go to the exchange's `Sink` as they are, HTTP chunk framing included; only sizes are read to find the
-end. Must not know who the client is, nor decide retries: `StaleConnection` says that one is safe (RFC 9112 9.3.1).
+Received buffers go to the exchange's `Sink` unchanged, HTTP chunk framing included; chunk sizes are read only to find
+the end of the body. Must not know who the client is and must not decide on retries: `StaleConnection` says that a retry
+is safe (RFC 9112 section 9.3.1).
 """
 
 import asyncio
@@ -23,17 +24,17 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger("fairgate.http1")
 
 NEVER: Final = float("inf")
-JOIN_LIMIT: Final = 16 * 1024  # bytes up to which one joined write beats two
-MAX_INFORMATIONAL: Final = 8  # 1xx heads before a final one; engines send none
+JOIN_LIMIT: Final = 16 * 1024  # bytes up to which one joined write is cheaper than two writes
+MAX_INFORMATIONAL: Final = 8  # 1xx heads allowed before the final head; engines send none
 AFTER_END: Final = 1.0
-"""Seconds between a stream's own end (`[DONE]`) and the end of its HTTP body. After that the answer counts as whole and
-the connection is closed: later bytes could not be attributed."""
-_unread: Final = bytearray(4)  # a C int; `ioctl` writes into it, which is faster than making one
+"""Seconds to wait between a stream's own end (`[DONE]`) and the end of its HTTP body. After that the answer counts as
+complete, and the connection is closed because later bytes could not be attributed to a request."""
+_unread: Final = bytearray(4)  # a C int that `ioctl` writes into; reusing it is faster than allocating one
 _NONE_UNREAD: Final = bytes(4)
 
 
 class StaleConnection(UpstreamBroke):
-    """A kept connection died before any byte of an answer: the request may be sent again elsewhere."""
+    """A kept-alive connection closed before the first byte of an answer: the request may be sent again."""
 
 
 class Sink(Protocol):
@@ -48,11 +49,12 @@ class Sink(Protocol):
         ...
 
     def broke(self, error: UpstreamError) -> None:
-        """The body will not be completed."""
+        """The rest of the body will not arrive."""
         ...
 
     def over(self) -> bool:
-        """Whether the body so far is whole by its own words, and may end here whatever its framing says."""
+        """Whether the application protocol marked the body as finished, so that it may end here even if its HTTP
+        framing goes on."""
         ...
 
 
@@ -66,7 +68,7 @@ class State(Enum):
 
 
 class UpstreamConnection:
-    """One connection to a backend, an `asyncio.Protocol` by its methods."""
+    """One connection to a backend. Implements `asyncio.Protocol` by its methods."""
 
     __slots__ = (
         "_answer",
@@ -105,16 +107,16 @@ class UpstreamConnection:
         self.sink: Sink | None = None
         self.head: ResponseHead | None = None
         self._answer: Signal[ResponseHead] | None = None
-        self.gaps: Callable[[float], None] | None = None  # takes the seconds since the read before
+        self.gaps: Callable[[float], None] | None = None  # called with the seconds since the previous read
         self._buffer = b""
         self._method = "POST"
         self._remaining: int | None = None
         self._reusable = False
         self._between = NEVER
-        self._looked_at = NEVER  # the deadline behind the read after which the sink was asked whether that was all
-        self._line = b""  # an unfinished size line of the answer's chunks
+        self._looked_at = NEVER  # the `deadline` at which `due` last asked the sink whether the body is over
+        self._line = b""  # an unfinished chunk size line of the answer
         self._descriptor = -1
-        self._interim = 0  # informational heads of this answer so far
+        self._interim = 0  # informational (1xx) heads of this answer so far
         self.bytes_in = 0
 
     # ---- one exchange
@@ -124,7 +126,8 @@ class UpstreamConnection:
     ) -> "Signal[ResponseHead]":
         """Send a request; the signal gives the final response head, or fails with an UpstreamError.
 
-        Attach a `sink` as soon as the head is there: the body's first bytes follow in the same call. Times in seconds.
+        Attach a `sink` as soon as the head arrives: the first bytes of the body follow in the same call. Times are in
+        seconds.
         """
         now = self.pool.now()
         self.state = State.HEAD
@@ -146,7 +149,8 @@ class UpstreamConnection:
         return self._answer
 
     def pause(self) -> None:
-        """Stop reading: the client does not take more. The silence is ours, so its timer stops too."""
+        """Stop reading because the client cannot keep up. The read timeout stops too, since the engine is not to
+        blame."""
         if self.state is State.BODY:
             self.transport.pause_reading()
             self.deadline = NEVER
@@ -157,7 +161,8 @@ class UpstreamConnection:
             self.deadline = self.pool.now() + self._between
 
     def release(self) -> None:
-        """End of the exchange for its owner: keep the connection if its answer was complete, else close it now."""
+        """The owner is done with this exchange: keep the connection if its answer was complete, otherwise close it
+        now."""
         self.sink = None
         if self.state is State.IDLE:
             self.pool.put(self)
@@ -176,13 +181,14 @@ class UpstreamConnection:
         self._descriptor = transport.get_extra_info("socket").fileno()
 
     def pause_writing(self) -> None:
-        """The engine takes a long request slowly; all of it was written in one go, so there is nothing to hold back."""
+        """Nothing to do: the whole request has already been handed to the transport."""
 
     def resume_writing(self) -> None:
-        """It has taken most of it."""
+        """Nothing to do; see `pause_writing`."""
 
     def usable(self) -> bool:
-        """Whether it may carry another request. Bytes that a busy loop has not read yet are nobody's answer either."""
+        """Whether the connection may carry another request. It may not if unsolicited bytes wait in the kernel, which a
+        busy loop has not read yet."""
         if self.state is not State.IDLE or self.transport.is_closing():
             return False
         ioctl(self._descriptor, FIONREAD, _unread)
@@ -194,7 +200,7 @@ class UpstreamConnection:
                 self._body(data)
             elif self.state is State.HEAD:
                 self._read_head(data)
-            else:  # bytes nobody asked for: whatever follows could be taken for the next answer
+            else:  # unsolicited bytes: the next answer could not be told from them
                 self.abort()
         except UpstreamWireError as error:
             self._broke(UpstreamBroke("The engine's answer was malformed.", cause=str(error)))
@@ -202,12 +208,14 @@ class UpstreamConnection:
             self._unread(bug)
 
     def _unread(self, bug: Exception) -> None:
-        """A bug in what reads this answer ends this answer only: the loop goes on, and nobody waits for its end."""
+        """A bug in the code that reads this answer fails this answer only. The event loop goes on, and the owner is
+        told."""
         log.error("an answer could not be read by a bug", exc_info=bug)
         self._broke(UpstreamBroke("The engine's answer could not be read.", cause=repr(bug)))
 
     def _read_head(self, data: bytes) -> None:
-        self.reused = False  # it answers: from here on its end is a failure, and no reason to ask again (R5)
+        # An answer has begun: from here on a closed connection is a failure and no reason to retry (R5)
+        self.reused = False
         searched = len(self._buffer)
         buffer = self._buffer + data if searched else data
         while self._interim <= MAX_INFORMATIONAL:
@@ -234,14 +242,14 @@ class UpstreamConnection:
         self.deadline = self.pool.now() + self._between
         answer, self._answer = self._answer, None
         if answer is not None:
-            answer.set(head)  # the owner runs until it has attached its sink
+            answer.set(head)  # resumes the owner, which attaches its sink before this returns
         if self.state is not State.BODY:
             return
         rest = buffer[start:]
         if rest or (self._remaining == 0 and self.walker is None):
             self._body(rest)
             if not self.transport.is_reading():
-                self.deadline = NEVER  # paused at its head: the silence is ours
+                self.deadline = NEVER  # the sink paused at once: the engine is not to blame for the silence
 
     def _body(self, data: bytes) -> None:
         self.bytes_in += len(data)
@@ -270,7 +278,8 @@ class UpstreamConnection:
         self._complete(data)
 
     def _whole_lines(self, walker: ChunkWalker, data: bytes) -> bytes:
-        """`data` without the unfinished size line at its end: it may be the last one, which sinks treat apart."""
+        """`data` without an unfinished size line at its end: it may be the one of the last chunk, which sinks must
+        recognise."""
         start = len(data) - walker.rewind()
         self._line = data[start:]
         return data[:start]
@@ -278,14 +287,15 @@ class UpstreamConnection:
     def _complete(self, data: bytes) -> None:
         self.deadline = self.total_deadline = NEVER
         self.state = State.IDLE
-        # An answer before the request was read whole: the rest of it would hold up the next one.
+        # If the engine answered before it read the whole request, the unread rest would delay the next request.
         if not self._reusable or self.transport.get_write_buffer_size():
             self.abort()
         if self.sink is not None:
             self.sink.last(data)
 
     def eof_received(self) -> bool:
-        """The engine says no more. What it has not read of the request it will not read: do not wait for that."""
+        """The engine closed its sending side. Do not wait until the unsent rest of the request is written: it will not
+        be read."""
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         return False
@@ -303,7 +313,7 @@ class UpstreamConnection:
             )
 
     def _closed_after_all(self) -> None:
-        """The end of the connection is that of a body without a length."""
+        """A body without length or chunks ends when its connection closes."""
         try:
             if self.sink is not None:
                 self.sink.last(b"")
@@ -324,14 +334,15 @@ class UpstreamConnection:
     # ---- timers
 
     def due(self, now: float) -> bool:
-        """Whether a timer has passed; of a body also AFTER_END, once after each read."""
+        """Whether a timer has passed. For a body this includes AFTER_END, reported once after each read."""
         if self.deadline <= now or self.total_deadline <= now:
             return True
         read_at = self.deadline - self._between
         return self.state is State.BODY and self.deadline != self._looked_at and read_at + AFTER_END <= now
 
     def expired(self, now: float) -> None:
-        """It is `due`: the body is whole all the same, or `deadline` or `total_deadline` has passed (R4)."""
+        """Called when `due`: either the sink says that the body is over, or `deadline` or `total_deadline` has passed
+        (R4)."""
         if self.state is State.BODY and self.sink is not None and self.sink.over():
             self._reusable = False
             self._complete(b"")

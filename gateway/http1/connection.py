@@ -15,20 +15,20 @@ from gateway.http1.eager import Call, Signal
 from gateway.http1.message import STATUS_LINES, RequestHead
 from gateway.http1.wire import RequestReader, WireError
 
-if TYPE_CHECKING:  # the server makes connections
+if TYPE_CHECKING:  # import cycle: the server creates connections
     from gateway.http1.server import HttpServer
 
 NEVER: Final = float("inf")
-FIRST_LOOK: Final = 0.25  # of the time of a client that does not read
-LINGER: Final = 2.0  # seconds to read on after an early refusal: its answer must not be lost to a reset (RFC 9112 9.6)
-PIPELINE_BYTES: Final = 64 * 1024  # held of what nobody asked for yet, bodies and later requests, before reading pauses
-BEHIND_REFUSAL: Final = 4 * 1024  # held of later requests while a refusal waits; with more the connection ends
-LONG_READ: Final = 128 * 1024  # of a body; behind one of 256 kB uvloop reads on at once, up to 32 times
+FIRST_LOOK: Final = 0.25  # fraction of `slow_reader` until a client that does not read is checked for the first time
+LINGER: Final = 2.0  # seconds of reading after an early refusal: a reset would destroy its answer (RFC 9112 9.6)
+PIPELINE_BYTES: Final = 64 * 1024  # of an unread body and of pipelined requests, held before reading pauses
+BEHIND_REFUSAL: Final = 4 * 1024  # bytes of later requests held while a refusal waits; with more, the connection ends
+LONG_READ: Final = 128 * 1024  # bytes of a body; after 256 kB uvloop reads again at once, up to 32 times
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Handler(Protocol):
-    """What answers requests. All get the connection; its `head` is there for `request`, and may be for `malformed`."""
+    """Answers requests. `connection.head` is set in `request`, and may be set in `malformed`."""
 
     def request(self, connection: "Connection") -> Coroutine[Any, Any, None]:
         """Answer one request. Must not raise."""
@@ -39,12 +39,12 @@ class Handler(Protocol):
         ...
 
     def crowded(self, connection: "Connection") -> None:
-        """Answer a connection that is one too many: nothing of it is read, and it closes afterwards."""
+        """Answer a connection that exceeds a cap: nothing is read from it, and it closes afterwards."""
         ...
 
 
 class Stream(Protocol):
-    """Who fills a connection's answer; told when the client's window closes and opens again."""
+    """The producer of a connection's answer; told to pause while the client does not keep up."""
 
     def pause(self) -> None: ...
 
@@ -52,15 +52,15 @@ class Stream(Protocol):
 
 
 class Phase(Enum):
-    """Where a connection stands; each has its timer (H4)."""
+    """The state of a connection; each has its timer (H4)."""
 
     IDLE = auto()  # between requests: keep-alive
     HEAD = auto()  # first byte of a head seen
     BODY = auto()  # a handler runs and waits for the body
-    ANSWER = auto()  # a handler runs and has what it needs
-    REFUSAL = auto()  # a handler runs, needs nothing more and answers late
-    NEXT = auto()  # another request is here already, for a later turn of the loop
-    LINGER = auto()  # answered, closing, reading to the end
+    ANSWER = auto()  # a handler runs and has all it needs
+    REFUSAL = auto()  # a handler runs, reads nothing more, and its refusal is delayed
+    NEXT = auto()  # the next request is here already and starts in a later turn of the loop
+    LINGER = auto()  # answered and closing: reads until the client closes too
     CLOSED = auto()
 
 
@@ -103,10 +103,10 @@ class Connection:
         self.phase = Phase.IDLE
         self.deadline = NEVER
         self.writable = True
-        self._unsent = 0  # bytes at the last look at a client that does not take all at once; -1 before the first
-        self.stall_deadline = NEVER  # of a client that does not take what is written, beside the phase's own
+        self._unsent = 0  # bytes in the write buffer when a slow client was last checked; -1 before the first check
+        self.stall_deadline = NEVER  # for a client that does not read what is written; runs beside `deadline`
         self.fresh = True  # no request yet
-        self.known: Any = None  # what the handler remembers for the next request
+        self.known: Any = None  # what the handler remembers from one request to the next
         self._error: WireError | None = None
         self._reset()
 
@@ -117,12 +117,12 @@ class Connection:
         self._body_deadline = NEVER
         self._room: Callable[[int], bool] | None = None
         self.stream: Stream | None = None
-        self._answer = b""  # made, and sent when the handler has ended
+        self._answer = b""  # a whole answer, sent when the handler has ended
         self.begun = False
         self.keep = True
         self.bytes_out = 0
         self.quiet_at = NEVER
-        self.quiet_call: Callable[[Any], None] | None = None  # given `quiet_of`
+        self.quiet_call: Callable[[Any], None] | None = None  # called with `quiet_of`
         self.quiet_of: Any = None
 
     # ---- transport callbacks
@@ -130,7 +130,7 @@ class Connection:
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
-        self.peer_ip = sys.intern(peer[0]) if isinstance(peer, tuple) else "local"  # a client has many
+        self.peer_ip = sys.intern(peer[0]) if isinstance(peer, tuple) else "local"  # one client, many connections
         self.transport.set_write_buffer_limits(high=self._server.caps.buffer_bytes)
         self.deadline = self._server.now() + self._server.timeouts.head
         self._server.opened(self)
@@ -152,7 +152,7 @@ class Connection:
             self.transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """A half-close counts as gone: it cannot be told from a client that left (docs/architecture.md)."""
+        """A half-close counts as a disconnect: the two cannot be told apart (docs/architecture.md)."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -182,7 +182,7 @@ class Connection:
     # ---- requests, one after the other
 
     def _pump(self) -> None:
-        """Between two requests: start what is ready. A read may bring thousands; each has a turn of the loop."""
+        """Start the next request if its head is here. One read may bring thousands; each gets a turn of the loop."""
         if self.reader.head is not None:
             self._start(self.reader.head)
         elif self._error is not None:
@@ -214,7 +214,7 @@ class Connection:
         call.resume()
 
     def _ended(self) -> None:
-        """The handler's last line ran: the answer is written now at the latest, or the connection is lost."""
+        """The handler has returned: send its answer, then go on with the connection or close it."""
         self.send()
         keep = self.keep and self.begun and self.reader.complete and self._error is None
         self._reset()
@@ -236,13 +236,13 @@ class Connection:
             self.transport.resume_reading()
 
     def _go_on(self) -> None:
-        """With what is here already: in a new turn, so that others' requests come between those of a burst."""
+        """Start the next pipelined request in a new turn of the loop, so that a burst does not hold up others."""
         self.phase = Phase.NEXT
         self.read_on()
         asyncio.get_running_loop().call_soon(self._next)
 
     def _next(self) -> None:
-        """While the client does not take its answers no other is begun: what waits to be written stays bounded."""
+        """Starts no request while the client does not read its answers: this bounds the write buffer."""
         if self.phase is not Phase.NEXT:
             return
         self.phase = Phase.IDLE
@@ -251,7 +251,7 @@ class Connection:
             self._pump()
 
     def _close_gently(self) -> None:
-        """Close after what is written; a peer still sending gets the answer before the reset (RFC 9112 section 9.6)."""
+        """Close after what is written. A peer that is still sending gets the answer before a reset (RFC 9112 9.6)."""
         self.send()
         if self.phase is Phase.CLOSED:
             return
@@ -265,13 +265,13 @@ class Connection:
         self.transport.write_eof()
 
     def close(self) -> None:
-        """Close after what is written; a client that does not take it is cut in the end."""
+        """Close after what is written; a client that does not read it is cut off when its time is up."""
         self._linger()
         self.transport.close()
 
     def _linger(self) -> None:
         self.phase = Phase.LINGER
-        if not self.writable:  # its time runs already
+        if not self.writable:  # `stall_deadline` runs already
             self.deadline = NEVER
             return
         unsent = self.transport.get_write_buffer_size()
@@ -285,9 +285,8 @@ class Connection:
         return self._server.now()
 
     async def body(self, room: Callable[[int], bool] | None = None) -> bytes:
-        """The whole request body. While more of it comes, `room` takes how many bytes are here and says whether they
-        may stay. Raises WireError (413 too), RequestTimeout, Overloaded (no room) or ClientGone.
-        """
+        """The whole request body. While it arrives, `room` is called with the bytes received so far and says whether
+        they may stay. Raises WireError (also 413), RequestTimeout, Overloaded (no room) or ClientGone."""
         if not self.reader.complete:
             self._room = room
             await self._receive_body()
@@ -295,22 +294,22 @@ class Connection:
             raise self._error
         body = self.reader.take_body()
         if not self.transport.is_reading():
-            self.read_on()  # it paused behind a long body that nobody asked for: the client's end must show
+            self.read_on()  # it paused at a long body before anyone asked for it; a disconnect would go unnoticed
         return body
 
     def read_no_more(self) -> None:
-        """Until `read_on`, or the body is asked for, or the answer has gone."""
+        """Pause reading until `read_on` is called, the body is asked for, or the answer is sent."""
         self.transport.pause_reading()
 
     def read_on(self) -> None:
-        """Unless more is here than may wait: each answer would let another read in, which brings more than it took."""
+        """Resume reading, unless too many pipelined bytes are held: each answer would let the buffer grow by a read."""
         if self.reader.head is None or self.reader.buffered <= PIPELINE_BYTES:
             self.transport.resume_reading()
         else:
             self.transport.pause_reading()
 
     def hold_nothing(self) -> None:
-        """The request will be refused, and that waits: what is here of it is dropped, and what comes meanwhile."""
+        """The request will be refused after a delay: drop its bytes now, and those that arrive until then."""
         self.phase = Phase.REFUSAL
         self.reader.let_go(BEHIND_REFUSAL)
         if self.reader.dead or self.reader.body_received > PIPELINE_BYTES:
@@ -343,7 +342,7 @@ class Connection:
             body.fail(Overloaded(BODIES_FULL))
         elif self.reader.complete or self._error is not None:
             body.set(None)
-        elif read >= LONG_READ:  # others' turn: 8 MB in chunks of one byte take seconds
+        elif read >= LONG_READ:  # give others a turn: 8 MB in chunks of one byte take seconds to parse
             self.transport.pause_reading()
             asyncio.get_running_loop().call_soon(self._next_read)
 
@@ -352,10 +351,10 @@ class Connection:
             self.transport.resume_reading()
 
     def begin(self, status: int, fields: bytes, *, framing: bytes, first: bytes = b"") -> None:
-        """Write the head and what is there of the body in one go.
+        """Write the head and the first bytes of the body in one write.
 
-        `fields` and `framing` are complete field lines. Without framing the body ends with the connection, except of a
-        204, which has none (RFC 9110 section 15.3.5).
+        `fields` and `framing` are complete field lines. Without `framing` the body ends when the connection closes,
+        except for a 204, which has no body (RFC 9110 section 15.3.5).
         """
         self.write(self._made(status, fields, framing, first))
 
@@ -381,27 +380,27 @@ class Connection:
         self.transport.write(data)
 
     def respond(self, status: int, fields: bytes, body: bytes) -> None:
-        """A whole answer, sent when the handler has ended: what it writes down of the request is there before a client
-        sees anything. A HEAD request gets the length and no body (RFC 9110 section 9.3.2)."""
+        """Prepare a whole answer. It is sent when the handler has ended, so that the record of a request exists before
+        its client sees the answer. A HEAD request gets the length and no body (RFC 9110 section 9.3.2)."""
         head_only = self.head is not None and self.head.method == "HEAD"
         answer = self._made(status, fields, b"Content-Length: %d\r\n" % len(body), b"" if head_only else body)
         self.bytes_out += len(answer)
         self._answer = answer
 
     def send(self) -> None:
-        """What `respond` made goes out."""
+        """Send what `respond` prepared."""
         if self._answer:
             answer, self._answer = self._answer, b""
             self.transport.write(answer)
 
     def abort(self) -> None:
-        """Cut the connection: what was promised cannot be completed."""
+        """Cut the connection, because an answer that has begun cannot be completed."""
         self.keep = False
         self.transport.abort()
 
     def cut(self) -> None:
-        """The gateway ends: the connection's request has settled when this returns. What its handler wrote as a last
-        word the client may take until `HttpServer.ended` is through; one that does not read gets none."""
+        """The gateway shuts down: interrupt the request, which has settled when this returns. The client may still read
+        the last bytes until `HttpServer.ended` gives up; one that is not reading is cut off at once."""
         self.keep = False
         answered = self.call is not None or self.phase is Phase.LINGER
         if not answered or not self.writable:
@@ -413,7 +412,7 @@ class Connection:
     # ---- timers, driven by the server's sweep
 
     def expired(self, now: float) -> None:
-        """The deadline of the current phase has passed, or that of a client that does not read."""
+        """The deadline of the current phase has passed, or the one for a client that does not read."""
         while self.stall_deadline <= now or (self.phase is Phase.LINGER and self.deadline <= now):
             more = self._more_time()
             if not more:
@@ -437,9 +436,9 @@ class Connection:
             self.close()
 
     def _more_time(self) -> float:
-        """Seconds for a client that takes what was written, 0 for one that does not: of an answer that was written
-        whole, as much in `slow_reader` seconds as of a stream, the part of the buffer between its marks. At the first
-        look the kernels' buffers are full, which a client that reads nothing fills too."""
+        """Seconds to grant a client that does read, 0 for one that does not. It must read three quarters of
+        `buffer_bytes` in `slow_reader` seconds, the same rate that a stream demands. The first check measures nothing:
+        by then only the kernel's buffers have filled, and they fill for a client that reads nothing too."""
         before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
         enough, patience = self._server.caps.buffer_bytes * 3 // 4, self._server.timeouts.slow_reader
         if before < 0:
@@ -447,7 +446,7 @@ class Connection:
         return patience if before - self._unsent >= enough else 0.0
 
     def quiet(self) -> None:
-        """The handler asked to be called when `quiet_at` passes."""
+        """`quiet_at` has passed: call the handler back."""
         self.quiet_at = NEVER
         if self.quiet_call is not None:
             self.quiet_call(self.quiet_of)

@@ -1,6 +1,6 @@
-"""How many connections there may be, of all clients and of one address (H3). Counts only; must not know what they say.
+"""Caps on the number of connections, in total and per address (H3). Only counts; must not know what is sent on them.
 
-TLS connections count from their accept on: those that never shake hands would be in no cap otherwise.
+A TLS connection counts from its accept on. Otherwise clients that never finish a handshake would escape the caps.
 """
 
 from collections import Counter
@@ -11,9 +11,9 @@ from gateway.config import Caps
 
 
 class Door:
-    """Every connection comes in by `opened` and goes by `closed`; one with a handshake before it by `enter` and
-    `leave` too. `shared` tells the addresses that stand for many clients (trusted proxies): no cap of one holds for
-    them. `refused` counts."""
+    """Counts connections. Every connection calls `opened` and `closed`; a TLS handshake before it calls `enter` and
+    `leave`. `shared` tells which addresses stand for many clients (trusted proxies): the cap per address does not apply
+    to them. `refused` counts refusals."""
 
     def __init__(self, caps: Caps, shared: Callable[[str], bool]) -> None:
         self.caps = caps
@@ -24,19 +24,19 @@ class Door:
         self._of_address: Counter[str] = Counter()
 
     def enter(self, connection: Any, peer: str) -> bool:
-        """A handshake with this address begins. False: there are too many."""
+        """A handshake with this address begins. False: it exceeds a cap."""
         self._greeting[connection] = peer
         self._of_address[peer] += 1
         return self._has_room(peer)
 
     def leave(self, connection: Any) -> None:
-        """The handshake is over, or it came to nothing. Idempotent."""
+        """The handshake succeeded or failed. Idempotent."""
         peer = self._greeting.pop(connection, None)
         if peer is not None:
             self._forget(peer)
 
     def opened(self, connection: Any, peer: str) -> bool:
-        """A connection is there. False: it is one too many, and `closed` all the same later."""
+        """A connection is open. False: it exceeds a cap. `closed` must be called for it either way."""
         self._open += 1
         self._of_address[peer] += 1
         self.leave(connection)
@@ -47,7 +47,7 @@ class Door:
         self._forget(peer)
 
     def _has_room(self, peer: str) -> bool:
-        """Whether the one that was counted last may stay."""
+        """Whether the connection counted last is within the caps."""
         caps = self.caps
         room = self._open + len(self._greeting) <= caps.connections
         if room and (self._of_address[peer] <= caps.connections_per_ip or self.shared(peer)):

@@ -1,8 +1,8 @@
-"""Runs one coroutine without a Task: it starts in the caller's stack and resumes in the stack of what it waited for.
+"""Runs one coroutine without a Task: it starts on the caller's stack and resumes on the stack of whatever wakes it.
 
-A Task costs 2 us and a loop turn per request (docs/architecture.md has the measurement); a request that never waits
-costs nothing here. The coroutine may await `Signal`s (resumed at once) and asyncio futures and tasks (resumed one loop
-turn later). It must not use what needs a current Task: `asyncio.timeout`, anyio, `asyncio.sleep` beyond 0.
+A Task costs 2 us and one turn of the loop per request (docs/architecture.md); a request that never waits pays neither.
+The coroutine may await `Signal`s (resumed immediately) and asyncio futures and tasks (resumed one turn of the loop
+later). It must not use anything that needs a current Task: `asyncio.timeout`, anyio, `asyncio.sleep` with a delay.
 """
 
 import asyncio
@@ -14,7 +14,8 @@ _OVER: Final = object()
 
 
 class Signal(Generic[T]):
-    """A one-shot result. `set` and `fail` resume the waiting coroutine before they return; later calls do nothing."""
+    """A one-shot result. `set` and `fail` resume the waiting coroutine before they return; later calls have no
+    effect."""
 
     __slots__ = ("_error", "_value", "_waiter", "is_set")
 
@@ -42,7 +43,7 @@ class Signal(Generic[T]):
             waiter.resume()
 
     def attach(self, waiter: "Call | None") -> None:
-        """Who to resume; None detaches (the wait was interrupted)."""
+        """Register the call to resume; None detaches it (its wait was interrupted)."""
         self._waiter = waiter
 
     def __await__(self) -> Generator["Signal[T]", None, T]:
@@ -57,7 +58,8 @@ class Signal(Generic[T]):
 
 
 class Call:
-    """One running coroutine. `throw` interrupts it at its await; `on_done` is called once, after its last line."""
+    """One running coroutine. `throw` interrupts it at its current await; `on_done` is called once, when it has
+    finished."""
 
     __slots__ = ("_pending", "_running", "_steps", "_waiting", "done", "on_done")
 
@@ -70,12 +72,12 @@ class Call:
         self.on_done = on_done
 
     def resume(self) -> None:
-        """Run to the next wait. Also the entry point."""
+        """Run to the next await. Also starts the coroutine."""
         self._waiting = None
         self._step(None)
 
     def throw(self, error: BaseException) -> None:
-        """Raise `error` at the current await; at the next one when the coroutine is running right now."""
+        """Raise `error` at the current await, or at the next one if the coroutine is running right now."""
         if self.done:
             return
         if self._running:
@@ -89,7 +91,7 @@ class Call:
         self._step(error)
 
     def _future_done(self, future: "asyncio.Future[Any]") -> None:
-        # A future that was done when `throw` detached from it has this call due already.
+        # If the future was already done when `throw` detached from it, this callback is still scheduled: ignore it.
         if self._waiting is future:
             self.resume()
 
@@ -97,7 +99,7 @@ class Call:
         self._running = True
         try:
             waits = self._run(error)
-        except StopIteration:  # `error` was the last that it met
+        except StopIteration:  # the coroutine caught `error` and returned
             waits = False
         except BaseException as err:
             self._finish(err)
@@ -110,9 +112,9 @@ class Call:
             self._finish(None)
 
     def _run(self, error: BaseException | None) -> bool:
-        """Run the coroutine to its next wait; False: it is over."""
+        """Run the coroutine to its next await; False: it has finished."""
         while True:
-            # `next` with a default: compiled, an end told by an exception costs half a microsecond.
+            # `next` with a default: in compiled code, a StopIteration costs half a microsecond.
             waiting = next(self._steps, _OVER) if error is None else self._steps.throw(error)
             if waiting is _OVER:
                 return False

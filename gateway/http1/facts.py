@@ -1,13 +1,13 @@
-"""Where backends listen, and what is counted of connections. Pure facts.
+"""Where backends listen, and counters of connections. Plain data.
 
-Not compiled (`hatch_build.py`): records keep their options and types.
+Not compiled (`hatch_build.py`): these are records that need msgspec's options.
 """
 
 import msgspec
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where a backend listens. `ca`: PEM file that verifies a TLS backend; empty: the system's."""
+    """Where a backend listens. `ca`: PEM file with the authorities that verify a TLS backend; empty: the system's."""
 
     host: str
     port: int
@@ -23,7 +23,7 @@ class PoolStats(msgspec.Struct, frozen=True):
 
 
 class ServerStats(msgspec.Struct, frozen=True):
-    """Counts since start, and what is open now."""
+    """Counters since start, and the connections open now."""
 
     open: int
     busy: int
@@ -32,4 +32,4 @@ class ServerStats(msgspec.Struct, frozen=True):
     requests: int
     timed_out: int
     buffered: int
-    """Bytes of answers that wait for clients to take them."""
+    """Bytes of answers that clients have not read yet."""

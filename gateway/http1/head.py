@@ -1,7 +1,7 @@
-"""The rules for one request head: which bytes are one, what its fields and target mean, how its body is framed.
+"""The rules for one request head: which bytes are allowed, what its fields and target mean, how its body is framed.
 
-Pure functions for `wire`, each of which raises `WireError`; sections are RFC 9112's unless named otherwise. Must not
-know the state of a connection.
+Pure functions for `wire`, each of which raises `WireError`. Section numbers are RFC 9112's unless named otherwise. Must
+not know the state of a connection.
 """
 
 import re
@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 
 
 class WireError(Exception):
-    """A client's bytes are not a request that we take: answer with `status`, then close the connection."""
+    """The client's bytes are not a request that we accept: answer with `status`, then close the connection."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(status, reason)
@@ -23,7 +23,7 @@ class WireError(Exception):
 
 
 METHODS: Final = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
-"""Methods that can have a meaning here; all others, CONNECT and TRACE among them, are answered 501."""
+"""Methods that can have a meaning here. All others, CONNECT and TRACE among them, are answered 501."""
 
 SINGLE: Final = frozenset(
     {
@@ -38,7 +38,8 @@ SINGLE: Final = frozenset(
         b"x-api-key",
     }
 )
-"""Fields that decide who, where or how long: a second one would let two readers choose differently."""
+"""Fields that decide on identity, routing or framing. A repeated one is refused, since two readers could pick different
+ones."""
 
 METHOD_BYTES: Final = 32
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
@@ -46,7 +47,7 @@ _LINE: Final = rb"(" + _TOKEN + rb"{1,32}) ([\x21-\x7e]+) HTTP/([0-9]\.[0-9])\r\
 _REQUEST_LINE: Final = re.compile(_LINE)
 _FIELD_LINE: Final = re.compile(rb"(" + _TOKEN + rb"++):([\t\x20-\x7e\x80-\xff]*+)\r\n")
 _HEAD: Final = re.compile(_LINE + rb"(?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
-# What can never be part of a head: control bytes, LF without CR, CR without LF.
+# What is never allowed in a head: control bytes, LF without CR, CR without LF.
 _BROKEN: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
 _VERSIONS: Final = {b"1.1": 11, b"1.0": 10}
 
@@ -55,7 +56,7 @@ _PATH_HINT: Final = re.compile(rb"(?:\r\n)?" + _TOKEN + rb"{1,32} (?:https?://[^
 _DIGITS: Final = re.compile(rb"[0-9]{1,18}")
 _HOST: Final = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|[0-9A-Za-z._~-]{1,255})(?::([0-9]{0,5}))?")
 _ABSOLUTE: Final = re.compile(rb"(https?)://([^/?]*)(.*)", re.IGNORECASE)
-# RFC 3986 sections 3.3 and 3.4; nothing that some parser mends and another takes as it is.
+# RFC 3986 sections 3.3 and 3.4, without anything that some parsers repair and others accept as it is.
 _PATH_AND_QUERY: Final = re.compile(
     rb"((?:[0-9A-Za-z\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})*)(?:\?(?:[0-9A-Za-z\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*)?"
 )
@@ -74,7 +75,8 @@ _COMMON: Final = (
 
 
 class _Lower(dict[bytes, bytes]):
-    """Field name -> the same in lower case; looked up for names that clients use, made for others, never stored."""
+    """Field name -> the same in lower case. Names that clients commonly use are stored, others are computed and not
+    stored."""
 
     def __missing__(self, name: bytes) -> bytes:
         return name.lower()
@@ -86,7 +88,7 @@ _lower: Final = _Lower(
 
 
 def check_partial(buffer: bytes, target_bytes: int, start: int) -> None:
-    """Refuse an unfinished head that no further byte can mend; bytes before `start` were checked before."""
+    """Refuse an incomplete head that no further byte can make valid. Bytes before `start` have been checked already."""
     if _BROKEN.search(buffer, start):
         raise WireError(400, "control byte, bare CR or bare LF in request head")
     if buffer.startswith(b"\r\n"):
@@ -117,7 +119,7 @@ def _check_line(match: re.Match[bytes], target_bytes: int) -> tuple[str, bytes, 
 
 
 def match(head: bytes, target_bytes: int) -> tuple[str, bytes, int]:
-    """Method, target and version (10 or 11) of `head`, each byte of which has been checked."""
+    """Method, target and version (10 or 11) of `head`; checks every byte of it."""
     found = _HEAD.fullmatch(head)
     if found is None:
         raise _fault(head, target_bytes)
@@ -125,7 +127,7 @@ def match(head: bytes, target_bytes: int) -> tuple[str, bytes, int]:
 
 
 def _fault(head: bytes, target_bytes: int) -> WireError:
-    """Why `head` is not one."""
+    """Why `head` is not a valid request head."""
     if _BROKEN.search(head):
         return WireError(400, "control byte, bare CR or bare LF in request head")
     line_end = head.find(b"\r\n")
@@ -138,11 +140,12 @@ def _fault(head: bytes, target_bytes: int) -> WireError:
 
 
 def fields(head: bytes, raw: dict[bytes, bytes], count: int) -> dict[bytes, bytes]:
-    """The `count` fields of `head` by lower-case name; `raw` is llhttp's view of them, the first of each name.
+    """The `count` fields of `head` by lower-case name. `raw` holds the fields as llhttp saw them, the first of each
+    name.
 
-    Repeated fields are joined in order (RFC 9110 section 5.3), those in `SINGLE` refused.
+    Repeated fields are joined in order (RFC 9110 section 5.3); repeated fields in `SINGLE` are refused.
     """
-    # Built-ins all the way: half the time of a loop. llhttp leaves the white space behind a value.
+    # Built-ins only: half the time of a loop. llhttp does not strip the white space after a value.
     found = dict(zip(map(_lower, raw), map(bytes.strip, raw.values())))  # noqa: B905  # strict= costs 0.25 microseconds
     return found if len(found) == count else _joined(head)
 
@@ -161,15 +164,15 @@ def _joined(head: bytes) -> dict[bytes, bytes]:
 
 
 def path_hint(buffer: bytes) -> str:
-    """The beginning of the path in a request line, however broken the rest: enough to choose the API whose error format
-    the refusal takes. Never route by it. Empty where there is none."""
+    """The beginning of the path in a request line, however broken the rest is. It selects the API whose error format a
+    refusal takes; never route by it. Empty if there is none."""
     found = _PATH_HINT.match(buffer)
     return found[1].decode() if found is not None else ""
 
 
 def without_upgrade(head: bytes) -> bytes:
-    """`head`, checked by `match`, as if no upgrade were offered: a server may ignore that (RFC 9110 section 7.8), and
-    some clients offer HTTP/2 with every first request."""
+    """`head`, which `match` has checked, without its offer to upgrade: a server may ignore one (RFC 9110 section 7.8),
+    and some clients offer HTTP/2 with every first request."""
     return _UPGRADE.sub(b"", head)
 
 
@@ -182,7 +185,7 @@ def host(headers: dict[bytes, bytes], version: int) -> bytes | None:
 
 
 def framing(headers: dict[bytes, bytes], version: int) -> tuple[int | None, bool]:
-    """Content-Length, and whether the body is chunked (section 6). Anything open to two readings is refused."""
+    """Content-Length, and whether the body is chunked (section 6). Anything ambiguous is refused."""
     length = headers.get(b"content-length")
     coding = headers.get(b"transfer-encoding")
     if coding is not None:
@@ -210,7 +213,8 @@ def keep_alive(headers: dict[bytes, bytes], version: int) -> bool:
 
 
 def expects(headers: dict[bytes, bytes], version: int) -> bool:
-    """Whether 100-continue is asked for (RFC 9110 section 10.1.1: not by HTTP/1.0); other expectations are 417."""
+    """Whether the client expects 100-continue (RFC 9110 section 10.1.1: HTTP/1.0 cannot); other expectations get a
+    417."""
     value = headers.get(b"expect")
     if value is None:
         return False
@@ -220,10 +224,11 @@ def expects(headers: dict[bytes, bytes], version: int) -> bool:
 
 
 def target(method: str, value: bytes, host_field: bytes | None) -> str:
-    """The decoded path of a request target (section 3.2), which must fit the Host field. Its query is checked only.
+    """The decoded path of a request target (section 3.2), which must agree with the Host field. The query is only
+    checked.
 
-    Origin-form and absolute-form are taken. An absolute-form whose authority is not the Host field's is refused:
-    section 3.2.2 lets a server ignore Host then, and one behind it might not.
+    Origin-form and absolute-form are accepted. An absolute-form with another authority than the Host field is refused:
+    section 3.2.2 lets a server ignore Host in this case, and a server behind this one might not.
     """
     host_authority = None if host_field is None else _authority(host_field)
     if not value.startswith(b"/"):
@@ -249,9 +254,9 @@ def _origin_form(method: str, value: bytes, host_authority: tuple[bytes, bytes] 
 
 
 def _authority(value: bytes) -> tuple[bytes, bytes]:
-    """Host in lower case and port digits without leading zeros, either of which may be empty only for the port.
+    """Host in lower case, and the port's digits without leading zeros. Only the port may be empty.
 
-    Userinfo, percent-encoding and sub-delimiters, which RFC 3986 allows in names and nobody uses, are refused.
+    Userinfo, percent-encoding and sub-delimiters are refused: RFC 3986 allows them in names, but nobody uses them.
     """
     match = _HOST.fullmatch(value)
     if match is None:
@@ -269,7 +274,7 @@ def _authority(value: bytes) -> tuple[bytes, bytes]:
 
 
 def _decoded(path: bytes) -> str:
-    """`path` percent-decoded once. Refuses what a second decoding or a path normaliser would change the meaning of."""
+    """`path`, percent-decoded once. Refuses a path whose meaning a second decoding or a normaliser would change."""
     try:
         text = (unquote_to_bytes(path) if b"%" in path else path).decode()
     except UnicodeDecodeError as error:

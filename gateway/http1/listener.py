@@ -1,6 +1,6 @@
-"""Listening sockets: opened, closed, and handed over to another process without a refused connection (H13).
+"""Listening sockets: opened, closed, and handed over to another process without refusing a connection (H13).
 
-Owns the queue of connections that nobody has accepted yet. Must not know requests.
+Owns the queue of connections that have not been accepted yet. Must not know requests.
 """
 
 import asyncio
@@ -21,22 +21,22 @@ log = logging.getLogger("fairgate.http1")
 
 BACKLOG = 4096
 SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF = 51, 68
-"""socket(7), since Linux 4.5 and 5.3; Python has no names for them."""
+"""socket(7), since Linux 4.5 and 5.3; Python does not define these constants."""
 HANDSHAKES = 0.05
-"""Seconds granted to TCP handshakes under way when the kernel was told to send new connections to the successor."""
-ACCEPTS_A_TURN = 100  # TLS connections; the loop has others to serve
-FULL_PAUSE = 1.0  # seconds until accepting is tried again where the process has no descriptor left
-_ALWAYS_THE_SECOND = struct.pack("HBBI", 0x06, 0, 0, 1)  # BPF_RET | BPF_K: the socket that was bound as number 1
+"""Seconds for TCP handshakes that were under way when the kernel was told to send new connections to the successor."""
+ACCEPTS_A_TURN = 100  # TLS connections accepted per turn of the loop, so that others are served in between
+FULL_PAUSE = 1.0  # seconds until accepting is tried again after the process ran out of file descriptors
+_ALWAYS_THE_SECOND = struct.pack("HBBI", 0x06, 0, 0, 1)  # BPF_RET | BPF_K: choose the socket that was bound as number 1
 
 
 class Listener:
-    """One address. Connections go to protocols of `factory`: objects with the methods of `asyncio.Protocol`, and with
-    their `transport` once they have one.
+    """One listening address. `factory` makes the protocol of each connection: an object with the methods of
+    `asyncio.Protocol` and a `transport`, which is None until it is connected.
 
-    With `reuse_port` another process may listen there too (SO_REUSEPORT, socket(7)); Linux gives each its share of the
-    new connections, and resets those in the queue of a socket that closes. `close_after_queue` lets them in instead.
-    `alone`: nobody shares the address but a successor. Then new connections are sent there first, so that none comes
-    between the last look at the queue and its end.
+    With `reuse_port` another process may listen on the same address (SO_REUSEPORT, socket(7)). Linux gives each process
+    a share of the new connections, and when a socket closes it resets the ones in its queue; `close_after_queue`
+    accepts those first. `alone`: only a successor shares the address. New connections are then steered to it before the
+    queue is emptied, so that none arrives between the last look at the queue and its end.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Listener:
         self._tls = tls
         self._handshake = handshake if tls else None
         self._door = door
-        self._queues: list[socket.socket] = []  # of TLS connections, which are accepted here
+        self._queues: list[socket.socket] = []  # for TLS, whose connections are accepted here and not by asyncio
         self._greetings: set[asyncio.Task[None]] = set()
         self._reuse_port = reuse_port
         self._alone = alone and sys.platform == "linux"
@@ -78,13 +78,13 @@ class Listener:
                 queue.listen(BACKLOG)
                 self._open_door(queue)
         if self._reuse_port and self._alone:
-            with contextlib.suppress(OSError):  # there is a program only where a process handed over before
+            with contextlib.suppress(OSError):  # fails if no earlier process attached a program to this address
                 for known in self._server.sockets:
                     known.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
         return int(self._server.sockets[0].getsockname()[1])
 
     def secure(self, tls: ssl.SSLContext | None, handshake: float) -> None:
-        """Handshakes that begin from now on; whether there are any stays."""
+        """Use this context and timeout for new handshakes. Does not switch TLS on or off."""
         if self._tls is not None and tls is not None:
             self._tls, self._handshake = tls, handshake
 
@@ -116,7 +116,7 @@ class Listener:
             except BlockingIOError:
                 return
             except ConnectionError:
-                continue  # this one left while it waited
+                continue  # the client left while it was queued
             except OSError as err:
                 log.error("connections wait: %s", err.strerror)
                 self._loop.remove_reader(queue)
@@ -127,7 +127,8 @@ class Listener:
             greeting.add_done_callback(self._greetings.discard)
 
     async def _greet(self, accepted: socket.socket) -> None:
-        """Shake hands, if there is room for one more; who leaves or fails at it is forgotten."""
+        """Do the TLS handshake if the caps allow one more. A client that disconnects or fails the handshake is dropped
+        silently."""
         protocol = self._factory()
         accepted.setblocking(False)
         try:
@@ -141,7 +142,8 @@ class Listener:
             self._door.leave(protocol)
 
     async def _let_in(self, accepted: socket.socket, protocol: Any) -> None:
-        """Raises OSError where it left. An interruption ends the connection; uvloop only closes its transport."""
+        """Connect the protocol. Raises OSError if the client has left. On cancellation uvloop closes only the
+        transport, so the protocol is told here."""
         try:
             await self._loop.connect_accepted_socket(
                 lambda: protocol, accepted, ssl=self._tls, ssl_handshake_timeout=self._handshake
@@ -154,7 +156,7 @@ class Listener:
     # ---- handing over
 
     async def close_after_queue(self) -> None:
-        """Close; where the address is shared, who stands in the queue is let in first."""
+        """Close. If the address is shared, connections waiting in the accept queue are accepted first."""
         waiting = []
         queues = self._copies()
         if self._reuse_port and self._alone:
@@ -180,26 +182,26 @@ class Listener:
         try:
             await self._let_in(accepted, self._factory())
         except OSError:
-            accepted.close()  # it left
+            accepted.close()  # the client left
 
 
 def _address(accepted: socket.socket) -> str:
-    """Of its peer. Raises OSError where it has left."""
+    """The peer's address. Raises OSError if it has left."""
     peer = accepted.getpeername()
     return str(peer[0]) if isinstance(peer, tuple) else ""
 
 
 def prefer_successor(listening: socket.socket) -> None:
-    """From now on Linux gives new connections of this shared address to the second who listens there, if there is one.
+    """Make Linux give new connections of this shared address to the second process that listens there, if there is one.
 
-    The older socket is number 0 of the two; where there is no number 1 the kernel chooses as if nothing were said.
+    The older socket is number 0 of the two. While there is no number 1, the kernel distributes connections as before.
     """
     program = ctypes.create_string_buffer(_ALWAYS_THE_SECOND)
     listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, struct.pack("@HP", 1, ctypes.addressof(program)))
 
 
 def accept_all(queue: socket.socket) -> list[socket.socket]:
-    """Everybody who stands in the queue of a listening socket now."""
+    """Accept every connection that is in the queue of a listening socket now."""
     queue.setblocking(False)
     accepted = []
     while True:
@@ -208,4 +210,4 @@ def accept_all(queue: socket.socket) -> list[socket.socket]:
         except BlockingIOError:
             return accepted
         except ConnectionError:
-            continue  # this one left while it waited
+            continue  # the client left while it was queued

@@ -1,7 +1,7 @@
-"""llhttp as the second reader of requests: lent to one message at a time, and given back.
+"""llhttp as the second parser of requests: borrowed for one message at a time.
 
 Owns the parser, the fields it saw and whether the message has ended. Must not know our own rules, except for which
-requests it surely stays ready to read another.
+requests leave the parser able to read another one.
 """
 
 from types import SimpleNamespace
@@ -12,15 +12,15 @@ from gateway.http1.head import WireError
 from gateway.http1.message import RequestHead
 
 _SPARE: list["Llhttp"] = []
-"""Between two messages: 2 KB each that a connection needs only while a request of it is read."""
+"""Parsers not in use. Each takes 2 KB, which a connection needs only while it reads a request."""
 _MOST_SPARE = 64
 
 
 class Llhttp:
-    """Reads one message. `fields` has the first of each name; `unfinished` is empty once the message has ended.
+    """Parses one message. `fields` has the first field of each name; `unfinished` is empty once the message has ended.
 
-    Its callbacks are built-in methods, so that it never runs our bytecode: every field goes to `fields.setdefault`, a
-    new message empties `fields`, the end of one empties `unfinished`.
+    The callbacks are built-in methods, so that llhttp never runs our bytecode: each field calls `fields.setdefault`, a
+    new message clears `fields`, and the end of a message clears `unfinished`.
     """
 
     __slots__ = ("_parser", "fields", "unfinished")
@@ -37,7 +37,7 @@ class Llhttp:
         )
 
     def agree(self, data: bytes) -> None:
-        """Read `data` too. Raises WireError for what it refuses."""
+        """Parse `data` too. Raises WireError if llhttp refuses it."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as error:
@@ -50,17 +50,17 @@ class Llhttp:
 
 
 def borrow() -> Llhttp:
-    """One that stands before a message."""
+    """A parser that is ready for a new message."""
     peer = _SPARE.pop() if _SPARE else Llhttp()
     peer.unfinished.add(True)
     return peer
 
 
 def give_back(peer: Llhttp, head: RequestHead) -> None:
-    """After the whole request of `head`, for the next one of any connection.
+    """Return the parser after the whole request of `head`, for the next request of any connection.
 
-    Kept only if llhttp, which also obeys Proxy-Connection, must see that request's connection as kept: behind a last
-    request it reads nothing more.
+    It is kept only if llhttp, which also obeys Proxy-Connection, considers that request's connection persistent: after
+    a last request it parses nothing more.
     """
     options = (head.headers.get(b"connection"), head.headers.get(b"proxy-connection"))
     if head.version == 11 and all(option is None or option.lower() == b"keep-alive" for option in options):

@@ -1,7 +1,7 @@
-"""What an HTTP/1.1 message head is, once parsed.
+"""The heads of HTTP/1.1 messages, after parsing.
 
-Owns `RequestHead`, `ResponseHead`, the reason phrases and the error of a broken response. Framing is decided before one
-of these exists (`wire`, `reply`). Must not know sockets, models, keys.
+Owns `RequestHead`, `ResponseHead`, the reason phrases and the error of a broken response. `wire` and `reply` decide the
+framing before they create one. Must not know sockets, models, keys.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ STATUS_LINES: Final = {status: b"HTTP/1.1 %d %b\r\n" % (status, reason) for stat
 
 
 class UpstreamWireError(Exception):
-    """A backend's bytes are not a response that we trust: never reuse its connection."""
+    """The backend's bytes are not a response that we trust: never reuse its connection."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -76,12 +76,12 @@ class UpstreamWireError(Exception):
 
 @dataclass(init=False)
 class RequestHead:
-    """One request's head, validated, with its framing decided.
+    """A validated request head, with the framing of its body.
 
-    `target` is as received; `path` is percent-decoded once, for matching only, without the query; `version` is 10 or
-    11; `headers` has lower-case names in order of first appearance, repeated list fields joined with `, `; without
-    Content-Length, which is `content_length` (None when absent). `expect_continue` asks for an interim 100 before the
-    body.
+    `target` is as received. `path` is percent-decoded once, without the query, and only for matching. `version` is 10
+    or 11. `headers` has lower-case names in order of first appearance; repeated list fields are joined with `, `.
+    Content-Length is not among them but in `content_length` (None if absent). `expect_continue`: the client waits for
+    an interim 100 before it sends the body.
     """
 
     method: Final[str]
@@ -119,7 +119,7 @@ class RequestHead:
 
 @dataclass(frozen=True)
 class WireLimits:
-    """What one request may cost: bytes of head and target, number of fields, bytes of body payload."""
+    """Limits of one request: bytes of head and target, number of fields, bytes of body payload."""
 
     head_bytes: int = 32 * 1024
     header_count: int = 100
@@ -129,10 +129,10 @@ class WireLimits:
 
 @dataclass(init=False)
 class ResponseHead:
-    """One response's head, validated, with its framing decided.
+    """A validated response head, with the framing of its body.
 
-    Exactly one of these holds for the body: `no_body`, `chunked`, `until_close`, or `content_length` bytes.
-    `content_length` may also be set beside `no_body` (HEAD, 304): there it only describes.
+    Exactly one of these describes the body: `no_body`, `chunked`, `until_close`, or `content_length` in bytes.
+    `content_length` may also be set together with `no_body` (HEAD, 304); then it is only informative.
     """
 
     status: Final[int]

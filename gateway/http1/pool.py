@@ -1,6 +1,6 @@
-"""The connections of one backend: dialled, kept, the newest idle one first (R6).
+"""The connections to one backend: opened, kept alive, and reused newest first (R6).
 
-Must not know what passes over them, nor decide retries.
+Must not know what is sent over them, and must not decide on retries.
 """
 
 import asyncio
@@ -16,32 +16,35 @@ from gateway.http1.facts import Address, PoolStats
 from gateway.http1.reply import ResponseHeads
 
 REST: Final = 0.005
-"""Seconds that a connection rests after an answer before it is used again. Bytes that an engine sends behind its answer
-are then met by nobody and close it; with a request on the way they would be taken for somebody else's answer."""
+"""Seconds that a connection rests after an answer before it is reused. If the engine sends stray bytes after its
+answer, they arrive while no request is under way, and the connection is closed. Otherwise they would be taken for the
+answer to the next request."""
 
 
 def _abandon(task: "asyncio.Task[UpstreamConnection]") -> None:
-    """A dial nobody waits for any more: close what it opened; its failure concerns nobody."""
+    """Nobody waits for this dial any more: close what it opened and ignore its failure."""
     if not task.cancelled() and task.exception() is None:
         task.result().abort()
 
 
 def trusting(ca: str) -> ssl.SSLContext:
-    """A client's context with the authorities of `ca`; empty: the system's. Raises OSError, which names the file."""
+    """A client-side TLS context that trusts the authorities in `ca`, or the system's if it is empty. Raises OSError,
+    which names the file."""
     try:
         return ssl.create_default_context(cafile=ca or None)
-    except OSError as err:  # an ssl.SSLError is one; neither says of which file it speaks
+    except OSError as err:  # ssl.SSLError is a subclass; neither names the file
         raise OSError(f"{ca}: {err.strerror or err}") from err
 
 
 class Pool:
-    """The connections of one backend address (R6): LIFO reuse, idle expiry, no bound of its own (slots bound use)."""
+    """The connections to one backend address (R6): LIFO reuse, idle expiry, and no limit of its own (slots limit the
+    use)."""
 
     def __init__(
         self, address: Address, idle_expiry: float, rest: float = REST, used: "set[Pool] | None" = None
     ) -> None:
-        """Times in seconds; the pool is in `used` while it has connections. Raises OSError for a `ca` that
-        cannot be used."""
+        """Times are in seconds. The pool is a member of `used` while it has connections. Raises OSError for an unusable
+        `ca`."""
         self.address = address
         self._tls = trusting(address.ca) if address.tls else None
         self.idle_expiry = idle_expiry
@@ -51,13 +54,13 @@ class Pool:
         self.heads = ResponseHeads()
         self.rest = rest
         self._used: set[Pool] = set() if used is None else used
-        self._resting: deque[UpstreamConnection] = deque()  # the latest answered last
-        self._idle: deque[UpstreamConnection] = deque()  # those that have rested, in the same order
+        self._resting: deque[UpstreamConnection] = deque()  # most recently used last
+        self._idle: deque[UpstreamConnection] = deque()  # those that have rested; same order
         self._loop = asyncio.get_running_loop()
         self.now: Callable[[], float] = self._loop.time
 
     def take(self) -> UpstreamConnection | None:
-        """The most recently used of the idle connections that have rested, or None."""
+        """The most recently used idle connection that has rested, or None."""
         self._rested(self.now())
         while self._idle:
             connection = self._idle.pop()
@@ -69,8 +72,8 @@ class Pool:
         return None
 
     async def dial(self, timeout: float) -> UpstreamConnection:  # noqa: ASYNC109  # the caller steps without a Task, so asyncio.timeout cannot be its
-        """A new connection. Raises ConnectFailed, or Overloaded where this process has no descriptor left, for which no
-        engine is to blame. An interruption closes what was being opened."""
+        """Open a new connection. Raises ConnectFailed, or Overloaded if this process has run out of file descriptors,
+        for which the engine is not to blame. If it is interrupted, the half-open connection is closed."""
         self.dialled += 1
         task = self._loop.create_task(self._connect(timeout))
         try:
@@ -102,7 +105,8 @@ class Pool:
             if isinstance(err, TimeoutError):
                 raise ConnectTimeout("The engine did not accept a connection in time.", cause=cause) from err
             raise ConnectFailed("The engine cannot be reached.", cause=cause) from err
-        # Not in connection_made: of a connection whose opening is cancelled behind that, uvloop tells no end.
+        # Not in connection_made: if the dial is cancelled after that, uvloop never reports that the connection was
+        # lost.
         if connection.state is not State.CLOSED:
             self.connections.add(connection)
             self._used.add(self)
@@ -126,7 +130,7 @@ class Pool:
             self._used.discard(self)
 
     def sweep(self, now: float) -> None:
-        """Expire timers and idle connections; called about once a second."""
+        """Handle expired timers and close connections that were idle too long; called about once a second."""
         for connection in [c for c in self.connections if c.due(now)]:
             connection.expired(now)
         self._rested(now)
@@ -134,7 +138,8 @@ class Pool:
             self._idle.popleft().abort()
 
     def retire(self) -> None:
-        """Close idle connections now and the others when their exchange ends."""
+        """Close idle connections now and the others when their exchange ends. For a backend that was removed or
+        changed."""
         self.retired = True
         for connection in (*self._resting, *self._idle):
             connection.abort()

@@ -1,6 +1,6 @@
-"""What is remembered of a request head that a client repeats. A pure fact.
+"""A remembered request head, for clients that send the same one again. Plain data.
 
-Not compiled (`hatch_build.py`): it can be referred to weakly.
+Not compiled (`hatch_build.py`): compiled classes cannot be weakly referenced.
 """
 
 import msgspec
@@ -9,10 +9,10 @@ from gateway.http1.message import RequestHead, WireLimits
 
 
 class Repeated(msgspec.Struct, frozen=True, weakref=True):
-    """A head both parsers have accepted under `limits`, as its bytes `before` and `after` the digits of Content-Length.
+    """A head that both parsers accepted under `limits`: its bytes `before` and `after` the digits of Content-Length.
 
-    Without that field `before` is the whole head. Digits cannot change a verdict, so a head of the same bytes around
-    other digits needs no second reading.
+    If it has no Content-Length, `before` is the whole head. The digits cannot change the verdict, so a head with the
+    same bytes around other digits need not be parsed again.
     """
 
     before: bytes

@@ -1,8 +1,8 @@
-"""Response heads as backends send them: bytes -> `ResponseHead`, with the framing decided or the head refused.
+"""Response heads of backends: bytes -> `ResponseHead` with its framing decided, or an error.
 
-Owns the strict reading of a status line and its fields (RFC 9112 sections 4 to 6). Must not know connections or who
-asked. A head that two readers could frame in two ways is refused: the connection would carry one user's answer to
-another. So is a compressed body: engines are asked for `identity`, and nobody behind here could read it.
+Parses a status line and its fields strictly (RFC 9112 sections 4 to 6). Must not know connections or who asked. A head
+with ambiguous framing is refused: the connection could otherwise carry one user's answer to another. A compressed body
+is refused too: engines are asked for `identity`, and the gateway could not read it.
 """
 
 import re
@@ -16,7 +16,7 @@ HEADER_COUNT: Final = 200
 _LINE: Final = rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*+)?\r\n"
 _HEAD: Final = re.compile(_LINE + rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
 _STATUS_LINE: Final = re.compile(_LINE)
-# What can never become a head: control bytes, LF without CR, CR without LF.
+# What is never allowed in a head: control bytes, LF without CR, CR without LF.
 _BROKEN: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
 _DIGITS: Final = re.compile(rb"[0-9]{1,18}")
 _LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[\t ]*([0-9]++)\r\n", re.IGNORECASE)
@@ -26,10 +26,10 @@ _SINGLE: Final = (b"content-length", b"transfer-encoding", b"content-type", b"co
 
 
 def parse_response_head(buffer: bytes, method: str, searched: int = 0) -> tuple[ResponseHead, int] | None:
-    """The response head that `buffer` begins with, and the index of its body's first byte; None if it is incomplete.
+    """The response head at the beginning of `buffer`, and the index of its body's first byte; None if it is incomplete.
 
     `method` is the request's: an answer to HEAD has no body. Interim heads (1xx) are returned like others. `searched`
-    spares a second look at bytes of an earlier call that returned None: the length of its buffer. Raises
+    is the length of the buffer of an earlier call that returned None: those bytes are not searched again. Raises
     `UpstreamWireError` on anything malformed, ambiguous or longer than `HEAD_BYTES`.
     """
     end = buffer.find(b"\r\n\r\n", max(0, searched - 3), HEAD_BYTES)
@@ -51,10 +51,11 @@ def parse_response_head(buffer: bytes, method: str, searched: int = 0) -> tuple[
 
 
 class ResponseHeads:
-    """Reads the heads of one backend, which repeat within a second but for their length.
+    """Parses the response heads of one backend, which within one second differ only in their length.
 
-    The last head that was parsed is kept as its bytes before and after the digits of Content-Length (without that
-    field, all are before); a head of the same bytes around other digits means the same and is not parsed.
+    It keeps the last parsed head as the bytes before and after the digits of Content-Length (all of them are before if
+    there is no such field). A head with the same bytes around other digits has the same meaning and is not parsed
+    again.
     """
 
     __slots__ = ("_after", "_before", "_head", "_method")
@@ -67,7 +68,7 @@ class ResponseHeads:
     def read(self, buffer: bytes, method: str, searched: int = 0) -> tuple[ResponseHead, int] | None:
         """As `parse_response_head`."""
         head, start = self._head, len(self._before)
-        # Slices that are compared: compiled, half the cost of `startswith`.
+        # Compares slices: in compiled code that costs half as much as `startswith`.
         if head is None or method != self._method or buffer[:start] != self._before:
             return self._parse(buffer, method, searched)
         after = self._after
@@ -86,7 +87,8 @@ class ResponseHeads:
         if parsed is None:
             return None
         head, end = parsed
-        # Where no body is allowed the length decides whether the head is: such heads are read each time.
+        # For a response without a body the length decides whether the head is valid, so these heads are parsed each
+        # time.
         if end <= _REPEAT_BYTES and not head.no_body:
             field = _LENGTH_FIELD.search(buffer, 0, end)
             cut, resume = field.span(1) if field else (end, end)
@@ -99,13 +101,13 @@ class ResponseHeads:
 
 
 def _with_length(head: ResponseHead, digits: bytes) -> ResponseHead:
-    """`head`, which has a body by length, with another one."""
+    """`head`, whose body has a length, with another length."""
     headers = [field if field[0] != b"content-length" else (field[0], digits) for field in head.headers]
     return ResponseHead(head.status, headers, int(digits), False, False, False, head.keep_alive)
 
 
 def _check_incomplete(buffer: bytes, unseen: int) -> None:
-    """Refuse at once what no further byte can mend."""
+    """Refuse an incomplete head that no further byte can make valid."""
     if len(buffer) >= HEAD_BYTES:
         raise UpstreamWireError("response head too long")
     if not b"HTTP/1.".startswith(buffer[:7]):
@@ -115,7 +117,7 @@ def _check_incomplete(buffer: bytes, unseen: int) -> None:
 
 
 def _fault(head: bytes) -> str:
-    """Why `head` is not one; for the log."""
+    """Why `head` is not a valid response head; for the log."""
     if _STATUS_LINE.match(head) is None:
         return "malformed status line or unknown version"
     if _BROKEN.search(head):
@@ -126,7 +128,7 @@ def _fault(head: bytes) -> str:
 
 
 def _framed(status: int, http11: bool, headers: list[tuple[bytes, bytes]], method: str) -> ResponseHead:
-    """Decide how the body ends (RFC 9112 section 6.3), refusing whatever is open to two readings."""
+    """Decide how the body ends (RFC 9112 section 6.3); anything ambiguous is refused."""
     fields = dict(headers)
     if len(fields) != len(headers):
         _check_repeats(headers)

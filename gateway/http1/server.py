@@ -1,6 +1,6 @@
-"""The listeners and all client connections: caps, the clock of their timers, drain.
+"""The listeners and all client connections: caps, timers, drain.
 
-Knows sockets and connections; must not know what is asked on them.
+Knows sockets and connections; must not know what is requested on them.
 """
 
 import asyncio
@@ -18,13 +18,14 @@ from gateway.http1.facts import ServerStats
 from gateway.http1.listener import Listener
 from gateway.http1.wire import WireLimits
 
-FRESH_AT_DRAIN: Final = 1.0  # seconds a connection keeps whose first request is still on its way when the server drains
-CUT: Final = 1.0  # seconds in which clients of requests that were cut may take the last word; most take it at once
-EXPIRED_A_TURN: Final = 20  # connections whose timers end in one turn of the loop: an answer and a record take 0.1 ms
+# Seconds that a connection whose first request is still to come is kept open during a drain
+FRESH_AT_DRAIN: Final = 1.0
+CUT: Final = 1.0  # seconds for clients of interrupted requests to read the last bytes; most need no time
+EXPIRED_A_TURN: Final = 20  # timers handled in one turn of the loop: an answer with its record takes 0.1 ms
 
 
 class HttpServer:
-    """Listeners and their connections: caps, the coarse clock of all timers, drain."""
+    """The listeners and their connections: caps, one coarse clock for all timers, drain."""
 
     def __init__(
         self, handler: Handler, caps: Caps, timeouts: Timeouts, shared: Callable[[str], bool] = lambda peer: False
@@ -43,7 +44,7 @@ class HttpServer:
         self._timer = self._loop.call_soon(self.sweep)
 
     def retune(self, caps: Caps, timeouts: Timeouts, shared: Callable[[str], bool]) -> None:
-        """Other caps and timers from now on; the wire limits of open connections stay. `shared`: see `Door`."""
+        """Apply new caps and timeouts. Open connections keep their wire limits. `shared`: see `Door`."""
         self.caps = self.door.caps = caps
         self.door.shared = shared
         self.timeouts = timeouts
@@ -56,16 +57,16 @@ class HttpServer:
         self._interval = max(0.01, min(1.0, min(msgspec.structs.astuple(timeouts)) / 4))
 
     def secure(self, tls: ssl.SSLContext | None) -> None:
-        """TLS of the connections that come from now on, and its timer; those that are open go on."""
+        """Use this TLS context, and the current handshake timeout, for new connections; open ones go on."""
         for listener in self._listeners:
             listener.secure(tls, self.timeouts.tls_handshake)
 
     async def listen(
         self, host: str, port: int, tls: ssl.SSLContext | None = None, *, reuse_port: bool = False, alone: bool = True
     ) -> int:
-        """Accept on host:port (0 = any); the actual port is returned. Raises OSError.
+        """Listen on host:port (0 = any); returns the actual port. Raises OSError.
 
-        With `reuse_port` another process may listen there too, and take over (H13); `alone`: nobody else does.
+        With `reuse_port` another process may listen there too, and take over (H13); `alone`: only a successor does.
         """
         listener = Listener(
             lambda: Connection(self), tls, self.timeouts.tls_handshake, self.door, reuse_port, alone=alone
@@ -75,7 +76,7 @@ class HttpServer:
         return actual
 
     def opened(self, connection: Connection) -> None:
-        """Count a new connection in, or refuse it (H3)."""
+        """Count a new connection, or refuse it (H3)."""
         self.accepted += 1
         self.connections.add(connection)
         if not self.door.opened(connection, connection.peer_ip):
@@ -91,15 +92,17 @@ class HttpServer:
             self._empty.set()
 
     def sweep(self) -> None:
-        """One pass over all timers: coarse (a quarter of the shortest timeout), and free per request."""
+        """One pass over all timers. Coarse (a quarter of the shortest timeout), and without any cost per request."""
         now = self.now()
         self.date_line = b"Date: %b\r\n" % formatdate(usegmt=True).encode()
         due = [c for c in self.connections if c.deadline <= now or c.stall_deadline <= now or c.quiet_at <= now]
-        self._timer = self._loop.call_later(self._interval, self.sweep)  # first: no fault below may end all timers
+        # Scheduled first, so that a fault below cannot stop all timers
+        self._timer = self._loop.call_later(self._interval, self.sweep)
         self._expire(due, now)
 
     def _expire(self, due: list[Connection], now: float) -> None:
-        """End or call those that are still due; a flood that stalls together must not hold the loop together."""
+        """Handle the timers that are still due, a few per turn of the loop: many connections that stall together must
+        not block it."""
         for connection in due[:EXPIRED_A_TURN]:
             if connection.deadline <= now or connection.stall_deadline <= now:
                 connection.expired(now)
@@ -109,7 +112,8 @@ class HttpServer:
             self._loop.call_soon(self._expire, due[EXPIRED_A_TURN:], now)
 
     async def drain(self, deadline: float) -> bool:
-        """Stop accepting, let what runs finish for up to `deadline` seconds (H13). True when all of it did."""
+        """Stop accepting and let running requests finish for up to `deadline` seconds (H13). True if all of them
+        did."""
         self.draining = True
         for listener in self._listeners:
             await listener.close_after_queue()
@@ -122,9 +126,9 @@ class HttpServer:
         return await self._emptied(deadline)
 
     async def _emptied(self, seconds: float) -> bool:
-        """Wait until no connection is left. False: that took longer."""
+        """Wait until no connection is left. False: that took longer than `seconds`."""
         if self.connections:
-            self._empty.clear()  # it may have been empty before the queue was let in
+            self._empty.clear()  # it may have been set before the accept queue was emptied
             try:
                 await asyncio.wait_for(self._empty.wait(), seconds)
             except TimeoutError:
@@ -132,8 +136,8 @@ class HttpServer:
         return True
 
     async def ended(self) -> None:
-        """After `close`: connections have ended, those that are not through with their last word by force. With TLS
-        that takes turns of the loop."""
+        """Wait after `close` until all connections have ended; those that take too long are aborted. With TLS even an
+        abort needs some turns of the loop."""
         self.draining = True
         if await self._emptied(CUT):
             return
@@ -142,7 +146,7 @@ class HttpServer:
         await self._emptied(CUT)
 
     def close(self) -> None:
-        """End what is still open: requests at once, their connections when `ended` says so."""
+        """End everything: requests at once; `ended` waits for their connections."""
         for listener in self._listeners:
             listener.close()
         for connection in list(self.connections):

@@ -1,8 +1,8 @@
-"""Client bytes -> requests: the reader of one connection, its limits, framing and smuggling rules.
+"""Client bytes -> requests: the parser of one connection, with its limits and its rules against request smuggling.
 
-Owns what a request on the wire must look like (RFC 9112, RFC 9110) and refuses everything that two parsers could read
-in two ways. It decides all framing itself and lets llhttp (httptools) read the same bytes: where the two disagree, the
-request is refused. The rules for a single head are in `head`. Must not know asyncio, sockets, clocks, keys or models.
+Owns what a request must look like (RFC 9112, RFC 9110) and refuses everything that two parsers could read in different
+ways. It decides all framing itself and has llhttp (httptools) parse the same bytes: if the two disagree, the request is
+refused. The rules for a single head are in `head`. Must not know asyncio, sockets, clocks, keys or models.
 """
 
 import re
@@ -21,9 +21,9 @@ __all__ = ["RequestReader", "WireError", "WireLimits"]
 _PARTS: Final = 1024
 """Body slices held before they are joined: a body sent byte by byte must not cost 40 bytes of objects per byte."""
 _REPEAT_BYTES: Final = 4 * 1024
-"""Longest head kept for its like; idle connections by the thousand keep one each, and clients' own are shorter."""
+"""Longest head that is remembered: thousands of idle connections keep one each, and real clients' are shorter."""
 _REPEAT_DIGITS: Final = 9
-"""Longest length taken over unread; no body limit needs more."""
+"""Maximum digits of a Content-Length in a repeated head; no body limit needs more."""
 _LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[\t ]*([0-9]++)\r\n", re.IGNORECASE)
 
 _HEAD: Final = 0
@@ -35,20 +35,20 @@ _STATES: Final = ("head", "body by length", "body by chunks", "complete", "dead"
 
 
 _SHARED: Final[WeakValueDictionary[int, Repeated]] = WeakValueDictionary()
-"""First heads of open connections, by the hash of what repeats: the connections of a client keep one between them."""
+"""The first heads of open connections, by the hash of the repeated bytes: all connections of a client share one."""
 
 
 class RequestReader:
     """Reads the requests of one connection, one after the other.
 
-    `feed` takes what the peer sent; `head` is there as soon as the head is whole, `complete` once the body is;
-    `advance` goes on to the next request, whose bytes may have come already. After a WireError the reader is dead and
-    drops whatever it is fed; `head` stays set if the error concerns the body, so that the answer can be in the
-    client's dialect, and `refusal` keeps the error.
+    `feed` takes what the peer sent. `head` is set as soon as the head is complete, `complete` once the body is.
+    `advance` moves on to the next request, whose bytes may be here already. After a WireError the reader is dead and
+    drops whatever it is fed; `refusal` keeps the error. If the error concerns the body, `head` stays set, so that the
+    answer can take the client's dialect.
 
-    Clients repeat their heads: one that equals the connection's last accepted one but for its length is taken over
-    without parsing (a third of the reader's cost); so is a connection's first, if it is the like of another's. llhttp
-    sees neither that head nor its body.
+    Clients repeat their heads. A head that equals the last accepted one of the connection, except for its length, is
+    not parsed again, which saves a third of the reader's cost. The first head of a connection is compared with those of
+    other connections. llhttp sees neither a repeated head nor its body.
     """
 
     __slots__ = (  # noqa: RUF023  # grouped by lifetime
@@ -63,7 +63,7 @@ class RequestReader:
         self._limits = limits or WireLimits()
         self._target_seen: tuple[bytes, bytes | None, str] = (b"", None, "")
         self._repeated: Repeated | None = None
-        self._accepted: tuple[bytes, RequestHead] | None = None  # read in full, and not yet made a `Repeated`
+        self._accepted: tuple[bytes, RequestHead] | None = None  # accepted, but not turned into a `Repeated` yet
         self.refusal: WireError | None = None
         self._held = b""
         self._path_hint = ""
@@ -71,7 +71,7 @@ class RequestReader:
 
     def _begin(self) -> None:
         self._state = _HEAD
-        self._known = False  # the head is a repeated one: llhttp does not see this message
+        self._known = False  # the head is a repeated one, so llhttp does not parse this message
         self._peer: Llhttp | None = None
         self._blank = False
         self._line_checked = False
@@ -95,22 +95,22 @@ class RequestReader:
 
     @property
     def idle(self) -> bool:
-        """Between two requests: no byte of the next one has been seen (an empty line is none)."""
+        """Between two requests: no byte of the next one has arrived (an empty line does not count)."""
         return self._state == _HEAD and not self._held
 
     @property
     def dead(self) -> bool:
-        """Nothing more is read from this connection: an error, or the last request of a connection that closes."""
+        """Nothing more is read from this connection, after an error or after the last request."""
         return self._state == _DEAD
 
     @property
     def path_hint(self) -> str:
-        """Of a head that is unread or refused: see `head.path_hint`."""
+        """For a head that was refused or is incomplete: see `head.path_hint`."""
         return self._path_hint or rules.path_hint(self._held)
 
     @property
     def buffered(self) -> int:
-        """Bytes held: of an incomplete head, of the body, of requests sent ahead."""
+        """Bytes held: of an incomplete head, of the body, of pipelined requests."""
         return len(self._held) + self._parts_bytes
 
     def feed(self, data: bytes) -> None:
@@ -127,7 +127,7 @@ class RequestReader:
             self._held += data
 
     def take_body(self) -> bytes:
-        """The body bytes received and not yet taken; the very object received if it came in one piece."""
+        """The body bytes received and not taken yet; if they came in one piece, the very object received."""
         parts, self._parts = self._parts, None
         self._parts_bytes = self._joined = 0
         if parts is None:
@@ -135,8 +135,8 @@ class RequestReader:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def let_go(self, ahead: int) -> None:
-        """Drop what is here of a body that nobody will ask for; more of it may come, and is read to its end. The reader
-        is dead if it holds more than `ahead` bytes of later requests: they are dropped too."""
+        """Drop the received part of a body that nobody will ask for; more of it may still be fed. If more than `ahead`
+        bytes of later requests are held, they are dropped as well and the reader is dead."""
         self._parts = None
         self._parts_bytes = self._joined = 0
         if len(self._held) > ahead:
@@ -144,13 +144,13 @@ class RequestReader:
             self._held = b""
 
     def advance(self) -> None:
-        """Drop the finished request and go on with the bytes behind it. Raises WireError for the next request."""
+        """Forget the finished request and parse the bytes after it. Raises WireError for the next request."""
         if self._state != _COMPLETE or self.head is None:
             raise RuntimeError("advance() before the request is complete")
         keep_alive = self.head.keep_alive
         self._begin()
         if not keep_alive:
-            # RFC 9112 section 9.6: nothing behind the last request is processed.
+            # RFC 9112 section 9.6: anything after the last request is ignored.
             self._state = _DEAD
             self._held = b""
         elif self._held:
@@ -185,13 +185,13 @@ class RequestReader:
         self._expect_body(rest)
 
     def _read_repeated(self, buffer: bytes) -> bool:
-        """Take over the last head if `buffer` begins with its like. False: it has to be read."""
+        """Reuse the remembered head if `buffer` begins with an equal one. False: the head must be parsed."""
         if self._accepted is not None:
             self._repeated, self._accepted = _repeatable(*self._accepted, self._limits), None
         known = self._repeated
         if known is None:
             return False
-        # Slices that are compared: compiled, half the cost of `startswith`.
+        # Compares slices: in compiled code that costs half as much as `startswith`.
         head, start, after = known.head, len(known.before), known.after
         if buffer[:start] != known.before:
             return False
@@ -211,7 +211,7 @@ class RequestReader:
         return True
 
     def _recall(self, buffer: bytes, end: int) -> bool:
-        """Whether the connection's first head, up to `end`, is the like of another connection's."""
+        """Whether the connection's first head, which ends at `end`, equals one that another connection remembered."""
         if self._repeated is not None or self._accepted is not None or end > _REPEAT_BYTES:
             return False
         before, after = _around_length(buffer[:end])
@@ -222,7 +222,7 @@ class RequestReader:
         return True
 
     def _check_partial(self, buffer: bytes) -> None:
-        """Refuse at once what no further byte can mend."""
+        """Refuse an incomplete head that no further byte can make valid."""
         rules.check_partial(buffer, self._limits.target_bytes, max(self._scanned - 1, 0))
         if not self._line_checked and b"\r\n" in buffer:
             rules.check_line(buffer, self._limits.target_bytes)
@@ -234,7 +234,7 @@ class RequestReader:
         self._scanned = max(len(buffer) - 3, 0)
 
     def _open(self, head: bytes) -> None:
-        """Check one whole head, by our rules and by llhttp's, and decide the framing."""
+        """Check a complete head by our rules and by llhttp's, and decide the framing."""
         limits = self._limits
         if len(head) > limits.head_bytes:
             rules.check_line(head, limits.target_bytes)
@@ -268,7 +268,7 @@ class RequestReader:
             self._keep_head(head, self.head)
 
     def _keep_head(self, raw: bytes, head: RequestHead) -> None:
-        """For the next head; the first one for other connections too."""
+        """Remember a head for the next request; the first one also for other connections."""
         if self._repeated is None and self._accepted is None:
             self._repeated = known = _repeatable(raw, head, self._limits)
             if known is not None:
@@ -328,7 +328,7 @@ class RequestReader:
             if payload:
                 self._keep(payload)
             if decoder.done:
-                # All but the last byte first: llhttp must not end the body before we do.
+                # All but the last byte first, to check that llhttp does not end the body before we do.
                 self._held = decoder.rest
                 data = data[: len(data) - len(decoder.rest)]
                 self._agree(data[:-1])
@@ -340,7 +340,7 @@ class RequestReader:
         self._check_end(decoder.done)
 
     def _check_end(self, ended: bool) -> None:
-        """Both parsers must see the message end at the same byte, and none begin inside it."""
+        """Both parsers must see the message end at the same byte, and no second one begin within it."""
         peer = self._peer
         if peer is not None and (ended == bool(peer.unfinished) or not peer.fields):
             raise self._die(_disagreement())
@@ -348,9 +348,10 @@ class RequestReader:
             self._complete(self.head)
 
     def _complete(self, head: RequestHead) -> None:
-        """The request is whole; llhttp goes to the next connection that needs it, if it too takes this one as kept.
+        """The request is complete: return the llhttp parser for other connections, if it considers this connection
+        persistent.
 
-        Not after trailers: llhttp obeys a Connection that stands there, and would refuse that other client's request.
+        Not after trailers: llhttp obeys a Connection field among them and would refuse the next client's request.
         """
         self._state = _COMPLETE
         peer, self._peer = self._peer, None
@@ -387,8 +388,8 @@ def _around_length(raw: bytes) -> tuple[bytes, bytes]:
 
 
 def _repeatable(raw: bytes, head: RequestHead, limits: WireLimits) -> Repeated | None:
-    """What another head must equal to mean the same as `head`, whose bytes are `raw`; None if it must be read: chunks
-    have no length, and whether an expectation counts depends on the length."""
+    """What another head must equal to have the meaning of `head`, whose bytes are `raw`. None if every such head must
+    be parsed: chunked bodies have no length, and whether an expectation applies depends on the length."""
     if head.chunked or b"expect" in head.headers:
         return None
     before, after = _around_length(raw)
@@ -398,7 +399,7 @@ def _repeatable(raw: bytes, head: RequestHead, limits: WireLimits) -> Repeated |
 
 
 def _with_length(head: RequestHead, digits: bytes) -> RequestHead:
-    """`head` with another Content-Length; the fields are the same object."""
+    """`head` with another Content-Length. Shares the `headers` object, by which `flow` recognises a repeated head."""
     return RequestHead(
         head.method,
         head.target,
