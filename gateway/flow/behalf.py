@@ -1,4 +1,5 @@
-"""Who a request of a chat UI is for (K10): found in its head or body, believed of keys that are marked for it only.
+"""The end user on whose behalf a chat UI sends a request (K10). The name comes from the request's head or body, and
+only keys marked for this are trusted with it.
 
 Must not know how users are looked up.
 """
@@ -10,9 +11,9 @@ HEADER = b"x-openwebui-user-email"
 
 
 async def represent(x: Exchange, rt: Runtime) -> None:
-    """Head, body -> the principal is the named user's from here on: scheduled, limited, billed and recorded.
+    """Head, body -> the named user becomes the principal: from here on it is scheduled, limited, billed and recorded.
 
-    The header goes before the body's `user`. Raises BadRequest, Forbidden, AuthUnavailable.
+    The header takes precedence over the body's `user`. Raises BadRequest, Forbidden, AuthUnavailable.
     """
     name = end_user(x)
     if name:
@@ -20,7 +21,7 @@ async def represent(x: Exchange, rt: Runtime) -> None:
 
 
 def end_user(x: Exchange) -> str:
-    """The name, or nothing."""
+    """The end user's name, or an empty string."""
     given = x.head.headers.get(HEADER)
     if not given:
         return x.ask.user.strip()

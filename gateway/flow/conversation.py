@@ -1,7 +1,7 @@
-"""Which conversation a request belongs to, so that its next turn can meet the same engine, which has its beginning in
-the cache (R3). Only looked at where the setting `affinity` is on and several backends have the model.
+"""Which conversation a request belongs to, so that its next turn can go to the engine that has the beginning in its
+cache (R3). Used only if the setting `affinity` is on and several backends serve the model.
 
-Owns what of a request stays the same from turn to turn. Must not know backends or slots.
+Owns what identifies a conversation from turn to turn. Must not know backends or slots.
 """
 
 import re
@@ -14,19 +14,20 @@ import msgspec
 from gateway.http1.message import RequestHead
 from gateway.services.principal import Principal
 
-PART: Final = 4096  # bytes of each part that count: conversations that differ only behind them are taken for one
-TEXT: Final = 256  # bytes of a prompt without turns: it grows at its end
-TURNS: Final = 16  # the user's first one is among these, or never comes
-LONGEST: Final = 256 * 1024  # bytes of all turns in which it is looked for
-TOKENS: Final = 4096  # brackets and strings that are looked at in them: a body may hold millions
+PART: Final = 4096  # bytes of each part that count; conversations that differ only after them share a number
+TEXT: Final = 256  # bytes of a prompt without turns that count: such a prompt grows at its end
+TURNS: Final = 16  # turns to look at for the first one of the user
+LONGEST: Final = 256 * 1024  # bytes of all turns to look at
+TOKENS: Final = 4096  # brackets and strings to look at in them: a body may hold millions
 
-_TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{}"]', re.DOTALL)  # a lone quote: the string is cut off
+# A lone quote matches where the string was cut off
+_TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{}"]', re.DOTALL)
 
 _NOTHING: Final = msgspec.Raw()
 
 
 class _Opening(msgspec.Struct):
-    """Where the APIs put what comes first."""
+    """The members in which the APIs put the beginning of a conversation."""
 
     system: msgspec.Raw = _NOTHING
     instructions: msgspec.Raw = _NOTHING
@@ -44,17 +45,19 @@ _turn = msgspec.json.Decoder(_Turn).decode
 
 
 def conversation(principal: Principal, head: RequestHead, body: bytes) -> int:
-    """A number for the conversation, the same in every process; 0 where nothing tells. The client's own
-    `x-session-id`, else how it begins; never the same for two keys or users. `body` was read before: it is JSON."""
-    told = head.headers.get(b"x-session-id") or b"\0".join(_told_by(body))
+    """A number for the conversation, the same in every process; 0 if it cannot be told. Derived from the client's own
+    `x-session-id` if sent, else from how the conversation begins, and never the same for two keys or users. `body` has
+    been parsed before, so it is JSON."""
+    told = head.headers.get(b"x-session-id") or b"\0".join(_beginning_or_nothing(body))
     if not told:
         return 0
     name = b"%b\0%b\0%b" % (principal.key.encode(), principal.user.encode(), told)
     return int.from_bytes(blake2b(name, digest_size=8).digest()) >> 1
 
 
-def _told_by(body: bytes) -> list[bytes]:
-    """How it begins. Nothing where it could only just be read: here the stack is deeper."""
+def _beginning_or_nothing(body: bytes) -> list[bytes]:
+    """The beginning of the conversation. Empty if the body is nested too deeply: it could be parsed before, but the
+    stack is deeper here."""
     try:
         return _beginning(body)
     except RecursionError:
@@ -62,7 +65,7 @@ def _told_by(body: bytes) -> list[bytes]:
 
 
 def _beginning(body: bytes) -> list[bytes]:
-    """What stands before the first answer: instructions, and turns up to the first one of the user."""
+    """What precedes the first answer: instructions, and the turns up to the user's first one."""
     opening = _opening(body)
     parts = [bytes(memoryview(text)[:PART]) for text in (opening.system, opening.instructions) if len(text)]
     for text in (_front(each) for each in (opening.messages, opening.input, opening.prompt) if len(each)):
@@ -75,7 +78,7 @@ def _front(raw: msgspec.Raw) -> bytes:
 
 
 def _first_turns(text: bytes) -> list[bytes]:
-    """The turns of an array up to the user's first; none where it holds something else."""
+    """The turns of an array up to the user's first one; none if the array holds something else than turns."""
     parts: list[bytes] = []
     depth = start = 0
     for token in islice(_TOKEN.finditer(text), TOKENS):

@@ -1,6 +1,6 @@
-"""Which web pages may read answers (H11): none unless configured, exact origins only. Pure.
+"""Which web pages may read answers (H11): none unless configured, and exact origins only. Pure.
 
-Source: the Fetch standard, "CORS protocol". `extra` also carries HSTS, the other field that depends on where we stand.
+Source: the Fetch standard, "CORS protocol". `fields` also adds HSTS, which depends on the deployment too.
 """
 
 import re
@@ -15,13 +15,13 @@ _EXPOSED = (
     b" x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests,"
     b" x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n"
 )
-"""All that an answer has beside the fields that every page may read: official clients obey some of them."""
+"""All fields of our answers that pages cannot read by default; official clients act on some of them."""
 _PREFLIGHT = b"Access-Control-Allow-Methods: GET, POST\r\nAccess-Control-Max-Age: 600\r\n"
 _NAMES = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z, \t]+")
 
 
 class Cors:
-    """The policy of one generation of configuration."""
+    """The CORS policy of one generation of the configuration."""
 
     __slots__ = ("_always", "_credentials", "_origins")
 
@@ -31,7 +31,7 @@ class Cors:
         self._always = HSTS if hsts else b""
 
     def fields(self, head: RequestHead | None) -> bytes:
-        """The field lines that every answer to this request carries."""
+        """The field lines to add to every answer to this request."""
         if not self._origins:
             return self._always
         origin = head.headers.get(b"origin") if head is not None else None
@@ -42,9 +42,9 @@ class Cors:
         return self._always + shared + self._credentials + _EXPOSED
 
     def preflight(self, head: RequestHead) -> bytes | None:
-        """The field lines that answer a preflight, or None when this is no preflight of an allowed origin.
+        """The field lines that answer a preflight; None if this is not a preflight of an allowed origin.
 
-        Its pages may send what fields they want: official clients have a dozen of their own, and each version others.
+        Any request field is allowed: official clients send a dozen of their own, which change from version to version.
         """
         origin = head.headers.get(b"origin")
         asked = b"access-control-request-method" in head.headers

@@ -1,7 +1,7 @@
-"""An engine's own errors: read for the log, told to the client in our words (H8, R7).
+"""Errors that an engine answers: read for the log, and translated into our words for the client (H8, R7).
 
-Owns the reading of an error answer and the mapping of its status and text to one of our errors. What the engine said
-about itself (hosts, paths, stack traces) stays in `cause`.
+Owns the parsing of an error answer and the mapping of its status and text to one of our errors. Whatever the engine
+reveals about itself (hosts, paths, stack traces) stays in `cause`.
 """
 
 import re
@@ -21,21 +21,22 @@ from gateway.http1.client import UpstreamConnection
 from gateway.http1.eager import Signal
 
 MOST = 64 * 1024
-LOADING_RETRY = 5.0  # seconds; engines load a small model in about that time
-MOST_DIGITS = 6  # of the seconds in a Retry-After; its other form, a date, is not read
+LOADING_RETRY = 5.0  # seconds; about the time in which an engine loads a small model
+MOST_DIGITS = 6  # digits of seconds in a Retry-After; its other form, a date, is ignored
 
 _UNABLE = re.compile(
     rb"does not support (tools|thinking|images?|vision|chat|generate|embeddings?|rerank|insert)|no multimodal"
     rb"|(image|audio|video) input is not supported"
 )
-"""What a model or an engine cannot do. Some engines say so with a 500 (Ollama of embeddings, llama.cpp of images)."""
+"""The model or the engine lacks a capability. Some engines say so with a 500 (Ollama for embeddings, llama.cpp for
+images)."""
 _LARGE = re.compile(rb"too large to process")
-"""llama.cpp of a text to embed or to rank that does not fit its batch: with a 500."""
+"""llama.cpp, with a 500: a text to embed or rerank does not fit into its batch."""
 _TEMPLATE = re.compile(
     rb"roles must alternate|only user[^\"]{0,30} roles|system role (is )?not supported"
     rb"|system message must be at the beginning"
 )
-"""A model's chat template of messages that it has no place for; llama.cpp and Ollama say so with a 500."""
+"""The model's chat template does not accept these messages; llama.cpp and Ollama say so with a 500."""
 
 _CONTEXT: Final = re.compile(
     rb"context (length|window|size)|maximum (context|model length)|exceeds? the (available )?context|too many tokens"
@@ -45,22 +46,22 @@ _LENGTH: Final = re.compile(
     rb"context length (?:is(?: only)?|of) (\d+)|context (?:length|size) \((\d+)|maximum model length of (\d+)"
     rb"|must be <= (\d+)|must have less than (\d+) tokens"
 )
-"""vLLM, SGLang, llama.cpp, TGI and TEI of how long the context is."""
+"""The context length as vLLM, SGLang, llama.cpp, TGI and TEI report it."""
 _PROMPT: Final = re.compile(
     rb"(\d+) (?:in the (?:messages|prompt)|input tokens|tokens from the input|`inputs`)"
     rb"|(?:request|input) \((\d+) tokens\)|prompt \(length (\d+)\)"
 )
-"""The same of how long the prompt is."""
+"""The prompt length as they report it."""
 LEAST_ROOM: Final = 256
-"""Output tokens below which no half is tried: the prompt as good as fills the context."""
+"""Do not halve the output limit below this many tokens: the prompt practically fills the context."""
 
 _AS_500: Final = (_UNABLE, _LARGE, _TEMPLATE)
-"""What the client has to change, for all that an engine says 500: told so, clients would only try again."""
+"""Errors of the request that engines report as 500. Passed on as a 500, they would only make clients retry."""
 
 _REFUSED: Final = "The engine refused this request as invalid."
 NO_SUCH_ROUTE: Final = "The engine of this model has no route for this kind of request."
 
-# What engines say (lower case) -> what the caller may know. First match wins.
+# What engines say (in lower case) -> what the client is told. The first match wins.
 SENTENCES: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (_LARGE, "A text in this request is longer than the engine accepts."),
     (re.compile(rb"maximum allowed batch size"), "The request has more texts than the engine accepts at once."),
@@ -98,23 +99,23 @@ class Collector:
         self.done.set(None)
 
     def over(self) -> bool:
-        """Only its HTTP framing tells its end."""
+        """An error answer ends by its HTTP framing only."""
         return False
 
     def body(self) -> bytes:
-        """What was kept; chunk framing may still be around it, which reading for a log does not mind."""
+        """The bytes kept. They may still contain chunk framing, which does not matter for a log."""
         return b"".join(self._parts)
 
 
 def engine_refused(status: int, body: bytes, later: bytes | None, added: int = 0) -> GatewayError:
-    """The error to raise for an engine's answer that is not a 2xx; `later` is its Retry-After. `added`: the most output
-    tokens, of a request that named no limit."""
+    """The error to raise for an engine's answer that is not a 2xx. `later` is its Retry-After. `added` is the output
+    limit that the gateway added to a request without one, or 0."""
     seconds = float(later) if later is not None and later.isdigit() and len(later) <= MOST_DIGITS else None
     cause = f"status {status}: {body[:2048]!r}"
     text = body.lower()
     if status == 404 and b"model" not in text:
         return UpstreamRejected(NO_SUCH_ROUTE, 404, cause=cause)
-    if status == 404:  # the model went away since discovery saw it: the same answer as for one never there (K8)
+    if status == 404:  # the model has gone since discovery saw it: the same answer as if it had never existed (K8)
         return ModelUnavailable(cause=cause)
     if status == 503 and b"loading" in text:
         return ModelLoading("The engine is loading the model.", retry_after=seconds or LOADING_RETRY, cause=cause)
@@ -158,9 +159,9 @@ def _figure(pattern: re.Pattern[bytes], text: bytes) -> int | None:
 
 
 def room_left(status: int, body: bytes, added: int) -> int:
-    """Output tokens to ask for instead of the `added` ones, where an engine says that these and the prompt are longer
-    than the context: what is left by its own figures, else half. 0: it says something else, or the prompt is too
-    long."""
+    """A lower output limit to try if the engine says that the prompt and the `added` output tokens exceed its context:
+    the remaining room by the engine's own numbers, else half of `added`. 0 if the engine says something else or if the
+    prompt alone is too long."""
     text = body.lower()
     if status not in (400, 413, 422) or not _CONTEXT.search(text) or b"%d" % added not in text:
         return 0

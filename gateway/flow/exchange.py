@@ -1,9 +1,9 @@
-"""One request's state, and the world it runs in.
+"""The state of one request, and the services it runs with.
 
-`Exchange` is the only mutable object of a request: its fields stand in the order of the phases that fill them and are
-empty (`NO_...`, None or zero) until then; a phase may rely on those before it. The empty values have the fields of real
-ones, so that a record can be written at any time; only `settle` and `refuse` ask how far a request came.
-`Runtime` is frozen: one generation of configuration and service handles.
+`Exchange` is the only mutable object of a request. Its fields are listed in the order of the phases that fill them, and
+are empty (`NO_...`, None or zero) until then; a phase may rely on the fields of earlier phases. The empty values have
+the attributes of real ones, so that a record can be written at any time; only `settle` and `refuse` ask how far a
+request got. `Runtime` is frozen: one generation of configuration and services.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -54,17 +54,17 @@ class Outcome(StrEnum):
     TIMED_OUT = "timed_out"
     BUG = "bug"
     INTERRUPTED = "interrupted"
-    """The gateway ended and cut it; of a killed one, the next process writes that row."""
+    """The gateway shut down and cut the request. If the process was killed, its successor writes this row."""
 
 
 GIVEN_UP: Final = frozenset({Outcome.CLIENT_GONE, Outcome.INTERRUPTED})
-"""Endings at which an engine may still have been at work: that work was asked for and counts, though nobody saw the
-rest."""
+"""Outcomes at which an engine may have been at work. The client asked for that work, so it is charged although nobody
+saw its result."""
 
 
 @dataclass(frozen=True, eq=False)
 class Runtime:
-    """What the phases use. Long-lived services are shared by all generations; `config` is this generation's own."""
+    """What the phases use. Long-lived services are shared by all generations; `config` belongs to this one."""
 
     config: Config
     routes: Routes
@@ -77,7 +77,7 @@ class Runtime:
     zombies: Zombies
     pools: Mapping[str, Pool]
     failing: dict[str, int]
-    """Backend -> how many errors of its own it has answered since it last served; none: it serves."""
+    """Backend -> consecutive error answers of its own; absent if its last answer was a success."""
     audit: AuditService
     prompts: PromptService
     usage: UsageService
@@ -90,9 +90,9 @@ class Runtime:
     """Seconds since the epoch."""
     ready: Callable[[], bool]
     current: Callable[[], "Runtime"]
-    """The generation in force."""
+    """The runtime in force now."""
     waiting: Callable[[str], Awaitable[Sequence[Waiting]]]
-    """Key -> its requests that wait for a slot, in every process."""
+    """Key -> its requests that wait for a slot, in all processes."""
     cors: Cors
     names: Names
     client_ip: Callable[[str, RequestHead], str]
@@ -109,8 +109,8 @@ NO_REPLY: Final = ResponseHead(0, [], None, False, False, True, False)
 
 
 class Known:
-    """What `classify` and `authenticate` found for a head: true for the next one of the same `fields` object on the
-    same connection, under the same runtime, while the grant holds (`KeyService.holds`)."""
+    """What `classify` and `authenticate` found for a head. It holds for the next request with the same `fields` object
+    on the same connection, under the same runtime, as long as the grant is valid (`KeyService.holds`)."""
 
     __slots__ = ("endpoint", "epoch", "extra", "fields", "grant", "ip", "runtime")
 
@@ -178,37 +178,37 @@ class Exchange:
         self.started_wall = runtime.wall()
         self.ip = connection.peer_ip
         # classify, authenticate
-        self.trace: Trace | None = None  # only while traces are on
+        self.trace: Trace | None = None  # only while tracing is on
         self.extra = b""  # field lines of every answer to this request: CORS, HSTS
         self.endpoint: Endpoint = NO_ENDPOINT
         self.principal: Principal = NO_PRINCIPAL
         # read
-        self.body_held = 0  # bytes counted in the ledger
+        self.body_held = 0  # bytes counted in the ledger for this body
         self.body = b""
         self.body_bytes = 0
         self.ask: Ask = NO_ASK
         # route, admit
         self.route: Route = NO_ROUTE
-        self.counted = False  # among its key's open requests
+        self.counted = False  # in the ledger, as an open request of its key
         self.reservation: Reservation | None = None
-        self.audit_number = 0  # of its start in the audit spool
+        self.audit_number = 0  # of the start record in the audit spool
         # queue
-        self.queued_at = 0.0  # the first time; a request may come back for another backend
-        self.waited = 0.0  # seconds in the queue, each time
+        self.queued_at = 0.0  # when it was queued first; a retry on another backend queues again
+        self.waited = 0.0  # seconds in the queue, in total
         self.waiter: Waiter | None = None
         self.lease: Lease | None = None
         self.granted_at = 0.0
         # forward, relay
         self.backend: Backend = NO_BACKEND
-        self.bridge: Bridge | None = None  # to a backend that does not speak the client's API
+        self.bridge: Bridge | None = None  # set if the backend does not speak the client's API
         self.upstream: UpstreamConnection | None = None
         self.sent_at = 0.0
-        self.lost = 0.0  # seconds of attempts that failed
+        self.lost = 0.0  # seconds of failed attempts
         self.reply: ResponseHead = NO_REPLY
         self.relay: Relay | None = None
         self.first_byte_at = 0.0
-        self.bytes_seen = 0  # of the answer, when the client's silence began to count
-        self.silent_since = 0.0  # on the connection's clock
+        self.bytes_seen = 0  # `bytes_out` when the client's silence was last measured
+        self.silent_since = 0.0  # when that was, on the connection's clock
         # settle
         self.usage: Usage = NO_USAGE
         self.status = 0
@@ -217,11 +217,12 @@ class Exchange:
 
     @property
     def overhead(self) -> float:
-        """Seconds from arrival to the engine that were the gateway's own, where `sent_at` is known."""
+        """Seconds between arrival and sending to the engine that the gateway itself took; valid once `sent_at` is
+        set."""
         return self.sent_at - self.started - self.waited - self.lost
 
-    def times(self) -> bytes:
-        """Field lines of the times that are known by now (A11)."""
+    def time_fields(self) -> bytes:
+        """Field lines for the times known so far (A11)."""
         if not self.granted_at and not self.waited:
             return b""
         waited = int(self.waited * 1000)

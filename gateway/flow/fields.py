@@ -1,7 +1,7 @@
-"""Header fields that cross the gateway, both ways, as ready bytes.
+"""Header fields that cross the gateway in either direction, as ready bytes.
 
-Towards the engine only what is listed here goes (R9), towards the client only what the gateway says itself and the
-answer's media type (H8): no field of one side reaches the other by default.
+The engine gets only the fields listed here (R9). The client gets only the gateway's own fields and the media type of
+the answer (H8). No field is passed from one side to the other by default.
 """
 
 import math
@@ -29,8 +29,8 @@ _request_heads: Final[dict[tuple[bytes, bytes, bytes, bytes], bytes]] = {}
 
 
 def request_head(backend: Backend, target: bytes, request_id: str, length: int, passed: bytes) -> bytes:
-    """The head of a request to an engine: its own Host, our length, and of the client's fields only those of its trace
-    and of its API (`passed`), as ready lines."""
+    """The head of a request to an engine: the engine's Host, our length, and `passed`, the ready lines of those client
+    fields that belong to its trace or its API."""
     made_of = (target, backend.base_path, backend.host_header, backend.auth)
     fixed = _request_heads.get(made_of)
     if fixed is None:
@@ -39,7 +39,7 @@ def request_head(backend: Backend, target: bytes, request_id: str, length: int, 
 
 
 def passed_fields(names: tuple[bytes, ...], headers: Mapping[bytes, bytes]) -> bytes:
-    """Those of the client's fields that its API addresses to the engine, as ready lines."""
+    """The client's fields that its API addresses to the engine, as ready lines."""
     return b"".join([b"%b: %b\r\n" % (name, headers[name]) for name in names if name in headers])
 
 
@@ -57,12 +57,12 @@ def _fixed_request_head(backend: Backend, target: bytes) -> bytes:
 
 
 def forget_request_heads() -> None:
-    """Drop what was made for backends of an earlier configuration."""
+    """Drop the heads cached for backends of an earlier configuration."""
     _request_heads.clear()
 
 
 def id_field(dialect: Dialect, request_id: str) -> bytes:
-    """The line of the request's id in the API's own field; nothing where it has none."""
+    """The line with the request id in the API's own field; empty if the API has none."""
     return b"%b: %b\r\n" % (dialect.id_field, request_id.encode()) if dialect.id_field else b""
 
 
@@ -70,17 +70,17 @@ _answers: Final[dict[bytes, bytes]] = {}
 
 
 def answer_fields(media_type: bytes, request_id: str, extra: bytes = b"") -> bytes:
-    """The fields of an API answer, framing excluded."""
+    """The fields of an API answer, without framing."""
     fixed = _answers.get(media_type)
     if fixed is None:
         fixed = b"Content-Type: %b\r\n%b%b" % (media_type, SECURITY, NO_STORE)
-        if len(_answers) < 64:  # engines name a handful of media types; a hostile one must not fill memory
+        if len(_answers) < 64:  # engines use a handful of media types; a hostile one must not fill memory
             _answers[media_type] = fixed
     return b"%bX-Request-ID: %b\r\n%b" % (fixed, request_id.encode(), extra)
 
 
 def error_fields(error: GatewayError, request_id: str, extra: bytes = b"") -> bytes:
-    """The fields of an error answer: who failed, whether and when to come again (A10, A11)."""
+    """The fields of an error answer: who failed, and whether and when to retry (A10, A11)."""
     if error.source != "upstream":
         extra += b"x-fairgate-error: gateway\r\n"
     if isinstance(error, BudgetSpent):
@@ -95,13 +95,13 @@ def error_fields(error: GatewayError, request_id: str, extra: bytes = b"") -> by
 
 
 def retry_fields(error: GatewayError) -> bytes:
-    """`Retry-After` in whole seconds and `retry-after-ms`; jittered so that clients do not come back together, who wait
-    for longer than may be said least of all."""
+    """`Retry-After` in whole seconds and `retry-after-ms`, jittered so that clients do not all return at once. The
+    jitter also applies to waits that are cut to the maximum."""
     never = error.retry_after is None and isinstance(error, BudgetSpent)
     seconds = math.inf if never else max(error.retry_after or 0.0, 1.0)
     spread = random.uniform(1.0, 1.2)  # noqa: S311  # no secrecy
     if seconds > RETRY_AFTER_MAX:
         seconds = RETRY_AFTER_MAX / spread
-    elif error.retry_after is None or not isinstance(error, Busy):  # the scheduler has jittered its own
+    elif error.retry_after is None or not isinstance(error, Busy):  # the scheduler adds its own jitter to `Busy`
         seconds = min(seconds * spread, RETRY_AFTER_MAX)
     return b"Retry-After: %d\r\nretry-after-ms: %d\r\n" % (-int(-seconds // 1), int(seconds * 1000))

@@ -1,6 +1,6 @@
-"""A turn and an engine: the queue, the attempts on backends, and what an engine's refusal means to the client.
+"""The queue, the attempts on backends, and what an engine's error means to the client.
 
-Two phases of a request, each of which may wait. Must not know sockets, SQL or Redis; like all phases it runs without a
+Two phases of a request, both of which may wait. Must not know sockets, SQL or Redis; like all phases they run without a
 Task (`http1.eager`).
 """
 
@@ -12,7 +12,7 @@ from gateway.flow import fields
 from gateway.flow.engine_errors import Collector, engine_refused, room_left
 from gateway.flow.exchange import NO_REPLY, Exchange, Runtime
 from gateway.flow.ids import engine_id
-from gateway.flow.quota import produces
+from gateway.flow.quota import max_output
 from gateway.flow.resting import rest
 from gateway.flow.silence import comment_while_silent
 from gateway.flow.ticket import ticket
@@ -27,7 +27,8 @@ log = logging.getLogger("fairgate.flow")
 
 
 async def queue(x: Exchange, rt: Runtime, avoid: tuple[str, ...] = ()) -> None:
-    """Ticket -> lease. Raises what REFUSALS says, or ClientGone. An interruption gives the place or the slot back."""
+    """Ticket -> lease. Raises the errors in REFUSALS, or ClientGone. An interruption gives the place or the slot
+    back."""
     began = rt.now()
     x.queued_at = x.queued_at or began
     try:
@@ -54,9 +55,12 @@ async def _wait(x: Exchange, rt: Runtime, waiter: Waiter) -> Lease:
 
 
 async def forward(x: Exchange, rt: Runtime) -> None:
-    """Body and lease -> response head of an engine. Only this phase retries, and only before any byte of an answer:
-    once more on a new connection where a kept one had died; with less output asked for where the cap does not fit into
-    the context; else on a backend that was not tried, where no connection was had or the engine would not begin (R5).
+    """Body and lease -> response head of an engine. Only this phase retries, and only before the first byte of an
+    answer (R5).
+
+    - A kept connection had died: once more, on a new connection.
+    - The output limit that the gateway added does not fit into the context: again, with a lower one.
+    - No connection could be made, or the engine was too busy to begin: on a backend that has not failed yet.
     """
     retries, kept, cap = x.route.terms.retries, True, x.route.terms.max_output_tokens
     dead: tuple[str, ...] = ()
@@ -81,9 +85,10 @@ async def forward(x: Exchange, rt: Runtime) -> None:
             if retries <= 0 or not set(x.route.candidates).difference(dead):
                 raise
             if full:
-                _tell_full(x, failure.cause)
+                _log_busy(x, failure.cause)
             x.lost += rt.now() - began
-            # A slot may be of one that was to be avoided. Of a full one it rests, so that this ends with the wait.
+            # The queue may grant a slot of a backend that was to be avoided. If that engine is busy, the attempt does
+            # not count as a retry; its slot rests, so this ends with the queue timeout at the latest.
             retries, kept = retries if full and again else retries - 1, True
             _release_connection(x)
             _release_slot(x, full=full)
@@ -92,8 +97,9 @@ async def forward(x: Exchange, rt: Runtime) -> None:
 
 
 def _backend(x: Exchange, rt: Runtime, name: str) -> Backend:
-    """The lease's backend. One that a reload brought or moved while the request waited (O7) is of the generation in
-    force, which the rest of the request tells how it fares; the terms stay those of its own."""
+    """The backend of the lease. If a reload added or changed it while the request waited (O7), it comes from the
+    configuration now in force, to which the rest of the request also reports its failures. The timeouts stay those of
+    the request's own route."""
     x.runtime = newer = rt.current()
     if newer is not rt:
         route = newer.backends.route(x.route.model, x.endpoint.dialect.name, x.endpoint.kind)
@@ -107,13 +113,13 @@ def _backend(x: Exchange, rt: Runtime, name: str) -> Backend:
 
 
 async def _attempt(x: Exchange, rt: Runtime, cap: int, *, kept: bool) -> ResponseHead:
-    """One try on the backend of the lease, for `cap` output tokens at most; on a connection `kept` from before if there
-    is one, which may be stale."""
+    """One attempt on the backend of the lease, with at most `cap` output tokens. `kept`: prefer a kept-alive
+    connection, which may be stale."""
     assert x.lease is not None  # noqa: S101  # queue ran
     terms = x.route.terms
     backend = x.backend = _backend(x, rt, x.lease.gate)
     backends, pool = x.runtime.backends, x.runtime.pools[backend.name]
-    body, target = _words_for(x, backend.engine, cap)
+    body, target = _request_for(x, backend.engine, cap)
     passed = x.trace.fields if x.trace is not None else passed_on(x.head.headers)
     if x.endpoint.passed:
         passed += fields.passed_fields(x.endpoint.passed, x.head.headers)
@@ -134,8 +140,8 @@ async def _attempt(x: Exchange, rt: Runtime, cap: int, *, kept: bool) -> Respons
     return reply
 
 
-def _words_for(x: Exchange, engine: str, cap: int) -> tuple[bytes, bytes]:
-    """The body for an engine of that kind, and the engine's path for it."""
+def _request_for(x: Exchange, engine: str, cap: int) -> tuple[bytes, bytes]:
+    """The body and the path of the request in the API of this engine."""
     endpoint, model = x.endpoint, x.route.model
     x.bridge = bridge_to(engine, endpoint) if endpoint.engines else None
     if x.bridge is not None:
@@ -143,13 +149,14 @@ def _words_for(x: Exchange, engine: str, cap: int) -> tuple[bytes, bytes]:
     return endpoint.dialect.edit(endpoint, x.body, x.ask, model=model, cap=cap, engine=engine), endpoint.upstream
 
 
-def _tell_full(x: Exchange, cause: str) -> None:
-    """What an engine said of itself is in the log also where another serves: nothing else tells the operator."""
+def _log_busy(x: Exchange, cause: str) -> None:
+    """Log what a busy engine said even if another backend serves the request; otherwise the operator would never see
+    it."""
     log.warning("engine would not begin", extra={"request_id": x.id, "backend": x.backend.name, "cause": cause})
 
 
 def _release_connection(x: Exchange) -> None:
-    """The engine has done nothing for what was sent."""
+    """Undo an attempt that the engine has not begun to serve."""
     upstream, x.upstream = x.upstream, None
     x.sent_at = 0.0
     x.reply = NO_REPLY
@@ -158,7 +165,7 @@ def _release_connection(x: Exchange) -> None:
 
 
 def _release_slot(x: Exchange, *, full: bool) -> None:
-    """Give the slot back unused: the request has cost the engine nothing. One of an engine that is `full` rests."""
+    """Give the slot back without charge. The slot of a `full` engine rests before it is used again."""
     if x.lease is not None:
         if full:
             rest(x.lease)
@@ -169,15 +176,15 @@ def _release_slot(x: Exchange, *, full: bool) -> None:
 
 
 async def _refused_by_engine(x: Exchange, cap: int) -> int:
-    """The engine answered with an error: read its text for the log, tell the client our own sentence (H8). Or -> how
-    many output tokens to ask it for instead of the cap that does not fit, of a request that named no limit itself."""
+    """The engine answered with an error: read its text for the log and raise our own error (H8). Or, if the output
+    limit that the gateway added does not fit into the context, return a lower one to try."""
     assert x.upstream is not None  # noqa: S101  # the attempt succeeded
     x.upstream.sink = collector = Collector(x.upstream)
     await collector.done
     unlimited = x.ask.max_tokens is None or x.ask.max_tokens < 0
-    added = cap if unlimited and produces(x) else 0
+    added = cap if unlimited and max_output(x) else 0
     status, text = x.reply.status, collector.body()
     if added and (left := room_left(status, text, added)):
         return left
-    # Not a failure for the breaker: a caller who can make an engine answer 500 must not eject it for all.
+    # Not reported to the breaker: a caller who can make an engine answer 500 must not eject it for everybody.
     raise engine_refused(status, text, x.reply.get(b"retry-after"), added)

@@ -1,13 +1,13 @@
-"""What all requests together hold now, and which wait. Pure facts.
+"""Records about all requests together: what they hold, and which of them wait. Plain data.
 
-Not compiled (`hatch_build.py`): records keep their options and types.
+Not compiled (`hatch_build.py`): these are records that need msgspec's options.
 """
 
 import msgspec
 
 
 class LedgerStats(msgspec.Struct, frozen=True):
-    """Now: requests past admission, bytes of request bodies, requests waiting for a slot."""
+    """Current numbers: requests past admission, bytes of request bodies, requests waiting for a slot."""
 
     open: int
     body_bytes: int
@@ -15,8 +15,8 @@ class LedgerStats(msgspec.Struct, frozen=True):
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """One request that waits for a slot: `position` requests go first and it takes `estimate` seconds more, both
-    "about" and free to rise (a priority queue). `since` in Unix seconds."""
+    """One request that waits for a slot: `position` requests are ahead of it, and it waits about `estimate` more
+    seconds. Both may rise, since this is a priority queue. `since` is in Unix seconds."""
 
     id: str
     model: str

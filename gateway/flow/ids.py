@@ -1,4 +1,4 @@
-"""Ids of requests: the one that client, log and record share, and the one that an engine is told."""
+"""Request ids: the one shared by client, log and record, and the one that an engine gets."""
 
 import itertools
 import os
@@ -14,7 +14,7 @@ _COUNT: Final = itertools.count(1)
 
 
 def request_id(connection: Connection) -> str:
-    """The client's own id if it is harmless (H7: no key, for one), else a new one."""
+    """The client's own id if it is harmless (H7), for example if it contains no key; else a new one."""
     head = connection.head
     given = head.headers.get(b"x-request-id") if head is not None else None
     if given and len(given) <= 64 and _HARMLESS.issuperset(given) and not given.startswith(KEY_PREFIX):
@@ -23,6 +23,6 @@ def request_id(connection: Connection) -> str:
 
 
 def engine_id(x: Exchange) -> str:
-    """The request's id as its engine is told: nobody else's ever, while clients choose theirs and can guess others'.
-    vLLM refuses a request whose id runs already, older ones mix the two up."""
+    """The id that the engine gets. It is always unique, while clients choose theirs and can guess those of others: vLLM
+    refuses a request whose id is in use, and older versions mix the two requests up."""
     return f"{x.id}.{_PREFIX}{next(_COUNT)}" if b"x-request-id" in x.head.headers else x.id

@@ -1,6 +1,6 @@
 """What all requests together hold: body bytes, open requests of each key, and who waits for a slot.
 
-Plain counters of one process, kept exact by `settle`. Must not know how a request is served.
+Plain counters of one process, which `settle` keeps exact. Must not know how a request is served.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -11,24 +11,24 @@ if TYPE_CHECKING:
     from gateway.flow.exchange import Exchange
 
 LARGE: Final = 64 * 1024
-"""Bytes of a body from which on it counts for its key; smaller ones are too many to be counted, and too small to fill
-the room before other bounds of a key are met."""
+"""Bodies larger than this many bytes also count for their key. Smaller ones could fill the memory only in numbers that
+other limits of a key forbid."""
 
 
 class Ledger:
-    """Bounds of the process (H3) and the view behind `GET /api/queue`."""
+    """The limits of the process (H3), and the data behind `GET /api/queue`."""
 
     def __init__(self, body_bytes: int) -> None:
         self.body_limit = body_bytes
         self.body_bytes = 0
-        self._unproven_bytes = 0  # of them
+        self._unproven_bytes = 0  # part of `body_bytes`: requests whose key is being looked up
         self._large: dict[str, int] = {}  # key -> bytes of its large bodies
         self._open: dict[str, int] = {}
-        # By identity: two requests may carry the same id, which clients choose.
+        # By identity: two requests may carry the same id, since clients choose it.
         self._waiting: dict[str, dict[Exchange, None]] = {}
 
     def hold_body(self, x: "Exchange", size: int) -> bool:
-        """Count the `size` bytes of this request's body that are here. False: no room for more of it."""
+        """Count the `size` bytes that have arrived of this request's body. False: there is no room for them."""
         grown = size - x.body_held
         room = self.body_limit - self.body_bytes - grown
         if room < 0 or (size > LARGE and not self._shares_room(x, size, room)):
@@ -38,16 +38,16 @@ class Ledger:
         return True
 
     def shrink_body(self, x: "Exchange", size: int) -> None:
-        """The body turned out smaller than what was held for it; 0 when it is no longer needed."""
+        """The body turned out smaller than what was counted for it; 0 when it is no longer needed."""
         if x.body_held > LARGE:
             self._count_large(x, size)
         self.body_bytes += size - x.body_held
         x.body_held = size
 
     def _shares_room(self, x: "Exchange", size: int, room: int) -> bool:
-        """Count a large body for its key. False: it is one of several that would leave others less `room` than a third
-        of what they take. So one key gets three quarters of all, of two busy ones each three sevenths (a dynamic
-        threshold, Choudhury and Hahne 1998)."""
+        """Count a large body for its key. False: the key has other large bodies, and with this one they would take more
+        than three times the `room` left. So one key gets at most three quarters of the memory, and two busy keys get
+        three sevenths each (a dynamic threshold, Choudhury and Hahne 1998)."""
         others = self._large.get(x.principal.key, 0) - _large(x.body_held)
         if others and others + size > 3 * room:
             return False
@@ -63,8 +63,8 @@ class Ledger:
             del self._large[key]
 
     def hold_unproven(self, size: int) -> bool:
-        """Count what came with a head whose key is looked up. False: no room. Half of it is taken by such at most, so
-        that strangers leave some to the others."""
+        """Count the bytes of a request whose key is being looked up. False: no room. Such requests get at most half of
+        the memory, so that strangers leave some to others."""
         full = self._unproven_bytes > self.body_limit // 2 or self.body_bytes + size > self.body_limit
         if size and full:
             return False
@@ -73,12 +73,12 @@ class Ledger:
         return True
 
     def drop_unproven(self, size: int) -> None:
-        """That key is known, or none."""
+        """The lookup is over."""
         self.body_bytes -= size
         self._unproven_bytes -= size
 
     def enter(self, x: "Exchange", most: int) -> bool:
-        """Count a request of its key as open. False: the key has `most` open already."""
+        """Count a request as open for its key. False: the key has `most` open requests already."""
         key = x.principal.key
         count = self._open.get(key, 0)
         if count >= most:
@@ -88,7 +88,7 @@ class Ledger:
         return True
 
     def leave(self, x: "Exchange") -> None:
-        """Give back all that `x` holds. Idempotent."""
+        """Give back everything that `x` holds. Idempotent."""
         if x.body_held:
             self.shrink_body(x, 0)
         if x.counted:
@@ -114,7 +114,7 @@ class Ledger:
         return list(self._waiting.get(key, {}))
 
     def places(self, key: str) -> list[Waiting]:
-        """The same, with where each stands now."""
+        """The same requests with their current position and estimated wait."""
         stands = ((x, x.waiter.position()) for x in self.waiting(key) if x.waiter is not None)
         return [
             Waiting(x.id, x.route.model, place.ahead, place.estimate, x.started_wall) for x, place in stands if place

@@ -1,7 +1,7 @@
-"""Answers without an engine: model lists, health, version, own queue, own usage, playground.
+"""Answers that need no engine: model lists, health, version, own queue, own usage, playground.
 
-Each is a function (exchange, runtime) -> (status, media type, body); one that must wait is a
-coroutine. Must not know the scheduler's policy.
+Each is a function (exchange, runtime) -> (status, media type, body); those that must wait are coroutines. Must not know
+the scheduler's policy.
 """
 
 from collections.abc import Awaitable, Callable
@@ -31,7 +31,7 @@ def respond(x: Exchange, rt: Runtime) -> None:
 
 
 async def respond_later(x: Exchange, rt: Runtime) -> None:
-    """Answer one of WAITING. Raises AuditUnavailable."""
+    """Answer an endpoint listed in WAITING. Raises AuditUnavailable."""
     _send(x, rt, await WAITING[x.endpoint.local](x, rt))
 
 
@@ -47,7 +47,8 @@ def _send(x: Exchange, rt: Runtime, answer: Answer) -> None:
 
 
 def usable(x: Exchange, rt: Runtime) -> list[ModelInfo]:
-    """The models this key may use, as discovery sees them now, and the other names that lead to them (A8, A9, K8)."""
+    """The models that this key may use and discovery sees now, and the aliases and categories that lead to them (A8,
+    A9, K8)."""
     models = [model for model in rt.backends.models() if x.principal.may_use(model.name)]
     if rt.names.some:
         known = {model.name for model in models} | {model.name.removesuffix(":latest") for model in models}
@@ -76,7 +77,7 @@ def _root(x: Exchange, rt: Runtime) -> Answer:
 
 
 def _version(x: Exchange, rt: Runtime) -> Answer:
-    """The first Ollama's own version, since clients choose features by it; ours where there is none."""
+    """The version of the first Ollama backend, since clients choose features by it; our own if there is none."""
     engines = (each.version for each in rt.backends.stats() if each.engine == "ollama" and each.version)
     return 200, fields.JSON, msgspec.json.encode({"version": next(engines, __version__)})
 
@@ -90,7 +91,7 @@ def _readyz(x: Exchange, rt: Runtime) -> Answer:
 
 
 async def _queue(x: Exchange, rt: Runtime) -> Answer:
-    """The caller's own waiting requests: position and time are "about", and may rise (a priority queue)."""
+    """The caller's own waiting requests. Position and time are approximate and may rise (a priority queue)."""
     rows = [
         {
             "id": place.id,
@@ -105,7 +106,8 @@ async def _queue(x: Exchange, rt: Runtime) -> Answer:
 
 
 async def _usage(x: Exchange, rt: Runtime) -> Answer:
-    """The caller's own key, the last days. The read goes on in its Task when the client leaves."""
+    """The usage of the caller's own key in the last days. The query finishes in its own Task even if the client
+    leaves."""
     key, now = x.principal.key, rt.wall()
     report = rt.usage.known(key, now) or await rt.usage.read(key, now, rt.config.prices)
     if report is None:

@@ -8,10 +8,10 @@ from gateway.services.route import Route
 
 
 class Names:
-    """The names of one generation of configuration.
+    """The names of one generation of the configuration.
 
-    A category gives its preferred model if it may be used, else one of the group that is loaded, else the first that
-    may be used; never a model outside the group.
+    A category selects its preferred model if the key may use it, else a loaded model of the group, else the first one
+    that the key may use; never a model outside the group.
     """
 
     __slots__ = ("_aliases", "_categories", "some")
@@ -20,12 +20,12 @@ class Names:
         self._aliases = aliases
         self._categories = categories
         self.some = bool(aliases or categories)
-        """Whether there are any; most gateways have none, and a request should not pay for them."""
+        """Whether any name is configured. Most gateways have none, and their requests should not pay for it."""
 
     def find(
         self, asked: str, usable: Callable[[str], Route | None], loaded: Callable[[], frozenset[str]]
     ) -> Route | None:
-        """The route for a name. `usable`: model -> its route if this key may use it; `loaded`: what is in memory."""
+        """The route for a name. `usable`: model -> its route if this key may use it; `loaded`: the models in memory."""
         name = self._aliases.get(asked, asked)
         group = self._categories.get(name)
         if group is None:
@@ -38,7 +38,7 @@ class Names:
         return min(routes, key=lambda route: route.model not in ready, default=None)
 
     def listed(self, exists: Callable[[str], bool]) -> list[ModelInfo]:
-        """The names whose model, or one of whose models, `exists` for the caller."""
+        """The names that lead to at least one model for which `exists` is true."""
         names = [name for name, model in self._aliases.items() if self._leads_somewhere(model, exists)]
         names += [name for name in self._categories if self._leads_somewhere(name, exists)]
         return [ModelInfo(name=name) for name in names]

@@ -1,6 +1,6 @@
-"""HTML pages of one file each, and the content security policy that fits exactly one of them.
+"""Single-file HTML pages, each with the content security policy that fits exactly this page.
 
-Owns: reading a file once, the hashes of its one inline script and one inline style. Must not know what a page is for.
+Reads each file once and hashes its one inline script and one inline style. Must not know what a page is for.
 """
 
 import base64

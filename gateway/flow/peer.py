@@ -1,4 +1,4 @@
-"""Who the client is, by address (H9). Pure."""
+"""The client's address (H9). Pure."""
 
 import ipaddress
 from collections.abc import Callable, Sequence
@@ -8,15 +8,16 @@ from gateway.services.principal import Network
 from gateway.services.rights import inside
 
 HOPS = 16
-"""Entries looked at: proxies stand in rows of a few, while a client can write thousands that look like theirs."""
+"""Entries of `X-Forwarded-For` to look at: real chains have a few proxies, while a client can forge thousands of
+entries."""
 
 
 def client_ip_of(trusted: Sequence[str]) -> Callable[[str, RequestHead], str]:
     """A function (peer, head) -> client address.
 
-    The peer itself, unless it is inside `trusted` (CIDRs); then the right-most entry of `X-Forwarded-For` that is not.
-    A malformed entry ends the search: what stands left of it was written by somebody nobody vouches for. So do HOPS
-    entries.
+    The address is the peer itself, unless that is in `trusted` (CIDRs); then it is the right-most entry of
+    `X-Forwarded-For` that is not in `trusted`. The search ends after HOPS entries, and at a malformed entry, since no
+    trusted proxy vouches for anything to the left of it.
     """
     if not trusted:
         return lambda peer, head: peer
@@ -25,7 +26,7 @@ def client_ip_of(trusted: Sequence[str]) -> Callable[[str, RequestHead], str]:
 
 
 def forwarded_by(trusted: Sequence[str]) -> Callable[[str, bytes | None], str]:
-    """The same of (peer, `X-Forwarded-For` or None)."""
+    """The same as a function (peer, `X-Forwarded-For` or None) -> client address."""
     lists = _lists(trusted)
 
     def client_ip(peer: str, forwarded: bytes | None) -> str:
@@ -45,13 +46,13 @@ def forwarded_by(trusted: Sequence[str]) -> Callable[[str, bytes | None], str]:
 
 
 def vouched_by(trusted: Sequence[str]) -> Callable[[str], bool]:
-    """A function peer -> whether it is one of these proxies, behind which stand many clients."""
+    """A function peer -> whether it is one of the trusted proxies, which stand for many clients."""
     lists = _lists(trusted)
     return lambda peer: inside(peer, lists)
 
 
 def _lists(trusted: Sequence[str]) -> tuple[tuple[Network, ...]]:
-    """As one allowlist (`inside`)."""
+    """The networks as one allowlist, in the form that `inside` takes."""
     return (tuple(ipaddress.ip_network(cidr) for cidr in trusted),)
 
 

@@ -1,4 +1,4 @@
-"""The phases of a request, in their order, and the only `try/finally` that ends one.
+"""The phases of a request in their order, and the only `try/finally` that ends one.
 
 Each phase fills its own fields of the exchange or raises; phases that cannot wait are not coroutines. Must not know
 sockets, SQL or Redis. The coroutine runs without a Task (`http1.eager`), so nothing here may need a current Task.
@@ -56,7 +56,7 @@ STREAM_TYPES: Final = (b"text/event-stream", b"application/x-ndjson")
 
 
 async def handle(x: Exchange, rt: Runtime) -> None:
-    """One request, from its head to its record."""
+    """Serve one request, from its head to its record."""
     try:
         if rt.tracing is not None:
             x.trace = rt.tracing.begin(x.head.headers)
@@ -93,7 +93,8 @@ async def handle(x: Exchange, rt: Runtime) -> None:
 
 
 def _unfinished(x: Exchange, rt: Runtime, *, cut: bool) -> None:
-    """The client left, or the gateway ends and `cut` the request: then a client that takes what it gets is told."""
+    """The client left, or (`cut`) the gateway shuts down. In the second case the client gets an error if it is still
+    reading."""
     if not cut:
         x.outcome = Outcome.CLIENT_GONE
         return
@@ -106,8 +107,8 @@ def _unfinished(x: Exchange, rt: Runtime, *, cut: bool) -> None:
 
 
 def _unforeseen(x: Exchange, error: Exception) -> GatewayError:
-    """What the client is told. RecursionError: a body just shallow enough to be parsed can still overflow a later,
-    deeper call."""
+    """The error to tell the client. A body just shallow enough to be parsed can still cause a RecursionError in a
+    deeper call later."""
     if isinstance(error, RecursionError):
         return BadRequest("The body is nested too deeply.", cause=repr(error))
     log.exception("a request failed by a bug", extra={"request_id": x.id})
@@ -115,7 +116,7 @@ def _unforeseen(x: Exchange, error: Exception) -> GatewayError:
 
 
 class Phases:
-    """The server's handler: makes an exchange of each request and pins the current runtime to it."""
+    """The server's handler: makes an exchange for each request and pins the current runtime to it."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -125,7 +126,7 @@ class Phases:
         return handle(Exchange(request_id(connection), connection, rt), rt)
 
     def malformed(self, connection: Connection, error: WireError) -> None:
-        """A request that could not be read still gets an answer in a dialect, and a record."""
+        """A request that could not be parsed still gets an answer in a dialect, and a record."""
         rt = self.runtime
         x = Exchange(request_id(connection), connection, rt)
         x.extra = rt.cors.fields(None)
@@ -133,7 +134,8 @@ class Phases:
         settle(x, rt)
 
     def crowded(self, connection: Connection) -> None:
-        """No request, so no record; an answer like all others (H7, H11, A10)."""
+        """A refused connection made no request, so there is no record; the answer looks like all others (H7, H11,
+        A10)."""
         rt, error = self.runtime, Overloaded("Too many connections.")
         given = request_id(connection)
         rt.metrics.refused(error.code)
@@ -145,8 +147,8 @@ class Phases:
 
 
 def recall(x: Exchange, rt: Runtime) -> bool:
-    """Reuse what the connection's previous request established if this is the same head again. False: nothing to
-    reuse, or the key must be looked up anew."""
+    """Reuse what the connection's previous request established if it had the same head. False: there is nothing to
+    reuse, or the key must be looked up again."""
     known: Known | None = x.connection.known
     if known is None or known.fields is not x.head.headers or known.runtime is not rt:
         return False
@@ -181,9 +183,10 @@ async def authenticate(x: Exchange, rt: Runtime) -> None:
         grant = rt.keys.lookup(token, x.ip)
         x.principal = grant.principal if grant is not None else await _verified(x, rt, token)
     except GatewayError as error:
-        failure = error  # it may have to wait, and a compiled handler must not (tests/test_compiled.py)
+        # Raised outside `except`: it may have to wait, and a compiled handler must not (tests/test_compiled.py)
+        failure = error
     if failure is not None:
-        await _tell_failure(x, rt, failure)
+        await _refuse_in_turn(x, rt, failure)
     rt.metrics.auth("ok")
     if x.endpoint.scope:
         if x.endpoint.scope not in x.principal.scopes:
@@ -195,7 +198,7 @@ async def authenticate(x: Exchange, rt: Runtime) -> None:
 
 
 async def _verified(x: Exchange, rt: Runtime, token: bytes) -> Principal:
-    """The key's, looked up. Meanwhile nothing more is read, and what has come takes room (H3)."""
+    """Look the key up. Meanwhile reading pauses, and the bytes received so far are counted (H3)."""
     connection = x.connection
     connection.read_no_more()
     size = connection.reader.buffered
@@ -209,8 +212,8 @@ async def _verified(x: Exchange, rt: Runtime, token: bytes) -> Principal:
     return principal
 
 
-async def _tell_failure(x: Exchange, rt: Runtime, failure: GatewayError) -> None:
-    """Raise `failure` in its turn (K4)."""
+async def _refuse_in_turn(x: Exchange, rt: Runtime, failure: GatewayError) -> None:
+    """Raise `failure` when its turn comes: refusals of credentials are paced (K4)."""
     anonymous = b"authorization" not in x.head.headers and b"x-api-key" not in x.head.headers
     rt.metrics.auth("missing" if anonymous else AUTH_FAILURES.get(type(failure), "invalid"))
     if (turn := rt.keys.turn_to_refuse()) is not None:
@@ -237,10 +240,11 @@ async def read(x: Exchange, rt: Runtime) -> None:
 
 
 def route(x: Exchange, rt: Runtime) -> None:
-    """Model and principal -> route. One answer for forbidden and unknown (K8)."""
+    """Model and principal -> route. A forbidden and an unknown model get the same answer (K8)."""
     found = _find(x, rt, x.endpoint.dialect.name, x.endpoint.kind)
     if found is None:
-        if _find(x, rt, "openai", Kind.CHAT) is not None:  # which every engine has: the key may use it, but not so
+        # Every engine has chat: the key may use this model, but not on this route
+        if _find(x, rt, "openai", Kind.CHAT) is not None:
             raise NotFound(NO_SUCH_ROUTE)
         raise ModelUnavailable()
     x.route = found
@@ -262,8 +266,8 @@ def _usable(x: Exchange, rt: Runtime, dialect: str, kind: str, model: str) -> Ro
 
 
 async def admit(x: Exchange, rt: Runtime) -> None:
-    """Principal and estimate -> reservation. From here on a killed process leaves a row of the request (U3). Raises
-    RateLimited, BudgetSpent, LimitsUnavailable, AuditUnavailable."""
+    """Principal and estimate -> reservation. From here on a request leaves an audit row even if the process is killed
+    (U3). Raises RateLimited, BudgetSpent, LimitsUnavailable, AuditUnavailable."""
     if rt.audit.full:
         raise AuditUnavailable(NO_RECORDS)
     if not rt.ledger.enter(x, rt.config.caps.connections_per_key):
@@ -271,7 +275,7 @@ async def admit(x: Exchange, rt: Runtime) -> None:
     if x.principal.limits:
         await quota.reserve(x, rt)
     x.audit_number = rt.audit.begin(opening(x))
-    if rt.audit.full:  # by now, or this very start was refused: nothing of the request would be left (U3)
+    if rt.audit.full:  # the spool is full now, or it did not take this start record: a kill would leave no trace (U3)
         raise AuditUnavailable(NO_RECORDS)
     if x.principal.prompt_days:
         rt.prompts.keep(x.id, x.principal, x.endpoint.path, x.route.model, x.body)
@@ -281,14 +285,14 @@ async def admit(x: Exchange, rt: Runtime) -> None:
 
 
 def relay(x: Exchange, rt: Runtime) -> Relay:
-    """Engine's bytes -> client, until `done`. Never retries; a broken stream is told in the stream."""
-    streaming = _media_type(x).lower().startswith(STREAM_TYPES) and not x.reply.no_body
+    """Engine's bytes -> client, until `done`. Never retries; an error in a stream is reported within the stream."""
+    streaming = _engine_media_type(x).lower().startswith(STREAM_TYPES) and not x.reply.no_body
     endpoint = x.endpoint
     crossing = _crossing(x, rt, streaming=streaming)
-    if x.connection.begun and not streaming and crossing is None:  # the client was told to expect a stream
+    if x.connection.begun and not streaming and crossing is None:  # the client has already got the head of a stream
         raise UpstreamBroke("The engine answered without a stream.")
     assert x.upstream is not None  # noqa: S101  # forward ran
-    # Here and below a plain function and `x`: a closure or a partial would be as large as the exchange.
+    # Here and below, plain functions that take `x`: a closure or a partial would be as large as the exchange.
     answer = x.relay = Relay(
         x.connection,
         x.upstream,
@@ -304,30 +308,32 @@ def relay(x: Exchange, rt: Runtime) -> Relay:
         _charge_growth(x, rt, answer)
         x.upstream.gaps = rt.metrics.gaps(x.route.model)
     x.upstream.sink = answer
-    x.body = b""  # the engine has begun to answer: no retry can need it any more
+    x.body = b""  # the engine has begun to answer, so no retry needs it any more
     rt.ledger.shrink_body(x, 0)
     return answer
 
 
 def _crossing(x: Exchange, rt: Runtime, *, streaming: bool) -> Crossing | None:
-    """Between the client's words and the engine's. Who asked for a stream can read nothing else: one is made of a plain
-    answer, or an error where it is none of chat or completion."""
+    """The translation between the client's API and the engine's, if any is needed. A client that asked for a stream can
+    read only a stream: it gets one made of the plain answer, or an error if the answer is not a chat or a
+    completion."""
     plain = not streaming and (x.reply.get(b"content-type") or b"").lower().startswith(fields.JSON)
-    other = x.bridge is not None or x.endpoint.framing is Framing.SSE  # one object is a stream of Ollama's as it is
+    # A single JSON object is a valid stream of Ollama's API
+    other = x.bridge is not None or x.endpoint.framing is Framing.SSE
     if plain and other and x.ask.stream and x.endpoint.kind in GENERATIONS:
         return Unstreamed(x.bridge, rt.now, x.sent_at, usage=x.ask.usage_asked)
     return Crossing(x.bridge, rt.now, x.sent_at) if x.bridge is not None else None
 
 
 def _broken(x: Exchange, error: UpstreamError, *, said_so: bool) -> UpstreamError:
-    """The error of an answer that stopped. One that the engine reported itself ejects it no more than in
-    `_refused_by_engine`."""
+    """The error of an answer that stopped half-way. An error that the engine itself reported is not counted by the
+    breaker, as in `_refused_by_engine`."""
     if not said_so:
         x.runtime.backends.failed(x.backend.name, failure_of(error))
     return error
 
 
-def _media_type(x: Exchange) -> bytes:
+def _engine_media_type(x: Exchange) -> bytes:
     return x.reply.get(b"content-type") or fields.JSON
 
 
@@ -349,19 +355,19 @@ def _grown(x: Exchange) -> int:
 
 
 def _first_byte(x: Exchange) -> bytes:
-    """The answer's fields, asked for when its first byte is about to go out."""
+    """The answer's header fields; called when its first byte is about to be sent."""
     x.first_byte_at = x.runtime.now()
     x.status = x.reply.status
-    own = x.times() + fields.id_field(x.endpoint.dialect, x.id) + x.extra
-    return fields.answer_fields(_told_type(x), x.id, own)
+    own = x.time_fields() + fields.id_field(x.endpoint.dialect, x.id) + x.extra
+    return fields.answer_fields(_client_media_type(x), x.id, own)
 
 
-def _told_type(x: Exchange) -> bytes:
-    """The media type for the client."""
+def _client_media_type(x: Exchange) -> bytes:
+    """The media type of the answer to the client."""
     assert x.relay is not None  # noqa: S101  # who asks
     crossing = x.relay.crossing
     if crossing is None:
-        return _media_type(x)
+        return _engine_media_type(x)
     return crossing.media if x.relay.tap is not None or crossing.as_stream else fields.JSON
 
 
@@ -369,7 +375,7 @@ def _told_type(x: Exchange) -> bytes:
 
 
 def refuse(x: Exchange, rt: Runtime, error: GatewayError) -> None:
-    """Tell the client, in its dialect: as an answer, or as a frame where the answer has begun."""
+    """Answer the client with `error` in its dialect, or with an error frame if the answer has begun."""
     if isinstance(error, ModelUnavailable):
         error.status = rt.config.identity.unknown_model_status
     x.error = error
@@ -381,12 +387,13 @@ def refuse(x: Exchange, rt: Runtime, error: GatewayError) -> None:
             connection.write(encode_chunk(dialect.stream_error(error, x.id)) + LAST_CHUNK)
         return
     x.status = error.status
-    extra = x.times() + fields.id_field(dialect, x.id) + x.extra
+    extra = x.time_fields() + fields.id_field(dialect, x.id) + x.extra
     connection.respond(error.status, fields.error_fields(error, x.id, extra), dialect.error(error, x.id))
 
 
 def _dialect(x: Exchange, rt: Runtime) -> Dialect:
-    """Whose shape an error takes: the route's, the path's, which a refused head may still tell, or the default."""
+    """The dialect of an error: the route's, else the one of the path (a refused head may still have one), else the
+    default."""
     if x.endpoint is NO_ENDPOINT:
         return rt.routes.dialect_for(x.head.path or x.connection.reader.path_hint)
     return rt.routes.listing(x.endpoint, x.head.headers) if x.endpoint.kind in local.LISTS else x.endpoint.dialect

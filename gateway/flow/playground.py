@@ -1,4 +1,4 @@
-"""The playground page. Must not know: routes, requests, whether the page is enabled."""
+"""The playground page. Must not know routes, requests, or whether the page is enabled."""
 
 from gateway.flow.pages import hashed_page
 

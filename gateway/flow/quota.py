@@ -1,6 +1,7 @@
-"""Where a request meets its limits: the estimate it reserves, the truth it settles, and the fields that tell (A10).
+"""Where a request meets its limits: the estimate that it reserves, the actual use that settles it, and the header
+fields that report it (A10).
 
-Owns what is charged to whom in which ending; must not know how anything is counted.
+Owns what is charged for which ending; must not know how anything is counted.
 """
 
 import math
@@ -17,23 +18,24 @@ GENERATIONS: Final = frozenset({Kind.CHAT, Kind.COMPLETION, Kind.RESPONSES})
 
 
 def output_cap(asked: int | None, cap: int) -> int:
-    """Output tokens the request may produce: what it asked for within the model's cap; negative means unlimited."""
+    """Maximum output tokens: what the request asked for, within the model's cap. Negative means unlimited."""
     return cap if asked is None or asked < 0 else min(asked, cap)
 
 
-def produces(x: Exchange) -> int:
-    """The most output tokens this request may cost: its cap for each of its answers."""
+def max_output(x: Exchange) -> int:
+    """Maximum output tokens of the whole request: its cap times the number of its answers."""
     if x.endpoint.kind not in GENERATIONS:
         return 0
     return output_cap(x.ask.max_tokens, x.route.terms.max_output_tokens) * x.ask.choices
 
 
 async def reserve(x: Exchange, rt: Runtime) -> None:
-    """Hold an estimate of what the request will use (L2). Raises RateLimited, BudgetSpent, LimitsUnavailable.
+    """Reserve an estimate of what the request will use (L2). Raises RateLimited, BudgetSpent, LimitsUnavailable.
 
-    Waits only for a lender's round. An interruption leaves nothing held.
+    Waits only if a lender (a shared store or the parent process) has to be asked. An interruption leaves nothing
+    reserved.
     """
-    model, most = x.route.model, produces(x)
+    model, most = x.route.model, max_output(x)
     prompt = rt.estimator.input_tokens(model, x.ask.input_bytes)
     tokens = math.ceil(prompt) + most
     seconds = rt.limits.pace.seconds(model, prompt, most)
@@ -44,13 +46,13 @@ async def reserve(x: Exchange, rt: Runtime) -> None:
 
 
 def worked(x: Exchange, usage: Usage) -> bool:
-    """Whether an engine did what is to be paid for: it answered, or was left at its work."""
+    """Whether an engine did work that is charged: it answered, or was at work when the request was given up."""
     answered = usage.reported or usage.completion_tokens > 0
     return x.sent_at > 0.0 and (answered or x.outcome is Outcome.DONE or x.outcome in GIVEN_UP)
 
 
 def settle(x: Exchange, rt: Runtime, ended: float) -> None:
-    """The truth in place of the estimate; nothing where no engine did the work (`worked`, L2)."""
+    """Replace the estimate by the actual use, or by nothing if no engine worked (`worked`, L2)."""
     reservation = x.reservation
     usage = x.usage
     if reservation is None:
@@ -65,7 +67,8 @@ def settle(x: Exchange, rt: Runtime, ended: float) -> None:
 
 
 def limit_fields(limits: Quota, principal: Principal, now: float) -> bytes:
-    """OpenAI's six fields, of the limit with the least left; of tokens the rate, else the budget."""
+    """OpenAI's six rate-limit fields, for the limit with the least left. For tokens that is the rate limit if there is
+    one, else the budget."""
     requests, tokens = limits.shown(principal)
     return _fields(b"requests", requests, now) + _fields(b"tokens", tokens, now)
 
@@ -78,7 +81,7 @@ def _fields(noun: bytes, meters: Shown, now: float) -> bytes:
         if (mine := meter.remaining(now)) < left:
             tightest, left = meter, mine
     reset = tightest.reset(now)
-    if reset == math.inf:  # a budget without a window does not come back
+    if reset == math.inf:  # a budget without a window never resets
         return b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\n" % (noun, tightest.most, noun, left)
     return b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n" % (
         noun,

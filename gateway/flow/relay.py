@@ -1,9 +1,9 @@
-"""The answer on its way from backend to client: the same bytes, flow control both ways, usage read in passing.
+"""The answer on its way from backend to client: bytes pass unchanged, with flow control; the usage is read in passing.
 
-Whole buffers pass as they came, HTTP chunk framing included. Only where bytes must differ or be looked at (a hidden
-usage frame, an engine's error, a frame cut by a read, an HTTP/1.0 client, a body that ends with its connection) is the
-payload taken out and framed anew. Must not know authentication or queueing. One `Relay` is the upstream connection's
-sink and the client connection's stream at once.
+Whole buffers are passed on as received, HTTP chunk framing included. The payload is decoded and framed again only where
+bytes must be changed or inspected: a hidden usage frame, an error of the engine, a frame split by a read, an HTTP/1.0
+client, a body that ends with its connection. Must not know authentication or queueing. A `Relay` is both the sink of
+the upstream connection and the stream of the client connection.
 """
 
 from collections.abc import Callable
@@ -24,17 +24,17 @@ from gateway.http1.message import ResponseHead
 
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 LONGEST_TRANSLATED: Final = 16 * 1024 * 1024
-"""Bytes of a plain answer in another API's words; embeddings are the longest."""
-KEEP_FOR_USAGE: Final = 256 * 1024  # of a plain JSON answer; of longer ones what goes before is searched as it goes
+"""Maximum bytes of a plain answer that is translated; embeddings are the longest."""
+KEEP_FOR_USAGE: Final = 256 * 1024  # of a plain JSON answer; what is dropped of a longer one is searched first
 NEVER: Final = 1 << 62  # frames
-_NOTHING: Final[list[bytes]] = []  # what every stream keeps of a plain answer: shared, and never added to
+_NOTHING: Final[list[bytes]] = []  # shared by all streams, which keep nothing; never appended to
 
 
 class Relay:
-    """One answer. Await `done`; then `error` says whether it is whole. `start` gives the fields at the first byte.
+    """One answer. Await `done`; then `error` says whether it is complete. `start` makes the fields at the first byte.
 
-    When `tokens_due` frames have passed, `on_tokens` is called and says after how many more it wants to be again. Both
-    are given `owner`, whose business they are.
+    When `tokens_due` frames have passed, `on_tokens` is called and returns after how many more it wants to be called
+    again. Both callbacks get `owner`, which the relay itself does not look at.
     """
 
     __slots__ = (
@@ -47,8 +47,8 @@ class Relay:
         "_plain",
         "_start",
         "_tail_seen",
+        "_translator",
         "_usual",
-        "_words",
         "begun",
         "connection",
         "crossing",
@@ -90,9 +90,9 @@ class Relay:
         self.error: UpstreamError | None = None
         # The engine itself reported the failure: it is alive, so the breaker is not told.
         self.engine_said_so = False
-        self.begun = False  # a byte of the answer itself has gone out; comments may have gone before it
+        self.begun = False  # a byte of the answer itself was sent; comments may have been sent before
         self.crossing = crossing
-        self._words = crossing.stream() if crossing is not None and streaming else None
+        self._translator = crossing.stream() if crossing is not None and streaming else None
         self.tap: Tap | None = Tap(self.framing) if streaming else None
         self.on_tokens: Callable[[Any], int] | None = None
         self.owner = owner
@@ -100,11 +100,11 @@ class Relay:
         self._start = start
         self._kept: list[bytes] = _NOTHING if streaming else []
         self.kept_bytes = 0  # of a plain answer
-        self._dropped_usage: Usage | None = None  # found in what is no longer kept
+        self._dropped_usage: Usage | None = None  # usage found in bytes that are no longer kept
         self._tail_seen = False
         self._decoder: ChunkDecoder | None = None
-        own_words = streaming and crossing is None
-        self._filter = FrameFilter(endpoint.framing, hide_usage=hide_usage) if own_words else None
+        untranslated = streaming and crossing is None
+        self._filter = FrameFilter(endpoint.framing, hide_usage=hide_usage) if untranslated else None
         self._plain: PlainFilter | None = None
         self._chunked_out = self._choose_framing()
         self._path = self._usual = self._choose_path()
@@ -117,7 +117,7 @@ class Relay:
             upstream.pause()
 
     def _choose_framing(self) -> bool:
-        """Whether the client gets chunks: where the length is unknown or may change, and it can read them."""
+        """Whether the client gets chunks: if the length is unknown or may change, and the client understands them."""
         head = self.connection.head
         new_enough = head is not None and head.version >= 11
         known = self.reply.content_length is not None or self.reply.no_body or self.crossing is not None
@@ -125,7 +125,7 @@ class Relay:
         return new_enough and not fixed
 
     def _choose_path(self) -> "Callable[[Relay, bytes], None]":
-        """A plain function, not a bound method: an answer must not be garbage that only a collection finds."""
+        """Returns a plain function: a bound method would be a reference cycle, kept until a garbage collection."""
         if self.crossing is not None:
             self._decoder = self._new_decoder()
             return Relay._reframe if self.tap is not None else Relay._gather
@@ -137,7 +137,7 @@ class Relay:
         return Relay._pass
 
     def _new_decoder(self) -> ChunkDecoder | None:
-        """What takes the payload out of the engine's framing, if there is any."""
+        """Extracts the payload from the engine's framing, if there is any."""
         return ChunkDecoder() if self.reply.chunked else None
 
     # ---- Stream: the client's window
@@ -151,19 +151,19 @@ class Relay:
     # ---- Sink
 
     def data(self, data: bytes) -> None:
-        """A received buffer, along the path that was chosen at the head."""
+        """Handle a received buffer on the path chosen at the head."""
         self._path(self, data)
 
     def _see_opening(self, data: bytes) -> None:
-        """Look at the first buffers for what the stream's first event tells, then take the usual path for good."""
+        """Look for usage in the stream's first event, then take the usual path for the rest."""
         assert self.tap is not None and self.tap.opening is not None  # noqa: S101, PT018  # set where this path is
         if self.tap.opening.feed(data):
             self._path = self._usual
         self._usual(self, data)
 
     def _see_start(self, data: bytes) -> None:
-        """A plain answer whose first buffer shows that it is no error takes the usual path; of others the payload is
-        taken out and judged."""
+        """A plain answer whose first buffer shows that it is not an error takes the usual path; otherwise the payload
+        is extracted and inspected."""
         self._path = self._usual
         payload = ChunkDecoder().decode(data[: 2 * PLAIN_START]) if self.reply.chunked else data
         if may_be_error(payload):
@@ -182,7 +182,7 @@ class Relay:
             self._keep(data)
         walker = self.upstream.walker
         if walker is not None and walker.last_chunk_at >= 0:
-            self._tail_seen = True  # the end follows: hold it back, so that an error or a clean end can take its place
+            self._tail_seen = True  # hold the last chunk back, so that an error or a clean end can take its place
             data = data[: walker.last_chunk_at]
         elif self._tail_seen:
             return
@@ -192,7 +192,7 @@ class Relay:
             self._begin(data)
 
     def _pass_or_filter(self, data: bytes) -> None:
-        """As `_pass` while reads hold whole frames that may all pass; else through the filter."""
+        """Like `_pass` as long as each read holds whole frames that need no change; otherwise through the filter."""
         walker, sieve = self.upstream.walker, self._filter
         assert walker is not None and sieve is not None  # noqa: S101, PT018  # the path of chunked streams
         if self._decoder is None:
@@ -202,7 +202,7 @@ class Relay:
             self._decoder = ChunkDecoder()
         self._reframe(data)
         if walker.boundary and sieve.idle:
-            self._decoder = None  # between two frames and two chunks: the common path may take over again
+            self._decoder = None  # between two frames and two chunks, so the common path may take over again
 
     def _may_pass(self, walker: ChunkWalker, sieve: FrameFilter, data: bytes) -> bool:
         end = walker.last_chunk_at
@@ -211,7 +211,7 @@ class Relay:
         return end == 0 or sieve.passes(data[:end])
 
     def _reframe(self, data: bytes) -> None:
-        """Payload out, edit, frame anew."""
+        """Extract the payload, edit it, frame it again."""
         if self.tap is not None:
             self.tap.feed(data)
             if self.tap.frames >= self.tokens_due and self.on_tokens is not None:
@@ -227,13 +227,13 @@ class Relay:
             self._stop_if_failed(sieve)
 
     def _sieve(self) -> Sieve | None:
-        """What the payload goes through, if it is taken out."""
-        if self._words is not None:
-            return self._words
+        """The filter for extracted payload, if any."""
+        if self._translator is not None:
+            return self._translator
         return self._plain if self._filter is None else self._filter
 
     def _gather(self, data: bytes) -> None:
-        """A plain answer in another API's words is translated when all of it is here."""
+        """Collect a plain answer that has to be translated as a whole."""
         self._kept.append(data if self._decoder is None else self._decoder.decode(data))
         self.kept_bytes += len(self._kept[-1])
         if self.kept_bytes > LONGEST_TRANSLATED and self.error is None:
@@ -249,7 +249,7 @@ class Relay:
             self._begin(framed)
 
     def last(self, data: bytes) -> None:
-        """The end came: pass it on, unless the dialect's own end is missing (A5)."""
+        """The body has ended: pass the end on, unless the dialect's own end marker is missing (A5)."""
         if data:
             self.data(data)
         if self.error is not None:
@@ -265,7 +265,7 @@ class Relay:
             self._end()
 
     def _end(self) -> None:
-        """Write what ends the body in the client's framing."""
+        """Write the end of the body in the client's framing."""
         if self.crossing is not None and self.tap is None:
             self._translate(self.crossing)
             return
@@ -286,7 +286,7 @@ class Relay:
             return
         try:
             answer = crossing.answer(body)
-            # Behind comments the client has been told of chunks.
+            # After comments, the client has been promised chunks.
             self._begin(encode_chunk(answer) + LAST_CHUNK if self.connection.begun else answer)
         except ValueError as err:
             self.engine_said_so = crossing.as_stream
@@ -296,21 +296,21 @@ class Relay:
         self.done.set(None)
 
     def broke(self, error: UpstreamError) -> None:
-        """The engine's body stops here, which takes nothing from a stream that has told its own end."""
+        """The engine's body was cut off, which does not matter if the stream had already sent its own end marker."""
         if self._whole():
             self.last(b"")
         else:
             self._stop(error)
 
     def _stop(self, error: UpstreamError) -> None:
-        """The answer stops here: tell the client in a frame where its framing allows, else cut the connection."""
+        """Stop the answer: send an error frame if the framing allows one here, else cut the connection."""
         self.error = error
         if self.begun:
             self._tell(error)
         self.done.set(None)
 
     def interrupted(self, error: GatewayError) -> None:
-        """The gateway ends, behind the first bytes of an answer. A stream that has told its own end is whole."""
+        """The gateway shuts down during an answer. A stream that has sent its own end marker counts as complete."""
         if self._whole():
             self.last(b"")
         else:
@@ -325,29 +325,29 @@ class Relay:
         self.connection.keep = self.connection.keep and self._chunked_out
 
     def over(self) -> bool:
-        """The stream has told its own end, and no chunk is open that was passed on as it came."""
+        """The stream has sent its own end marker, and no chunk that was passed on unchanged is incomplete."""
         if self.tap is None or self.error is not None or (self.framing is Framing.NDJSON and self._inside_frame()):
-            return False  # half a last line has the counts already
+            return False  # an incomplete last line may already contain the counts
         self.tap.finish()
         walker = self.upstream.walker if self._decoder is None else None
         if not self.tap.terminated or not (walker is None or walker.boundary or self._tail_seen):
             return False
-        self._tail_seen = True  # what ends the client's chunks is ours to write
+        self._tail_seen = True  # the end of the client's chunks is ours to write
         return True
 
     def _whole(self) -> bool:
-        """`over`, and no frame is held whose end will not come."""
+        """Like `over`, and no incomplete frame is held."""
         return not self._inside_frame() and self.over()
 
     def _inside_frame(self) -> bool:
         return self._filter is not None and not self._filter.idle
 
     def _stop_if_failed(self, sieve: Sieve) -> None:
-        """The engine reported an error under a status of success, or sent what is none of its API: the client gets our
-        words, not the engine's (H8)."""
+        """The engine reported an error under a success status, or sent something that its API does not have: the client
+        gets our words instead of the engine's (H8)."""
         if sieve.failed and self.error is None:
             self.engine_said_so = True
-            if self._words is not None and self._words.garbled:
+            if self._translator is not None and self._translator.garbled:
                 did = "sent a frame that cannot be read"
             else:
                 did = "reported an error in its stream" if self.tap is not None else "reported an error as its answer"
@@ -355,13 +355,13 @@ class Relay:
             self._stop(said or UpstreamBroke(f"The engine {did}.", cause=sieve.failed))
 
     def _can_tell(self) -> bool:
-        """Whether an error frame would stand between two frames, and between two chunks. Raw buffers end there."""
+        """Whether an error frame would stand between two frames and between two chunks. Never in raw buffers."""
         sieve = self._sieve()
         return sieve is not None and sieve.at_boundary
 
     def _begin(self, first: bytes) -> None:
-        """The head goes out with the first bytes, so that a failure before them is still a proper status. Where a
-        comment sent a head before, they only count as the first."""
+        """Send the head together with the first bytes, so that an earlier failure can still get a proper status. If a
+        comment has sent the head already, only the bytes."""
         self.begun = True
         fields = self._start(self.owner)
         if not self.connection.begun:
@@ -381,7 +381,7 @@ class Relay:
         self.connection.begin(self.reply.status, fields, framing=framing, first=first)
 
     def comment(self, text: bytes) -> bool:
-        """Send an SSE comment if the stream stands between two frames (A11). False: not now."""
+        """Send an SSE comment if the stream is between two frames (A11). False: not now."""
         if self.endpoint.framing is not Framing.SSE or not self._chunked_out or not self._can_tell():
             return False
         if self.connection.begun:
@@ -393,7 +393,7 @@ class Relay:
     # ---- what was used
 
     def _keep(self, data: bytes) -> None:
-        """Hold on to what the usage will be read from; references, no copies."""
+        """Keep the part of the answer from which the usage will be read; references, no copies."""
         self._kept.append(data)
         self.kept_bytes += len(data)
         while self.kept_bytes - len(self._kept[0]) > KEEP_FOR_USAGE:
@@ -403,9 +403,9 @@ class Relay:
             self._dropped_usage = found or self._dropped_usage
 
     def usage(self) -> Usage | None:
-        """Tokens of this answer: as reported, or counted from what was relayed (A7)."""
+        """Tokens of this answer: as reported by the engine, or counted from what was relayed (A7)."""
         if self.tap is not None:
-            # Of what never went out, nothing counts: an error as the first frame is no token.
+            # An error as the first frame is no token: count only if something was sent.
             return self.tap.finish() or (self.tap.estimate() if self.tap.frames and self.begun else None)
         body = b"".join(self._kept)
         if self.reply.chunked and self.crossing is None and self.error is None and self.done.is_set:
@@ -414,7 +414,7 @@ class Relay:
 
     @property
     def framing(self) -> Framing:
-        """Of the engine's streams."""
+        """The framing of the engine's streams."""
         return self.endpoint.framing if self.crossing is None else self.crossing.framing
 
     def __repr__(self) -> str:

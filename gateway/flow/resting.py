@@ -1,7 +1,7 @@
-"""Slots of engines that would not begin, or only fail: no slots until the engine may serve again.
+"""Slots of engines that refuse to begin, or only fail, rest: they are not granted until the engine may serve again.
 
-An engine that refuses or fails at once has its slots free all the time, so most free ones: it would be given, and fail,
-all who wait for it or for another that serves. Must not know requests.
+Such an engine always has free slots, more than any other. Without the rest it would be given all waiting requests, and
+fail them, although other backends serve. Must not know requests.
 """
 
 import asyncio
@@ -10,12 +10,12 @@ from typing import Final
 from gateway.errors import EngineBusy, ModelLoading
 from scheduler.aio import Lease
 
-WOULD_NOT: Final = (EngineBusy, ModelLoading)
-"""What says that an engine has not begun, and would have if it had room."""
+NOT_BEGUN: Final = (EngineBusy, ModelLoading)
+"""Errors of an engine that has not begun a request, but would have with free capacity."""
 REST: Final = 1.0
-"""Seconds until such a slot is tried again: so often as many requests find out as the engine has slots."""
+"""Seconds until such a slot is granted again. In each period as many requests meet the engine as it has slots."""
 
 
 def rest(lease: Lease) -> None:
-    """Give the slot back after a while, unused. Needs no current Task: requests end without one."""
+    """Give the slot back after a while, without charge. Needs no current Task, because requests end without one."""
     asyncio.get_running_loop().call_later(REST, lease.release, 0.0)

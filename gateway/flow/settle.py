@@ -1,4 +1,5 @@
-"""The end of every request: slot, holds, counters and the one audit record. Never waits, never raises.
+"""The end of every request: gives back its slot and reservations, counts it, and writes its audit record. Never waits,
+never raises.
 
 `settle` runs in the `finally` of `phases.handle`, so it must cope with an exchange that stopped after any phase.
 """
@@ -13,7 +14,7 @@ from gateway.api.usage import Usage
 from gateway.errors import UpstreamRejected
 from gateway.flow import quota
 from gateway.flow.exchange import GIVEN_UP, NO_REPLY, NO_ROUTE, NO_USAGE, Exchange, Outcome, Runtime
-from gateway.flow.resting import WOULD_NOT, rest
+from gateway.flow.resting import NOT_BEGUN, rest
 from gateway.flow.ticket import expected_cost
 from gateway.services.record import AuditRecord, Opening
 from gateway.services.tracing import Ended, TracingService
@@ -22,13 +23,13 @@ from scheduler.estimate import cost
 
 log = logging.getLogger("fairgate.flow")
 
-MODEL_CHARS: Final = 256  # of a name that nobody knows; longer ones are told by their beginning
-GONE_STATUS: Final = 499  # what logs and engines call a request whose client left (nginx, Ollama)
-CUT_STATUS: Final = 503  # of a request that the end of the gateway cut, whatever had gone out
+MODEL_CHARS: Final = 256  # of an unknown model name; longer ones are cut
+GONE_STATUS: Final = 499  # the usual status in logs for a client that left (nginx, Ollama)
+CUT_STATUS: Final = 503  # for a request cut by the end of the gateway, whatever had been sent
 
 
 def settle(x: Exchange, rt: Runtime) -> None:
-    """Give everything back and write down what happened."""
+    """Give everything back and record what happened."""
     ended = rt.now()
     if x.outcome is Outcome.CLIENT_GONE:
         x.status = GONE_STATUS
@@ -43,7 +44,7 @@ def settle(x: Exchange, rt: Runtime) -> None:
     if works_on and x.lease is not None:
         rt.zombies.keep(x.lease, cost_units, x.route.terms.total)
     elif x.lease is not None:
-        if x.error is not None and _would_again(x, rt):
+        if x.error is not None and _slot_must_rest(x, rt):
             rest(x.lease)
         else:
             x.lease.release(cost_units)
@@ -59,13 +60,14 @@ def settle(x: Exchange, rt: Runtime) -> None:
         log.warning("request failed", extra={"request_id": x.id, "code": x.error.code, "cause": x.error.cause})
     if rt.config.log.requests:
         log.info("request", extra={"request_id": x.id, "status": x.status, "outcome": str(x.outcome)})
-    _let_go(x)
+    _break_cycles(x)
 
 
-def _would_again(x: Exchange, rt: Runtime) -> bool:
-    """Whether the next request would find its engine alike: it would not begin, or has answered nothing but errors of
-    its own, counted here, for as many requests as eject one that cannot be reached. The latter where another serves."""
-    if isinstance(x.error, WOULD_NOT):
+def _slot_must_rest(x: Exchange, rt: Runtime) -> bool:
+    """Whether the next request would meet the same problem on this backend. Either the engine refused to begin, or (if
+    another backend serves the model) it has answered only errors of its own, `discovery.eject_after` times in a row,
+    counting this one."""
+    if isinstance(x.error, NOT_BEGUN):
         return True
     status = x.reply.status
     if status != 404 and (status < 500 or isinstance(x.error, UpstreamRejected)):
@@ -75,7 +77,7 @@ def _would_again(x: Exchange, rt: Runtime) -> bool:
 
 
 def _trace(x: Exchange, tracing: TracingService, row: AuditRecord, ended: float) -> None:
-    """Hand a kept trace over for export. Public routes (health, playground) have none: probes would drown the rest."""
+    """Export the trace if it is sampled. Public routes (health, playground) have none: probes would drown the rest."""
     endpoint = x.endpoint
     if x.trace is None or not x.trace.sampled or endpoint.access is Access.PUBLIC:
         return
@@ -96,8 +98,8 @@ def _trace(x: Exchange, tracing: TracingService, row: AuditRecord, ended: float)
     )
 
 
-def _let_go(x: Exchange) -> None:
-    """Undo what would leave the exchange to a garbage collection: tens of milliseconds, felt by every stream."""
+def _break_cycles(x: Exchange) -> None:
+    """Break reference cycles. A garbage collection takes tens of milliseconds, which every stream would feel."""
     x.connection.stream = None
     x.connection.quiet_call = None
     x.relay = None
@@ -107,27 +109,28 @@ def _let_go(x: Exchange) -> None:
 
 
 def _usage(x: Exchange, rt: Runtime) -> Usage:
-    """Tokens as reported, else as counted; what an engine worked on and did not come to count is estimated. The record,
-    the limits and the metrics all have these."""
+    """The tokens for the record, the limits and the metrics: as reported, else as counted, else estimated for work that
+    an engine did without counting it."""
     usage = _counted(x)
     if usage.reported or usage.prompt_tokens or not quota.worked(x, usage):
         return usage
-    prompt = math.ceil(rt.estimator.input_tokens(x.route.model, x.ask.input_bytes))  # none is without tokens
-    return Usage(prompt, usage.completion_tokens or _unsaid(x, rt), usage.cached_tokens, reported=False)
+    prompt = math.ceil(rt.estimator.input_tokens(x.route.model, x.ask.input_bytes))  # every prompt has tokens
+    return Usage(prompt, usage.completion_tokens or _tokens_by_size(x, rt), usage.cached_tokens, reported=False)
 
 
-def _unsaid(x: Exchange, rt: Runtime) -> int:
-    """Output tokens of a plain answer by its size: what an engine does not count must not be free."""
+def _tokens_by_size(x: Exchange, rt: Runtime) -> int:
+    """Output tokens estimated from the size of a plain answer: an answer that the engine does not count must not be
+    free."""
     size = x.relay.kept_bytes if x.relay is not None else 0
-    return min(math.ceil(rt.estimator.input_tokens(x.route.model, size)), quota.produces(x))
+    return min(math.ceil(rt.estimator.input_tokens(x.route.model, size)), quota.max_output(x))
 
 
 def _counted(x: Exchange) -> Usage:
     if x.relay is None:
         return NO_USAGE
     usage, tap = x.relay.usage() or NO_USAGE, x.relay.tap
-    # The running usage in a frame is that of the frame's own answer (vLLM): of several, the frames tell more. It counts
-    # one prompt too, of which a completion may have several.
+    # In vLLM the running usage in a frame covers only that frame's answer. With several answers the number of frames is
+    # closer to the truth. It also covers only one prompt, while a completion may have several.
     if x.ask.choices > 1 and tap is not None and not tap.terminated and usage.completion_tokens < tap.frames:
         if x.endpoint.kind is Kind.COMPLETION:
             return Usage(0, tap.frames, reported=False)
@@ -136,9 +139,9 @@ def _counted(x: Exchange) -> Usage:
 
 
 def _cost(x: Exchange, rt: Runtime, works_on: bool) -> float:
-    """Cost units to charge (scheduler.md 5.3): the truth if reported; nothing if no engine worked for it. If the
-    engine `works_on` after the client has left, the whole answer is produced, so the expected cost is charged;
-    otherwise leaving early would be free."""
+    """Cost units to charge (scheduler.md 5.3): the actual cost if reported, nothing if no engine worked. If the engine
+    `works_on` after the client has left, the expected cost is charged, since the whole answer is produced; otherwise
+    leaving early would be free."""
     if works_on and x.outcome in GIVEN_UP:
         return expected_cost(x, rt)
     usage = x.usage
@@ -154,15 +157,15 @@ def _cost(x: Exchange, rt: Runtime, works_on: bool) -> float:
 
 
 def _works_on(x: Exchange) -> bool:
-    """Whether the engine finishes a request that was given up: llama.cpp does, for a plain answer whose head has not
-    come (it sends that last). A stream ends with its connection."""
+    """Whether the engine finishes a request although it was given up. llama.cpp does so for a plain answer before it
+    sends the head, which comes last. A stream ends when its connection closes."""
     if x.backend.engine not in WORKS_ON or x.ask.stream or x.upstream is None or x.reply is not NO_REPLY:
         return False
     return x.sent_at > 0.0 and (x.outcome in GIVEN_UP or x.outcome is Outcome.TIMED_OUT)
 
 
 def _learn(x: Exchange, rt: Runtime, ended: float) -> None:
-    """What a finished request tells about the next: its tokens, and how fast its engine is."""
+    """Learn from a finished request: its tokens, and the speed of its engine."""
     usage = x.usage
     if usage.reported and x.outcome is Outcome.DONE:
         who = x.principal
@@ -175,7 +178,7 @@ def _learn(x: Exchange, rt: Runtime, ended: float) -> None:
 
 
 def opening(x: Exchange) -> Opening:
-    """What is known of a request that goes to an engine (U3)."""
+    """The start record of a request that goes to an engine (U3)."""
     endpoint, who = x.endpoint, x.principal
     return (
         x.id,
@@ -193,9 +196,9 @@ def opening(x: Exchange) -> Opening:
 
 
 def record(x: Exchange, ended: float) -> AuditRecord:
-    """The request so far as one flat row (U1). Durations are whole microseconds."""
+    """The request as one flat row (U1). Durations are whole microseconds."""
     endpoint, who, usage, lease = x.endpoint, x.principal, x.usage, x.lease
-    waiter = x.waiter if lease is None else None  # who got no slot had a place all the same
+    waiter = x.waiter if lease is None else None  # a request that got no slot still had a place in the queue
     return AuditRecord(
         id=x.id,
         started_at=int(x.started_wall * 1e6),
@@ -210,7 +213,7 @@ def record(x: Exchange, ended: float) -> AuditRecord:
         model_served=x.route.model,
         backend=x.backend.name,
         status=x.status,
-        outcome=_said(x.outcome),
+        outcome=_outcome_text(x.outcome),
         error=x.error.code if x.error is not None else "",
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
@@ -223,18 +226,19 @@ def record(x: Exchange, ended: float) -> AuditRecord:
         bytes_out=x.connection.bytes_out,
         rank=lease.rank if lease is not None else waiter.rank if waiter is not None else 0,
         queue_len=lease.queue_len if lease is not None else waiter.queue_len if waiter is not None else 0,
-        usage_before=float(lease.usage) if lease is not None else 0.0,  # the chain's hash tells 0 from 0.0
+        usage_before=float(lease.usage) if lease is not None else 0.0,  # the hash of the chain distinguishes 0 from 0.0
         slot_us=_us(ended, x.granted_at) if lease is not None else 0,
     )
 
 
 def _estimated(x: Exchange, usage: Usage) -> bool:
-    """Whether the engine worked and did not come to say how much, be it that the client left before its first byte."""
+    """Whether the engine worked without reporting how much, for example because the client left before the first
+    byte."""
     return not usage.reported and (x.relay is not None or (x.outcome in GIVEN_UP and x.sent_at > 0.0))
 
 
-def _said(outcome: Outcome) -> str:
-    """`outcome.value`, at a fraction of its cost where all went well."""
+def _outcome_text(outcome: Outcome) -> str:
+    """`outcome.value`, which is much slower than this for the common case."""
     return "done" if outcome is Outcome.DONE else outcome.value
 
 

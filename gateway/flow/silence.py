@@ -1,6 +1,6 @@
-"""Comments for clients that wait at a silent stream, so that nothing between gives the connection up (A11).
+"""SSE comments for clients of silent streams, so that proxies in between keep the connection (A11).
 
-Owns when one is due and how it is sent; must not know why the stream is silent.
+Owns when a comment is due and how it is sent; must not know why the stream is silent.
 """
 
 from typing import Final
@@ -13,20 +13,20 @@ from gateway.http1.chunks import encode_chunk
 
 SSE_COMMENT: Final = b": keep-alive\n\n"
 LOOKS: Final = 0.25
-"""A stream is looked at this often, in times of `timeouts.comment`; a comment comes late by as much, at most."""
+"""How often a stream is checked, as a fraction of `timeouts.comment`; a comment is late by at most this much."""
 
 
 def comment_while_silent(x: Exchange, rt: Runtime) -> None:
-    """From now on, an SSE client that hears nothing for a while gets a comment. Asked again, nothing begins anew."""
+    """From now on, send comments to an SSE client that hears nothing for a while. Further calls have no effect."""
     connection = x.connection
-    if connection.quiet_of is x or not x.ask.stream or x.endpoint.framing is not Framing.SSE or x.head.version < 11:
+    if connection.quiet_arg is x or not x.ask.stream or x.endpoint.framing is not Framing.SSE or x.head.version < 11:
         return
-    connection.quiet_call, connection.quiet_of = _comment, x
+    connection.quiet_call, connection.quiet_arg = _comment, x
     _heard(x, rt)
 
 
 def _heard(x: Exchange, rt: Runtime) -> None:
-    """The client got something since the last look, or something now."""
+    """The client has received something since the last check, or receives something now."""
     connection, every = x.connection, rt.config.timeouts.comment
     x.bytes_seen = connection.bytes_out
     x.silent_since = connection.clock()
@@ -54,6 +54,6 @@ def _send_comment(x: Exchange) -> None:
         connection.write(encode_chunk(SSE_COMMENT))
     else:
         x.status = 200
-        extra = x.times() + fields.id_field(x.endpoint.dialect, x.id) + x.extra
+        extra = x.time_fields() + fields.id_field(x.endpoint.dialect, x.id) + x.extra
         head = fields.answer_fields(b"text/event-stream", x.id, extra)
         connection.begin(200, head, framing=CHUNKED, first=encode_chunk(SSE_COMMENT))

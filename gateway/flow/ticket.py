@@ -1,4 +1,5 @@
-"""What the scheduler is told of a request: who pays, about how much, how long it may wait. Must not know the queue."""
+"""What the scheduler gets to know of a request: who pays, the expected cost, how long it may wait. Must not know the
+queue."""
 
 from collections.abc import Callable
 from typing import Final
@@ -6,13 +7,13 @@ from typing import Final
 from gateway.errors import BadRequest
 from gateway.flow.conversation import conversation
 from gateway.flow.exchange import Exchange, Runtime
-from gateway.flow.quota import GENERATIONS, produces
+from gateway.flow.quota import GENERATIONS, max_output
 from scheduler.model import Ticket
 from scheduler.settings import Settings
 
 
 def ticket(x: Exchange, rt: Runtime, avoid: tuple[str, ...] = ()) -> Ticket:
-    """What the scheduler is told: who pays, and about how much (scheduler.md 5.3)."""
+    """The ticket of a request (scheduler.md 5.3)."""
     principal = x.principal
     return Ticket(
         pool=x.route.pool,
@@ -30,17 +31,18 @@ def ticket(x: Exchange, rt: Runtime, avoid: tuple[str, ...] = ()) -> Ticket:
 
 
 def _has_home(x: Exchange, rt: Runtime) -> bool:
-    """Whether it may matter which engine answers: one that generates may have the beginning in its cache."""
+    """Whether the conversation matters for the choice of a backend: an engine may have the beginning of it in its
+    cache."""
     if len(x.route.candidates) < 2:
         return False
     return rt.estimator.settings.affinity > 0.0 and x.endpoint.kind in GENERATIONS
 
 
 def expected_cost(x: Exchange, rt: Runtime) -> float:
-    """Cost units of the whole request, as far as can be told before."""
+    """Estimated cost units of the whole request."""
     who, found = x.principal, x.route
     return rt.estimator.request_cost(
-        found.model, who.tenant, who.user, x.ask.input_bytes, produces(x), found.terms.cost_factor
+        found.model, who.tenant, who.user, x.ask.input_bytes, max_output(x), found.terms.cost_factor
     )
 
 
@@ -52,7 +54,7 @@ CLASS_OFFSETS: Final[dict[str, Callable[[Settings], float]]] = {
 
 
 def queue_timeout(x: Exchange, rt: Runtime) -> float:
-    """Seconds: the setting, tightened by the key and by the request's own `x-queue-timeout`."""
+    """Seconds: the setting, or less if the key or the request's own `x-queue-timeout` says so."""
     timeout = rt.estimator.settings.queue_timeout
     if x.principal.queue_timeout is not None:
         timeout = min(timeout, x.principal.queue_timeout)

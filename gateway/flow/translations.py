@@ -1,7 +1,7 @@
-"""What one room's word means in another: tables and their few lines, no state.
+"""Mappings between the vocabularies of the packages, without state.
 
-The scheduler's refusals and the wire's as errors that a dialect can render; an error as the outcome in a record, and as
-what the breaker and the metrics are told.
+Refusals of the scheduler and errors of the wire become errors that a dialect can render; an error becomes the outcome
+in a record, and what the breaker and the metrics are told.
 """
 
 from collections.abc import Callable
@@ -73,24 +73,25 @@ WIRE_ERRORS: dict[int, type[GatewayError]] = {
 
 
 def wire_error(error: WireError) -> GatewayError:
-    """What the wire refused, as the error a dialect can render."""
+    """A wire error as an error that a dialect can render."""
     kind = WIRE_ERRORS.get(error.status, BadRequest)
     return kind(f"{error.reason[:1].upper()}{error.reason[1:]}.")
 
 
 def outcome_of(error: GatewayError) -> Outcome:
-    """How a request that was answered with `error` ended."""
+    """The outcome of a request that was answered with `error`."""
     if isinstance(error, Bug):
         return Outcome.BUG
     if isinstance(error, (UpstreamTimeout, ConnectTimeout, QueueTimeout, RequestTimeout)):
         return Outcome.TIMED_OUT
-    if isinstance(error, UpstreamError) and not isinstance(error, UpstreamRejected):  # that one is the client's fault
+    # The rejected request is the client's fault
+    if isinstance(error, UpstreamError) and not isinstance(error, UpstreamRejected):
         return Outcome.UPSTREAM_FAILED
     return Outcome.REFUSED
 
 
 def failure_of(error: UpstreamError) -> Failure:
-    """What the breaker is told of a failed attempt."""
+    """What the breaker is told about a failed attempt."""
     if isinstance(error, ConnectFailed):
         return "connect"
     return "timeout" if isinstance(error, UpstreamTimeout) else "broken"

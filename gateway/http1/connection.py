@@ -85,9 +85,9 @@ class Connection:
         "known",
         "peer_ip",
         "phase",
+        "quiet_arg",
         "quiet_at",
         "quiet_call",
-        "quiet_of",
         "reader",
         "stall_deadline",
         "stream",
@@ -122,8 +122,8 @@ class Connection:
         self.keep = True
         self.bytes_out = 0
         self.quiet_at = NEVER
-        self.quiet_call: Callable[[Any], None] | None = None  # called with `quiet_of`
-        self.quiet_of: Any = None
+        self.quiet_call: Callable[[Any], None] | None = None  # called with `quiet_arg`
+        self.quiet_arg: Any = None
 
     # ---- transport callbacks
 
@@ -449,7 +449,7 @@ class Connection:
         """`quiet_at` has passed: call the handler back."""
         self.quiet_at = NEVER
         if self.quiet_call is not None:
-            self.quiet_call(self.quiet_of)
+            self.quiet_call(self.quiet_arg)
 
     def __repr__(self) -> str:
         return f"<Connection {self.peer_ip} {self.phase.name.lower()} {self.reader!r}>"

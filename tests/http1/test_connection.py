@@ -286,7 +286,7 @@ def test_who_asks_to_be_called_when_it_is_quiet_is_called_once() -> None:
         await client.send(WAITING)
         await echo.until("waiting")
         (connection,) = server.connections
-        connection.quiet_at, connection.quiet_call, connection.quiet_of = clock.time + 5, calls.append, 7.0
+        connection.quiet_at, connection.quiet_call, connection.quiet_arg = clock.time + 5, calls.append, 7.0
         for _ in range(3):
             clock.time += 4
             server.sweep()
