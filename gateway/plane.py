@@ -26,8 +26,8 @@ from gateway.config import Config
 from gateway.flow.cors import Cors
 from gateway.flow.exchange import Runtime
 from gateway.flow.fields import forget_request_heads
-from gateway.flow.held import Waiting
 from gateway.flow.ledger import Ledger
+from gateway.flow.ledger_facts import Waiting
 from gateway.flow.names import Names
 from gateway.flow.peer import client_ip_of, vouched_by
 from gateway.flow.phases import Phases

@@ -19,7 +19,7 @@ from gateway import logs
 from gateway.admin.state import Stock
 from gateway.config import Config, ConfigError
 from gateway.errors import Overloaded
-from gateway.flow.held import Waiting
+from gateway.flow.ledger_facts import Waiting
 from gateway.loading import secrets
 from gateway.plane import Plane
 from gateway.process import raise_file_limit, settle_garbage

@@ -26,7 +26,7 @@ from gateway.admin.state import AWAY, NO_STATS, PlaneStats, Stock, WorkerStats, 
 from gateway.api.routes import Routes
 from gateway.config import Config, ConfigError
 from gateway.crew import Child
-from gateway.flow.held import Waiting
+from gateway.flow.ledger_facts import Waiting
 from gateway.hub import HasHub, LocalHub
 from gateway.plane import metrics_of, tls_context
 from gateway.process import early_hangup, in_force, on_signals, reload_on_hangup, settle_garbage, unless_second_signal

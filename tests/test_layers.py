@@ -39,7 +39,7 @@ ROW: list[tuple[str, tuple[str, ...]]] = [
         "connections",
         (
             "gateway.http1.eager",
-            "gateway.http1.door",
+            "gateway.http1.counter",
             "gateway.http1.listener",
             "gateway.http1.connection",
             "gateway.http1.server",

@@ -325,25 +325,25 @@ def test_connections_that_never_shake_hands_are_in_the_caps(authority: Authority
     async def main() -> None:
         caps = cfg.Caps(connections_per_ip=3)
         async with Engine(stream) as engine, gateway(engine.url, tls=authority.section(cert), caps=caps) as g:
-            door = g.app.server.door
+            counter = g.app.server.counter
             for count in (1, 2, 3):
                 await silent(g.port)
                 async with asyncio.timeout(WAIT):
-                    while len(door._greeting) < count:
+                    while len(counter._greeting) < count:
                         await asyncio.sleep(0)
             for _ in range(5):
                 async with asyncio.timeout(WAIT):
                     assert await (await silent(g.port)).read() == b""
-            assert (door.refused, len(door._greeting)) == (5, 3)
+            assert (counter.refused, len(counter._greeting)) == (5, 3)
             for writer in kept:
                 writer.close()
             async with asyncio.timeout(WAIT):
-                while door._of_address:
+                while counter._of_address:
                     await asyncio.sleep(0)
             client = await tls_client(g.port, authority.ca)
             await client.send(g.request(CHAT, chat(stream=True)))
             assert (await client.answer())[0] == 200
-            assert repr(door) == "<Door open=1 greeting=0 addresses=1>"
+            assert repr(counter) == "<ConnectionCounter open=1 greeting=0 addresses=1>"
             client.close()
 
     kept: list[asyncio.StreamWriter] = []
@@ -368,11 +368,11 @@ def test_connections_wait_where_no_file_is_left_and_are_let_in_later(
                 async with asyncio.timeout(WAIT):
                     while "connections wait" not in caplog.text:
                         await asyncio.sleep(0.01)
-                assert repr(g.app.server.door) == "<Door open=0 greeting=0 addresses=0>"
+                assert repr(g.app.server.counter) == "<ConnectionCounter open=0 greeting=0 addresses=0>"
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             async with asyncio.timeout(WAIT):
-                while "greeting=1" not in repr(g.app.server.door):
+                while "greeting=1" not in repr(g.app.server.counter):
                     await asyncio.sleep(0.01)
             waiting.close()
 

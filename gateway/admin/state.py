@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from gateway import __version__
-from gateway.flow.held import LedgerStats
+from gateway.flow.ledger_facts import LedgerStats
 from gateway.http1.facts import ServerStats
 from gateway.services import samples
 from gateway.services.backend_facts import BackendStats

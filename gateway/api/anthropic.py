@@ -1,6 +1,6 @@
-"""The Anthropic dialect: the Messages API, its request bodies, error and list shapes.
+"""The Anthropic dialect: the Messages API with its request bodies, error and list shapes.
 
-Spoken by engines that have it beside their own API. Must not know other dialects, services or transport.
+Some engines speak it beside their own API. Must not know other dialects, services or transport.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from gateway.api.prompt_size import prompt_bytes
 from gateway.errors import BadRequest, GatewayError
 
 VERSION_FIELD: Final = b"anthropic-version"
-"""The request field that every client of this API sends, and no other does."""
+"""The request field that every client of this API sends, and no client of another API."""
 
 _CAP: Final = "max_tokens"
 _GUARDED: Final = frozenset({"model", "stream", "messages", "metadata", _CAP})
@@ -54,7 +54,7 @@ class Anthropic:
     id_field = b"request-id"
 
     def routes(self) -> Sequence[Endpoint]:
-        """The rows of this dialect."""
+        """This dialect's rows of the route table."""
         return [
             self._row("/v1/messages", Kind.CHAT),
             self._row("/v1/messages/count_tokens", Kind.COUNT),
@@ -85,16 +85,16 @@ class Anthropic:
             model=read_model(members),
             stream=generates and "stream" in keys and read_flag(members, "stream", absent=False),
             max_tokens=_limit(members) if generates and _CAP in keys else None,
-            usage_asked=True,  # the API has no stream without it
-            input_bytes=prompt_bytes(body, members, _PROMPT) if generates else 0,  # counting costs no prefill
+            usage_asked=True,  # every stream of this API includes it
+            input_bytes=prompt_bytes(body, members, _PROMPT) if generates else 0,  # counting tokens needs no prefill
             user=_user(members) if "metadata" in keys else "",
             keys=keys,
         )
 
     def edit(self, endpoint: Endpoint, body: bytes, ask: Ask, *, model: str, cap: int, engine: str) -> bytes:
-        """The body for the engine: served model name and output cap (tokens). All other bytes unchanged.
+        """The body for the engine: served model name and output cap (tokens). All other bytes stay unchanged.
 
-        `engine` plays no part: all read the API's own keys only.
+        `engine` is not used: every engine reads only the API's own keys.
         """
         changes: dict[str, bytes] = {}
         if model != ask.model:
@@ -104,7 +104,7 @@ class Anthropic:
         return edited(body, ask.keys, changes)
 
     def error(self, err: GatewayError, request_id: str) -> bytes:
-        """`{"type":"error","error":{...},"request_id":...}`; our code stands beside, where its clients ignore it."""
+        """`{"type":"error","error":{...},"request_id":...}`, plus our own code, which clients ignore."""
         fallback = "invalid_request_error" if err.status < 500 else "api_error"
         detail: dict[str, object] = {
             "type": _TYPES.get(err.status, fallback),
@@ -115,11 +115,11 @@ class Anthropic:
         return msgspec.json.encode({"type": "error", "error": detail, "request_id": request_id})
 
     def stream_error(self, err: GatewayError, request_id: str) -> bytes:
-        """An `error` event: official clients raise it, and read nothing after it."""
+        """An `error` event: official clients raise it and stop reading."""
         return b"event: error\ndata: %b\n\n" % self.error(err, request_id)
 
     def models(self, models: Sequence[ModelInfo]) -> bytes:
-        """The list of `GET /v1/models` in this API's shape: one page with all."""
+        """The list of `GET /v1/models` in this API's shape, all on one page."""
         data = [_model(model) for model in models]
         first, last = (models[0].name, models[-1].name) if models else (None, None)
         return msgspec.json.encode({"data": data, "has_more": False, "first_id": first, "last_id": last})
@@ -130,7 +130,8 @@ class Anthropic:
 
 
 def _limit(members: Members) -> int | None:
-    """`max_tokens`. Zero and less are refused, as the API does: Ollama takes them as no limit."""
+    """`max_tokens`. Zero and negative numbers are refused, as by the API itself: Ollama would take them as
+    unlimited."""
     number = read_count(members, _CAP)
     if number is not None and number < 1:
         raise BadRequest(f"`{_CAP}` must be 1 or more", param=_CAP)

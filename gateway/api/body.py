@@ -1,8 +1,8 @@
 """JSON request bodies: the top-level members as raw bytes, checks on them, and edits that splice.
 
-Owns what makes one body mean one thing: engines differ in letter case, in which of two equal keys wins and in how they
-read escapes, so a *guarded* key must be spelled plainly and stand once, or the body is refused. Edits replace exact
-spans and keep every other byte. Must not know dialects, engines or transport.
+Ensures that every engine reads a body in the same way. Engines differ in letter case, in which of two equal keys wins
+and in how they read escapes. So a *guarded* key must be spelled plainly and occur once, or the body is refused. Edits
+replace exact spans and keep every other byte. Must not know dialects, engines or transport.
 """
 
 import re
@@ -17,13 +17,13 @@ from gateway.errors import BadRequest
 Members = dict[str, msgspec.Raw]
 
 MODEL_CHARS: Final = 512
-"""Longest model name taken: file paths are names too, essays are not."""
+"""Maximum length of a model name. Long enough for file paths."""
 
 MEMBERS: Final = 1000
-"""Most members of an object that is read here: APIs have some fifty, and each costs a microsecond or more."""
+"""Maximum members of an object that is read here: APIs define about fifty, and each costs a microsecond or more."""
 REPEATED_BYTES: Final = 64 * 1024
-"""Most bytes of arrays and objects of keys that stand again. Their ends are found bracket by bracket; the last of each
-key was decoded, and is stepped over."""
+"""Maximum bytes of arrays and objects that belong to repeated keys. Their ends are found bracket by bracket, except for
+the last value of each key, which the decoder has returned."""
 
 _BYTE: Final = struct.Struct("B")
 _OBJECT: Final = msgspec.json.Decoder(Members)
@@ -32,7 +32,7 @@ _TEXT: Final = msgspec.json.Decoder(str | None)
 _FLAG: Final = msgspec.json.Decoder(bool | None)
 _NUMBER: Final = msgspec.json.Decoder(int | float | None)
 
-# Possessive repeats: a valid body never needs to backtrack, and ten million escapes must not pile up a stack.
+# Possessive repeats: a valid body never needs backtracking, and ten million escapes must not pile up a stack.
 _STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _KEY: Final = re.compile(rb"[ \t\r\n]*+,?[ \t\r\n]*+(%b)[ \t\r\n]*+:[ \t\r\n]*+" % _STRING, re.DOTALL)
 _STRING_VALUE: Final = re.compile(_STRING, re.DOTALL)
@@ -40,7 +40,8 @@ _SCALAR: Final = re.compile(rb"[^,}\] \t\r\n]++")
 _BRACKET: Final = re.compile(rb"%b|[][{}]" % _STRING, re.DOTALL)
 _AFTER_SCALAR: Final = frozenset(b",} \t\r\n")
 _PROMPTS: Final = re.compile(rb'\[[ \t\r\n]*+["[{]')
-"""An array of prompts: one that begins with a number is a single prompt, as tokens (llama.cpp: mixed with texts)."""
+"""An array of prompts. An array that begins with a number is one prompt, given as tokens (llama.cpp: mixed with
+texts)."""
 
 _NO_JSON: Final = (
     (b"\x1f\x8b", "is compressed by gzip; send it as it is"),
@@ -48,7 +49,8 @@ _NO_JSON: Final = (
     (b"\xef\xbb\xbf", "begins with a byte order mark, which JSON does not allow; send it without"),
     (b"\xff\xfe", "is UTF-16; JSON is UTF-8"),
 )
-"""How bodies begin that were meant to be JSON, and what is said of them: the first odd byte would explain nothing."""
+"""How bodies begin that were meant to be JSON, and what the client is told; a complaint about the first odd byte would
+not help."""
 
 
 Member = tuple[str, bool, int, int]
@@ -56,7 +58,7 @@ Member = tuple[str, bool, int, int]
 
 
 def read_object(body: bytes, guarded: frozenset[str], parent: str = "") -> Members:
-    """The top-level members of `body`; raises BadRequest where it is not an object, or a guarded key is not unique.
+    """The top-level members of `body`. Raises BadRequest if it is not an object, or if a guarded key is not unique.
 
     `parent` prefixes the keys named in errors, for objects inside the body.
     """
@@ -78,9 +80,10 @@ def read_object(body: bytes, guarded: frozenset[str], parent: str = "") -> Membe
 
 
 def _around(members: Members) -> int:
-    """Bytes of a compact object apart from its keys joined by one byte each: values, quotes, colons, commas, braces.
+    """Length of a compact object without its keys joined by one byte each: values, quotes, colons, commas, braces.
 
-    A body of just this length has distinct keys without escapes and no white space: each of those would make it longer.
+    A body of exactly this length has distinct keys without escapes and no white space, since each of those would make
+    it longer.
     """
     size = 3 * len(members) + 2
     for raw in members.values():
@@ -89,10 +92,10 @@ def _around(members: Members) -> int:
 
 
 def _is_spaced(body: bytes, members: Members, compact: int) -> bool:
-    """Whether the body is just what Python's `json.dumps` writes: one space behind each colon and comma.
+    """Whether the body is exactly what Python's `json.dumps` writes: one space after each colon and comma.
 
-    Such a body has distinct keys without escapes too; rebuilding it, which copies it once, takes a fraction of the time
-    of a scan.
+    Such a body also has distinct keys without escapes. Rebuilding it for the comparison copies it once, which takes a
+    fraction of the time of a scan.
     """
     if len(body) != compact + 2 * len(members) - 1:
         return False
@@ -132,7 +135,7 @@ def _too_many(parent: str) -> BadRequest:
 
 
 def _refuse_variants(members: Members, guarded: frozenset[str], parent: str) -> None:
-    """Refuse keys that an engine matching without regard to case would take for a guarded one."""
+    """Refuse keys that an engine with case-insensitive matching would take for a guarded one."""
     for key in members:
         plain = key.casefold()
         if plain != key and plain in guarded:
@@ -141,7 +144,7 @@ def _refuse_variants(members: Members, guarded: frozenset[str], parent: str) -> 
 
 
 def _refuse_repeats(body: bytes, members: Members, guarded: frozenset[str], parent: str) -> None:
-    """Refuse a guarded key that stands twice or is written with escapes."""
+    """Refuse a guarded key that occurs twice or is written with escapes."""
     seen: set[str] = set()
     for key, plain, _, _ in scan(body, members, parent):
         if key not in guarded:
@@ -160,13 +163,13 @@ def _named(key: str, parent: str) -> str:
 
 
 def scan(body: bytes, members: Members, parent: str = "") -> list[Member]:
-    """Every member of the valid JSON object `body` in order, repeated ones too.
+    """Every member of the valid JSON object `body` in order, including repeated ones.
 
-    `members` are its decoded members: where a value is the one known, it is stepped over without reading it. Raises
-    BadRequest for more than MEMBERS, or more than REPEATED_BYTES.
+    `members` are its decoded members: a value equal to the decoded one is skipped without parsing it. Raises BadRequest
+    for more than MEMBERS members, or more than REPEATED_BYTES of repeated values.
     """
     found: list[Member] = []
-    texts = {key: bytes(raw) for key, raw in members.items()}  # once: a key may stand again and again
+    texts = {key: bytes(raw) for key, raw in members.items()}  # converted once: a key may be repeated many times
     room = REPEATED_BYTES
     at = body.index(b"{") + 1
     while match := _KEY.match(body, at):
@@ -185,16 +188,16 @@ def scan(body: bytes, members: Members, parent: str = "") -> list[Member]:
 
 
 def _known_end(body: bytes, start: int, known: bytes | None) -> int:
-    """Where the value at `start` ends if it is the one known, else -1."""
+    """The end of the value at `start` if it equals `known`, else -1."""
     if known is None or not body.startswith(known, start):
         return -1
     at = start + len(known)
-    # Strings, arrays and objects show their own end; the start of a number may be a shorter number.
+    # Strings, arrays and objects mark their own end; a number could continue after the known digits.
     return at if body[start] in b'"[{' or body[at] in _AFTER_SCALAR else -1
 
 
 def _value_end(body: bytes, start: int, most: int) -> int:
-    """`most`: where an array or an object must have ended."""
+    """The end of the value at `start`; an array or object must end before `most`."""
     first = body[start]
     if first == 0x22:
         string = _STRING_VALUE.match(body, start)
@@ -213,7 +216,7 @@ def _brackets_end(body: bytes, start: int, most: int) -> int:
 
 
 def brackets_end(body: bytes, start: int, most: int) -> int:
-    """Where the array or object at `start` of valid JSON ends, or -1 if that is not before `most`."""
+    """The end of the array or object at `start` of valid JSON, or -1 if it does not end before `most`."""
     depth = 0
     for token in _BRACKET.finditer(body, start):
         if token.end() > most:
@@ -229,7 +232,7 @@ def brackets_end(body: bytes, start: int, most: int) -> int:
 
 
 def _spans(body: bytes, members: Members, values: Mapping[str, bytes]) -> list[tuple[int, int, bytes]]:
-    """Where the present keys of `values` have their values, with the new texts."""
+    """The spans of the values that have a new text in `values`, with that text."""
     if len("\n".join(members)) + _around(members) != len(body):
         return [(start, end, values[key]) for key, _, start, end in scan(body, members) if key in values]
     spans = []
@@ -243,10 +246,10 @@ def _spans(body: bytes, members: Members, values: Mapping[str, bytes]) -> list[t
 
 
 def with_members(body: bytes, values: Mapping[str, bytes]) -> bytes:
-    """`body`, a valid JSON object, with each key of `values` set to that JSON text; all other bytes as they are.
+    """`body`, a valid JSON object, with each key of `values` set to that JSON text; all other bytes stay unchanged.
 
-    A present key has its value's span replaced; an absent one is inserted right after the opening brace. Keys are
-    plain ASCII names that stand at most once (`read_object` has refused the rest).
+    The value of a present key is replaced; an absent key is inserted directly after the opening brace. Keys are plain
+    ASCII names that occur at most once (`read_object` has refused others).
     """
     members = _OBJECT.decode(body)
     head = b",".join(b'"%b":%b' % (key.encode(), text) for key, text in values.items() if key not in members)
@@ -261,21 +264,22 @@ def with_members(body: bytes, values: Mapping[str, bytes]) -> bytes:
 
 
 def insert_members(body: bytes, values: Mapping[str, bytes]) -> bytes:
-    """`with_members` for keys known to be absent from a body known not to be empty: nothing is decoded."""
+    """`with_members` for keys known to be absent from a body known not to be empty; nothing is decoded."""
     fresh = [b'"%b":%b' % (key.encode(), text) for key, text in values.items()]
     at = body.index(b"{") + 1
     return b"".join((body[:at], b",".join(fresh), b",", body[at:]))
 
 
 def edited(body: bytes, keys: frozenset[str], values: Mapping[str, bytes]) -> bytes:
-    """`body` with `values` set, in the cheapest way; `keys` are those of its guarded keys, which `values` are among."""
+    """`body` with `values` set, in the cheapest way. `keys` are the guarded keys present in the body; the keys of
+    `values` are guarded ones."""
     if not values:
         return body
     return insert_members(body, values) if keys.isdisjoint(values) else with_members(body, values)
 
 
 def read_model(members: Members, key: str = "model") -> str:
-    """The model asked for; raises BadRequest if it is missing, not text, empty or longer than MODEL_CHARS."""
+    """The requested model. Raises BadRequest if it is missing, not a string, empty or longer than MODEL_CHARS."""
     model = read_text(members, key)
     if not model:
         raise BadRequest("`model` is required: the name of the model to use", param="model")
@@ -285,7 +289,7 @@ def read_model(members: Members, key: str = "model") -> str:
 
 
 def read_text(members: Members, key: str) -> str:
-    """A text member; absent and null are empty."""
+    """A string member; absent and null give an empty string."""
     raw = members.get(key)
     if raw is None:
         return ""
@@ -296,7 +300,7 @@ def read_text(members: Members, key: str) -> str:
 
 
 def read_flag(members: Members, key: str, *, absent: bool, parent: str = "") -> bool:
-    """A boolean member; absent and null mean `absent`."""
+    """A boolean member; absent and null give `absent`."""
     raw = members.get(key)
     if raw is None:
         return absent
@@ -309,7 +313,8 @@ def read_flag(members: Members, key: str, *, absent: bool, parent: str = "") -> 
 
 
 def read_count(members: Members, key: str, parent: str = "") -> int | None:
-    """A whole number of any sign; absent and null are None. A float with no fraction is taken, as engines do."""
+    """An integer member of any sign; absent and null give None. A float without a fraction is accepted, as by
+    engines."""
     raw = members.get(key)
     if raw is None:
         return None
@@ -326,14 +331,14 @@ def read_count(members: Members, key: str, parent: str = "") -> int | None:
 
 
 def read_nested(members: Members, key: str, guarded: frozenset[str]) -> Members:
-    """The members of an object member; absent and null are empty."""
+    """The members of an object member; absent and null give an empty mapping."""
     raw = members.get(key)
     text = b"null" if raw is None else bytes(raw)
     return {} if text == b"null" else read_object(text, guarded, key)
 
 
 def _first(raw: msgspec.Raw) -> int:
-    """The first byte of a value, which may be megabytes: nothing is copied."""
+    """The first byte of a value. Nothing is copied: a value may be megabytes long."""
     return int(_BYTE.unpack_from(raw)[0])
 
 
@@ -357,7 +362,7 @@ def require_messages(members: Members) -> None:
 
 
 def prompts_in(members: Members, key: str) -> int:
-    """How many prompts the member holds: the items of an array of texts, token lists or objects, else one."""
+    """The number of prompts in the member: the items of an array of texts, token lists or objects, else one."""
     raw = members.get(key)
     if raw is None or _first(raw) != 0x5B:
         return 1

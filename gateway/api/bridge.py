@@ -1,7 +1,7 @@
-"""Routes of one API on engines that speak another (A4): what stands between the client's words and the engine's.
+"""Bridges translate between the client's API and another one that the engine speaks (A4).
 
-Owns what a bridge is; each pair of APIs has modules of its own, and `bridges` the table. Pure: a bridge is asked with
-the time where an API tells of durations. Nothing here is used where client and engine speak the same API.
+Defines what a bridge is; each pair of APIs has modules of its own, and `bridges` has the table. Pure: where an API
+reports durations, the time is passed in. Nothing here is used if client and engine speak the same API.
 """
 
 from collections.abc import Callable
@@ -12,37 +12,40 @@ from gateway.api.dialect import Framing
 
 
 class Sieve(Protocol):
-    """What a stream's payload goes through on its way to the client: `frames.FrameFilter`, or a translation.
+    """Filters the payload of a stream on its way to the client: `frames.FrameFilter`, or a translation.
 
-    `failed` has the text by which the engine says that it failed, "" until then; behind it nothing passes.
-    `at_boundary`: what was given back so far ends where a frame of the client's ends.
+    `failed` has the text by which the engine reports a failure, "" until then; nothing after it passes. `at_boundary`:
+    the output so far ends where a frame of the client's API ends.
     """
 
     failed: str
     at_boundary: bool
 
     def feed(self, data: bytes) -> bytes:
-        """What may pass of the payload so far."""
+        """The output for the payload so far."""
         ...
 
     def flush(self) -> bytes:
-        """The rest, when the stream has ended."""
+        """The rest of the output, after the end of the stream."""
         ...
 
 
 class Translation(Sieve, Protocol):
-    """Also takes for a failure what it cannot read: `garbled` says that it was this, not the engine's own word."""
+    """Also treats input that it cannot read as a failure; then `garbled` is set, to tell it from the engine's own
+    error."""
 
     garbled: bool
 
 
 @dataclass(frozen=True)
 class Bridge:
-    """One route of the client's API by one of the engine's. The engine streams server-sent events, as OpenAI's API.
+    """Serves one route of the client's API by one of the engine's, whose streams are server-sent events as in OpenAI's
+    API.
 
-    `request`: body, model and the most output tokens -> the engine's body; raises BadRequest for what has no
-    counterpart. `answer`: a whole answer and the seconds it took -> the client's; raises ValueError for what is none.
-    `stream`: a clock in seconds and when the request was sent by it -> the translation of one stream.
+    `request`: body, model and maximum output tokens -> the engine's body; raises BadRequest for what cannot be
+    expressed there. `answer`: a whole answer and the seconds it took -> the client's answer; raises ValueError for an
+    invalid one. `stream`: a clock in seconds and the time by it when the request was sent -> the translation of one
+    stream.
     """
 
     upstream: bytes
@@ -54,9 +57,9 @@ class Bridge:
 
 
 class Crossing:
-    """One exchange over a bridge: `clock` in seconds, `sent` when the request was sent by it.
+    """The translation of one exchange. `clock` is in seconds; `sent` is when the request was sent, by that clock.
 
-    `media` is the type of a stream, and of a whole answer if `as_stream`.
+    `media` is the type of a stream. If `as_stream`, it is also the type of a whole answer, which becomes a stream.
     """
 
     as_stream = False
@@ -69,9 +72,9 @@ class Crossing:
         self.media = bridge.media
 
     def stream(self) -> Translation:
-        """The translation of its stream."""
+        """The translation of the exchange's stream."""
         return self._bridge.stream(self._clock, self._sent)
 
     def answer(self, body: bytes) -> bytes:
-        """The translation of its whole answer. Raises ValueError for what is none."""
+        """The translation of its whole answer. Raises ValueError for an invalid one."""
         return self._bridge.answer(body, self._clock() - self._sent)

@@ -1,4 +1,4 @@
-"""The table of bridges: which routes reach engines that do not speak their API, and how (A4)."""
+"""The table of bridges: how routes reach engines that do not speak their API (A4)."""
 
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -51,9 +51,9 @@ BRIDGES: Final[Mapping[bytes, Bridge]] = {
         media=_NDJSON,
     ),
 }
-"""By the route's own path at engines that speak its API."""
+"""Bridges by the path that the route has at engines that do speak its API."""
 
 
 def bridge_to(engine: str, endpoint: Endpoint) -> Bridge | None:
-    """What stands between a route and an engine of that kind; None where they speak the same API."""
+    """The bridge from a route to an engine of that kind; None if they speak the same API."""
     return None if engine in endpoint.engines else BRIDGES.get(endpoint.upstream)

@@ -1,6 +1,6 @@
-"""An engine's chat completion, whole or streamed, in the words of Anthropic's Messages API.
+"""Translates an engine's chat completion, whole or streamed, to Anthropic's Messages API.
 
-Pure. Owns the events of a message, why it ended, and its usage. Must not know the request, sockets or who is asking.
+Pure. Owns the events of a message, its stop reason, and its usage. Must not know the request, sockets or who is asking.
 """
 
 from typing import Any, Final
@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway.api.completion import Call, CallNumbers, ChunkStream, Completion, Counts, Said, whole
-from gateway.api.given import Object
+from gateway.api.whole_body import Object
 
 _REASONS: Final = {
     "stop": "end_turn",
@@ -21,7 +21,7 @@ _REASONS: Final = {
 
 
 def answer(body: bytes) -> bytes:
-    """A whole chat completion as a message. Raises ValueError for what is none."""
+    """A whole chat completion as a message. Raises ValueError for an invalid one."""
     made = whole(body)
     choice = made.choice
     said = choice.message or Said()
@@ -52,7 +52,7 @@ def _end(finish: str | None, stop: str | None, *, called: bool) -> dict[str, Any
 
 
 def _usage(counts: Counts | None) -> dict[str, int]:
-    """Anthropic's input leaves out what was read from a cache."""
+    """Anthropic's input tokens do not include those read from a cache."""
     counts = counts or Counts()
     return {
         "input_tokens": max(0, counts.prompt - counts.cached),
@@ -63,7 +63,7 @@ def _usage(counts: Counts | None) -> dict[str, int]:
 
 
 class _Block:
-    """A block of content. `parts` are those held back, of a call of a tool all."""
+    """A content block. `parts`: the text held back; of a tool call, all of its arguments so far."""
 
     def __init__(self, kind: str, opening: Object) -> None:
         self.kind = kind
@@ -73,8 +73,8 @@ class _Block:
 
     @property
     def whole(self) -> bool:
-        """Nothing more of it can come behind another one's beginning. An object's text is never that of a longer's
-        beginning, so a call is whole when its arguments are an object."""
+        """Whether the block is complete once another one has begun. A tool call is complete when its arguments are a
+        JSON object, since no object is the beginning of a longer one."""
         if self.kind != "tool_use":
             return True
         try:
@@ -90,22 +90,22 @@ _DELTAS: Final = {
     "thinking": ("thinking_delta", "thinking"),
     "tool_use": ("input_json_delta", "partial_json"),
 }
-"""A block's type -> its deltas' type, and their member."""
+"""Block type -> the type of its deltas, and the member that holds the text."""
 
 
 class MessageStream(ChunkStream):
-    """A stream of chunks as the events of a message.
+    """Turns a stream of chunks into the events of a message.
 
-    One block is open at a time, and engines may write several calls of tools at once: what comes while an open call is
-    not whole is held until it is, or to the end.
+    Only one block is open at a time, but engines may write several tool calls in parallel. Blocks after an incomplete
+    tool call are held back until it is complete, or until the end.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._name = ""  # of the message, once it has begun
-        self._index = -1  # of the newest block that was begun
+        self._name = ""  # name of the model, once the message has begun
+        self._index = -1  # of the newest block that was sent
         self._open: _Block | None = None
-        self._behind: list[_Block] = []  # behind the open one
+        self._waiting: list[_Block] = []  # blocks that wait for the open one
         self._calls: list[_Block] = []
         self._numbers = CallNumbers()
         self._counts: Counts | None = None
@@ -113,19 +113,19 @@ class MessageStream(ChunkStream):
         self._stop: str | None = None
 
     def chunk(self, chunk: Completion) -> bytes:
-        """Its events."""
+        """The events for one chunk."""
         self._counts = chunk.usage or self._counts
         out = self._opened(chunk)
         choice = chunk.choice
         self._finish = choice.finish_reason or self._finish
         self._stop = choice.stopped_at or self._stop
-        return out + self._said(choice.delta or Said())
+        return out + self._add_delta(choice.delta or Said())
 
     def end(self) -> bytes:
         """The last events."""
         out = [self._opened(Completion())]
-        out += [self._begun(block) for block in self._behind]
-        return b"".join(out) + self._closed() + self._ended()
+        out += [self._start_block(block) for block in self._waiting]
+        return b"".join(out) + self._stop_block() + self._end_events()
 
     def _opened(self, chunk: Completion) -> bytes:
         if self._name:
@@ -134,26 +134,26 @@ class MessageStream(ChunkStream):
         end = {"stop_reason": None, "stop_sequence": None, "usage": _usage(None)}
         return _event("message_start", message=_message(chunk, []) | end)
 
-    def _said(self, delta: Said) -> bytes:
+    def _add_delta(self, delta: Said) -> bytes:
         out = b""
         if delta.thoughts:
-            out += self._more("thinking", {"type": "thinking", "thinking": "", "signature": ""}, delta.thoughts)
+            out += self._add_text("thinking", {"type": "thinking", "thinking": "", "signature": ""}, delta.thoughts)
         if delta.content:
-            out += self._more("text", {"type": "text", "text": ""}, delta.content)
+            out += self._add_text("text", {"type": "text", "text": ""}, delta.content)
         for call in delta.tool_calls or []:
-            out += self._called(call)
+            out += self._add_call(call)
         return out
 
-    def _more(self, kind: str, opening: Object, text: str) -> bytes:
-        """Go on in the newest block if it is of this kind, else in a new one."""
-        newest = self._behind[-1] if self._behind else self._open
+    def _add_text(self, kind: str, opening: Object, text: str) -> bytes:
+        """Append to the newest block if it is of this kind, else begin a new one."""
+        newest = self._waiting[-1] if self._waiting else self._open
         if newest is not None and newest.kind == kind:
             return self._add(newest, text)
         block = _Block(kind, opening)
         return self._put(block) + self._add(block, text)
 
-    def _called(self, call: Call) -> bytes:
-        """Each call has a block of its own."""
+    def _add_call(self, call: Call) -> bytes:
+        """Add a fragment of a tool call; each call has its own block."""
         number = self._numbers.of(call)
         out = b""
         if number == len(self._calls):
@@ -162,13 +162,13 @@ class MessageStream(ChunkStream):
         return out + self._add(self._calls[number], call.arguments) if call.arguments else out
 
     def _put(self, block: _Block) -> bytes:
-        if self._behind or (self._open is not None and not self._open.whole):
-            self._behind.append(block)
+        if self._waiting or (self._open is not None and not self._open.whole):
+            self._waiting.append(block)
             return b""
-        return self._begun(block)
+        return self._start_block(block)
 
     def _add(self, block: _Block, text: str) -> bytes:
-        """More of a block. Behind its end, which was that of its arguments, is nothing that counts."""
+        """Append to a block. Anything after the end of a tool call's arguments is ignored."""
         if block.over:
             return b""
         if block is not self._open:
@@ -176,18 +176,18 @@ class MessageStream(ChunkStream):
             return b""
         if block.kind == "tool_use":
             block.parts.append(text)
-        return self._delta(block, text) + (self._released() if self._behind and text.rstrip().endswith("}") else b"")
+        return self._delta(block, text) + (self._release() if self._waiting and text.rstrip().endswith("}") else b"")
 
-    def _released(self) -> bytes:
-        """The blocks behind the open one, up to the first that is not whole."""
+    def _release(self) -> bytes:
+        """Send the waiting blocks, up to the first incomplete one."""
         out = b""
-        while self._behind and self._open is not None and self._open.whole:
-            out += self._begun(self._behind.pop(0))
+        while self._waiting and self._open is not None and self._open.whole:
+            out += self._start_block(self._waiting.pop(0))
         return out
 
-    def _begun(self, block: _Block) -> bytes:
-        """End the open block and begin this one, with what was held of it."""
-        out = self._closed()
+    def _start_block(self, block: _Block) -> bytes:
+        """Close the open block and open this one, with the text held back so far."""
+        out = self._stop_block()
         self._index, self._open = self._index + 1, block
         out += _event("content_block_start", index=self._index, content_block=block.opening)
         return out + self._delta(block, "".join(block.parts)) if block.parts else out
@@ -196,14 +196,14 @@ class MessageStream(ChunkStream):
         kind, member = _DELTAS[block.kind]
         return _event("content_block_delta", index=self._index, delta={"type": kind, member: text})
 
-    def _closed(self) -> bytes:
+    def _stop_block(self) -> bytes:
         was, self._open = self._open, None
         if was is None:
             return b""
         was.over = True
         return _event("content_block_stop", index=self._index)
 
-    def _ended(self) -> bytes:
+    def _end_events(self) -> bytes:
         end = _end(self._finish, self._stop, called=bool(self._calls))
         return _event("message_delta", delta=end, usage=_usage(self._counts)) + _event("message_stop")
 

@@ -1,8 +1,7 @@
-"""An engine's answer in OpenAI's words, whole or streamed, in those of Ollama's API.
+"""Translates an engine's chat completion or embeddings, whole or streamed, to Ollama's API.
 
-Pure: the time is asked of a clock that is given. Owns Ollama's lines, why an answer ended, its counts and durations
-(whole nanoseconds). Must not know the request, sockets or who is asking. Not compiled (`hatch_build.py`): it has
-records.
+Pure: the clock is passed in. Owns Ollama's lines, the done reason, counts and durations (whole nanoseconds). Must not
+know the request, sockets or who is asking. Not compiled (`hatch_build.py`): it has records that need msgspec's options.
 """
 
 from collections.abc import Callable
@@ -41,17 +40,17 @@ _VECTORS: Final = msgspec.json.Decoder(_Vectors)
 
 
 def chat(body: bytes, seconds: float) -> bytes:
-    """A whole chat completion as `/api/chat` answers. Raises ValueError for what is none."""
+    """A whole chat completion as an answer of `/api/chat`. Raises ValueError for an invalid one."""
     return _whole(body, seconds, _message)
 
 
 def generate(body: bytes, seconds: float) -> bytes:
-    """The same as `/api/generate` answers."""
+    """The same as an answer of `/api/generate`."""
     return _whole(body, seconds, _response)
 
 
 def embed(body: bytes, seconds: float) -> bytes:
-    """A list of embeddings as `/api/embed` answers. The numbers are the engine's own text."""
+    """A list of embeddings as an answer of `/api/embed`. The numbers keep the engine's own text."""
     made = read(_VECTORS, body)
     counts = made.usage or Counts()
     vectors = [each.embedding for each in sorted(made.data, key=lambda each: each.index)]
@@ -60,7 +59,7 @@ def embed(body: bytes, seconds: float) -> bytes:
 
 
 def embedding(body: bytes, seconds: float) -> bytes:
-    """The same as the older `/api/embeddings` answers: one."""
+    """The same for the older `/api/embeddings`, which has only one."""
     made = read(_VECTORS, body)
     if not made.data:
         raise ValueError("no embedding")
@@ -68,7 +67,7 @@ def embedding(body: bytes, seconds: float) -> bytes:
 
 
 Part = Callable[[str, str, list[Call]], dict[str, Any]]
-"""Text, thoughts and calls of tools -> the members of a line that say them."""
+"""Text, thinking and tool calls -> the members of a line that carry them."""
 
 
 def _message(text: str, thoughts: str, calls: list[Call]) -> dict[str, Any]:
@@ -100,12 +99,12 @@ def _line(made: Completion) -> dict[str, Any]:
 
 
 def _logged(made: Completion) -> dict[str, Any]:
-    """Both APIs say the same of a token, in the same words."""
+    """The log probabilities; both APIs have the same format for them."""
     return {"logprobs": tokens} if (tokens := made.choice.tokens) is not None else {}
 
 
 def _end(finish: str | None, counts: Counts | None, seconds: float, first: float) -> dict[str, Any]:
-    """`first`: seconds until the first word came, which the prompt took."""
+    """The members of the last line. `first`: seconds until the first token, taken as the time for the prompt."""
     counts = counts or Counts()
     return {
         "done": True,
@@ -119,13 +118,14 @@ def _end(finish: str | None, counts: Counts | None, seconds: float, first: float
 
 
 class LineStream(ChunkStream):
-    """A stream of chunks as lines of `/api/chat` or `/api/generate`. Calls of tools come whole, as in Ollama."""
+    """Turns a stream of chunks into lines of `/api/chat` or `/api/generate`. A tool call is sent in one piece, as by
+    Ollama."""
 
     def __init__(self, clock: Callable[[], float], sent: float, part: Part) -> None:
         super().__init__()
         self._clock = clock
         self._sent = sent
-        self._first = 0.0  # when the first word came
+        self._first = 0.0  # when the first token came
         self._part = part
         self._made = Completion()
         self._calls: list[Call] = []
@@ -134,7 +134,7 @@ class LineStream(ChunkStream):
         self._finish: str | None = None
 
     def chunk(self, chunk: Completion) -> bytes:
-        """A line of what it says; nothing where that is nothing."""
+        """The line for one chunk; empty if the chunk has no content."""
         self._made = chunk
         self._counts = chunk.usage or self._counts
         self._first = self._first or self._clock()
@@ -156,7 +156,7 @@ class LineStream(ChunkStream):
         known.function = Function(known.name or call.name, known.arguments + call.arguments)
 
     def end(self) -> bytes:
-        """The calls of tools, and the last line."""
+        """The line with the tool calls, and the last line."""
         calls = self._say("", "", self._calls, {}) if self._calls else b""
         now = self._clock()
         end = _end(self._finish, self._counts, now - self._sent, (self._first or now) - self._sent)
@@ -171,10 +171,10 @@ def _text(line: dict[str, Any]) -> bytes:
 
 
 def chat_stream(clock: Callable[[], float], sent: float) -> LineStream:
-    """For `/api/chat`."""
+    """The translation of a stream for `/api/chat`."""
     return LineStream(clock, sent, _message)
 
 
 def generate_stream(clock: Callable[[], float], sent: float) -> LineStream:
-    """For `/api/generate`."""
+    """The translation of a stream for `/api/generate`."""
     return LineStream(clock, sent, _response)

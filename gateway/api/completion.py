@@ -1,7 +1,7 @@
-"""An engine's chat completion, whole or streamed, as translations of it read it.
+"""An engine's chat completion, whole or streamed, as the translations read it.
 
-Owns the records that are read, and the cutting of a stream into chunks. Must not know into which API's words they go.
-Not compiled (`hatch_build.py`): it has records.
+Owns the records that are decoded, and the splitting of a stream into chunks. Must not know the API they are translated
+to. Not compiled (`hatch_build.py`): it has records that need msgspec's options.
 """
 
 from typing import Final, TypeVar
@@ -16,21 +16,21 @@ _NOTHING: Final = msgspec.Raw(b"")
 
 
 class Function(msgspec.Struct, gc=False):
-    """Some engines write the arguments as the object itself, not as its text (TGI)."""
+    """The function of a tool call. Some engines send the arguments as an object instead of its text (TGI)."""
 
     name: str | None = None
     arguments: str | dict[str, msgspec.Raw] | None = None
 
     @property
     def text(self) -> str:
-        """The arguments, or a fragment of them."""
+        """The arguments as text, or a fragment of them."""
         if isinstance(self.arguments, dict):
             return msgspec.json.encode(self.arguments).decode()
         return self.arguments or ""
 
 
 class Call(msgspec.Struct, gc=False):
-    """A call of a tool, or a fragment of one. Some engines number them where the API has ids (TGI)."""
+    """A tool call, or a fragment of one. Some engines send a number instead of a string as the id (TGI)."""
 
     index: int | None = None
     given: str | int | None = msgspec.field(default=None, name="id")
@@ -50,8 +50,8 @@ class Call(msgspec.Struct, gc=False):
 
     @property
     def input(self) -> msgspec.Raw:
-        """The arguments as an object on one line, in the model's own text: its numbers and its depth are nobody's here.
-        A cap on the output may have cut them to what is no JSON; then it is empty."""
+        """The arguments as a JSON object on one line, in the model's own text; its numbers and its depth are not
+        checked here. Empty if the arguments are not an object, for example because a limit cut the output."""
         try:
             text = self.arguments or "{}"
             _ARGUMENTS.decode(text)
@@ -61,7 +61,7 @@ class Call(msgspec.Struct, gc=False):
 
 
 class Said(msgspec.Struct, gc=False):
-    """A message, or a delta of one. Engines name the thoughts in two ways."""
+    """A message, or a delta of one. Engines use two names for the thinking."""
 
     content: str | None = None
     reasoning_content: str | None = None
@@ -81,25 +81,25 @@ class Choice(msgspec.Struct, gc=False):
     message: Said | None = None
     delta: Said | None = None
     finish_reason: str | None = None
-    stop_reason: int | str | None = None  # vLLM's word for the stop sequence that was met, or the token
-    matched_stop: int | str | None = None  # SGLang's
+    stop_reason: int | str | None = None  # vLLM: the stop sequence that was met, or the token
+    matched_stop: int | str | None = None  # the same in SGLang
     logprobs: msgspec.Raw = _NOTHING
 
     @property
     def given_up(self) -> bool:
-        """The engine did not finish it: what vLLM and SGLang say of answers that they cut when they are stopped. APIs
-        that have no word for it must not tell it as an end."""
+        """The engine gave the answer up: vLLM and SGLang say so when they are shut down. An API without such a reason
+        must not report this as a normal end."""
         return self.finish_reason == "abort"
 
     @property
     def stopped_at(self) -> str | None:
-        """The stop sequence that was met, where the engine tells."""
+        """The stop sequence that was met, if the engine reports it."""
         met = self.stop_reason if self.matched_stop is None else self.matched_stop
         return met if isinstance(met, str) else None
 
     @property
     def tokens(self) -> msgspec.Raw | None:
-        """What the engine says of each token, an array as the engine wrote it; None for what has another form."""
+        """The log probabilities of the tokens, an array as the engine wrote it; None if it has another form."""
         try:
             listed = _LOGPROBS.decode(self.logprobs) if self.logprobs else None
         except (msgspec.DecodeError, RecursionError):
@@ -114,7 +114,7 @@ class Details(msgspec.Struct, gc=False):
 
 
 class Counts(msgspec.Struct, gc=False):
-    """Tokens. Whole numbers, but some writers of JSON give them a fraction of zero."""
+    """Token counts. Integers, but some JSON writers give them a fraction of zero."""
 
     prompt_tokens: float | None = 0
     completion_tokens: float | None = 0
@@ -144,15 +144,15 @@ class Completion(msgspec.Struct, gc=False):
 
     @property
     def choice(self) -> Choice:
-        """The first one: neither API has more."""
+        """The first choice; the target APIs have only one."""
         return self.choices[0] if self.choices else Choice()
 
 
 class CallNumbers:
-    """To which call of a stream a fragment belongs, counted from 0.
+    """Assigns each fragment in a stream to its tool call; calls are numbered from 0.
 
-    By its `index`; where engines give none, to the newest. One with a name and an id of its own begins a call whatever
-    its index: there are engines that send 0 for all.
+    A fragment belongs to the newest call with its `index`, or to the newest of all if the engine sends no index. A
+    fragment with a name and a new id begins a call whatever its index, because some engines send 0 for all.
     """
 
     def __init__(self) -> None:
@@ -160,7 +160,7 @@ class CallNumbers:
         self._ids: list[str] = []
 
     def of(self, call: Call) -> int:
-        """The number of its call."""
+        """The number of the call that this fragment belongs to."""
         known = self._newest.get(call.index)
         if known is not None and not self._begins(call, self._ids[known]):
             return known
@@ -183,7 +183,7 @@ _ONE_LINE: Final = {ord("\n"): " ", ord("\r"): " "}
 
 
 def read(decoder: msgspec.json.Decoder[Record], body: bytes) -> Record:
-    """What an engine answered. Raises ValueError for what it cannot be, however deep."""
+    """Decode what an engine answered. Raises ValueError if it has not the expected form or is nested too deeply."""
     try:
         return decoder.decode(body)
     except RecursionError as err:
@@ -191,7 +191,7 @@ def read(decoder: msgspec.json.Decoder[Record], body: bytes) -> Record:
 
 
 def whole(body: bytes) -> Completion:
-    """A whole chat completion. Raises ValueError for what is none, or was given up."""
+    """A whole chat completion. Raises ValueError if it is invalid, or if the engine gave it up."""
     made = read(_COMPLETION, body)
     if not made.choices or made.choice.given_up:
         raise ValueError(f"no answer in {body[:500]!r}")
@@ -199,10 +199,10 @@ def whole(body: bytes) -> Completion:
 
 
 class ChunkStream:
-    """Takes the payload of a stream of chunks, gives back a translation; the interface of `bridge.Translation`.
+    """Takes the payload of a stream of chunks and returns its translation; implements `bridge.Translation`.
 
-    What it gives back ends where a frame of the client's does. `failed` has the text of a frame by which the engine
-    says that it failed, or of one that is no chunk; nothing passes behind it.
+    The output always ends where a frame of the client's API ends. `failed` has the text of a frame in which the engine
+    reports a failure, or of one that is not a chunk; nothing after it passes.
     """
 
     at_boundary = True
@@ -211,22 +211,22 @@ class ChunkStream:
         self.failed = ""
         self.garbled = False
         self._sieve = FrameFilter(Framing.SSE)
-        self._held = bytearray()  # a frame without its end, and at most two bytes before that were looked at
-        self._over = False  # the engine's own end was seen
+        self._held = bytearray()  # an incomplete frame, preceded by at most two bytes that were looked at
+        self._over = False  # the engine's own end marker was seen
 
     def chunk(self, chunk: Completion) -> bytes:
-        """What the client gets of it."""
+        """The output for one chunk."""
         raise NotImplementedError
 
     def end(self) -> bytes:
-        """What the client gets at the stream's own end."""
+        """The output at the stream's own end."""
         raise NotImplementedError
 
     def feed(self, data: bytes) -> bytes:
-        """What may pass now."""
+        """The output for this payload."""
         if self.failed:
             return b""
-        seen = max(0, len(self._held) - 2)  # an end may straddle what was held: at most two of its three bytes
+        seen = max(0, len(self._held) - 2)  # a frame end has three bytes, at most two of which were held
         self._held += self._sieve.feed(data)
         end = max((found.end() for found in FRAME_END.finditer(self._held, seen)), default=0)
         frames = lines_of(bytes(self._held[:end])).split(b"\n\n") if end else ()
@@ -238,7 +238,7 @@ class ChunkStream:
         return b"".join(out)
 
     def flush(self) -> bytes:
-        """What the last frame says, if its end was cut off."""
+        """The output for a last frame whose end was cut off."""
         rest = lines_of(bytes(self._held + self._sieve.flush()))
         self._held.clear()
         return self._translated(event_data(rest)) if not self.failed and rest.strip() else b""

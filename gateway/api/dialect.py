@@ -1,8 +1,8 @@
 """What a dialect is: rows of the route table, a view and an edit of the body, and renderers of errors and lists.
 
-Pure: no transport, no services. A dialect never sees who is asking or where the request goes. Compiled
-(`hatch_build.py`), an attribute of a row or a view is a field of C. What is made for every request writes its own
-`__init__`, which is compiled too: the one of a dataclass is not. In plain Python only mypy keeps what is `Final`.
+Pure: no transport, no services. A dialect never sees who is asking or where the request goes. In compiled code
+(`hatch_build.py`) the attributes of these classes are C fields. Classes instantiated for every request write out their
+`__init__`, because the one that `dataclass` generates is not compiled. In plain Python only mypy enforces `Final`.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from gateway.errors import Bug, Busy, GatewayError
 
 
 class Access(StrEnum):
-    """Who may use a route. A route without one does not exist (H10)."""
+    """Who may use a route. Every row of the table has one (H10)."""
 
     PUBLIC = "public"
     KEY = "key"
-    NEVER = "never"  # refused for every key: engine mutations (A2)
+    NEVER = "never"  # refused for every key: changes of the engine (A2)
 
 
 class Kind(StrEnum):
@@ -51,21 +51,21 @@ METERED = frozenset({Kind.CHAT, Kind.COMPLETION, Kind.EMBEDDING, Kind.RESPONSES,
 """Kinds that go through limits, queue and backend."""
 
 ANY_METHOD = "*"
-"""The method of a row that stands for every method of its path (A2: blocked for all of them)."""
+"""Stands for every method of a path (A2: blocked for all of them)."""
 
 
 @dataclass(init=False)
 class Ask:
-    """What the phases need to know of a body. Tokens are counts; `None` means the client did not say."""
+    """What the phases need to know about a body. `None` means that the client did not say."""
 
     model: Final[str]
     stream: Final[bool]
-    max_tokens: Final[int | None]  # the effective output cap asked for; negative = unlimited
+    max_tokens: Final[int | None]  # effective output limit; negative = unlimited
     usage_asked: Final[bool]  # the client itself asked for the usage frame
     choices: Final[int]  # answers the engine may generate: `n` or its aliases, times the prompts
     input_bytes: Final[int]  # size of the prompt part, for the estimate
-    user: Final[str]  # end user named by the body (K10)
-    keys: Final[frozenset[str]]  # the guarded top-level keys that the body has, for edits
+    user: Final[str]  # end user named in the body (K10)
+    keys: Final[frozenset[str]]  # the guarded top-level keys present in the body, for edits
 
     def __init__(
         self,
@@ -89,7 +89,8 @@ class Ask:
 
 
 class Dialect(Protocol):
-    """One client-facing API. `id_field`: where its clients look for the request's id, if not in `X-Request-ID`."""
+    """One client-facing API. `id_field`: the field in which its clients expect the request id, if not in
+    `X-Request-ID`."""
 
     name: str
     framing: Framing
@@ -102,15 +103,16 @@ class Dialect(Protocol):
         ...
 
     def edit(self, endpoint: "Endpoint", body: bytes, ask: Ask, *, model: str, cap: int, engine: str) -> bytes:
-        """The body for the engine: served model name, output cap (tokens), usage request. All other bytes unchanged."""
+        """The body for the engine: served model name, output cap (tokens), usage request. All other bytes stay
+        unchanged."""
         ...
 
     def error(self, err: GatewayError, request_id: str) -> bytes:
-        """The body of an error before any byte of the answer (application/json)."""
+        """The body of an error answer (application/json)."""
         ...
 
     def stream_error(self, err: GatewayError, request_id: str) -> bytes:
-        """One frame that tells a client in the middle of a stream that it failed."""
+        """A frame that reports an error in the middle of a stream."""
         ...
 
     def models(self, models: Sequence[ModelInfo]) -> bytes: ...
@@ -122,9 +124,9 @@ class Dialect(Protocol):
 class Endpoint:
     """One row of the route table. `path` is exact, or ends in `/*` (prefix). `upstream` is the engine's path.
 
-    `engines` lists the engine kinds that speak the route; empty means every kind (or no engine at all). `passed` are
-    the client's fields, in lower case, that the engine gets too. `opens_with_usage`: a stream's first event has the
-    prompt's tokens.
+    `engines` lists the engine kinds that speak this API on the route; empty means all kinds (or that no engine is
+    involved). `passed` are the client's fields, in lower case, that are passed to the engine. `opens_with_usage`: the
+    first event of a stream has the prompt's tokens.
     """
 
     method: str
@@ -135,7 +137,7 @@ class Endpoint:
     scope: str = ""
     upstream: bytes = b""
     framing: Framing = Framing.SSE
-    local: str = ""  # name of the local answer for Kind.LOCAL
+    local: str = ""  # name of the local answer, for Kind.LOCAL
     engines: frozenset[str] = frozenset()
     passed: tuple[bytes, ...] = ()
     opens_with_usage: bool = False
@@ -146,11 +148,11 @@ class Endpoint:
         return bool(self.upstream)
 
 
-_LAST: Final = 253_402_300_799  # Unix seconds of the last moment that a date can tell
+_LAST: Final = 253_402_300_799  # Unix seconds of the last moment that a datetime can represent
 
 
 def rfc3339(seconds: float) -> str:
-    """The moment of these Unix seconds, in UTC; of those beyond what a date can tell, the nearest."""
+    """These Unix seconds as a time in UTC, clamped to what a datetime can represent."""
     return datetime.fromtimestamp(min(max(seconds, 0), _LAST), UTC).isoformat().replace("+00:00", "Z")
 
 
@@ -158,12 +160,12 @@ INTERNAL: Final = "Something went wrong inside the gateway. The request id leads
 
 
 def public_message(err: GatewayError) -> str:
-    """The sentence a client may see: fixed where a raise site must not be able to tell more (bugs)."""
+    """The sentence for the client. It is fixed for errors whose own message might reveal too much (bugs)."""
     if isinstance(err, Bug) or type(err) is GatewayError:
         return INTERNAL
     return err.message
 
 
 def standing(err: GatewayError) -> dict[str, object]:
-    """Members of an error that tell where in the queue a request stood; none where it was not for the queue."""
+    """Members of an error that tell the position in the queue; none if the error is not about the queue."""
     return {"ahead": err.ahead, "estimate": err.estimate} if isinstance(err, Busy) else {}

@@ -1,7 +1,8 @@
-"""Which frames of a stream a client may see: not the usage frame it did not ask for, not what an engine says of itself.
+"""Which frames of a stream the client may see: neither the usage frame it did not ask for, nor an engine's own error
+text.
 
-Owns the decision about whole frames (SSE and NDJSON), and whether a plain answer is an error for all its status. Must
-not know sockets, HTTP framing or who is asking.
+Decides on whole frames (SSE and NDJSON), and whether a plain answer with a success status is an error. Must not know
+sockets, HTTP framing or who is asking.
 """
 
 import re
@@ -15,29 +16,30 @@ from gateway.api.views import OUTLINE
 
 FRAME_END: Final = re.compile(rb"\n\r?\n|\r\r")
 _END: Final = {Framing.SSE: FRAME_END, Framing.NDJSON: re.compile(rb"\n")}
-_CLEAN_END: Final = {Framing.SSE: b"\n\n\r\n", Framing.NDJSON: b"\n\r\n"}  # of a frame, and of the chunk it stands in
-_SIZE_LINE: Final = 6  # bytes of the longest usual one; a second chunk cannot begin before
-_ERROR: Final = b"error"  # in every frame by which an engine says that it failed
-_ERROR_KEY: Final = b'"error"'  # inside a JSON string its quotes are escaped: this is a key, or the whole of a value
+# Ends of a frame together with the chunk around it
+_CLEAN_END: Final = {Framing.SSE: b"\n\n\r\n", Framing.NDJSON: b"\n\r\n"}
+_SIZE_LINE: Final = 6  # longest usual size line in bytes; a second chunk cannot begin earlier
+_ERROR: Final = b"error"  # in every frame by which an engine reports a failure
+_ERROR_KEY: Final = b'"error"'  # quotes in a JSON string are escaped, so this is a key or a whole value
 _ERROR_LINE: Final = re.compile(rb"^(?:\xef\xbb\xbf)?(?:error:|event: ?error *$)", re.MULTILINE)
 """An event that official clients raise as an error, and the field name under which older llama.cpp sent its own."""
 _ERROR_TYPES: Final = frozenset({b'"error"', b'"response.failed"'})
 _FALSY: Final = frozenset({b"null", b"false", b'""', b"{}", b"[]", b"0"})
 PLAIN_START: Final = 128
-"""Most bytes of a plain answer by which it is told whether it is an error."""
+"""Maximum bytes of a plain answer that are inspected to tell whether it is an error."""
 _ERROR_STARTS: Final = (b'{"error":', b'{"type":"error","error":')
 _PLAIN_ERROR: Final = re.compile(rb'\s*\{\s*(?:"type"\s*:\s*"error"\s*,\s*)?"error"\s*:\s*(?:"[^"]|\{\s*")')
-"""Nothing but an error begins so: answers that have the key as well have it further back, or null."""
+"""Only errors begin like this: normal answers with an `error` key have it further back, or it is null."""
 _USAGE_OBJECT: Final = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
 
 
 class FrameFilter:
-    """Takes the payload of a stream, gives back what may pass: every byte up to a frame that tells of a failure.
+    """Takes the payload of a stream and returns what may pass: every byte before a frame that reports a failure.
 
-    That frame and all behind it stay inside, and `failed` has its text, "" until then. With `hide_usage` the extra
-    usage frame, which has a `usage` object and empty `choices`, is left out (A7). An incomplete frame is held back
-    until its end shows what it is; only one longer than 64 KiB that has no error so far (1 MiB if it has) is let go
-    before.
+    That frame and everything after it are kept back; `failed` has its text, "" until then. With `hide_usage` the extra
+    usage frame, which has a `usage` object and empty `choices`, is removed (A7). An incomplete frame is held until its
+    end shows what it is. It is released earlier only if it is longer than 64 KiB without mentioning an error (1 MiB if
+    it does).
     """
 
     __slots__ = ("_clean", "_framing", "_held", "_hide", "_inside", "at_boundary", "failed")
@@ -47,19 +49,19 @@ class FrameFilter:
         self._clean = _CLEAN_END[framing]
         self._hide = hide_usage
         self._held = b""
-        self._inside = False  # the frame in progress was let through before its end
-        self.at_boundary = True  # the bytes given back so far end where a frame ends
+        self._inside = False  # the beginning of the current frame was released
+        self.at_boundary = True  # the output so far ends where a frame ends
         self.failed = ""
 
     def passes(self, data: bytes) -> bool:
-        """Whether raw HTTP chunks may go by this filter as they are, which must be `idle`.
+        """Whether raw HTTP chunks may bypass this filter, which must be `idle`.
 
-        True only for whole chunks of whole frames, none of which can be one to keep back.
+        True only for whole chunks of whole frames, none of which could have to be removed.
         """
-        # rfind takes half the time of `in` here, which prepares more than a short buffer is worth.
+        # rfind takes half the time of `in` here, whose preparation does not pay off for a short buffer.
         if not data.endswith(self._clean) or data.rfind(_ERROR) >= 0:
             return False
-        # More than one chunk: each has to end a frame, or the framing could stand within a word that is looked for.
+        # More than one chunk: each has to end a frame, otherwise chunk framing could split a word that is searched for.
         if data.find(b"\r", _SIZE_LINE, -2) > 0 and 2 * data.count(self._clean) != data.count(b"\r"):
             return False
         return not self._hide or data.rfind(b'"usage"') < 0 or _USAGE_OBJECT.search(data) is None
@@ -71,11 +73,11 @@ class FrameFilter:
         text = self._held + data if self._held else data
         passed = []
         start = 0
-        # An end may straddle the bytes that were held: at most two of its three bytes.
+        # A frame end has three bytes, at most two of which were held.
         for end in _END[self._framing].finditer(text, max(0, len(self._held) - 2)):
             frame = self._judged(text[start : end.end()])
             if frame is None:
-                text = b""  # nothing behind it passes
+                text = b""  # nothing after it passes
                 break
             passed.append(frame)
             self._inside = False
@@ -87,7 +89,7 @@ class FrameFilter:
         return out
 
     def _judged(self, frame: bytes) -> bytes | None:
-        """The frame, nothing where it is to be hidden, None where it tells of a failure."""
+        """The frame; empty if it is to be hidden; None if it reports a failure."""
         if self._inside:
             return frame
         if frame.find(_ERROR) >= 0 and _tells_of_failure(frame, self._framing):
@@ -96,10 +98,10 @@ class FrameFilter:
         return b"" if self._hide and _is_extra(frame) else frame
 
     def _rest(self, rest: bytes, passed: list[bytes]) -> None:
-        """Hold or let go the incomplete frame at the end."""
+        """Hold or release the incomplete frame at the end."""
         if self._inside or len(rest) > (LONGEST_FRAME if _ERROR in rest else TAIL):
             self._inside = self._inside or bool(rest)
-            # The last bytes may be the first two of a frame end, which has to be seen whole.
+            # The last two bytes may begin a frame end, which has to be seen as a whole.
             keep = min(len(rest) - len(rest.rstrip(b"\r\n")), 2)
             passed.append(rest[: len(rest) - keep])
             rest = rest[len(rest) - keep :]
@@ -107,11 +109,11 @@ class FrameFilter:
 
     @property
     def idle(self) -> bool:
-        """Nothing held, and between two frames: whole raw buffers may pass by again."""
+        """Nothing is held, and the output ends between two frames: whole raw buffers may bypass the filter again."""
         return not self._held and not self._inside
 
     def flush(self) -> bytes:
-        """What is still held at the end of the stream: an unfinished frame is passed on unless it must not pass."""
+        """What is still held at the end of the stream; an incomplete frame passes unless it would be removed."""
         held, self._held = self._judged(self._held), b""
         if held:
             self.at_boundary = False
@@ -119,8 +121,9 @@ class FrameFilter:
 
 
 def may_be_error(answer: bytes) -> bool:
-    """Whether a plain answer, of which this is the start, is an engine's error (A5) or may still turn out to be one."""
-    if len(answer) > 2 and answer[:2] == b'{"' and answer[2] not in b"et":  # as nearly all begin: told at once
+    """Whether a plain answer that starts like this is an engine's error (A5), or might still turn out to be one."""
+    # Almost all answers begin so: decided at once
+    if len(answer) > 2 and answer[:2] == b'{"' and answer[2] not in b"et":
         return False
     compact = answer[:PLAIN_START].translate(None, b" \t\r\n")
     openai, anthropic = _ERROR_STARTS
@@ -128,15 +131,15 @@ def may_be_error(answer: bytes) -> bool:
 
 
 class PlainFilter:
-    """Takes the payload of a plain answer, gives it back when its first bytes have shown that it is no error, and else
-    nothing; `failed` has the beginning of an error, "" until then."""
+    """Takes the payload of a plain answer. Returns it once its first bytes have shown that it is not an error;
+    otherwise returns nothing, and `failed` has the beginning of the error ("" until then)."""
 
     __slots__ = ("_held", "_judged", "at_boundary", "failed")
 
     def __init__(self) -> None:
         self._held = b""
         self._judged = False
-        self.at_boundary = False  # there are no frames
+        self.at_boundary = False  # a plain answer has no frames
         self.failed = ""
 
     def feed(self, data: bytes) -> bytes:
@@ -149,7 +152,7 @@ class PlainFilter:
         return b"" if len(self._held) < PLAIN_START and may_be_error(self._held) else self.flush()
 
     def flush(self) -> bytes:
-        """What is still held, judged as it stands."""
+        """What is still held, judged as it is."""
         held, self._held = self._held, b""
         if not self._judged and _PLAIN_ERROR.match(held):
             self.failed = held[:500].decode("utf-8", "replace")
@@ -158,14 +161,14 @@ class PlainFilter:
 
 
 def _data_of(frame: bytes, framing: Framing) -> list[bytes]:
-    """The data of the events in `frame`: several where its line ends are mixed, none where it is a comment."""
+    """The data of the events in `frame`: several if its line ends are mixed, none if it is a comment."""
     if framing is Framing.NDJSON:
         return [frame]
     return [event_data(event) for event in lines_of(frame).split(b"\n\n") if event]
 
 
 def _tells_of_failure(frame: bytes, framing: Framing) -> bool:
-    """Whether the engine says that it failed. A frame with an error that cannot be read is taken for one (H8)."""
+    """Whether the engine reports a failure. A frame that mentions an error and cannot be parsed counts as one (H8)."""
     if framing is Framing.SSE and _ERROR_LINE.search(lines_of(frame)):
         return True
     for data in _data_of(frame, framing):
@@ -183,7 +186,7 @@ def _tells_of_failure(frame: bytes, framing: Framing) -> bool:
 
 
 def _is_extra(frame: bytes) -> bool:
-    """Whether it is the frame with the usage of the whole stream and no content."""
+    """Whether this is the extra frame that has the usage of the whole stream and no content."""
     if frame.find(b'"usage"') < 0:
         return False
     try:

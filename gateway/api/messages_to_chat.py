@@ -1,15 +1,15 @@
-"""An Anthropic client's request in the words of OpenAI's chat completions, for engines that speak these only.
+"""Translates an Anthropic request to OpenAI's chat completions, for engines that speak only those.
 
-Pure. Owns what is translated and what is lost. Left out: redacted thoughts, the limit of tokens for thoughts, billing
-headers, `metadata` and members that are unknown here. Refused: what would change the meaning (documents, server tools).
-Must not know the answer, who is asking, or where the request goes.
+Pure. Left out: redacted thinking, the token budget for thinking, billing headers, `metadata` and unknown members.
+Refused: what would change the meaning (documents, server tools). Must not know the answer, who is asking, or where the
+request goes.
 """
 
 from collections.abc import Sequence
 from typing import Any, Final
 
 from gateway.api import thinking
-from gateway.api.given import Object, an_array, an_object, decoded, encoded
+from gateway.api.whole_body import Object, an_array, an_object, decoded, encoded
 from gateway.errors import BadRequest
 
 PATH: Final = b"/v1/chat/completions"
@@ -17,7 +17,7 @@ PATH: Final = b"/v1/chat/completions"
 _SAME: Final = ("temperature", "top_p", "top_k")
 _CHOICES: Final = {"auto": "auto", "any": "required", "none": "none"}
 _SWITCH: Final = {"enabled": True, "disabled": False}  # "adaptive" leaves it to the model, as its template does
-_THOUGHTS: Final = ("thinking", "redacted_thinking")  # no set: a type may be anything, and not every value has a hash
+_THOUGHTS: Final = ("thinking", "redacted_thinking")  # a tuple: not every value that clients send as a type is hashable
 
 _BILLING: Final = "x-anthropic-billing-header:"
 """Start of a block that Claude Code puts in front of the system prompt. It differs between sessions, which would keep
@@ -25,7 +25,8 @@ engines from reusing their prefix cache for the prompt behind it."""
 
 
 def request(body: bytes, model: str, cap: int) -> bytes:
-    """The body of a chat completion, of at most `cap` tokens. Raises BadRequest for what has no counterpart."""
+    """The body of a chat completion of at most `cap` tokens. Raises BadRequest for what chat completions cannot
+    express."""
     asked = decoded(body)
     limit = asked.get("max_tokens")
     made: dict[str, Any] = {
@@ -73,7 +74,8 @@ def _turn(message: Object, name: str) -> list[Object]:
 
 
 def _user(role: Any, blocks: Sequence[Any], name: str) -> list[Object]:
-    """Results of tools are messages of their own, before what else the user says: they belong to the calls above."""
+    """The messages for a user's turn. Tool results become messages of their own, before the user's other content,
+    because they belong to the calls in the turn before."""
     results: list[Object] = []
     parts: list[Object] = []
     for given in blocks:
@@ -82,7 +84,7 @@ def _user(role: Any, blocks: Sequence[Any], name: str) -> list[Object]:
             said = _parts(block.get("content") or "", name)
             text = "\n".join(part["text"] for part in said if part["type"] == "text")
             results.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text})
-            parts += [part for part in said if part["type"] != "text"]  # a tool's message holds text only
+            parts += [part for part in said if part["type"] != "text"]  # a tool message can hold text only
         else:
             parts += _parts([block], name)
     return [*results, {"role": role, "content": _content(parts)}] if parts else results
@@ -121,7 +123,7 @@ def _call(block: Object) -> Object:
 
 
 def _parts(content: Any, name: str) -> list[dict[str, Any]]:
-    """Content as parts of OpenAI's: texts and images."""
+    """Content as OpenAI's parts: texts and images."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     parts = []
@@ -147,7 +149,7 @@ def _url(source: Object, name: str) -> str:
 
 
 def _content(parts: Sequence[Object]) -> str | Sequence[Object]:
-    """Text as one string, which every chat template takes; parts where there are images."""
+    """One string if there is only text, which every chat template accepts; parts if there are images."""
     if all(part["type"] == "text" for part in parts):
         return "\n".join(part["text"] for part in parts)
     return parts
@@ -184,7 +186,7 @@ def _thought(asked: Object) -> dict[str, Any]:
 
 
 def _output(asked: Object) -> dict[str, Any]:
-    """Form and effort. The form was a member of its own while it was a beta, and is where such clients are."""
+    """Output format and effort. Clients of the beta send the format as a top-level member."""
     config = an_object(asked.get("output_config") or {}, "output_config")
     form, effort = config.get("format") or asked.get("output_format"), config.get("effort")
     made = thinking.with_effort(effort) if isinstance(effort, str) else {}

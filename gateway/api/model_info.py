@@ -1,4 +1,4 @@
-"""A model as the dialects' lists show it. A pure fact.
+"""A model as the dialects' lists show it. Plain data.
 
 Not compiled (`hatch_build.py`): workers send it to each other.
 """
@@ -7,7 +7,7 @@ import msgspec
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """A usable model as lists show it. `created` is Unix seconds; `context` is in tokens, 0 where no engine tells it;
+    """A usable model as lists show it. `created` is in Unix seconds; `context` is in tokens, 0 if no engine reports it;
     `detail` is the engine's own `/api/tags` record."""
 
     name: str

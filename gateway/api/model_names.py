@@ -1,4 +1,4 @@
-"""Ollama's rule of names: `name` means `name:latest`. It holds wherever people write a model's name. Pure."""
+"""Ollama's naming rule: `name` means `name:latest`. Applied wherever people write a model's name. Pure."""
 
 from collections.abc import Iterable
 
@@ -9,6 +9,6 @@ def untagged(name: str) -> str:
 
 
 def meant(names: Iterable[str]) -> frozenset[str]:
-    """The models that a list of names may mean."""
+    """All models that a list of names may refer to."""
     given = frozenset(names)
     return given.union(f"{name}:latest" for name in given if ":" not in name.rpartition("/")[2])

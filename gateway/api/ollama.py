@@ -1,7 +1,7 @@
 """The Ollama dialect: its native routes, request bodies, error and list shapes.
 
-Spoken by Ollama engines. Routes that change an engine are rows too, refused for every key and method (A2). Must not
-know other dialects, services or transport.
+Only Ollama speaks it. Routes that change an engine are rows too, refused for every key and method (A2). Must not know
+other dialects, services or transport.
 """
 
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ _KEEP_ALIVE: Final = "keep_alive"
 _GUARDED: Final = frozenset({"model", "name", "stream", "options", "messages", "prompt", "input", _KEEP_ALIVE})
 _GUARDED_OPTIONS: Final = frozenset({"num_predict"})
 _GENERATES: Final = frozenset({b"/api/chat", b"/api/generate"})
-"""Engine paths that generate text: they stream unless told not to, and have an output limit."""
+"""Engine paths that generate text: they stream by default, and have an output limit."""
 
 _PROMPTS: Final = {
     b"/api/chat": ("messages", "tools", "format"),
@@ -66,7 +66,8 @@ _PROMPTS: Final = {
 
 _TAG_FIELDS: Final = ("modified_at", "size", "digest", "details", "capabilities")
 _RUNNING_FIELDS: Final = ("size", "digest", "details", "expires_at", "size_vram", "context_length")
-"""What list entries may hold. Ollama's others (`remote_host`, ...) name addresses, which lists must not show (A8)."""
+"""Members that list entries may have. Others of Ollama's (`remote_host`, ...) name addresses, which must not be shown
+(A8)."""
 
 
 class Ollama:
@@ -77,13 +78,13 @@ class Ollama:
     id_field = b""
 
     def routes(self) -> Sequence[Endpoint]:
-        """The rows of this dialect."""
+        """This dialect's rows of the route table."""
         rows = [self._row("POST", path, kind, upstream=path.encode()) for path, kind in _METERED.items()]
         rows += [
             self._row("GET", "/api/tags", Kind.MODELS),
             self._row("GET", "/api/ps", Kind.RUNNING),
             self._row("GET", "/api/version", Kind.LOCAL, local="version"),
-            # Clients ask it without a key, to see whether the server is there; the answer says nothing else.
+            # Clients ask for it without a key, to see whether the server is there; the answer reveals nothing else.
             self._row("GET", "/", Kind.LOCAL, local="root", access=Access.PUBLIC),
         ]
         rows += [self._row(ANY_METHOD, path, Kind.BLOCKED, access=Access.NEVER) for path in _BLOCKED]
@@ -119,7 +120,7 @@ class Ollama:
         path = endpoint.upstream
         generates = path in _GENERATES
         _check_prompt(members, keys)
-        # `/api/show` takes the older `name` where `model` is absent or empty.
+        # `/api/show` reads the older `name` if `model` is absent or empty.
         old_name = "name" in keys and endpoint.kind is Kind.SHOW and not read_text(members, "model")
         return Ask(
             model=read_model(members, "name" if old_name else "model"),
@@ -130,10 +131,10 @@ class Ollama:
         )
 
     def edit(self, endpoint: Endpoint, body: bytes, ask: Ask, *, model: str, cap: int, engine: str) -> bytes:
-        """The body for the engine: served model name, output cap (tokens), and no say in how long the model stays
-        loaded: that would unload it for all others. All other bytes unchanged.
+        """The body for the engine: served model name, output cap (tokens), and `keep_alive` unset, because one client
+        could otherwise unload the model for everybody. All other bytes stay unchanged.
 
-        `engine` plays no part: only Ollama speaks this dialect.
+        `engine` is not used: only Ollama speaks this dialect.
         """
         changes: dict[str, bytes] = {}
         if model != ask.model:
@@ -142,16 +143,16 @@ class Ollama:
         if not fits and endpoint.upstream in _GENERATES:
             changes["options"] = _capped_options(body, ask, cap)
         if _KEEP_ALIVE in ask.keys:
-            changes[_KEEP_ALIVE] = b"null"  # as if absent: the engine's own setting holds
+            changes[_KEEP_ALIVE] = b"null"  # as if absent: the engine's own setting applies
         return edited(body, ask.keys, changes)
 
     def error(self, err: GatewayError, request_id: str) -> bytes:
-        """`{"error": "text"}` as Ollama writes it; code and request id stand beside, where its clients ignore them."""
+        """`{"error": "text"}` as in Ollama, plus code and request id, which its clients ignore."""
         detail: dict[str, object] = {"error": public_message(err), "code": err.code, "request_id": request_id}
         return msgspec.json.encode(detail | standing(err))
 
     def stream_error(self, err: GatewayError, request_id: str) -> bytes:
-        """A last line with `error` and no `done`, as Ollama fails mid-stream."""
+        """A last line with `error` and without `done`, as Ollama itself sends in the middle of a stream."""
         return self.error(err, request_id) + b"\n"
 
     def models(self, models: Sequence[ModelInfo]) -> bytes:
@@ -159,17 +160,17 @@ class Ollama:
         return msgspec.json.encode({"models": [_tag(model) for model in models]})
 
     def model(self, model: ModelInfo) -> bytes:
-        """One entry of the list; the API itself has no such route."""
+        """One entry of the list; the API itself has no route for it."""
         return msgspec.json.encode(_tag(model))
 
 
 def running_list(models: Sequence[ModelInfo]) -> bytes:
-    """The list of `GET /api/ps`, which no other API has."""
+    """The list of `GET /api/ps`; no other API has one."""
     return msgspec.json.encode({"models": [_running(model) for model in models]})
 
 
 def _check_prompt(members: Members, keys: frozenset[str]) -> None:
-    """Types only: Ollama takes a request without any prompt as an order to load the model."""
+    """Checks types only: in Ollama a request without a prompt just loads the model."""
     if "messages" in keys:
         require(members, "messages", b"[", "an array of messages", needed=False)
     if "prompt" in keys:
@@ -179,7 +180,7 @@ def _check_prompt(members: Members, keys: frozenset[str]) -> None:
 
 
 def _limit(members: Members) -> int | None:
-    """`options.num_predict`; -1 for every value that Ollama takes as no limit (its runners test `numPredict > 0`)."""
+    """`options.num_predict`; -1 for every value that Ollama treats as unlimited (its runners test `numPredict > 0`)."""
     number = read_count(read_nested(members, "options", _GUARDED_OPTIONS), "num_predict", "options")
     return -1 if number is not None and number <= 0 else number
 
@@ -195,7 +196,8 @@ def _named(model: ModelInfo) -> dict[str, object]:
 
 
 def _digest(model: ModelInfo) -> str:
-    """The engine's; where none gave one, that of the name: Ollama's command line cuts twelve characters out of it."""
+    """The engine's digest. If it has none, a hash of the name: Ollama's command line takes the first twelve characters
+    of it."""
     return model.digest or sha256(model.name.encode()).hexdigest()
 
 

@@ -1,8 +1,8 @@
-"""An Ollama client's request in the words of OpenAI's API, for engines that speak that only.
+"""Translates an Ollama request to OpenAI's API, for engines that speak only that.
 
-Pure. Owns what is translated and what is lost: `keep_alive`, options that OpenAI's API has no name for, and members
-that are unknown here are left out; what would change the meaning (prompts without a template, no prompt at all) is
-refused. Must not know the answer, who is asking, or where it goes.
+Pure. Left out: `keep_alive`, options without a counterpart, and unknown members. Refused: what would change the meaning
+(raw prompts without a template, requests without a prompt). Must not know the answer, who is asking, or where the
+request goes.
 """
 
 from collections import OrderedDict, deque
@@ -10,20 +10,22 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from gateway.api import thinking
-from gateway.api.given import Object, an_array, an_object, decoded, encoded
+from gateway.api.whole_body import Object, an_array, an_object, decoded, encoded
 from gateway.errors import BadRequest
 
 CHAT: Final = b"/v1/chat/completions"
 EMBED: Final = b"/v1/embeddings"
 
 _OPTIONS: Final = ("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "stop")
-"""Of `options`, those that have the same name there; `top_k` and `min_p` are known to vLLM, SGLang and llama.cpp."""
+"""The members of `options` that have the same name there. `top_k` and `min_p` are known to vLLM, SGLang and
+llama.cpp."""
 _IMAGES: Final = {"/9j/": "jpeg", "R0lGOD": "gif", "UklGR": "webp"}
-"""How the base64 of an image begins -> its type; else it is a PNG."""
+"""How the base64 of an image begins -> its type; otherwise it is a PNG."""
 
 
 def chat(body: bytes, model: str, cap: int) -> bytes:
-    """The body of a chat completion for one of `/api/chat`. Raises BadRequest for what has no counterpart."""
+    """The body of a chat completion for a request to `/api/chat`. Raises BadRequest for what OpenAI's API cannot
+    express."""
     asked = decoded(body)
     messages = asked.get("messages")
     if not messages:
@@ -32,7 +34,7 @@ def chat(body: bytes, model: str, cap: int) -> bytes:
 
 
 def generate(body: bytes, model: str, cap: int) -> bytes:
-    """The same for one of `/api/generate`: a prompt is what a user says, as the model's template has it."""
+    """The same for `/api/generate`: the prompt becomes a user message, as in the model's template."""
     asked = decoded(body)
     for member in ("raw", "suffix", "template", "context"):
         if asked.get(member):
@@ -45,7 +47,7 @@ def generate(body: bytes, model: str, cap: int) -> bytes:
 
 
 def embed(body: bytes, model: str, cap: int) -> bytes:
-    """The body of an embedding request for one of `/api/embed` or `/api/embeddings`."""
+    """The body of an embedding request for `/api/embed` or `/api/embeddings`."""
     asked = decoded(body)
     given = asked.get("input") if asked.get("input") is not None else asked.get("prompt")
     made = {"model": model, "input": given if given is not None else ""}
@@ -83,7 +85,8 @@ def _format(given: Any) -> Object:
 
 
 def _turns(messages: Sequence[Any]) -> list[Object]:
-    """Ollama's calls of tools need no ids: a result belongs to the first call of that tool that has none."""
+    """The messages. Ollama's tool calls need no ids: a result belongs to the first call of that tool without a
+    result."""
     made: list[Object] = []
     calls = _OpenCalls()
     for number, given in enumerate(messages):
@@ -118,11 +121,11 @@ def _call(call: Object, otherwise: str) -> Object:
 
 
 class _OpenCalls:
-    """Calls without a result so far. Each step takes the same time however many there are."""
+    """Tool calls without a result so far. Each operation takes constant time, however many there are."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[str, None] = OrderedDict()  # their ids, the oldest first
-        self._of_tool: dict[str, deque[str]] = {}  # the tool's name -> ids of its calls, answered ones among them
+        self._open: OrderedDict[str, None] = OrderedDict()  # ids, oldest first
+        self._of_tool: dict[str, deque[str]] = {}  # name of a tool -> ids of its calls, including answered ones
 
     def add(self, calls: Sequence[Object]) -> None:
         for call in calls:
@@ -130,7 +133,8 @@ class _OpenCalls:
             self._of_tool.setdefault(str(call["function"]["name"]), deque()).append(call["id"])
 
     def answered(self, number: Any, tool: Any) -> str:
-        """The id of the call that is answered: as told, else the oldest of that tool, else the oldest."""
+        """The id of the call that this result answers: the given one, else the oldest of that tool, else the oldest of
+        all."""
         found = str(number) if number else self._oldest(str(tool))
         self._open.pop(found, None)
         return found

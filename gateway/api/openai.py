@@ -1,6 +1,6 @@
-"""The OpenAI dialect: its routes, its request bodies, its error and list shapes.
+"""The OpenAI dialect: its routes, request bodies, error and list shapes.
 
-Served by every engine kind (Ollama too, on its own `/v1`). Must not know other dialects, services or transport.
+Every engine kind speaks it (Ollama too, under its own `/v1`). Must not know other dialects, services or transport.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,23 +28,22 @@ from gateway.api.prompt_size import prompt_bytes
 from gateway.errors import BadRequest, BudgetSpent, GatewayError
 
 CHOICES: Final = 128
-"""Most answers one request may ask for (the API's own bound of `n`)."""
+"""Maximum answers per request (the API's own limit of `n`)."""
 
 _CAPS: Final = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"})
-"""All keys some engine takes as output limit: clamped wherever they stand. llama.cpp prefers its own `n_predict`."""
+"""All keys that some engine reads as output limit; each is clamped. llama.cpp prefers its own `n_predict`."""
 
 _MULTIPLIERS: Final = frozenset({"n", "best_of", "n_cmpl"})
 """Keys that make one request generate several answers; `n_cmpl` is llama.cpp's."""
 
 _BATCHES: Final = frozenset({"prompt", "prompt_embeds"})
-"""Keys that hold several prompts if they are arrays, each answered apart; vLLM takes both at once."""
+"""Keys that hold several prompts if they are arrays, each of which gets its own answer; vLLM reads both."""
 
 _COUNTED: Final = _BATCHES | _MULTIPLIERS
-"""Without any of them there is one answer."""
+"""A body without any of these keys gets one answer."""
 
 _PRIORITY: Final = "priority"
-"""vLLM's own order of requests, if it runs with one: whoever names the smallest number goes first, and others are
-preempted for it."""
+"""vLLM's own priority of requests, if enabled: the smallest number goes first, and others are preempted for it."""
 
 _GUARDED: Final = frozenset(
     {"model", "stream", "stream_options", "messages", "input", "user", "background", _PRIORITY}
@@ -55,10 +54,10 @@ _GUARDED: Final = frozenset(
 _GUARDED_OPTIONS: Final = frozenset({"include_usage"})
 
 _READS_MAX_TOKENS_ONLY: Final = frozenset({"ollama", "llamacpp"})
-"""Engines of which not every version knows `max_completion_tokens`: they get `max_tokens` as well."""
+"""Engines whose older versions do not know `max_completion_tokens`: they get `max_tokens` too."""
 
 _ZERO_IS_UNLIMITED: Final = frozenset({"ollama"})
-"""Ollama stops at the limit only where it is positive (its runners test `numPredict > 0`)."""
+"""Ollama applies the limit only if it is positive (its runners test `numPredict > 0`)."""
 
 _INCLUDE: Final = b'{"include_usage":true}'
 
@@ -80,7 +79,7 @@ class OpenAI:
     id_field = b""
 
     def routes(self) -> Sequence[Endpoint]:
-        """The rows of this dialect."""
+        """This dialect's rows of the route table."""
         rows = [
             self._row("chat/completions", Kind.CHAT, "chat"),
             self._row("completions", Kind.COMPLETION, "completions"),
@@ -124,8 +123,8 @@ class OpenAI:
         )
 
     def edit(self, endpoint: Endpoint, body: bytes, ask: Ask, *, model: str, cap: int, engine: str) -> bytes:
-        """The body for the engine: served model name, output cap (tokens), usage request, and no say in whose turn it
-        is. All other bytes unchanged."""
+        """The body for the engine: served model name, output cap (tokens), usage request, and no priority over others.
+        All other bytes stay unchanged."""
         changes: dict[str, bytes] = {}
         if model != ask.model:
             changes["model"] = msgspec.json.encode(model)
@@ -135,15 +134,15 @@ class OpenAI:
         if ask.stream and not ask.usage_asked:
             changes["stream_options"] = _including_usage(body, ask)
         if _PRIORITY in ask.keys:
-            changes[_PRIORITY] = b"0"  # everybody's default
+            changes[_PRIORITY] = b"0"  # the default of every request
         return edited(body, ask.keys, changes)
 
     def error(self, err: GatewayError, request_id: str) -> bytes:
-        """`{"error": {...}}` with the members official clients read, and ours after them."""
+        """`{"error": {...}}` with the members that official clients read, followed by ours."""
         return msgspec.json.encode({"error": _error_object(err, request_id)})
 
     def stream_error(self, err: GatewayError, request_id: str) -> bytes:
-        """A `data:` frame: official clients raise on its `error`, and read nothing after it."""
+        """A `data:` frame: official clients raise its `error` and stop reading."""
         return b"data: %b\n\n" % self.error(err, request_id)
 
     def models(self, models: Sequence[ModelInfo]) -> bytes:
@@ -177,7 +176,7 @@ _MOST_KEY_SETS: Final = 1000
 
 
 def _shared(keys: frozenset[str]) -> frozenset[str]:
-    """The one set of these keys: bodies have few different ones, and each is large."""
+    """One shared set for equal keys: bodies use few different combinations, and each set is large."""
     known = _KEY_SETS.get(keys)
     if known is None:
         known = keys
@@ -196,7 +195,7 @@ def _check_embedding(members: Members) -> None:
 
 def _check_response(members: Members) -> None:
     require(members, "input", b'"[', "a string or an array", needed="prompt" not in members)
-    # The engine would answer at once and generate behind our back: without a slot, its tokens uncounted.
+    # The engine would answer at once and generate in the background: without a slot, and with its tokens uncounted.
     if "background" in members and read_flag(members, "background", absent=False):
         raise BadRequest(
             "`background` is not supported: the answer must be read on the request's own connection", param="background"
@@ -209,10 +208,10 @@ def _check_rerank(members: Members) -> None:
 
 
 class _Shape(NamedTuple):
-    """What the bodies of one route have. `check` refuses one without prompt, `prompts` are the keys of its input.
+    """The bodies of one route. `check` refuses a body without a prompt, `prompts` are the keys of its input.
 
-    `limits` are the keys by which the API limits the output, the first is added where all are absent; empty for routes
-    that generate nothing. `asks_usage`: streams report usage only if asked.
+    `limits` are the keys by which the API limits the output; the first one is added if all are absent. They are empty
+    for routes that generate nothing. `asks_usage`: streams report usage only on request.
     """
 
     check: Callable[[Members], None]
@@ -233,13 +232,13 @@ _SHAPES: Final = {
     b"/v1/responses": _Shape(_check_response, ("input", "instructions", "tools"), ("max_output_tokens",)),
     b"/v1/rerank": _Shape(_check_rerank, ("query", "documents", "texts")),
 }
-"""By the engine's path."""
+"""Shapes by the engine's path."""
 
 
 def _limit(standard: tuple[str, ...], members: Members, keys: frozenset[str]) -> int | None:
-    """The most tokens an answer may get by the body's own words: an upper bound over all keys some engine reads.
+    """The output limit that the body asks for: the highest value among all keys that some engine reads.
 
-    None where the API's own keys say nothing (the cap is then added), negative where one of them means no limit.
+    None if none of the API's own keys is set (the cap is added then); negative if one of them means unlimited.
     """
     limit: int | None = None
     asked = False
@@ -259,7 +258,8 @@ def _limit(standard: tuple[str, ...], members: Members, keys: frozenset[str]) ->
 
 
 def _choices(shape: _Shape, members: Members, keys: frozenset[str]) -> int:
-    """Answers the engine may generate: several for each prompt, and a completion may bring several prompts."""
+    """The number of answers the engine may generate: a completion may have several prompts, and several answers for
+    each."""
     if keys.isdisjoint(_COUNTED):
         return 1
     prompts = 1
@@ -284,7 +284,7 @@ def _usage_asked(members: Members) -> bool:
 
 
 def _including_usage(body: bytes, ask: Ask) -> bytes:
-    """The text of `stream_options` that asks for usage and keeps what else the client set."""
+    """The text of `stream_options` that asks for usage and keeps the client's other options."""
     if "stream_options" not in ask.keys:
         return _INCLUDE
     given = bytes(read_object(body, _GUARDED)["stream_options"])
@@ -292,7 +292,7 @@ def _including_usage(body: bytes, ask: Ask) -> bytes:
 
 
 def _cap(changes: dict[str, bytes], standard: tuple[str, ...], body: bytes, ask: Ask, cap: int, engine: str) -> None:
-    """Clamp what stands above the cap, add what is absent (A6)."""
+    """Clamp limits above the cap, and add the cap if there is no limit (A6)."""
     primary = standard[0]
     limit = ask.max_tokens
     fits = limit is not None and 0 < limit <= cap

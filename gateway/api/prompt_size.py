@@ -1,6 +1,6 @@
-"""How large a prompt is, for the estimate of its tokens: bytes of text, and a flat amount for each image or sound.
+"""The size of a prompt, for the estimate of its tokens: bytes of text, and a flat amount for each image or sound.
 
-Pure, and bounded in time: large bodies hold the loop for as long as this takes. Must not know what a token costs.
+Pure, and bounded in time, because it blocks the loop for large bodies. Must not know what a token costs.
 """
 
 import re
@@ -15,23 +15,25 @@ _BLOBS: Final = (
     (b'"input_audio"', re.compile(rb"%b\{[^}]*+" % _COLON)),
     (b'"data"', re.compile(rb'%b"[A-Za-z0-9+/=_\\-]*+' % _COLON)),
 )
-"""How images and audio in base64 begin and go on (`data`: those of Anthropic's API). Some JSON writers (PHP's) escape
-its slashes. Looked for one by one: one expression for all of them takes 15 ms for a megabyte, these 3."""
+"""How images and audio in base64 begin and continue (`data` is Anthropic's key). Some JSON writers (PHP's) escape
+slashes. Searched one by one: a single expression for all of them takes 15 ms per megabyte, these take 3."""
 _STEP: Final = 2048
 _RUN: Final = re.compile(rb"[A-Za-z0-9+/=_\\-]{%d}" % _STEP)
-"""What has no such run at a multiple of _STEP has no image of 4096 bytes. Of text a few bytes a step tell that."""
+"""A text that has no such run at a multiple of _STEP contains no image of 4096 bytes; for plain text, a few bytes per
+step show that."""
 _MOST_BLOBS: Final = 1000
-"""Of each kind in one text: a body made of their beginnings must not hold the loop. What is beyond counts as text."""
+"""Maximum blobs of each kind in one text, so that a body made of their beginnings cannot block the loop. Further ones
+count as text."""
 _BLOB_FROM: Final = 64 * 1024
-"""A body up to this size counts as text whatever it holds: searching it would cost as much as decoding it."""
+"""A body up to this size counts as text whatever it contains: searching it would cost as much as decoding it."""
 _BLOB_AS_BYTES: Final = 4096
-"""What one image or sound counts for in place of its base64: about a thousand tokens."""
+"""Bytes that one image or sound counts for, instead of its base64: about a thousand tokens."""
 
 
 def prompt_bytes(body: bytes, members: Members, keys: tuple[str, ...]) -> int:
-    """Size of the prompt in bytes, for an estimate: of a small body all of it, of a large one the members `keys`.
+    """Size of the prompt in bytes, for an estimate: the whole body if it is small, the members `keys` if it is large.
 
-    In large ones an image or a sound counts as a flat amount, not as text.
+    In large bodies an image or a sound counts as a flat amount and not as text.
     """
     if len(body) <= _BLOB_FROM:
         return len(body)
@@ -42,7 +44,7 @@ def prompt_bytes(body: bytes, members: Members, keys: tuple[str, ...]) -> int:
 
 
 def _uncounted(text: bytes) -> int:
-    """Bytes of images and sounds beyond their flat amount; of what stands inside another, the outer one's."""
+    """Bytes of images and sounds beyond their flat amount; of nested matches only the outer one counts."""
     spans = []
     if not any(_RUN.match(text, at) for at in range(0, len(text), _STEP)):
         return 0

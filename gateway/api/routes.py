@@ -1,4 +1,4 @@
-"""The route table: what exists, for which methods, and who may use it. Nothing else is served (H10).
+"""The route table: which paths exist, for which methods, and who may use them. Nothing else is served (H10).
 
 Built once. Must not know what a route does, nor who asks.
 """
@@ -22,9 +22,9 @@ _LOCALS = (
 
 
 class Routes:
-    """All rows, looked up by path then method. `default` renders errors where no dialect is known.
+    """All rows, looked up by path, then by method. `default` renders errors of unknown paths.
 
-    Raises ValueError at construction for a row that is not fit to serve: it must not start.
+    Raises ValueError at construction for an invalid row: the gateway must not start with one.
     """
 
     __slots__ = ("_anthropic", "_exact", "_owners", "_prefixes", "default", "preflight", "rows")
@@ -51,7 +51,7 @@ class Routes:
             dialect=self.default,
             local="preflight",
         )
-        """The row of a CORS preflight, which any path may get (Fetch standard); not in the table."""
+        """The row for CORS preflights, which are allowed on any path (Fetch standard); not in the table."""
         self._anthropic: Dialect = anthropic
         self._owners: dict[str, Dialect] = {"/v1/messages": anthropic, "/v1/": openai, "/api/": ollama}
 
@@ -84,24 +84,24 @@ class Routes:
         return None
 
     def dialect_for(self, path: str) -> Dialect:
-        """Who renders the errors of a path that may not exist."""
+        """The dialect that renders errors for this path, which may not exist."""
         for prefix, dialect in self._owners.items():
             if path.startswith(prefix):
                 return dialect
         return self.default
 
     def listing(self, row: Endpoint, headers: Mapping[bytes, bytes]) -> Dialect:
-        """Who renders the answers of a model list: OpenAI's and Anthropic's have one path, and their clients differ in
-        the version field."""
+        """The dialect that renders a model list. OpenAI and Anthropic share the path; Anthropic's clients send a
+        version field."""
         return self._anthropic if VERSION_FIELD in headers and row.path.startswith("/v1/") else row.dialect
 
 
 NO_ENDPOINT = Endpoint(method="", path="", kind=Kind.LOCAL, access=Access.NEVER, dialect=OpenAI())
-"""Stands for the row of a request that has none (yet); in no table."""
+"""The row of a request that has none (yet); not in the table."""
 
 
 def local_rows(dialect: Dialect) -> list[Endpoint]:
-    """What the gateway answers itself, apart from any client-facing API. Errors there look like `dialect`'s."""
+    """Routes that the gateway answers itself and that belong to no API. Their errors are rendered by `dialect`."""
     return [
         Endpoint(method="GET", path=path, kind=Kind.LOCAL, access=access, dialect=dialect, local=local)
         for path, local, access in _LOCALS
@@ -109,7 +109,7 @@ def local_rows(dialect: Dialect) -> list[Endpoint]:
 
 
 def tail(endpoint: Endpoint, path: str) -> str:
-    """What a prefix row's path matched beyond its prefix: the model id of `/v1/models/{id}`."""
+    """The part of `path` after a prefix row's prefix: the model id in `/v1/models/{id}`."""
     return path[len(endpoint.path) - len(_PREFIX) :]
 
 

@@ -1,8 +1,7 @@
-"""Answers as they pass by: token usage, and the dialect's own end.
+"""Reads token usage and the dialect's own end marker from answers as they pass.
 
-Owns the reading of frames (SSE and NDJSON); rewrites nothing. Must not know sockets or who is asking.
-Frames follow the WHATWG event stream format as the official clients read it: a frame ends at an empty line, lines end
-in LF, CR LF or CR.
+Parses frames (SSE and NDJSON) and changes nothing. Must not know sockets or who is asking. Frames follow the WHATWG
+event stream format as official clients read it: a frame ends at an empty line; lines end in LF, CR LF or CR.
 """
 
 import re
@@ -16,28 +15,29 @@ from gateway.api.views import BLOCK, FRAME, STARTED, Block, Frame, Response, Tim
 from gateway.http1.chunks import ChunkDecoder
 
 TAIL: Final = 64 * 1024
-"""Of a larger buffer only this much is kept: the end of a stream is what matters, and its last frame is small."""
+"""Of a larger buffer only the last bytes up to this number are kept: only the end of a stream matters, and its last
+frame is small."""
 BOM: Final = b"\xef\xbb\xbf"
 SHORT: Final = 128
 RUN: Final = 512
-"""Buffers shorter than SHORT are gathered into runs of at least RUN bytes: bytes that trickle in must not push the
-usage out of what is kept."""
+"""Buffers shorter than SHORT are gathered into runs of at least RUN bytes: bytes that arrive one by one must not push
+the usage out of what is kept."""
 LONGEST_FRAME: Final = 1024 * 1024
-"""Bytes kept of a frame that does not end. Ollama's last line may carry a whole context as numbers."""
-LONGEST_USAGE: Final = 1024  # bytes of a usage object with all its details
+"""Maximum bytes kept of an incomplete frame. Ollama's last line may contain a whole context as numbers."""
+LONGEST_USAGE: Final = 1024  # maximum bytes of a usage object with all details
 PARSED_WHOLE: Final = 16 * 1024
 """A plain answer up to this size is decoded for its usage; of a larger one the tail is searched first."""
-_LONGEST_OPENING: Final = 8 * 1024  # bytes in which the event that opens a stream is looked for
-_LOOK_BACK: Final = 12  # frames searched from the end: usage, finish, `[DONE]` and room for comments
+_LONGEST_OPENING: Final = 8 * 1024  # bytes that are searched for the first event of a stream
+_LOOK_BACK: Final = 12  # frames searched from the end: usage, finish, `[DONE]` and some comments
 
 
 _LAST_TYPES: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
-"""Types of the event that ends a stream of OpenAI's responses, or of Anthropic's messages."""
+"""Types of the event that ends a stream of OpenAI's responses or of Anthropic's messages."""
 
 _CHUNK_SIZE: Final = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})(?:;[^\r\n]*)?(?=\r\n)")
 _BODY_END: Final = re.compile(rb"\r\n0{1,16}(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*+\r\n\Z")
-_SHORT_TRAILERS: Final = 1024  # bytes from the last chunk to the end of the body in which that chunk is looked for
-_MOST_LINES: Final = 4096  # size lines that may turn out to be none before guessing has to do
+_SHORT_TRAILERS: Final = 1024  # bytes before the end of the body that are searched for the last chunk
+_MOST_LINES: Final = 4096  # possible size lines to examine before settling for a guess
 _SIZE_LINE: Final = re.compile(_CHUNK_SIZE.pattern + rb"\r\n")
 _USAGE_AT_END: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _TIMINGS_AT_END: Final = re.compile(rb'"timings"\s*:\s*(\{[^{}]*\})')
@@ -45,7 +45,7 @@ _COUNT_AT_END: Final = re.compile(rb'"(prompt_eval_count|eval_count|total_durati
 
 
 class Opening:
-    """The first event of a stream whose API tells the prompt's tokens there (Anthropic's `message_start`)."""
+    """The first event of a stream, in APIs that report the prompt's tokens there (Anthropic's `message_start`)."""
 
     __slots__ = ("_decoder", "_left", "_text", "usage")
 
@@ -56,11 +56,11 @@ class Opening:
         self._left = _LONGEST_OPENING
 
     def feed(self, data: bytes) -> bool:
-        """Take note of the next received buffer; True when no more are wanted."""
+        """Look at the next received buffer; True when no more are needed."""
         self._left -= len(data)
         payload = data if self._decoder is None else self._decoder.decode(data)
         text = self._text + payload[:_LONGEST_OPENING]
-        after = b"\r" if text.endswith(b"\r") else b""  # perhaps the first half of a line end
+        after = b"\r" if text.endswith(b"\r") else b""  # possibly the first half of a line end
         *whole, rest = lines_of(text.removesuffix(after)).split(b"\n\n")
         self._text = rest + after
         for event in whole:
@@ -82,8 +82,8 @@ def _started(data: bytes) -> Block | None:
 class Tap:
     """Sees every raw buffer of one stream, HTTP chunk framing included, and keeps just enough of its end.
 
-    `frames` counts the frames so far. After the last buffer `finish` finds the usage and sets `terminated` (the
-    dialect's own end was seen). `opening` is for the APIs whose first event tells the prompt.
+    `frames` counts the frames so far. After the last buffer, `finish` finds the usage and sets `terminated` (the
+    dialect's own end marker was seen). `opening` is for APIs whose first event reports the prompt's tokens.
     """
 
     __slots__ = (
@@ -104,15 +104,16 @@ class Tap:
         self.terminated = False
         self._framing = framing
         self._end = b"\n\n" if framing is Framing.SSE else b"}\n"
-        # Three runs of buffers, each up to and with one that ends a frame, and what came after them. Behind the frame
-        # with the usage only `[DONE]` follows: it always begins within these runs, even if each byte is a chunk.
+        # Three runs of buffers, each of which ends with a buffer that ends a frame, and whatever came after them. Only
+        # `[DONE]` follows the frame with the usage, so that frame always begins within these runs, even if each byte is
+        # a chunk.
         self._oldest = b""
         self._older = b""
         self._last = b""
-        self._open: bytearray | None = None  # most streams never have any
+        self._open: bytearray | None = None  # rarely needed
 
     def feed(self, data: bytes) -> None:
-        """Take note of one received buffer."""
+        """Look at one received buffer."""
         ends = data.count(self._end)
         if ends and not self._open and SHORT <= len(data) <= TAIL:
             self.frames += ends
@@ -123,9 +124,9 @@ class Tap:
             self._gather(data, ends)
 
     def _gather(self, data: bytes, ends: int) -> None:
-        """The uncommon buffers: without a frame end, after one without, short or large."""
+        """The less common buffers: without a frame end, after one without, short or large."""
         if not ends:
-            # Streams whose lines end in CR LF show their frame ends only here.
+            # Frame ends of streams with CR LF lines are recognised only here.
             ends = data.count(b"}\r\n\r\n" if self._framing is Framing.SSE else b"}\r\n")
         self.frames += ends
         held = self._open
@@ -141,7 +142,8 @@ class Tap:
             held.clear()
 
     def _end_of(self, run: bytearray) -> bytes:
-        """The last frames of a run: cut where a frame ends, so that the last one stays whole whatever its size."""
+        """The last frames of a run. It is cut where a frame ends, so that the last one stays complete whatever its
+        size."""
         cut = run.rfind(self._end, 0, len(run) - TAIL) if len(run) > TAIL else -1
         return bytes(run[cut + len(self._end) :] if cut >= 0 else run)
 
@@ -153,14 +155,15 @@ class Tap:
         return self._finish_events(payload)
 
     def estimate(self) -> Usage:
-        """What an unfinished stream used at least: one token a frame; the prompt as the stream itself told, else 0."""
+        """A lower bound of what an unfinished stream used: one token per frame, and the prompt's tokens if the stream
+        reported them."""
         if self.opening is None:
             return Usage(0, self.frames, reported=False)
         told = _of_block(self.opening.usage)
         return Usage(told.prompt_tokens, self.frames, told.cached_tokens, reported=False)
 
     def _payload(self) -> bytes:
-        """The kept end of the stream without HTTP chunk framing, line ends as LF."""
+        """The kept end of the stream without HTTP chunk framing, and with LF line ends."""
         tail = b"".join((self._oldest, self._older, self._last, self._open or b""))
         if b"\r" in tail:
             tail = _unchunked(b"\r\n" + tail)  # it may begin with a chunk size
@@ -198,15 +201,15 @@ class Tap:
 
 
 def payload_end(raw: bytes) -> bytes:
-    """The last payload bytes of a chunked body that came whole: enough to find its usage in."""
+    """The last payload bytes of a complete chunked body: enough to find its usage."""
     return _unchunked(raw[-PARSED_WHOLE:])
 
 
 def _unchunked(tail: bytes) -> bytes:
-    """The end of a chunked body without its framing; of a body of another framing, or broken off, what looks like it.
+    """The end of a chunked body without its framing. For a body with other framing, or an incomplete one, a best guess.
 
-    Content may look like a size line: the first letters of `data:` where a chunk ends behind them. So the first one
-    counts from which each size leads to the next line, up to that of the last chunk.
+    Content may look like a size line, for example the first letters of `data:` where a chunk ends after them. So
+    framing is taken to start at the first line from which the sizes lead exactly to the last chunk.
     """
     end = _last_chunk(tail)
     failed: set[int] = set()
@@ -220,7 +223,7 @@ def _unchunked(tail: bytes) -> bytes:
 
 
 def _last_chunk(tail: bytes) -> int:
-    """Where the line of the last chunk begins, behind which nothing but trailers stands; -1 where there is none."""
+    """Where the size line of the last chunk begins, after which only trailers follow; -1 if there is none."""
     lowest, at = max(0, len(tail) - _SHORT_TRAILERS), len(tail)
     while (at := tail.rfind(b"\r\n0", lowest, at)) >= 0:
         if _BODY_END.match(tail, at):
@@ -231,7 +234,7 @@ def _last_chunk(tail: bytes) -> int:
 def _chunks_between(tail: bytes, line: re.Match[bytes], end: int, failed: set[int]) -> list[bytes] | None:
     """The chunks from this size line to the last chunk at `end`; None if the sizes do not lead there.
 
-    `failed` has the lines known not to, and gets this way's: all ways together are walked once.
+    `failed` has the lines known not to lead there, and is extended: each line is followed only once.
     """
     chunks: list[bytes] = []
     following: re.Match[bytes] | None = line
@@ -240,20 +243,20 @@ def _chunks_between(tail: bytes, line: re.Match[bytes], end: int, failed: set[in
             return chunks
         failed.add(following.start())
         start = following.end() + 2
-        after = min(start + int(following[1], 16), len(tail))  # what only looks like a size may be any number
+        after = min(start + int(following[1], 16), len(tail))  # content that only looks like a size may be any number
         chunks.append(tail[start:after])
         following = _CHUNK_SIZE.match(tail, after)
     return None
 
 
 def lines_of(text: bytes) -> bytes:
-    """Line ends as LF."""
+    """`text` with all line ends as LF."""
     return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in text else text
 
 
 def event_data(frame: bytes) -> bytes:
-    """The data of one event: its `data:` lines without their names, joined. A byte order mark may stand before the
-    first one of a stream."""
+    """The data of one event: its `data:` lines without the field name, joined. A stream may begin with a byte order
+    mark."""
     if frame.startswith(b"data: ") and b"\n" not in frame:
         return frame[6:]
     frame = frame.removeprefix(BOM)
@@ -262,7 +265,7 @@ def event_data(frame: bytes) -> bytes:
 
 
 def _decode(text: bytes) -> Frame | None:
-    """One frame; None for what is not a JSON object or has other types than the APIs' own."""
+    """One frame; None if it is not a JSON object, or if its members have other types than in the APIs."""
     if not text.lstrip().startswith(b"{"):
         return None
     try:
@@ -285,15 +288,15 @@ def _usage_of(frame: Frame) -> Usage | None:
 
 
 def _told(usage: Usage) -> Usage | None:
-    """None where all counts are zero: no request is without tokens. Ollama writes such a usage into every chunk of a
-    completion but the last, others do where they do not count."""
+    """None if all counts are zero, since every request has tokens. Ollama writes such a usage into every chunk of a
+    completion but the last, and other engines do if they do not count."""
     return usage if usage.prompt_tokens or usage.completion_tokens else None
 
 
 def _of_message(block: Block | None, opening: Block) -> Usage | None:
-    """The usage of an Anthropic stream: its last event has the output, and of the input what it says anew.
+    """The usage of an Anthropic stream: its last event has the output, and may report the input again.
 
-    Older Ollama tells no input in either: then it is an estimate, since no prompt is without tokens.
+    Older versions of Ollama report the input in neither event. Then it is an estimate, since every prompt has tokens.
     """
     if block is None:
         return None
@@ -319,18 +322,18 @@ def _of_block(block: Block, timings: Timings | None = None) -> Usage:
     read, written = block.cache_read_input_tokens or 0, block.cache_creation_input_tokens or 0
     if not block.prompt_tokens and (read or written):
         return Usage((block.input_tokens or 0) + read + written, completion, read)
-    # Rerankers may tell nothing but the total (Jina's API, older vLLM).
+    # Some rerankers report only the total (Jina's API, older vLLM).
     prompt = block.prompt_tokens or block.input_tokens or (block.total_tokens or 0) - completion
     return Usage(prompt, completion, cached)
 
 
 def _counts(frame: Frame) -> Usage:
-    """Ollama's counts: a zero is left out."""
+    """Ollama's counts; it leaves out a count of zero."""
     return Usage(frame.prompt_eval_count or 0, frame.eval_count or 0)
 
 
 def usage_of_body(framing: Framing, body: bytes) -> Usage | None:
-    """The usage of a whole JSON answer, or of the tail of a long one; None where the engine reported none."""
+    """The usage of a whole JSON answer, or of the tail of a long one; None if the engine reported none."""
     native = framing is Framing.NDJSON
     if not native and (usage := _last_member(body)) is not None:
         return usage
@@ -347,12 +350,14 @@ def usage_of_body(framing: Framing, body: bytes) -> Usage | None:
 
 
 def _last_member(body: bytes) -> Usage | None:
-    """The usage of an answer that ends with it, as engines write theirs: a tenth of the cost of decoding all of it.
+    """The usage of an answer that ends with it, as engines usually write it: a tenth of the cost of decoding the whole
+    answer.
 
-    What stands between the key and the answer's own brace must be one object: else the key is another's, deeper inside.
+    The text between the key and the answer's own closing brace must be one object, otherwise the key belongs to a
+    nested object.
     """
     at = body.rfind(b'"usage":{', max(0, len(body) - LONGEST_USAGE))
-    # `find`: `in` tries its left side as a number first, which costs as much as the search.
+    # `find`: `in` first tries its left side as a number, which costs as much as the search.
     if at < 0 or not body.endswith(b"}}") or body.find(b'"timings"') >= 0:
         return None
     try:
@@ -362,14 +367,15 @@ def _last_member(body: bytes) -> Usage | None:
 
 
 def usage_within(framing: Framing, text: bytes) -> Usage | None:
-    """The usage in a part of a long answer, for engines that write more behind it (vLLM: `prompt_logprobs`)."""
+    """The usage in a part of a long answer, for engines that write more after it (vLLM: `prompt_logprobs`)."""
     if framing is Framing.NDJSON:
         return _lines_tail(text, len(text))
     return _events_tail(text, len(text)) if text.find(b'_tokens"') >= 0 else None
 
 
 def _events_tail(body: bytes, reach: int = 4096) -> Usage | None:
-    """The last `usage` object near the end. A raw quote cannot stand inside a JSON string, so the key is a key."""
+    """The last `usage` object near the end. A JSON string cannot contain a raw quote, so what looks like the key is
+    one."""
     start = max(0, len(body) - reach)
     found = _USAGE_AT_END.findall(body, start)
     if not found:

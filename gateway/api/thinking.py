@@ -1,24 +1,24 @@
-"""What a model is to think and what it thought, in the words of OpenAI's chat completions as hosted engines take them.
+"""How much a model should think, and what it thought, as members of a chat completion for self-hosted engines.
 
-Pure. Must not know in which API's words it was asked.
+Pure. Must not know the API in which the client asked for it.
 """
 
 from typing import Any, Final
 
 _SWITCHES: Final = ("enable_thinking", "thinking")
 """Variables of chat templates. Those of Qwen, GLM and Nemotron read the first, those of DeepSeek, Kimi and Granite the
-second; none minds the other."""
+second; unknown variables are ignored."""
 _NEAREST: Final = {"xhigh": "high", "max": "high"}
-"""Levels that not every engine has -> the nearest that each takes."""
+"""Levels that not every engine has -> the nearest level that all have."""
 
 
 def switched(on: bool) -> dict[str, Any]:
-    """What vLLM, SGLang and llama.cpp hand to the model's template."""
+    """Variables that vLLM, SGLang and llama.cpp pass to the model's template."""
     return {"chat_template_kwargs": dict.fromkeys(_SWITCHES, on)}
 
 
 def with_effort(level: str) -> dict[str, Any]:
-    """OpenAI's own word, of models that have levels."""
+    """OpenAI's own member, for models that have levels."""
     return {"reasoning_effort": _NEAREST.get(level, level)}
 
 

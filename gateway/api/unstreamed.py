@@ -1,7 +1,7 @@
-"""A whole completion where a stream was asked for: engines that do not know `stream`, or take no heed of it.
+"""A whole completion as a stream, for engines that ignore `stream` although the client asked for one.
 
-Owns its form as a stream of OpenAI's API; what an engine said keeps its bytes. Must not know who is asking.
-Not compiled (`hatch_build.py`): it has records.
+Owns its form as a stream of OpenAI's API; the engine's own values keep their bytes. Must not know who is asking. Not
+compiled (`hatch_build.py`): it has records that need msgspec's options.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ _CALLS: Final = msgspec.json.Decoder(list[_Members] | None)
 
 
 def stream_of(body: bytes, *, usage: bool) -> bytes:
-    """A whole completion as the frames of a stream: all of it in one, the usage in one of its own if asked for. Raises
-    ValueError for what is none."""
+    """A whole completion as the frames of a stream: one frame with all of it, and one with the usage if asked for.
+    Raises ValueError for an invalid completion."""
     made = read(_WHOLE, body)
     choices = read(_CHOICES, bytes(made.get("choices", b"[]")))
     if not choices:
@@ -37,7 +37,7 @@ def stream_of(body: bytes, *, usage: bool) -> bytes:
 
 
 def _chunk(choice: _Members) -> _Members:
-    """A choice as one of a chunk's. Calls of tools are numbered there."""
+    """A choice in the form it has in a chunk, where tool calls are numbered."""
     if "message" not in choice:
         return choice
     message = read(_WHOLE, bytes(choice["message"]))
@@ -52,7 +52,7 @@ def _raw(value: object) -> msgspec.Raw:
 
 
 def _line(frame: _Members) -> bytes:
-    """On one line: engines may set theirs over several, and outside strings a line's end is white space."""
+    """The frame on one line. Engines may spread JSON over several lines; outside strings, line ends are white space."""
     return msgspec.json.encode(frame).translate(_SPACES)
 
 
@@ -60,7 +60,8 @@ _SPACES: Final = bytes.maketrans(b"\r\n", b"  ")
 
 
 class Unstreamed(Crossing):
-    """A stream made of an engine's whole answer, over a bridge or in OpenAI's own words, with the usage if `usage`."""
+    """A stream made of an engine's whole answer, over a bridge or in OpenAI's own API; includes the usage if
+    `usage`."""
 
     as_stream = True
 
@@ -69,7 +70,7 @@ class Unstreamed(Crossing):
         self._usage = usage or bridge is not None
 
     def answer(self, body: bytes) -> bytes:
-        """All of the stream. Raises ValueError for what is no completion."""
+        """The whole stream. Raises ValueError for an invalid completion."""
         frames = stream_of(body, usage=self._usage)
         if self._bridge is _OWN:
             return frames

@@ -1,16 +1,16 @@
-"""Token usage of one request, as reported by its engine or counted here. A pure fact."""
+"""Token usage of one request, as reported by its engine or counted here. Plain data."""
 
 from dataclasses import dataclass
 from typing import Final
 
 MOST: Final = 2**31 - 1
-"""An engine may report anything. More than this, or less than nothing, would spoil sums, budgets and rows."""
+"""Maximum of a count. An engine may report anything; larger or negative counts would spoil sums, budgets and rows."""
 
 
 @dataclass(init=False)
 class Usage:
-    """Tokens of one request, 0 to MOST each. `cached_tokens` are part of `prompt_tokens`. Not `reported`: counted here,
-    an estimate."""
+    """Tokens of one request, 0 to MOST each. `cached_tokens` are part of `prompt_tokens`. Not `reported` means that
+    they were counted or estimated here."""
 
     prompt_tokens: Final[int]
     completion_tokens: Final[int]

@@ -1,7 +1,7 @@
-"""The views of frames and answers in which engines report token usage and failures. Pure facts.
+"""The parts of frames and answers in which engines report token usage and failures. Plain data.
 
-Not compiled (`hatch_build.py`): records keep their options and types. What counts is read in any form of a number: some
-writers of JSON give whole ones a fraction of zero, and a count that cannot be read would make the answer free.
+Not compiled (`hatch_build.py`): these are records that need msgspec's options. Counts are accepted in any form of a
+number: some JSON writers give integers a fraction of zero, and a count that cannot be read would make the answer free.
 """
 
 import msgspec
@@ -12,8 +12,8 @@ class Details(msgspec.Struct, gc=False):
 
 
 class Block(msgspec.Struct, gc=False):
-    """`usage`: OpenAI's of chat (`prompt_tokens`), of responses (`input_tokens`) and of rerank (some: the total), and
-    Anthropic's, whose `input_tokens` leave out what was read from a cache or written to it."""
+    """A `usage` object: OpenAI's for chat (`prompt_tokens`), for responses (`input_tokens`) and for rerank (sometimes
+    only the total), or Anthropic's, whose `input_tokens` do not include those read from or written to a cache."""
 
     prompt_tokens: int | None = 0
     completion_tokens: int | None = 0
@@ -27,7 +27,7 @@ class Block(msgspec.Struct, gc=False):
 
 
 class Timings(msgspec.Struct, gc=False):
-    """llama.cpp's own counts; `prompt_n` leaves the cached part out."""
+    """llama.cpp's own counts; `prompt_n` does not include the cached part."""
 
     prompt_n: int = 0
     cache_n: int = 0
@@ -39,7 +39,7 @@ class Response(msgspec.Struct, gc=False):
 
 
 class Frame(msgspec.Struct, gc=False):
-    """What matters of one JSON frame or whole answer, in any dialect."""
+    """The relevant members of one JSON frame or whole answer, in any dialect."""
 
     usage: Block | None = None
     timings: Timings | None = None
@@ -60,8 +60,8 @@ _NULL = msgspec.Raw(b"null")
 
 
 class Outline(msgspec.Struct, gc=False):
-    """What decides whether a client may see a frame. Raw: a member of another type than the APIs' own must not hide an
-    error."""
+    """The members that decide whether a client may see a frame. Raw, so that a member of an unexpected type cannot hide
+    an error."""
 
     choices: msgspec.Raw = _NULL
     usage: msgspec.Raw = _NULL

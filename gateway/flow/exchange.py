@@ -18,8 +18,8 @@ from gateway.api.usage import Usage
 from gateway.config import Config
 from gateway.errors import GatewayError
 from gateway.flow.cors import Cors
-from gateway.flow.held import Waiting
 from gateway.flow.ledger import Ledger
+from gateway.flow.ledger_facts import Waiting
 from gateway.flow.names import Names
 from gateway.http1.client import UpstreamConnection
 from gateway.http1.connection import Connection

@@ -5,7 +5,7 @@ Plain counters of one process, which `settle` keeps exact. Must not know how a r
 
 from typing import TYPE_CHECKING, Final
 
-from gateway.flow.held import LedgerStats, Waiting
+from gateway.flow.ledger_facts import LedgerStats, Waiting
 
 if TYPE_CHECKING:
     from gateway.flow.exchange import Exchange

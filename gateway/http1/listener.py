@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, cast
 
-from gateway.http1.door import Door
+from gateway.http1.counter import ConnectionCounter
 
 log = logging.getLogger("fairgate.http1")
 
@@ -44,7 +44,7 @@ class Listener:
         factory: Callable[[], Any],
         tls: ssl.SSLContext | None,
         handshake: float,
-        door: Door,
+        counter: ConnectionCounter,
         reuse_port: bool,
         *,
         alone: bool = True,
@@ -52,7 +52,7 @@ class Listener:
         self._factory = cast("Callable[[], asyncio.Protocol]", factory)
         self._tls = tls
         self._handshake = handshake if tls else None
-        self._door = door
+        self._counter = counter
         self._queues: list[socket.socket] = []  # for TLS, whose connections are accepted here and not by asyncio
         self._greetings: set[asyncio.Task[None]] = set()
         self._reuse_port = reuse_port
@@ -76,7 +76,7 @@ class Listener:
             for queue in self._queues:
                 queue.setblocking(False)
                 queue.listen(BACKLOG)
-                self._open_door(queue)
+                self._start_accepting(queue)
         if self._reuse_port and self._alone:
             with contextlib.suppress(OSError):  # fails if no earlier process attached a program to this address
                 for known in self._server.sockets:
@@ -105,7 +105,7 @@ class Listener:
 
     # ---- TLS
 
-    def _open_door(self, queue: socket.socket) -> None:
+    def _start_accepting(self, queue: socket.socket) -> None:
         if queue in self._queues:
             self._loop.add_reader(queue, self._accept, queue)
 
@@ -120,7 +120,7 @@ class Listener:
             except OSError as err:
                 log.error("connections wait: %s", err.strerror)
                 self._loop.remove_reader(queue)
-                self._loop.call_later(FULL_PAUSE, self._open_door, queue)
+                self._loop.call_later(FULL_PAUSE, self._start_accepting, queue)
                 return
             greeting = self._loop.create_task(self._greet(accepted))
             self._greetings.add(greeting)
@@ -132,14 +132,14 @@ class Listener:
         protocol = self._factory()
         accepted.setblocking(False)
         try:
-            if self._door.enter(protocol, _address(accepted)):
+            if self._counter.enter(protocol, _address(accepted)):
                 await self._let_in(accepted, protocol)
             else:
                 accepted.close()
         except OSError:
             accepted.close()
         finally:
-            self._door.leave(protocol)
+            self._counter.leave(protocol)
 
     async def _let_in(self, accepted: socket.socket, protocol: Any) -> None:
         """Connect the protocol. Raises OSError if the client has left. On cancellation uvloop closes only the

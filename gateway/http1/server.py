@@ -13,7 +13,7 @@ import msgspec
 
 from gateway.config import Caps, Timeouts
 from gateway.http1.connection import Connection, Handler, Phase
-from gateway.http1.door import Door
+from gateway.http1.counter import ConnectionCounter
 from gateway.http1.facts import ServerStats
 from gateway.http1.listener import Listener
 from gateway.http1.wire import WireLimits
@@ -31,7 +31,7 @@ class HttpServer:
         self, handler: Handler, caps: Caps, timeouts: Timeouts, shared: Callable[[str], bool] = lambda peer: False
     ) -> None:
         self.handler = handler
-        self.door = Door(caps, shared)
+        self.counter = ConnectionCounter(caps, shared)
         self.retune(caps, timeouts, shared)
         self.connections: set[Connection] = set()
         self.draining = False
@@ -44,9 +44,9 @@ class HttpServer:
         self._timer = self._loop.call_soon(self.sweep)
 
     def retune(self, caps: Caps, timeouts: Timeouts, shared: Callable[[str], bool]) -> None:
-        """Apply new caps and timeouts. Open connections keep their wire limits. `shared`: see `Door`."""
-        self.caps = self.door.caps = caps
-        self.door.shared = shared
+        """Apply new caps and timeouts. Open connections keep their wire limits. `shared`: see `ConnectionCounter`."""
+        self.caps = self.counter.caps = caps
+        self.counter.shared = shared
         self.timeouts = timeouts
         self.limits = WireLimits(
             head_bytes=caps.head_bytes,
@@ -69,7 +69,7 @@ class HttpServer:
         With `reuse_port` another process may listen there too, and take over (H13); `alone`: only a successor does.
         """
         listener = Listener(
-            lambda: Connection(self), tls, self.timeouts.tls_handshake, self.door, reuse_port, alone=alone
+            lambda: Connection(self), tls, self.timeouts.tls_handshake, self.counter, reuse_port, alone=alone
         )
         actual = await listener.open(host, port)
         self._listeners.append(listener)
@@ -79,7 +79,7 @@ class HttpServer:
         """Count a new connection, or refuse it (H3)."""
         self.accepted += 1
         self.connections.add(connection)
-        if not self.door.opened(connection, connection.peer_ip):
+        if not self.counter.opened(connection, connection.peer_ip):
             connection.phase = Phase.CLOSED
             self.handler.crowded(connection)
             connection.send()
@@ -87,7 +87,7 @@ class HttpServer:
 
     def closed(self, connection: Connection) -> None:
         self.connections.discard(connection)
-        self.door.closed(connection.peer_ip)
+        self.counter.closed(connection.peer_ip)
         if self.draining and not self.connections:
             self._empty.set()
 
@@ -159,7 +159,7 @@ class HttpServer:
             open=len(self.connections),
             busy=busy,
             accepted=self.accepted,
-            refused=self.door.refused,
+            refused=self.counter.refused,
             requests=self.requests,
             timed_out=self.timed_out,
             buffered=sum(c.transport.get_write_buffer_size() for c in self.connections),

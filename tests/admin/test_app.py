@@ -19,7 +19,7 @@ from starlette.responses import StreamingResponse
 from gateway import config
 from gateway.admin.app import AdminServer, admin_app, in_turns, serve_admin
 from gateway.admin.state import NO_STATS, PlaneStats, WorkerStats, added
-from gateway.flow.held import LedgerStats
+from gateway.flow.ledger_facts import LedgerStats
 from gateway.http1.facts import ServerStats
 from gateway.services.backends import BackendService
 from gateway.services.key_facts import KeyStats

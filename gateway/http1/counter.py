@@ -10,7 +10,7 @@ from typing import Any
 from gateway.config import Caps
 
 
-class Door:
+class ConnectionCounter:
     """Counts connections. Every connection calls `opened` and `closed`; a TLS handshake before it calls `enter` and
     `leave`. `shared` tells which addresses stand for many clients (trusted proxies): the cap per address does not apply
     to them. `refused` counts refusals."""
@@ -61,4 +61,4 @@ class Door:
             del self._of_address[peer]
 
     def __repr__(self) -> str:
-        return f"<Door open={self._open} greeting={len(self._greeting)} addresses={len(self._of_address)}>"
+        return f"<ConnectionCounter open={self._open} greeting={len(self._greeting)} addresses={len(self._of_address)}>"
