@@ -1,6 +1,6 @@
-"""The gateway in one process, and its life: start, reload, drain and stop, by signals. Knows no request.
+"""The gateway in one process, and its life: start, reload, drain and stop by signals. Must not know requests.
 
-`App` is a data plane with its hub and the admin listener beside it. With `workers` above 1 the parts are in several
+`App` is a data plane together with its hub and the admin listener. With `workers` above 1 these parts run in several
 processes (`workers.py`).
 """
 
@@ -50,20 +50,22 @@ class App(HasHub, Plane):
         return [WorkerStats(worker=0, pid=os.getpid(), up=True, restarts=0)]
 
     async def refresh(self) -> None:
-        """All figures are of this process."""
+        """Nothing to fetch: all figures belong to this process."""
 
     def reload(self, config: Config) -> list[str]:
-        """Swap to a new configuration; the names of changed settings that need a restart. Raises, and changes nothing.
+        """Switch to a new configuration; returns the names of changed settings that need a restart. If it raises,
+        nothing has changed.
 
-        All that can fail is built first. Then, without an await: swap the runtime, retune the scheduler and the server.
+        Everything that can fail is built first. Then, without an await, the runtime is swapped and the scheduler and
+        the server are adjusted.
         """
-        tls_context(config.tls)  # also one that only a restart brings into force
+        tls_context(config.tls)  # checked even if only a restart applies it
         config, differs = in_force(self.config, config)
         self.prepare(config)()
         return differs
 
     async def _listen(self) -> None:
-        await self.backends.looked()  # else a restart tells clients for a moment that no model exists
+        await self.backends.looked()  # otherwise clients would briefly see no models after a restart
         await super()._listen()
         if self.config.admin.listen:
             routes = AdminApi(self, self.keys).routes() if self.config.admin.api else []
@@ -81,9 +83,10 @@ async def serve(
     ready: Callable[[App], None] | None = None,
     load: Callable[[], Config] | None = None,
 ) -> None:
-    """Run until SIGTERM or SIGINT; the first one drains, the second one stops at once (H13). SIGHUP reloads by `load`.
+    """Run until SIGTERM or SIGINT: the first one drains, the second one stops at once (H13). SIGHUP reloads with
+    `load`.
 
-    `ready` is called once every backend was looked at; not with `workers` above 1. Raises ConfigError, StoreError,
+    `ready` is called once every backend has been checked; not with `workers` above 1. Raises ConfigError, StoreError,
     OSError.
     """
     if config.workers > 1:

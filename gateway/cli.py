@@ -1,6 +1,6 @@
-"""The `fairgate` command: one tree of arguments, one function for each command.
+"""The `fairgate` command: one tree of arguments, and one function for each command.
 
-Exit codes: 0 done, 1 could not be done (one sentence on standard error), 2 wrong usage.
+Exit codes: 0 success, 1 failure (one sentence on standard error), 2 wrong usage.
 """
 
 import argparse
@@ -53,24 +53,24 @@ FAIRGATE_CONFIG in the environment is the default of --config. Exit codes: 0 don
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's own, which also says what was probably meant. Its subparsers are of this class too."""
+    """An argument parser that also suggests what was probably meant. Its subparsers are of this class too."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Nothing unknown is passed up: the innermost command names it, with its own usage."""
+        """Unknown arguments are reported by the innermost command, with its own usage, and not passed up."""
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return known, unknown
 
     def error(self, message: str) -> NoReturn:
-        """Exit with 2. Choices and options that are nearly what was written are suggested."""
+        """Exit with 2. For misspelled choices and options, suggest the nearest ones."""
         wrong = re.search(r"invalid choice: '([^']*)'|unrecognized arguments: (--[\w-]+)", message)
         words = [*self._option_string_actions, *(str(word) for one in self._actions for word in one.choices or ())]
         super().error(message + (nearest(wrong[1] or wrong[2], words) if wrong else ""))
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole tree."""
+    """The whole argument tree."""
     tree = Parser(
         prog="fairgate",
         description="A fair gateway in front of self-hosted language models.",
@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command -> exit code. Without any it says which there are."""
+    """Run one command -> exit code. Without a command, list the commands."""
     tree = parser()
     if not (sys.argv[1:] if argv is None else argv):
         tree.print_help(sys.stderr)
@@ -101,15 +101,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(Scrubber().text(f"fairgate: {err}"))
         return 1
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe left: nothing is wrong and nobody listens
+        sys.stderr.close()  # the reader of a pipe closed it: no error, and nobody to tell
         return 1
-    except KeyboardInterrupt:  # of a command, or of a gateway that had not yet taken over the signal: nothing to drain
+    # A command was interrupted, or a gateway before it took over the signal: nothing to drain
+    except KeyboardInterrupt:
         return 130
     except Exception as err:
         if isinstance(err, OSError) and err.errno == errno.ENOSPC:
             say(f"fairgate: {err}")
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left of the result fits nowhere, at the exit neither
-        else:  # a bug: its trace is for a report, so it must be as clean as the log
+            # Output could not be written: keep the interpreter from trying again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        else:  # a bug: its traceback goes into reports, so it must be free of secrets like the log
             say(Scrubber().text(traceback.format_exc()))
         return 1
     return code

@@ -1,4 +1,4 @@
-"""One worker as its parent has it: process, channel, and what it holds. Owns its start, its end, and starting again."""
+"""One worker as its parent sees it: its process, its channel and what it holds. Starts it, ends it and restarts it."""
 
 import asyncio
 import contextlib
@@ -17,25 +17,26 @@ from gateway.services.messages import Alive, QuestionsToParent, Ready, ToParent,
 log = logging.getLogger("fairgate.workers")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
-"""Seconds before a worker that ended is started again; doubled each time."""
+"""Seconds before a worker that ended is restarted; doubled each time."""
 STEADY_SECONDS = 30.0
-"""A worker that ran this long starts again after FIRST_PAUSE."""
+"""After a worker has run this long, the pause before its restart is FIRST_PAUSE again."""
 HUNG_SECONDS = 10.0
-"""Between questions whether it is alive, and for an answer. Two in a row without one are needed to kill it: after a
-pause of the whole machine the first is late for a worker that is well."""
+"""Seconds between checks whether a worker responds, and the timeout of a check. It is killed after two failed checks in
+a row: after a pause of the whole machine, the first may fail for a healthy worker."""
 END_SECONDS = 20.0
-"""What a worker gets to write its last audit rows, once its channel is closed, before it is killed."""
+"""Seconds that a worker gets to write its last audit rows after its channel has closed; then it is killed."""
 
 T = TypeVar("T")
 
 
 def interpreter() -> tuple[str, ...]:
-    """A worker finds its modules where its parent found them: not in a working directory the parent did not look in."""
+    """The command for a worker. `-P` unless the parent itself imports from the working directory: a worker must find
+    the same modules as its parent."""
     return (sys.executable,) if {"", os.getcwd()} & set(sys.path) else (sys.executable, "-P")
 
 
 class Owner(Protocol):
-    """What a worker needs of its parent."""
+    """What a worker needs from its parent."""
 
     draining: bool
 
@@ -46,7 +47,8 @@ class Owner(Protocol):
 
 
 class Child:
-    """One worker through all its processes. `listening`: it serves now; `settled`: it did once, or could not start."""
+    """One worker across restarts of its process. `listening`: it serves now; `settled`: it has served once, or could
+    not start."""
 
     def __init__(self, number: int, owner: Owner) -> None:
         self.number = number
@@ -70,12 +72,12 @@ class Child:
     # -- talking
 
     def tell(self, message: object) -> None:
-        """Nothing is told to one that does not listen yet: its welcome tells all."""
+        """Send a message, unless the worker does not listen yet: its welcome will contain everything."""
         if self.listening and self._channel is not None:
             self._channel.send(message)
 
     async def ask(self, question: object, kind: type[T], seconds: float) -> T | None:
-        """The answer; None when there is nobody, or no answer in time."""
+        """The answer to a question; None if the worker is down or does not answer in time."""
         if not self.listening or self._channel is None:
             return None
         try:
@@ -87,7 +89,7 @@ class Child:
     # -- life
 
     async def keep(self) -> None:
-        """Start it, and start it again whenever it ends by itself, until the parent drains."""
+        """Start the worker, and restart it whenever it ends by itself, until the parent drains."""
         pause = FIRST_PAUSE
         self.begun = True
         try:
@@ -95,7 +97,7 @@ class Child:
                 began = time.monotonic()
                 try:
                     await self._live()
-                except OSError as err:  # no memory, processes or files for it just now
+                except OSError as err:  # no memory, processes or file descriptors at the moment
                     self.fault = str(err)
                 if self._owner.draining or not self.settled.is_set():
                     return
@@ -117,7 +119,7 @@ class Child:
                 await self._finished.wait()
 
     async def _live(self) -> None:
-        """One process, from its start to its end."""
+        """One process of the worker, from start to end."""
         ours, theirs = socket.socketpair()
         self._gone = asyncio.Event()
         channel = self._channel = Channel(ToParent, QuestionsToParent, self._lost)
@@ -142,7 +144,7 @@ class Child:
                 process.kill()
 
     async def _spawn(self, end: socket.socket) -> asyncio.subprocess.Process:
-        """Its process, which gets that end of the channel. Raises OSError."""
+        """Start the process, and pass it its end of the channel. Raises OSError."""
         self._process = None
         with end:
             self._process = await asyncio.create_subprocess_exec(
@@ -153,8 +155,8 @@ class Child:
         return self._process
 
     async def _watch(self, channel: Channel, process: asyncio.subprocess.Process) -> None:
-        """Kill one that lives but does not turn its loop: it would keep slots and connections, and the parent from
-        ending. One that starts may take its time, until it is to end; one that closed its channel is about to."""
+        """Kill a process that is alive but whose event loop hangs: it would keep slots and connections, and the parent
+        could not end. It may take its time to start, and to end after it has closed its channel."""
         silent = 0
         while silent < 2:
             if silent == 0:
@@ -180,7 +182,7 @@ class Child:
         self.fault = unfit.reason
 
     def _lost(self) -> None:
-        """The process is gone or going: what it held goes back at once."""
+        """The process has ended or is ending: give back what it held at once."""
         self.listening = False
         if self.desk is not None:
             self.desk.close()
@@ -188,7 +190,7 @@ class Child:
         self._gone.set()
 
     def finish(self, message: object) -> None:
-        """Drain or stop it, whether or not it listens yet."""
+        """Tell the worker to drain or stop, whether or not it listens yet."""
         self._finished.set()
         if self._channel is not None and not self._channel.closed:
             self._channel.send(message)

@@ -1,7 +1,7 @@
-"""`fairgate demo`: the gateway on the embedded default, in front of a real or a simulated Ollama, with a key to try.
+"""`fairgate demo`: the gateway with the embedded store in front of a real or a simulated Ollama, and a key to try it.
 
-Owns the throw-away set-up (temporary store, tenant, user, key, engine) and what it prints. The gateway it starts is
-the real one. Everything it started ends with it.
+Owns the temporary set-up (store, tenant, user, key, engine) and the output. The gateway it starts is the real one.
+Everything it has started ends with it.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from gateway.urls import bracketed, parse_listen
 OLLAMA = "http://localhost:11434"
 NEXT = "Ctrl-C ends all of it. Your own engine, users and limits: docs/quickstart.md."
 SHOWN = 3
-"""Lines of a long answer that `--once` shows at its beginning and at its end."""
+"""Lines shown by `--once` from the beginning and from the end of a long answer."""
 
 
 class DemoError(Exception):
@@ -39,7 +39,7 @@ class DemoError(Exception):
 
 
 class Options(msgspec.Struct, frozen=True):
-    """The command line. `backend` empty: a local Ollama if one answers, else the simulated one."""
+    """The command line. Empty `backend`: a local Ollama if one answers, else the simulated one."""
 
     listen: str = "127.0.0.1:8080"
     backend: str = ""
@@ -59,7 +59,7 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Command(msgspec.Struct, frozen=True):
-    """One request to paste, and what its answer must be."""
+    """A request to paste, and what its answer must contain."""
 
     title: str
     method: str
@@ -67,7 +67,7 @@ class Command(msgspec.Struct, frozen=True):
     body: dict[str, object] | None
     key: bool
     status: int
-    expect: str  # must stand in the answer
+    expect: str  # text that the answer must contain
 
 
 def commands(model: str) -> list[Command]:
@@ -130,7 +130,7 @@ async def _answers(url: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def _simulated(slots: int) -> AsyncIterator[str]:
-    """The simulated Ollama in a process of its own; it also ends when this one dies (its standard input closes)."""
+    """Run the simulated Ollama in a process of its own; it ends when this process dies (its standard input closes)."""
     command = (sys.executable, "-m", "gateway.simulated", "--listen", "127.0.0.1:0", "--slots", str(slots))
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
@@ -164,7 +164,7 @@ def _config(options: Options, target: Target, store: Path) -> cfg.Config:
 
 
 def _caps() -> cfg.Caps:
-    """One key and one address do it all here. No more connections than this machine's open-file limit carries."""
+    """Caps for a single key and address that do everything here, within this machine's limit of open files."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     carried = 10_000 if most == resource.RLIM_INFINITY else (most - FILES_SPARE) // FILES_PER_STREAM
     connections = max(1, min(10_000, carried))
@@ -172,7 +172,7 @@ def _caps() -> cfg.Caps:
 
 
 async def _provision(config: cfg.Config) -> str:
-    """A tenant that may use every model, a user and a key for a day; the key's text."""
+    """Create a tenant that may use every model, a user, and a key for one day; returns the key."""
     store = await open_store(config.store)
     try:
         tenant = await create_tenant(store, "demo", allow_all_models=True)
@@ -184,7 +184,7 @@ async def _provision(config: cfg.Config) -> str:
 
 
 def _models(app: App, options: Options) -> tuple[str, str]:
-    """A chat and an embedding model to show."""
+    """A chat and an embedding model to use in the commands."""
     names = [model.name for model in app.backends.models()]
     chat = [name for name in names if "embed" not in name] or names
     embed = [name for name in names if "embed" in name] or chat
@@ -230,12 +230,12 @@ for chunk in client.chat.completions.create(
 
 
 async def _once(options: Options, config: cfg.Config, key: str, target: Target) -> int:
-    """Start, run the five commands, stop. 0 only if each gave what it should."""
+    """Start, run the five commands, stop. Returns 0 only if each gave the expected answer."""
     ready: asyncio.Future[App] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(serve(config, ready.set_result))
     await asyncio.wait((serving, ready), return_when=asyncio.FIRST_COMPLETED)
     if not ready.done():
-        await serving  # it ended before it was ready: this raises why
+        await serving  # it ended before it was ready: this raises the reason
     app = ready.result()
     try:
         url, _ = _urls(app)
@@ -247,7 +247,7 @@ async def _once(options: Options, config: cfg.Config, key: str, target: Target) 
         print(f"\n{len(commands(model)) - wrong} of {len(commands(model))} commands gave what was expected")
         return 1 if wrong else 0
     finally:
-        os.kill(os.getpid(), signal.SIGTERM)  # the same way out as everybody's: a drain
+        os.kill(os.getpid(), signal.SIGTERM)  # end as usual, with a drain
         await serving
 
 
@@ -270,7 +270,7 @@ def _short(text: str) -> str:
 
 
 async def _by_curl(command: Command, line: list[str], url: str, key: str) -> tuple[int, str]:
-    """The key goes by standard input: everybody on the machine can read the arguments of a process."""
+    """The key is passed on standard input: everybody on the machine can read the arguments of a process."""
     words = ["@-" if word.startswith("Authorization: ") else word for word in line]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*words, "-w", "\n%{http_code}", stdin=pipe, stdout=pipe)

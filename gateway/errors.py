@@ -1,7 +1,7 @@
 """Every error a request can end with: status, code, source and whether a retry helps.
 
-A raise site names a class and a sentence; it never names a status or writes JSON. Dialects render these; this file
-knows neither JSON nor HTTP framing. `ClientGone` is an outcome, not an error: nobody is left to read a rendering.
+A raise site names a class and a sentence; it never names a status or writes JSON. Dialects render errors; this module
+knows neither JSON nor HTTP framing. `ClientGone` and `Interrupted` are outcomes: nobody is left to read a rendering.
 """
 
 from typing import ClassVar, Final, Literal
@@ -12,7 +12,8 @@ BODIES_FULL: Final = "The gateway holds too many request bodies."
 
 
 class GatewayError(Exception):
-    """An ending the client is told about. `retry_after` is in seconds; `cause` goes to the log, never to the client."""
+    """An error that is reported to the client. `retry_after` is in seconds; `cause` goes to the log, never to the
+    client."""
 
     status: int = 500
     code: ClassVar[str] = "internal_error"
@@ -30,7 +31,7 @@ class GatewayError(Exception):
 
 
 class ClientError(GatewayError):
-    """The request itself is wrong: sending it again unchanged cannot help (429 excepted)."""
+    """The request itself is wrong: sending it again unchanged cannot help (except for 429)."""
 
     source = "client"
 
@@ -51,7 +52,7 @@ class Forbidden(ClientError):
 
 
 class ModelUnavailable(Forbidden):
-    """One answer for a forbidden, an unknown and a no longer discovered model (K8)."""
+    """A forbidden, an unknown and a no longer discovered model all get this answer (K8)."""
 
     code = "model_not_available"
 
@@ -60,7 +61,7 @@ class ModelUnavailable(Forbidden):
 
 
 class MutationBlocked(Forbidden):
-    """Routes that change an engine's models; no setting enables them (A2)."""
+    """A route that changes the models of an engine; no setting enables it (A2)."""
 
     code = "operation_blocked"
 
@@ -71,7 +72,7 @@ class NotFound(ClientError):
 
 
 class MethodNotAllowed(ClientError):
-    """`allow` lists the methods of the path, for the Allow field (RFC 9110 section 15.5.6)."""
+    """`allow` lists the methods of the path for the Allow field (RFC 9110 section 15.5.6)."""
 
     status = 405
     code = "method_not_allowed"
@@ -87,14 +88,15 @@ class RequestTimeout(ClientError):
 
 
 class Conflict(ClientError):
-    """The name is taken, or what is there already stands against it."""
+    """The name is taken, or the request conflicts with what exists."""
 
     status = 409
     code = "conflict"
 
 
 class NotJson(ClientError):
-    """A change that does not say it is JSON: a web page could send it without the browser asking first."""
+    """A change whose body is not declared as JSON. A foreign web page could send such a request without a CORS
+    preflight."""
 
     status = 415
     code = "unsupported_media_type"
@@ -142,7 +144,7 @@ class BudgetSpent(ClientError):
 
 
 class Busy(GatewayError):
-    """The gateway is healthy but full; `ahead` counts the requests before this one."""
+    """The gateway is healthy but full; `ahead` is the number of requests before this one."""
 
     status = 429
     code = "busy"
@@ -175,14 +177,14 @@ class Draining(Busy):
 
 
 class Overloaded(Busy):
-    """A bound of the process itself: connections, or all buffered bodies together (H3)."""
+    """A limit of the process itself: connections, or the total of buffered bodies (H3)."""
 
     status = 503
     code = "overloaded"
 
 
 class Unavailable(GatewayError):
-    """A check that could not be made denies (fail closed)."""
+    """A check could not be made, so the request is denied (fail closed)."""
 
     status = 503
     code = "unavailable"
@@ -198,7 +200,7 @@ class LimitsUnavailable(Unavailable):
 
 
 def limits_unchecked() -> LimitsUnavailable:
-    """For who waited for an answer of those who keep the limits, and gets none."""
+    """The error if limits could not be checked in time."""
     return LimitsUnavailable("Limits cannot be checked at the moment.", retry_after=1.0)
 
 
@@ -220,7 +222,8 @@ class ConnectFailed(UpstreamError):
 
 
 class ConnectTimeout(ConnectFailed):
-    """No connection in time (R4). As for every failed one, nothing was sent: another backend may be asked."""
+    """The connection was not established in time (R4). As with any failed connection nothing was sent, so another
+    backend may be tried."""
 
     status = 504
     code = "upstream_timeout"
@@ -250,14 +253,15 @@ class ModelLoading(UpstreamError):
 
 
 class EngineBusy(UpstreamError):
-    """The engine's own queue is full although it had a slot for us: its slots are set too high, or others use it."""
+    """The engine's own queue is full although it should have had a free slot: `slots` is set too high, or others use
+    the engine."""
 
     status = 503
     code = "engine_busy"
 
 
 class UpstreamRejected(UpstreamError):
-    """The engine refused this request (R7): its status class, our sentence."""
+    """The engine refused this request (R7): its class of status, our sentence."""
 
     code = "upstream_rejected"
     retry = False
@@ -287,4 +291,4 @@ class ClientGone(Exception):
 
 
 class Interrupted(Exception):
-    """The gateway ended and cut the connection of a request that ran: an outcome, never rendered."""
+    """The gateway shut down and cut a running request: an outcome, never rendered."""

@@ -1,9 +1,9 @@
-"""What there is one of, however many processes serve: the queue and its slots, limits, the watch over backends, the
-roll-up of usage.
+"""The parts that exist once, however many processes serve: the queue and its slots, limits, the health checks of
+backends, the roll-up of usage.
 
-Owns the order in which discovery and breakers reach the scheduler. Must not know requests or sockets. A gateway of one
-process has its hub beside its data plane; with several workers the hub lives in their parent, and each worker has a
-`services.remote.RemoteHub` in its place.
+Owns the order in which changes found by discovery and breakers reach the scheduler. Must not know requests or sockets.
+A gateway of one process has its hub beside its data plane. With several workers the hub lives in their parent, and each
+worker has a `services.remote.RemoteHub` instead.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class HasHub:
-    """What a process with the hub shows of it."""
+    """Properties of a process that has the hub."""
 
     hub: "LocalHub"
 
@@ -62,8 +62,8 @@ class HasHub:
 
 
 class LocalHub:
-    """`on_change` is called after the scheduler was told of a new topology, `on_settings` after it took new settings,
-    `on_look` after each look at a backend; none before `start`."""
+    """`on_change` is called after the scheduler has been told of a new topology, `on_settings` after it has taken new
+    settings, `on_look` after each check of a backend; none of them before `start`."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class LocalHub:
             self.scheduler,
             self.estimator,
             config.scheduling,
-            writer=f"{socket.gethostname()} {config.listen}",  # stays with a restart
+            writer=f"{socket.gethostname()} {config.listen}",  # stays the same across restarts
             clock=asyncio.get_running_loop().time,
             on_settings=on_settings,
         )
@@ -95,12 +95,13 @@ class LocalHub:
         self._watching = anyio.CancelScope()
         self._services: TaskGroup
         self._queues: set[str] = set()
-        self._gates: dict[str, int] = {}  # with the slots that were told
+        self._gates: dict[str, int] = {}  # gate -> slots, as last told to the scheduler
 
     def _make_limits(self, config: Config, store: Store) -> LimitService:
         if not config.shared:
             return LimitService(store, config.limits)
-        from gateway.services.shared import SharedCounts, shared_lender  # one gateway starts without Redis' driver
+        # A gateway without Redis must not need its driver
+        from gateway.services.shared import SharedCounts, shared_lender
 
         self.shared = SharedCounts(config.shared, config.limits, clock=time.monotonic)
         return LimitService(store, config.limits, shared=shared_lender(self.shared, config.limits, time.monotonic))
@@ -118,14 +119,14 @@ class LocalHub:
         )
 
     def _changed(self, _: Topology) -> None:
-        """A generation's topology changed. Requests of before a reload report to their own generation: the scheduler
-        only ever hears of the one in force."""
+        """The topology of some generation changed. Requests from before a reload report to their own generation, but
+        the scheduler is only told about the current one."""
         self._rewire(self.backends.current())
 
     def _rewire(self, topology: Topology) -> None:
-        """Discovery or a breaker changed something: tell the scheduler, in one turn of the loop. Slots become more only
-        when all pools are right: those of an engine that comes back with another model are not for who waits for the
-        one it had."""
+        """Tell the scheduler about changes found by discovery or a breaker, in one turn of the loop. Slots are raised
+        only after all pools are right: if an engine comes back with another model, its slots must not go to requests
+        that wait for the old one."""
         scheduler = self.scheduler
         for gate, slots in topology.gates.items():
             scheduler.set_gate(gate, min(slots, self._gates.get(gate, 0)), trial=gate in topology.trials)
@@ -141,7 +142,8 @@ class LocalHub:
         self._on_change(topology)
 
     def prepare(self, config: Config) -> tuple[BackendService, Callable[[], None]]:
-        """A new configuration's backends, and what puts it in force. Raises what a section may be wrong with."""
+        """Build the backends of a new configuration; returns them and a function that puts them in force. Raises for
+        invalid sections."""
         backends = self._make_backends(config, self.backends)
 
         def adopt() -> None:
@@ -151,12 +153,12 @@ class LocalHub:
             self._watch()
             backends.enforce()
             self._rewire(backends.current())
-            self.zombies.follow(config.backends)  # when the queue knows what their slots are good for now
+            self.zombies.follow(config.backends)  # after the queue knows how many slots they have now
 
         return backends, adopt
 
     def _watch(self) -> None:
-        """Watch the backends of this generation, and no longer those of the one before."""
+        """Start the health checks of this generation of backends, and end those of the previous one."""
         self._watching.cancel()
         self._watching = scope = anyio.CancelScope()
         backends = self.backends
@@ -168,12 +170,12 @@ class LocalHub:
         self._services.start_soon(watch)
 
     async def start(self) -> None:
-        """Begin to lend; take back what the run before learned. Raises StoreError."""
+        """Start the limits, and restore what the previous run learned. Raises StoreError."""
         self.limits.start()
         await self.operations.start()
 
     def run(self, group: TaskGroup) -> None:
-        """Watch backends and settings, roll up usage, forget past budgets, until the group is cancelled."""
+        """Check backends, follow settings, roll up usage and delete old budgets, until the group is cancelled."""
         group.start_soon(self.operations.run)
         group.start_soon(self.zombies.run)
         group.start_soon(keep_rolled_up, self._store)
@@ -182,7 +184,7 @@ class LocalHub:
         self._watch()
 
     async def close(self) -> None:
-        """Save fair use, give back what is on lease. Requests have ended."""
+        """Save fair use and return leased budgets. All requests have ended."""
         self.zombies.close()
         await self.operations.close()
         await self.limits.close()

@@ -1,7 +1,7 @@
-"""From a file to a configuration: YAML, unknown keys refused, secrets read from references, checked as a whole.
+"""From a file to a configuration: parses YAML, refuses unknown keys, resolves references to secrets, checks the whole.
 
-Owns the rules that span settings; the range of each stands with it in `config`. After `load` nothing reads the
-environment.
+Owns the rules that span several settings; the range of each setting is in `config`. Nothing reads the environment after
+`load`.
 """
 
 import ipaddress
@@ -33,7 +33,7 @@ from gateway.urls import (
 def load(path: Path) -> Config:
     """Read, resolve and check a configuration file. Raises ConfigError with the path of the faulty setting.
 
-    Relative paths in it start in its folder: what it names does not depend on where a command is called.
+    Relative paths in it are relative to its folder, so their meaning does not depend on where a command is called.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ def parse(text: str, folder: Path = Path()) -> Config:
 
 
 def _placed(config: Config, folder: Path) -> Config:
-    """Every path it holds as seen from the current folder."""
+    """Make every path in the configuration relative to the current folder."""
     change, tls, audit, tracing = msgspec.structs.replace, config.tls, config.audit, config.tracing
     jwt, oidc = config.jwt, config.admin.oidc
     if tls is not None:
@@ -78,11 +78,11 @@ PLACEHOLDERS = frozenset(
 
 
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-"""RFC 9110, 5.1: a token."""
+"""A token (RFC 9110, 5.1)."""
 
 
 def check(config: Config) -> None:
-    """Rules that span fields. Raises ConfigError."""
+    """Check the rules that span several settings. Raises ConfigError."""
     _check_addresses(config)
     _check_backends(config.backends)
     if config.tracing.endpoint:
@@ -113,26 +113,27 @@ def check(config: Config) -> None:
 
 
 def expire_fault(config: Config) -> str:
-    """How a reservation would expire while its request may still wait or run; empty where it cannot."""
+    """How a reservation could expire while its request still waits or runs; empty if it cannot."""
     longest = _longest_request(config)
     return f"less than the {longest:g} s that a request may wait and run" if config.limits.expire < longest else ""
 
 
 def _longest_request(config: Config) -> float:
-    """Seconds: all its waits for slots, a connection for each attempt, and the exchange of the last one."""
+    """Seconds: all waits for slots, a connection for each attempt, and the exchange of the last attempt."""
     terms: list[Upstream | Model] = [config.upstream, *config.models.values()]
     connects = (1 + config.upstream.retries) * max(one.connect or 0.0 for one in terms)
     return config.scheduling.queue_timeout + connects + max(one.total or 0.0 for one in terms)
 
 
 def secrets(config: Config) -> set[str]:
-    """Every secret that stands in the configuration or that its references led to, as it may appear in a text."""
+    """Every secret in the configuration, written directly or by reference, in each form in which it may appear in a
+    text."""
     found = {secret for _, secret in _named_secrets(config) if secret}
     return found | {unquote(secret) for secret in found}
 
 
 def _named_secrets(config: Config) -> Iterator[tuple[str, str]]:
-    """Where each stands, and what it is; empty where none is set."""
+    """The path and the value of each secret; the value is empty if it is not set."""
     for name, url in (("store", config.store), ("shared", config.shared)):
         if "://" in url:
             yield f"{name}: its password", urlsplit(url).password or ""
@@ -145,7 +146,7 @@ def _named_secrets(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _check_secrets(config: Config) -> None:
-    """K11."""
+    """Refuse well-known placeholders (K11)."""
     for where, secret in _named_secrets(config):
         if unquote(secret).lower() in PLACEHOLDERS:
             raise ConfigError(f"{where}: this is a well-known placeholder, not a secret")

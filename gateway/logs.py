@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, secrets scrubbed, written by a thread so that a slow reader never blocks the loop.
+"""Logs: one JSON object per line, secrets scrubbed, written by a thread so that a slow reader never blocks the loop.
 
 Owns the format, the scrubbing and the bounded queue. Use the standard library: `log.info("backend ejected",
 extra={"backend": name, "request_id": id})`; every key of `extra` becomes a field. Must not know what is logged.
@@ -16,28 +16,29 @@ from typing import Any, Final, TextIO
 
 import msgspec
 
-MAX_TEXT: Final = 8 * 1024  # characters of one value; the rest is cut and said to be
-MAX_SCRUBBED: Final = 16 * 1024  # characters looked at, so that a cut never splits a secret it should have hidden
+MAX_TEXT: Final = 8 * 1024  # characters of one value; longer ones are cut and marked
+# Characters to scrub, more than MAX_TEXT so that the cut never splits a secret that should be hidden
+MAX_SCRUBBED: Final = 16 * 1024
 MAX_ITEMS: Final = 100
 MAX_DEPTH: Final = 6
 QUEUE_LINES: Final = 10_000  # about 3 MB
-MIN_SECRET: Final = 6  # characters; shorter configured values would blank ordinary words
+MIN_SECRET: Final = 6  # characters; replacing shorter configured values would hide ordinary words
 HIDDEN: Final = "[redacted]"
-# Loggers that write a line a call or, at debug, whole header blocks.
+# Loggers that write a line per call or, at debug level, whole header blocks.
 NOISY: Final = ("httpx", "httpcore", "uvicorn.access")
 
 _REST = r"[^\n]*"
 _QUOTED_OR_WORD = r"""(?:'[^'\n]*'|"[^"\n]*"|[^\s"'&,;]+)"""
-# (what the text in lower case must contain one of, pattern, replacement). The first saves nine tenths of the time; each
-# pattern is linear: bounded repeats, or anchored to a literal.
+# (words of which the text in lower case must contain one, pattern, replacement). Checking the words first saves nine
+# tenths of the time. Each pattern runs in linear time: its repeats are bounded, or anchored to a literal.
 _RULES: Final[tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...]] = (
     (
         ("private key-----",),
         re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END|\Z)", re.DOTALL),
         HIDDEN,
     ),
-    # A header line, or a header in the repr of a dict or a list of pairs: its value may hold anything, so the whole
-    # rest of the line goes.
+    # A header line, or a header in the repr of a dict or a list of pairs. Its value may contain anything, so the whole
+    # rest of the line is hidden.
     (
         ("authorization", "api-key", "cookie"),
         re.compile(rf"""(?i)((?:authorization|x-api-key|api-key|cookie)["']?\s{{0,4}}[:=,]){_REST}"""),
@@ -55,7 +56,7 @@ _RULES: Final[tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...]] = (
         re.compile(r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?"),
         HIDDEN,
     ),
-    # user:password@ of a DSN; a password may hold any character but blanks and quotes.
+    # user:password@ of a DSN; a password may contain anything but blanks and quotes.
     (("://",), re.compile(r"""://[^\s"']{0,512}@"""), f"://{HIDDEN}@"),
     (
         ("passw", "passphrase", "secret", "api_key", "apikey", "token", "pwd"),
@@ -72,7 +73,7 @@ _SECRET_FIELDS: Final = re.compile(
 
 
 class Scrubber:
-    """Hides secrets in text and nested values. `secrets`: known ones (backend keys, DSN passwords), hidden as such."""
+    """Hides secrets in text and nested values. `secrets`: known values (backend keys, DSN passwords) to hide."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self._secrets: set[str] = set()
@@ -80,7 +81,7 @@ class Scrubber:
         self.know(secrets)
 
     def know(self, secrets: Iterable[str]) -> None:
-        """Hide these too; those of before stay hidden."""
+        """Hide these values too, in addition to earlier ones."""
         self._secrets.update(secret for secret in secrets if len(secret) >= MIN_SECRET)
         known = sorted(self._secrets, key=len, reverse=True)
         self._known = re.compile("|".join(map(re.escape, known))) if known else None
@@ -99,12 +100,13 @@ class Scrubber:
         return scrubbed
 
     def complaint(self, text: str) -> str:
-        """`SETTING: why`, each part by itself: of `client_secret: why` the reason would pass for the secret."""
+        """Scrub `SETTING: reason` in two parts: in `client_secret: reason` the reason would otherwise be taken for the
+        secret."""
         setting, colon, why = text.partition(": ")
         return f"{self.text(setting)}{colon}{self.text(why)}"
 
     def value(self, value: object, depth: int = 0) -> Any:
-        """`value` as JSON knows it, bounded in depth and size. Unknown types appear as their `str`."""
+        """`value` in JSON types, bounded in depth and size. Unknown types become their `str`."""
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, bytes | bytearray | memoryview):
@@ -119,7 +121,8 @@ class Scrubber:
         return self.text(_text(value))
 
     def field(self, name: str, value: object, depth: int = 0) -> Any:
-        """A named value: some names say that whatever they hold is secret, unless it is a number (`first_token`)."""
+        """A named value. If its name says that it is secret, the value is hidden, unless it is a number
+        (`first_token`)."""
         if _SECRET_FIELDS.search(name) and not (value is None or isinstance(value, bool | int | float)):
             return HIDDEN
         return self.value(value, depth)
@@ -128,7 +131,7 @@ class Scrubber:
 def _text(value: object) -> str:
     try:
         return str(value)
-    except Exception as err:  # a __str__ of somebody else's; the line must still be written
+    except Exception as err:  # a foreign `__str__` failed; the line must still be written
         return f"<{type(value).__name__}: str() raised {type(err).__name__}>"
 
 
@@ -136,8 +139,8 @@ _PLAIN: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) |
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line: ts (RFC 3339, UTC), level, logger, event, `fields` of every line, request_id if there is
-    one, then the record's own."""
+    """Formats a record as one line: ts (RFC 3339, UTC), level, logger, event, the common `fields`, request_id if there
+    is one, then the record's own fields."""
 
     def __init__(self, scrubber: Scrubber, fields: Mapping[str, object] = MappingProxyType({})) -> None:
         super().__init__()
@@ -145,7 +148,7 @@ class JsonFormatter(logging.Formatter):
         self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line without its newline; never raises for what the record holds."""
+        """One line without its newline. Never raises, whatever the record contains."""
         scrubber = self.scrubber
         line: dict[str, Any] = {
             "ts": _timestamp(record.created),
@@ -171,7 +174,7 @@ class JsonFormatter(logging.Formatter):
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception as err:  # wrong arguments for the format: say so and show the format
+    except Exception as err:  # wrong arguments for the format: log that, and the format
         return f"{record.msg} [arguments do not fit: {type(err).__name__}]"
 
 
@@ -179,9 +182,9 @@ _LINE_ENDS: Final = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
 def _encode(line: dict[str, Any]) -> str:
-    """JSON; lone surrogates (file names, broken clients) become `?`, since UTF-8 cannot carry them.
+    """JSON. Lone surrogates (file names, broken clients) become `?`, since UTF-8 cannot represent them.
 
-    The line ends of Unicode that JSON leaves as they are would split the line for some readers: they are escaped.
+    Unicode line separators, which JSON leaves as they are, are escaped: some readers would split the line there.
     """
     try:
         return msgspec.json.encode(line).decode().translate(_LINE_ENDS)
@@ -196,7 +199,7 @@ def _timestamp(created: float) -> str:
 
 
 class Sink(logging.Handler):
-    """Formats at the call, writes from a thread of its own. A full queue drops the line and counts it."""
+    """Formats in the caller's thread and writes in its own. If the queue is full, a line is dropped and counted."""
 
     def __init__(self, stream: TextIO, formatter: logging.Formatter, lines: int = QUEUE_LINES) -> None:
         super().__init__()
@@ -216,7 +219,7 @@ class Sink(logging.Handler):
             self.dropped += 1
 
     def stop(self, patience: float = 2.0) -> None:
-        """Write what is queued, for at most `patience` seconds: a reader that takes nothing must not stop an exit."""
+        """Write what is queued, for at most `patience` seconds: a stalled reader must not block the exit."""
         deadline = time.monotonic() + patience
         try:
             self._lines.put(None, timeout=patience)
@@ -244,12 +247,12 @@ class Sink(logging.Handler):
         try:
             self._stream.write(line + "\n")
             self._stream.flush()
-        except (OSError, ValueError):  # the reader has gone or the stream is closed: as lost as a dropped line
+        except (OSError, ValueError):  # the reader is gone or the stream is closed: counted as dropped
             self.dropped += 1
 
 
 class Logging:
-    """The process's logging while it is set up; `stop()` puts back what was before."""
+    """The process's logging while it is set up; `stop()` restores what was before."""
 
     def __init__(self, sink: Sink, root: logging.Logger) -> None:
         self.sink = sink
@@ -264,12 +267,12 @@ class Logging:
 
 
 def dropped() -> int:
-    """Lines that the process's log lost because nobody took them."""
+    """Lines that the process's log has dropped because its reader was too slow."""
     return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, Sink))
 
 
 def know(secrets: Iterable[str]) -> None:
-    """Hide these too in the process's log: secrets of a configuration that came later."""
+    """Hide these values too in the process's log: secrets of a later configuration."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, Sink) and isinstance(handler.formatter, JsonFormatter):
             handler.formatter.scrubber.know(secrets)
@@ -282,10 +285,9 @@ def setup(
     stream: TextIO | None = None,
     fields: Mapping[str, object] = MappingProxyType({}),
 ) -> Logging:
-    """Send everything the process logs through one sink: to standard error unless told otherwise.
+    """Send everything the process logs through one sink, by default to standard error.
 
-    `level` as in the configuration (`log.level`); `secrets`: the values that the configuration resolved; `fields` stand
-    in every line.
+    `level`: as in the configuration (`log.level`). `secrets`: values to hide. `fields`: added to every line.
     """
     sink = Sink(stream or sys.stderr, JsonFormatter(Scrubber(secrets), fields))
     root = logging.getLogger()

@@ -1,8 +1,8 @@
 """The data plane of one process: what serves requests, and the order of its start, reload, drain and stop.
 
 `Plane` owns what outlives a configuration (sockets, pools, keys, audit, metrics); a `Runtime` is one generation of the
-rest. A reload builds a whole new generation first; whatever fails leaves the old one in force. Queue, limits and
-backends come from the `Hub`, which may be in another process. Knows no request.
+rest. A reload builds a whole new generation first; if anything fails, the old one stays in force. Queue, limits and
+backends come from the `Hub`, which may be in another process. Must not know requests.
 """
 
 import asyncio
@@ -54,18 +54,18 @@ from scheduler.estimate import Estimator
 
 log = logging.getLogger("fairgate.app")
 
-# Seconds an idle connection is kept: shorter than the engine keeps it (llama.cpp and uvicorn close after 5 s).
+# Seconds to keep an idle connection: less than the engine keeps it (llama.cpp and uvicorn close after 5 s).
 IDLE_EXPIRY = {"ollama": 60.0}
 IDLE_EXPIRY_DEFAULT = 4.0
 
 ANSWER_TURNS = 3
-"""Turns of the loop from a refusal in the queue to the bytes of its answer: the request goes on, TLS, the write."""
+"""Turns of the loop from a refusal in the queue until its answer is written: the request resumes, TLS, the write."""
 
 P = TypeVar("P", bound="Plane")
 
 
 class Hub(Protocol):
-    """What there is one of, however many processes serve: this process's own, or at the other end of a channel."""
+    """The parts that exist once, however many processes serve: local objects, or proxies for those in the parent."""
 
     @property
     def scheduler(self) -> Slots: ...
@@ -79,7 +79,7 @@ class Hub(Protocol):
     def zombies(self) -> Zombies: ...
 
     def prepare(self, config: Config) -> tuple[Any, Callable[[], None]]:
-        """The `Backends` of a new configuration, and what puts it in force."""
+        """The `Backends` of a new configuration, and a function that puts them in force."""
         ...
 
     async def start(self) -> None: ...
@@ -105,7 +105,7 @@ class Plane:
         self.tracing = open_tracing(config.tracing)
         self.ledger = Ledger(config.caps.bodies_bytes)
         self.pools: dict[str, Pool] = {}
-        self._used_pools: set[Pool] = set()  # older generations' too, while requests of theirs run
+        self._used_pools: set[Pool] = set()  # includes pools of older generations whose requests still run
         self.draining = False
         self.pools = self._pools_for(config)
         self.runtime = self._generation(config, hub.backends, self.pools)
@@ -117,8 +117,8 @@ class Plane:
     # ---- building a generation
 
     def _pools_for(self, config: Config) -> dict[str, Pool]:
-        """Connections to an address that did not change are kept, the others end with their exchange. A `ca` is read
-        anew: its file may name another authority now."""
+        """Keep the pools whose address did not change; connections of the others end with their exchange. A backend
+        with a `ca` gets a new pool, since the content of that file may have changed."""
         pools = dict(self.pools)
         for section in config.backends:
             known = self.pools.get(section.name)
@@ -157,7 +157,7 @@ class Plane:
         )
 
     def _tokens_for(self, section: Jwt | None) -> TokenService | None:
-        """What is unchanged goes on. A `ca` is read anew."""
+        """Keep the token service if its section is unchanged. A `ca` is read again."""
         if section == self.config.jwt and not (section is not None and section.ca):
             return self.tokens
         tokens = open_tokens(section, self.store, self.config.identity)
@@ -166,7 +166,7 @@ class Plane:
         return tokens
 
     def _take(self, tokens: TokenService | None) -> None:
-        """What was granted to tokens under the old section holds no longer."""
+        """Use this token service; grants made under the old one end."""
         if tokens is self.tokens:
             return
         if self.tokens is not None:
@@ -177,18 +177,18 @@ class Plane:
         self.keys.invalidate()
 
     def ready(self) -> bool:
-        """Whether a request sent now has a chance (O1)."""
+        """Whether a request sent now could be served (O1)."""
         heard = self.keys.silence < AWAY
         return heard and not self.draining and not self.audit.full and bool(self.hub.backends.models())
 
     async def waiting(self, key: str) -> Sequence[Waiting]:
-        """Who of `key` waits for a slot, oldest first."""
+        """The requests of `key` that wait for a slot, oldest first."""
         return self.ledger.places(key)
 
     def prepare(self, config: Config) -> Callable[[], None]:
-        """What puts a new configuration in force, in one turn of the loop. Raises, and changes nothing: all that can
-        fail is built here."""
-        tls = tls_context(config.tls)  # a certificate that does not load must not take the old one's place
+        """A function that puts a new configuration in force, in one turn of the loop. Everything that can fail is built
+        here: if this raises, nothing has changed."""
+        tls = tls_context(config.tls)  # a certificate that cannot be loaded must not replace the old one
         backends, adopt = self.hub.prepare(config)
         pools, tokens = self._pools_for(config), self._tokens_for(config.jwt)
         runtime = self._generation(config, backends, pools)
@@ -213,7 +213,7 @@ class Plane:
 
     @asynccontextmanager
     async def running(self: P) -> AsyncIterator[P]:
-        """Everything started; on exit everything stopped, audit flushed. Does not drain."""
+        """Start everything; on exit stop everything and flush the audit spool. Does not drain."""
         await self.keys.start()
         if self.tokens is not None:
             self.tokens.signers.start()
@@ -241,7 +241,7 @@ class Plane:
         self.port = await self.server.listen(host, port, tls, reuse_port=shared, alone=alone)
 
     async def _dismiss(self) -> None:
-        """Who still waits for a slot is answered (`draining`), before what runs is cut."""
+        """Answer the requests that still wait for a slot (`draining`) before running requests are cut."""
         self.hub.scheduler.close()
         for _ in range(ANSWER_TURNS):
             await asyncio.sleep(0)
@@ -250,7 +250,7 @@ class Plane:
         self.server.close()
         for pool in list(self._used_pools):
             pool.close()
-        await self.server.ended()  # requests settle with their connections, and what follows takes their records
+        await self.server.ended()  # requests settle when their connections end, and the steps below take their records
         closing = [each.close() for each in (self.audit, self.prompts, self.usage, self.hub, self.keys)]
         if self.tokens is not None:
             closing.append(self.tokens.signers.close())
@@ -259,7 +259,7 @@ class Plane:
         await close_all(*closing)
 
     async def _tick(self) -> None:
-        """The slow clock: timers of upstream connections, and how late the loop runs."""
+        """The slow clock: timers of upstream connections, and the lag of the loop."""
         while True:
             shortest = min(v for v in msgspec.structs.astuple(self.config.upstream) if isinstance(v, float))
             interval = max(0.01, min(1.0, shortest / 4))
@@ -272,7 +272,7 @@ class Plane:
                 pool.sweep(now)
 
     def stats(self) -> PlaneStats:
-        """What this process tells of itself."""
+        """The statistics of this process."""
         return PlaneStats(
             server=self.server.stats(),
             audit=self.audit.stats(),
@@ -287,20 +287,20 @@ class Plane:
         )
 
     async def drain(self) -> None:
-        """Refuse new requests, let what runs finish (H13)."""
+        """Refuse new requests and let running ones finish (H13)."""
         self.draining = True
         whole = await self.server.drain(self.config.timeouts.drain)
         log.info("drained" if whole else "drain deadline passed: cutting what still runs")
 
 
 def metrics_of(routes: Routes) -> Metrics:
-    """Counters whose labels are these routes and their dialects."""
+    """Metrics whose labels are these routes and their dialects."""
     dialects = {row.dialect.name for row in routes.rows}
     return Metrics(dialects=dialects, routes={row.path for row in routes.rows})
 
 
 def address_of(section: cfg.Backend) -> Address:
-    """Where a backend's connections go."""
+    """The address of a backend's connections."""
     split = urlsplit(section.url)
     host = split.hostname or ""
     tls = split.scheme == "https"
@@ -308,7 +308,7 @@ def address_of(section: cfg.Backend) -> Address:
 
 
 def _no_passphrase() -> str:
-    """OpenSSL would ask the terminal, if there is one, and at a reload everybody would wait for the answer."""
+    """Refuse an encrypted key. OpenSSL would prompt on the terminal, and a reload would hang until somebody answers."""
     raise cfg.ConfigError("tls.key: the key has a passphrase, and nobody can be asked for it; store it without one")
 
 
@@ -322,11 +322,11 @@ def tls_context(tls: cfg.Tls | None) -> ssl.SSLContext | None:
     files = [name for name in (tls.cert, tls.key, tls.client_ca) if name]
     try:
         for name in files:
-            open(name, "rb").close()  # OpenSSL would not say which of them
+            open(name, "rb").close()  # OpenSSL would not say which file is missing
         context.load_cert_chain(tls.cert, tls.key, _no_passphrase)
         if tls.client_ca:
             context.load_verify_locations(tls.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
-    except OSError as err:  # an ssl.SSLError is one, without a name
+    except OSError as err:  # ssl.SSLError is a subclass, without a file name
         raise cfg.ConfigError(f"tls: {err.filename or ', '.join(files)}: {err.strerror or err}") from err
     return context

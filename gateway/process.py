@@ -1,5 +1,5 @@
-"""What every process of the gateway sets up for itself: open files, garbage collection, signals; what a reload brings
-into force. Knows no service."""
+"""What every process of the gateway sets up for itself: open files, garbage collection and signals; and the rules of a
+reload. Must not know services."""
 
 import asyncio
 import ctypes
@@ -18,8 +18,9 @@ from gateway.loading import expire_fault
 log = logging.getLogger("fairgate.app")
 
 GC_THRESHOLDS = (5_000, 1, 500)
-"""Requests make no cycles, so collections find next to nothing and each is a stall of every stream: young ones walk at
-most 15 000 objects (4 ms on a slow core) while a crowd of streams opens, and full ones, which walk all, are rare."""
+"""Requests make no reference cycles, so collections find almost nothing, and each one stalls all streams. Young
+collections visit at most 15 000 objects (4 ms on a slow core) while many streams open at once; full collections, which
+visit everything, are rare."""
 RESTART_ONLY = (
     "listen",
     "workers",
@@ -33,15 +34,15 @@ RESTART_ONLY = (
     "limits",
     "tracing",
 )
-"""Read once; a reload leaves them as they are and says when one differs."""
+"""Settings that are read once. A reload keeps their old values and reports the ones that differ."""
 FILES_PER_STREAM = 2
 FILES_SPARE = 256
 M_MMAP_THRESHOLD = -3
-LARGE_BLOCK = 1 << 20  # bytes: above what requests and answers are made of
+LARGE_BLOCK = 1 << 20  # bytes: larger than the objects that requests and answers are made of
 
 
 def raise_file_limit(connections: int) -> None:
-    """Allow two descriptors a stream; say so clearly when the system does not."""
+    """Raise the limit to two descriptors per stream; log a warning if the system does not allow that."""
     wanted = connections * FILES_PER_STREAM + FILES_SPARE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= wanted:
@@ -53,7 +54,7 @@ def raise_file_limit(connections: int) -> None:
 
 
 def settle_garbage() -> None:
-    """What was made up to now stays: keep it out of collections, and have those rarely."""
+    """Exclude the objects made so far from garbage collection, and make collections rare."""
     give_large_blocks_back()
     gc.collect()
     gc.freeze()
@@ -61,15 +62,17 @@ def settle_garbage() -> None:
 
 
 def give_large_blocks_back() -> None:
-    """glibc learns from the first freed block of Argon2's 19 MiB to keep such blocks for ever, one for each thread:
-    40 MB held after the first keys were checked. A fixed threshold (mallopt(3)) ends that."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl and others have none, and do not keep them
+    """Make glibc return large blocks to the system. After the first 19 MiB block of Argon2 is freed, glibc would keep
+    such blocks for each thread: 40 MB after the first keys were checked. A fixed threshold (mallopt(3)) prevents
+    that."""
+    # Musl and others have no mallopt, and do not keep such blocks
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def on_signals() -> asyncio.Event:
-    """Set by the next SIGTERM or SIGINT."""
+    """An event that is set by the next SIGTERM or SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -78,7 +81,7 @@ def on_signals() -> asyncio.Event:
 
 
 async def unless_second_signal(drain: Callable[[], Awaitable[None]]) -> None:
-    """Drain; a second signal ends it at once (H13)."""
+    """Drain; a second signal ends the drain at once (H13)."""
     again = on_signals()
     async with anyio.create_task_group() as group:
 
@@ -92,16 +95,16 @@ async def unless_second_signal(drain: Callable[[], Awaitable[None]]) -> None:
 
 
 async def close_all(*closings: Awaitable[None]) -> None:
-    """Side by side, each to its end: a store that does not answer is waited for once, not once by each. Raises what
-    failed, as a group."""
+    """Run all closings concurrently and wait for each: a store that does not answer costs its timeout only once. Raises
+    their failures as a group."""
     ended = await asyncio.gather(*closings, return_exceptions=True)
     if faults := [each for each in ended if isinstance(each, BaseException)]:
         raise BaseExceptionGroup("closing failed", faults)
 
 
 def in_force(old: Config, new: Config) -> tuple[Config, list[str]]:
-    """The new configuration but for what only a restart brings into force, and the names of what differs there. Raises
-    ConfigError where the two do not go together."""
+    """The new configuration, except that settings which need a restart keep their old values; and the names of those
+    that differ. Raises ConfigError if the two do not fit together."""
     names = [name for name in RESTART_ONLY if getattr(old, name) != getattr(new, name)]
     if (old.tls is None) != (new.tls is None):
         names.append("tls")
@@ -116,7 +119,7 @@ def in_force(old: Config, new: Config) -> tuple[Config, list[str]]:
 
 
 def early_hangup() -> asyncio.Event:
-    """Set by a SIGHUP that comes while the gateway starts: it would end a process that has no handler yet."""
+    """An event that is set by a SIGHUP during the start. Without a handler the signal would end the process."""
     early = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, early.set)
     return early
@@ -125,7 +128,8 @@ def early_hangup() -> asyncio.Event:
 def reload_on_hangup(
     reload: Callable[[Config], list[str] | Awaitable[list[str]]], load: Callable[[], Config], early: asyncio.Event
 ) -> None:
-    """On SIGHUP, and for an `early` one, take a new configuration, or keep the old one and say why (O7)."""
+    """On SIGHUP, and once for an `early` one, load a new configuration; if that fails, keep the old one and log why
+    (O7)."""
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -135,7 +139,8 @@ def reload_on_hangup(
             if not isinstance(ignored, list):
                 ignored = await ignored
         except (ConfigError, OSError, ValueError) as err:
-            setting, _, why = str(err).partition(": ")  # apart: `client_secret: why` would be scrubbed as a secret is
+            # Logged separately: `client_secret: why` would be scrubbed like a secret
+            setting, _, why = str(err).partition(": ")
             log.error("configuration not reloaded: %s", setting, extra={"why": why})
         else:
             log.info("configuration reloaded", extra={"needs_restart": ignored})

@@ -1,6 +1,6 @@
-"""Plain data beside the types it must have: what is unknown, and complaints a person can act on.
+"""Checks plain data against types: unknown keys, and error messages that a person can act on.
 
-Must not know any setting. No complaint shows a value: it may be a secret.
+Must not know any setting. No message contains a value: it may be a secret.
 """
 
 import difflib
@@ -14,7 +14,8 @@ from gateway.source import ConfigError
 
 
 def fitting(raw: object, kind: Any, path: str = "") -> Any:
-    """`raw` as a `kind`. Raises ConfigError with the path first; msgspec says `Expected ... - at `$.a.b``."""
+    """`raw` converted to `kind`. Raises ConfigError that begins with the path; msgspec's own message is `Expected ... -
+    at `$.a.b``."""
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as err:
@@ -24,7 +25,7 @@ def fitting(raw: object, kind: Any, path: str = "") -> Any:
 
 
 def refuse_unknown(raw: object, kind: Any, path: str) -> None:
-    """Walk the tree beside its types; an unknown key or word is an error with its path and the nearest known one."""
+    """Walk the data along its types; an unknown key or word is an error with its path and the nearest known one."""
     kind = bare(kind)
     if isinstance(raw, list) and get_origin(kind) in (list, tuple):
         for index, item in enumerate(raw):
@@ -35,8 +36,9 @@ def refuse_unknown(raw: object, kind: Any, path: str) -> None:
             if not isinstance(key, str):
                 raise ConfigError(f"{path}: {key!r} is not text; put it in quotes")
             refuse_unknown(item, member, f"{path}.{key}")
-            if bare(member) is not str:  # NAME:TEXT without a blank is a name, and its text may be a secret
-                fitting(item, member, f"{path}.{key}")  # of the whole tree msgspec would call it `[...]`
+            # `NAME:TEXT` without a blank is a key without a value; TEXT may be a secret, so no path may contain it.
+            if bare(member) is not str:
+                fitting(item, member, f"{path}.{key}")  # converted one by one: msgspec would report the path as `[...]`
     elif isinstance(raw, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         hints = get_type_hints(kind, include_extras=True)
         for key, item in raw.items():
@@ -50,13 +52,14 @@ def refuse_unknown(raw: object, kind: Any, path: str) -> None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a complaint about a word: what was probably meant, or nothing."""
+    """The end of a message about an unknown word: what was probably meant, or nothing."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _unknown(key: str, path: str, known: Iterable[str]) -> str:
-    """What cannot be a name is a value that lost its blank (`key:sk-...`): only the name before it is shown."""
+    """The message for an unknown key. If it cannot be a name, it is a name and a value without a blank between
+    (`key:sk-...`), and only the name is shown."""
     if not re.fullmatch(r"\w{1,40}", key):
         name = key.partition(":")[0]
         at = f"{path}.{name}".lstrip(".") if name in known else path

@@ -1,6 +1,6 @@
-"""The text of a configuration: YAML to plain data, then what its references lead to. Must not know any setting.
+"""The text of a configuration file: YAML to plain data, with references resolved. Must not know any setting.
 
-No complaint shows a piece of the file: that piece may be a secret.
+No error message contains a piece of the file: it may be a secret.
 """
 
 import os
@@ -12,11 +12,11 @@ import yaml
 
 
 class ConfigError(Exception):
-    """The configuration is unusable; the message names the path of the setting."""
+    """The configuration is unusable; the message begins with the path of the setting."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Of a name that stands twice in a mapping YAML's reader takes the last, without a word."""
+    """Refuses duplicate keys in a mapping, of which YAML's own loader would silently take the last."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -29,7 +29,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read(text: str) -> dict[Any, Any]:
-    """What stands in the file, references as they are written. Raises ConfigError."""
+    """The data in the file, with references still unresolved. Raises ConfigError."""
     try:
         raw = yaml.load(text, _Loader)  # noqa: S506 -- a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as err:
@@ -40,7 +40,7 @@ def read(text: str) -> dict[Any, Any]:
 
 
 def _place(err: Exception) -> str:
-    """What the reader says without the piece of the file it shows: that line may hold a secret."""
+    """The YAML error without the piece of the file it quotes, which may be a secret."""
     mark = getattr(err, "problem_mark", None)
     at = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
     return f"{getattr(err, 'problem', None) or getattr(err, 'reason', None) or type(err).__name__}{at}"
@@ -50,7 +50,7 @@ _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def follow(raw: Any, folder: Path, path: str = "", depth: int = 0) -> Any:
-    """Replace `${NAME}`, `env:NAME` and `file:PATH` in string values; a relative PATH starts in `folder`."""
+    """Resolve `${NAME}`, `env:NAME` and `file:PATH` in string values; a relative PATH starts in `folder`."""
     if depth > 16:
         raise ConfigError(f"{path}: nested too deeply")
     if isinstance(raw, dict):
@@ -61,8 +61,8 @@ def follow(raw: Any, folder: Path, path: str = "", depth: int = 0) -> Any:
 
 
 def _resolve_text(text: str, folder: Path, path: str) -> str:
-    """A reference to nothing is no way to leave a setting out: without `shared` or `tls.client_ca`, for one, less is
-    checked."""
+    """Resolve the references in one string. An empty result is an error and does not unset the setting: without
+    `shared` or `tls.client_ca`, for example, less would be checked."""
     if text.startswith("file:"):
         value = _secret_file(folder / text.removeprefix("file:"), path)
     elif text.startswith("env:"):

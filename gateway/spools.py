@@ -1,8 +1,8 @@
-"""Where each process keeps its audit spool, and what becomes of spools that nobody has any more.
+"""Where each process keeps its audit spool, and what happens to spools without a process.
 
-Every process that serves is a writer of the audit trail with a chain of its own, so each has its own directory: the
-first one the configured one, the others `-1`, `-2` and so on behind its name. Fewer workers than before leave
-directories behind; what is in them is delivered at the start.
+Every serving process writes its own chain of the audit trail, so each has its own directory: the first one the
+configured path, the others the same path with `-1`, `-2` and so on appended. With fewer workers than before,
+directories are left over; their content is delivered at the start.
 """
 
 import logging
@@ -19,20 +19,20 @@ log = logging.getLogger("fairgate.audit")
 
 
 def spool_of(config: Config, store: Store, worker: int) -> str:
-    """The directory of that worker, counted from 0."""
+    """The spool directory of a worker, counted from 0."""
     base = spool_path(config.audit, store)
     return f"{base}-{worker}" if worker else str(base)
 
 
 def spools(config: Config, store: Store) -> list[Path]:
-    """The directories of all workers that there are or were."""
+    """The spool directory of the first worker, and the existing ones of other present and former workers."""
     base = Path(spool_of(config, store, 0))
     others = (path for path in base.parent.glob(f"{base.name}-*") if path.name.removeprefix(f"{base.name}-").isdigit())
     return [base, *sorted(others)]
 
 
 async def deliver_left_over(config: Config, store: Store) -> None:
-    """Write to the store what workers left that there are no more of. What a failing store does not take stays."""
+    """Write the rows of former workers to the store. Rows that a failing store does not take stay in their spool."""
     for path in spools(config, store)[1:]:
         if int(path.name.rpartition("-")[2]) < config.workers or not (path / "writer").exists():
             continue

@@ -1,5 +1,5 @@
-"""Addresses of databases, engines and listeners, and what goes into header fields: are they any? Pure; no complaint
-repeats a piece of one, as it may hold a password."""
+"""Checks of URLs and addresses of databases, engines and listeners, and of values for header fields. Pure. No message
+repeats a piece of a URL, since it may contain a password."""
 
 import ipaddress
 import re
@@ -9,12 +9,13 @@ from urllib.parse import urlsplit
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\[\]:]*)(?::\d+)?")
 _NAME = re.compile(
     r"(?:[a-z0-9_-]+\.)*(?![0-9]+\Z)[a-z0-9_-]+"
-)  # whose end is a number: an address or nothing (WHATWG)
+)  # a host whose last part is a number must be an IPv4 address (WHATWG)
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")
 
 
 def database_fault(url: str) -> str:
-    """Why no driver can read the URL of a database, or nothing. Drivers' own complaints repeat pieces of a password."""
+    """Why no driver could use this database URL; empty if it is valid. The drivers' own messages repeat pieces of a
+    password."""
     _, _, rest = url.partition("://")
     who, at, hosts = re.split("[/?#]", rest, maxsplit=1)[0].rpartition("@")
     whole = (at or rest.startswith("/") or "@" not in rest) and not set("[]") & set(who)
@@ -24,7 +25,7 @@ def database_fault(url: str) -> str:
 
 
 def store_fault(url: str) -> str:
-    """Why it names no store, or nothing."""
+    """Why this URL is not a store; empty if it is one."""
     scheme, sep, rest = url.partition("://")
     if sep and scheme in ("postgresql", "postgres"):
         return database_fault(url)
@@ -33,12 +34,12 @@ def store_fault(url: str) -> str:
 
 
 def beside(folder: Path, path: str) -> str:
-    """A relative path starts in `folder`; an empty one names nothing and stays empty."""
+    """A relative path, joined to `folder`; an empty one stays empty."""
     return str(folder / path) if path else ""
 
 
 def store_beside(folder: Path, url: str) -> str:
-    """As `beside`, of a store: of SQLite's URLs, `sqlite:///PATH` and `sqlite:////PATH`, only the first is relative."""
+    """The same for the URL of a store: of SQLite's URLs, `sqlite:///PATH` is relative and `sqlite:////PATH` is not."""
     scheme, sep, rest = url.partition("://")
     if not sep:
         return beside(folder, url)
@@ -46,11 +47,11 @@ def store_beside(folder: Path, url: str) -> str:
 
 
 def http_fault(url: str) -> str:
-    """Why it is not http(s)://HOST[:PORT][/PATH], or nothing."""
+    """Why it is not http(s)://HOST[:PORT][/PATH]; empty if it is."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        (parts.hostname or "").encode("idna")  # what no resolver can be asked for: empty and endless labels
+        (parts.hostname or "").encode("idna")  # raises for names that no resolver accepts: empty or too long labels
     except ValueError:
         usable = False
     if usable and parts.username:
@@ -61,7 +62,8 @@ def http_fault(url: str) -> str:
 
 
 def fetch_fault(url: str) -> str:
-    """Why nothing that is trusted can be fetched there, or nothing: clear text only where no network is crossed."""
+    """Why nothing fetched from there could be trusted; empty if it could. Plain http is accepted only without a network
+    between."""
     address, _, query = url.partition("?")
     if http_fault(address) or not query.isascii() or not query.isprintable() or set(query) & set(" #"):
         return "not https://HOST[:PORT][/PATH]"
@@ -70,7 +72,7 @@ def fetch_fault(url: str) -> str:
 
 
 def loopback(host: str) -> bool:
-    """Names other than localhost may lead anywhere."""
+    """Whether this host is surely the local one. Names other than localhost may resolve to anything."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -95,19 +97,20 @@ def bracketed(host: str) -> str:
 
 
 def host_fault(text: str) -> str:
-    """Why no request can be sent to it by this name, or nothing (RFC 9110, 7.2; without a port)."""
+    """Why no request could be addressed to this host name; empty if it is valid (RFC 9110, 7.2; without a port)."""
     try:
-        sent = str(ipaddress.ip_address(text)) == text  # in its one short form, as browsers have it
+        sent = str(ipaddress.ip_address(text)) == text  # in its canonical short form, as browsers send it
     except ValueError:
         sent = bool(_NAME.fullmatch(text))
     return "" if sent else "not a name or an address in lower case and without a port"
 
 
 def origin_fault(text: str) -> str:
-    """Why no browser sends it as an Origin, or nothing (RFC 6454, 6.2). `null` is what any sandboxed page sends."""
+    """Why no browser sends this as an Origin; empty if it is one (RFC 6454, 6.2). `null` is what every sandboxed page
+    sends."""
     return "" if _ORIGIN.fullmatch(text) else "not SCHEME://HOST[:PORT] in lower case and without a path"
 
 
 def field_fault(text: str) -> str:
-    """Why it cannot be sent in a header field, or nothing (RFC 9110, 5.5)."""
+    """Why this cannot be sent in a header field; empty if it can (RFC 9110, 5.5)."""
     return "" if text.isascii() and text.isprintable() else "only visible ASCII goes into a header field"

@@ -1,8 +1,8 @@
-"""A worker: one process that serves requests for a parent that owns queue, limits and backends (`workers.py`).
+"""A worker: one process that serves requests, for a parent that owns queue, limits and backends (`workers.py`).
 
-Started by the parent as `python -m gateway.worker FD`, where FD is its end of a channel. Everything it must know comes
-over that channel. It ends when the parent says so, on SIGTERM after a drain, and at once when the channel is lost:
-without the parent nothing may be granted (fail closed), and nobody would know what runs here.
+The parent starts it as `python -m gateway.worker FD`, where FD is its end of a channel; everything it needs to know
+comes over that channel. It ends when the parent says so, on SIGTERM after a drain, and immediately when the channel is
+lost: without the parent nothing may be granted (fail closed), and nobody would supervise it.
 """
 
 import asyncio
@@ -46,11 +46,11 @@ from gateway.store import Store, open_store
 from gateway.store.base import StoreError
 
 ANSWER_SECONDS = 2.0
-"""The parent asks all workers before it answers."""
+"""Seconds to wait for the parent, which asks all workers before it answers."""
 
 
 class Line:
-    """The channel with what the parent may say at any time."""
+    """The channel to the parent, and the messages that may arrive at any time."""
 
     def __init__(self) -> None:
         self.welcome: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
@@ -99,7 +99,7 @@ class Worker(Plane):
         return super().ready() and not self._channel.closed
 
     async def waiting(self, key: str) -> Sequence[Waiting]:
-        """In every worker: only the parent knows the queue. Raises Overloaded."""
+        """The waiting requests of `key` in all workers. Only the parent knows the queue. Raises Overloaded."""
         try:
             return await self._channel.ask(Who(key), list[Waiting], ANSWER_SECONDS)
         except ChannelLost as err:
@@ -132,7 +132,7 @@ class Worker(Plane):
 
 
 async def work(end: socket.socket) -> None:
-    """Serve until told to end. Raises ChannelLost when there is no parent."""
+    """Serve until told to end. Raises ChannelLost if there is no parent."""
     line = Line()
     _on_signals(line)
     await line.channel.connect(end)
@@ -178,7 +178,8 @@ async def _drain_unless_stopped(line: Line, worker: Worker) -> None:
 
 
 def _on_signals(line: Line) -> None:
-    """The parent decides: a terminal's Ctrl-C reaches every process of the group, a service manager may signal all."""
+    """SIGINT and SIGHUP are left to the parent: a terminal's Ctrl-C reaches the whole process group, and so may a
+    service manager's signals."""
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, line.drain.set)
     for number in (signal.SIGINT, signal.SIGHUP):
@@ -186,7 +187,7 @@ def _on_signals(line: Line) -> None:
 
 
 def main() -> int:
-    """The program."""
+    """The entry point."""
     end = socket.socket(fileno=int(sys.argv[1]))
     with contextlib.suppress(ChannelLost), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(work(end))

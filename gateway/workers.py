@@ -1,9 +1,9 @@
-"""Several processes that serve, as one gateway: the parent, which keeps what there is one of, and its workers.
+"""Several serving processes as one gateway: the parent, which owns everything that exists once, and its workers.
 
-The parent owns queue, limits, backends, settings, the admin listener and the life of the workers; it serves no request.
-Each worker listens on the same address (the kernel deals connections out, SO_REUSEPORT) and asks the parent for slots
-and reservations over a channel of its own. A worker that ends by itself gives everything back at once and is started
-again; a parent that ends takes all workers with it.
+The parent owns queue, limits, backends, settings, the admin listener and the life of the workers; it serves no
+requests. Each worker listens on the same address (SO_REUSEPORT: the kernel distributes connections) and asks the parent
+for slots and reservations over its own channel. When a worker ends by itself, everything it held is given back at once,
+and it is started again. When the parent ends, all workers end.
 """
 
 import asyncio
@@ -56,13 +56,13 @@ from scheduler.settings import Settings
 log = logging.getLogger("fairgate.workers")
 
 ANSWER_SECONDS = 1.0
-"""A worker whose loop is held up longer than this is shown as it was."""
+"""Seconds to wait for a worker. If its loop is blocked for longer, its last known state is shown."""
 RELOAD_SECONDS = 10.0
 TICK_SECONDS = 0.5
 
 
 class Parent(HasHub):
-    """What the admin listener knows as the gateway."""
+    """The gateway as the admin listener sees it."""
 
     def __init__(self, config: Config, store: Store) -> None:
         self.config = config
@@ -74,11 +74,11 @@ class Parent(HasHub):
         self.draining = False
         self.port = 0
         self.admin: AdminServer | None = None
-        self.keys: KeyService | None = None  # of the admin API, where it is on
-        self._own = metrics_of(routes)  # what this process counted, and workers that are gone
+        self.keys: KeyService | None = None  # for the admin API, if it is on
+        self._own = metrics_of(routes)  # counters of this process and of workers that have ended
         self._past = NO_STATS
-        self._stock: dict[int, Stock] = {}  # of workers that run, as of the last look
-        self._configs: dict[int, Config] = {}  # what each worker was given
+        self._stock: dict[int, Stock] = {}  # worker -> its last known figures, while it runs
+        self._configs: dict[int, Config] = {}  # worker -> the configuration it was given
         self._crew = [Child(number, self) for number in range(config.workers)]
         self._reloading = asyncio.Lock()
         self._renewals: set[asyncio.Task[None]] = set()
@@ -89,7 +89,7 @@ class Parent(HasHub):
         return not self.draining and self.stats().ready and self.limits.silence < AWAY
 
     def stats(self) -> PlaneStats:
-        """The sum of the workers; what those that are gone counted stays in it."""
+        """The sum over all workers, including what ended processes had counted."""
         total = added([self._past, *(stock.stats for stock in self._stock.values())])
         return msgspec.structs.replace(total, log_lines_dropped=total.log_lines_dropped + logs.dropped())
 
@@ -97,7 +97,7 @@ class Parent(HasHub):
         return [worker.stats() for worker in self._crew]
 
     async def refresh(self) -> None:
-        """Ask every worker; one that does not answer in time is shown as it was."""
+        """Ask every worker for its figures; one that does not answer in time keeps its last known ones."""
         await asyncio.gather(*map(self._take_stock, self._crew))
         self.metrics.show([self._own.counts(), *(stock.counts for stock in self._stock.values())])
 
@@ -107,7 +107,7 @@ class Parent(HasHub):
             self._stock[worker.number] = stock
 
     async def _who(self, who: Who) -> list[Waiting]:
-        """The waiting requests of a key in every worker, with where they stand."""
+        """The waiting requests of a key in all workers, with their position in the queue."""
         answers = await asyncio.gather(*(worker.ask(who, list[Asked], ANSWER_SECONDS) for worker in self._crew))
         rows = []
         for worker, mine in zip(self._crew, answers, strict=True):
@@ -153,7 +153,7 @@ class Parent(HasHub):
         return Welcome(worker.number, config, self.hub.estimator.settings, self.backends.picture())
 
     def listens(self, worker: Child) -> None:
-        """What changed since its welcome it is told now."""
+        """Send the worker what has changed since its welcome."""
         worker.tell(Picture(self.backends.picture()))
         worker.tell(Retuned(self.hub.estimator.settings))
         if self._configs[worker.number] is not self.config:
@@ -166,7 +166,7 @@ class Parent(HasHub):
             self._past = added([self._past, stock.stats], past=True)
 
     def _config_for(self, worker: Child, config: Config) -> Config:
-        """The worker's own: the address of all, and its spool."""
+        """The configuration for a worker: with the shared address, and with its own spool."""
         host, _ = parse_listen(config.listen)
         audit = msgspec.structs.replace(config.audit, spool=spool_of(config, self.store, worker.number))
         return msgspec.structs.replace(config, listen=f"{bracketed(host)}:{self.port}", reuse_port=True, audit=audit)
@@ -174,13 +174,14 @@ class Parent(HasHub):
     # -- reload
 
     async def reload(self, config: Config) -> list[str]:
-        """Swap to a new configuration in every process, or in none; the names of changed settings that need a restart.
+        """Switch to a new configuration in all processes or in none; returns the names of changed settings that need a
+        restart.
 
-        Raises ConfigError, OSError. Everybody builds it first; then it is put in force here and there. A worker that
-        does not answer gets it when it does, or when it is started again.
+        Raises ConfigError, OSError. All processes build it first, then it is put in force everywhere. A worker that
+        does not answer gets it once it does, or when it is restarted.
         """
         async with self._reloading:
-            tls_context(config.tls)  # also one that only a restart brings into force
+            tls_context(config.tls)  # checked even if only a restart applies it
             config, differs = in_force(self.config, config)
             _, adopt = self.hub.prepare(config)
             lives = [worker.restarts for worker in self._crew]
@@ -190,7 +191,7 @@ class Parent(HasHub):
                     raise ConfigError(f"worker {worker.number}: {fault}")
             self.config = config
             for worker, fault, life in zip(self._crew, answers, lives, strict=True):
-                if fault == "" and worker.restarts == life:  # else another process has prepared nothing
+                if fault == "" and worker.restarts == life:  # otherwise a restarted process, which has prepared nothing
                     self._commit(worker)
                 else:
                     self._renew_soon(worker)
@@ -205,13 +206,14 @@ class Parent(HasHub):
         self._configs[worker.number] = self.config
 
     def _renew_soon(self, worker: Child) -> None:
-        """Also called by the channel, where no task runs: a task group would refuse."""
+        """Start `_renew` as a task. Also called from the channel, outside of any task, where a task group cannot be
+        used."""
         task = asyncio.get_running_loop().create_task(self._renew(worker))
         self._renewals.add(task)
         task.add_done_callback(self._renewals.discard)
 
     async def _renew(self, worker: Child) -> None:
-        """One that started, or did not answer, while the configuration changed gets the new one."""
+        """Give the new configuration to a worker that was starting, or did not answer, during the reload."""
         while worker.listening:
             async with self._reloading:
                 if self._configs[worker.number] is self.config:
@@ -228,7 +230,7 @@ class Parent(HasHub):
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["Parent"]:
-        """All workers listen; on exit all have ended. Does not drain. Raises OSError when a worker cannot start."""
+        """All workers listen; on exit all have ended. Does not drain. Raises OSError if a worker cannot start."""
         with hold_address(self.config) as self.port:
             await self.hub.start()
             async with anyio.create_task_group() as group:
@@ -243,7 +245,7 @@ class Parent(HasHub):
                     group.cancel_scope.cancel()
 
     async def _start(self, group: TaskGroup) -> None:
-        await self.backends.looked()  # else a restart tells clients for a moment that no model exists
+        await self.backends.looked()  # otherwise clients would briefly see no models after a restart
         for worker in self._crew:
             group.start_soon(worker.keep)
         for worker in self._crew:
@@ -254,8 +256,8 @@ class Parent(HasHub):
             self.admin = await serve_admin(self.config.admin.listen, admin_app(self, await self._admin_routes()))
 
     async def _admin_routes(self) -> list[Route]:
-        """Of the admin API, where it is on. Its keys are verified here; an address that fails is told to the workers,
-        as theirs are here: it has one allowance."""
+        """The routes of the admin API, if it is on. The parent verifies admin keys itself; it exchanges failed
+        addresses with the workers, so that an address has one allowance for all of them."""
         if not self.config.admin.api:
             return []
         keys = self.keys = KeyService(self.store, self.config.identity)
@@ -265,7 +267,8 @@ class Parent(HasHub):
 
     async def _stop(self) -> None:
         self.draining = True
-        self.scheduler.close()  # before a worker cuts: the slots that this frees are not for those who are cut next
+        # Before workers cut requests: the freed slots must not be granted to requests that are cut next
+        self.scheduler.close()
         await self._end(Stop())
         if self.admin is not None:
             await self.admin.close()
@@ -274,14 +277,15 @@ class Parent(HasHub):
         await self.hub.close()
 
     async def _end(self, message: Drain | Stop) -> None:
-        """Until every worker's last process has ended; each closes its channel when its requests have."""
+        """Wait until the last process of each worker has ended; each closes its channel when its requests have
+        ended."""
         for worker in self._crew:
             worker.finish(message)
         await asyncio.gather(*(worker.over.wait() for worker in self._crew if worker.begun))
 
     async def drain(self) -> None:
-        """Refuse new requests, let what runs finish, in every worker (H13). The queue ends a moment before the first of
-        them cuts what still runs, see `_stop`."""
+        """Refuse new requests and let running ones finish, in every worker (H13). The queue closes shortly before the
+        first worker cuts what still runs; `_stop` says why."""
         self.draining = True
         end = asyncio.get_running_loop().call_later(self.config.timeouts.drain, self.scheduler.close)
         try:
@@ -291,7 +295,7 @@ class Parent(HasHub):
         log.info("all workers have ended")
 
     async def _tick(self) -> None:
-        """How late this loop runs: every slot waits for it."""
+        """Measure the lag of this loop: every grant of a slot waits for it."""
         while True:
             expected = time.monotonic() + TICK_SECONDS
             await asyncio.sleep(TICK_SECONDS)
@@ -300,8 +304,8 @@ class Parent(HasHub):
 
 @contextlib.contextmanager
 def hold_address(config: Config) -> Iterator[int]:
-    """Keep the address of the workers, whatever becomes of one of them; gives the port. Raises OSError when somebody
-    else has it: with SO_REUSEPORT alone a second gateway would share it unseen."""
+    """Keep the address bound even if workers end; yields the port. Raises OSError if another program uses it: with
+    SO_REUSEPORT alone, a second gateway would share it unnoticed."""
     host, port = parse_listen(config.listen)
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     if not config.reuse_port:
@@ -316,7 +320,7 @@ def hold_address(config: Config) -> Iterator[int]:
 
 
 async def serve_workers(config: Config, load: Callable[[], Config] | None = None) -> None:
-    """As `app.serve`, with `config.workers` processes that serve."""
+    """Like `app.serve`, with `config.workers` serving processes."""
     early = early_hangup() if load is not None else None
     store = await open_store(config.store)
     try:
