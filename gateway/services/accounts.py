@@ -1,4 +1,4 @@
-"""Making and finding tenants, users and keys: what the command line and the admin API share.
+"""Creating and finding tenants, users and keys; shared by the command line and the admin API.
 
 Owns the rules for names, models and lifetimes; must not know how they are asked for or shown. Functions take an open
 store and raise `AccountError` with a sentence for a person, or StoreError.
@@ -27,7 +27,7 @@ HOUR = 3_600_000_000
 DEFAULT_DAYS = 90
 DEFAULT_OVERLAP = 24.0
 LONGEST_OVERLAP = 24.0 * 90
-"""Hours in which a rotated key and its successor both work."""
+"""Maximum hours in which a rotated key and its successor both work."""
 LONGEST_DAYS = 365
 PRIORITIES = ("interactive", "batch", "system")
 ADMIN_SCOPES = ("admin:read", "admin:write")
@@ -35,25 +35,26 @@ ADMIN_SCOPES = ("admin:read", "admin:write")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
 _LONGEST_MODEL = 256
 _SOME = Page(count=200)
-"""Names that a wrong one is compared with: of ten thousand it would hold a gateway's loop for half a second."""
+"""Existing names that a wrong one is compared with for a suggestion: comparing ten thousand would block a gateway's
+loop for half a second."""
 _MOST_ACTIONS = 10_000
-"""Of one key; older ones are not looked for."""
+"""Actions of one key to search; older ones are ignored."""
 
 
 class AccountError(Exception):
-    """What was asked for cannot be; the message says why."""
+    """The request cannot be carried out; the message says why."""
 
 
 class NoSuch(AccountError):
-    """It names something that does not exist."""
+    """The request names something that does not exist."""
 
 
 class Taken(AccountError):
-    """What is there already stands against it."""
+    """The request conflicts with what exists."""
 
 
 class KeyTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """What a new key may do. `days` None = it never expires (K6); `models`, `allow_all_models` as in `store.Key`."""
+    """The rights of a new key. `days` None = it never expires (K6); `models`, `allow_all_models` as in `store.Key`."""
 
     name: str = ""
     days: int | None = DEFAULT_DAYS
@@ -126,7 +127,7 @@ async def create_user(
 
 
 async def create_key(store: Store, user: User, terms: KeyTerms, identity: Identity) -> tuple[Key, str]:
-    """A new key and its text, which cannot be had again."""
+    """Create a key -> the key and its text, which is not stored."""
     check_terms(terms)
     minted, now = mint(), now_us()
     key = Key(
@@ -151,15 +152,16 @@ async def create_key(store: Store, user: User, terms: KeyTerms, identity: Identi
 
 
 async def _hashed(secret: bytes, identity: Identity) -> str:
-    """Argon2id takes 20 ms: in a thread, since a gateway's loop may wait for it."""
+    """Hash a secret in a thread: Argon2id takes 20 ms, for which a gateway's loop would be blocked."""
     return await asyncio.to_thread(hasher(identity).hash, secret)
 
 
 async def rotate_key(store: Store, key_id: str, overlap: float, identity: Identity) -> tuple[Key, Key, str]:
-    """A new key with the terms of an old one, which expires after `overlap` hours (K6) -> (old, new, its text).
+    """Create a key with the rights of an old one, which then expires after `overlap` hours (K6) -> (old, new, text of
+    the new).
 
-    The new one lives as long as the old one did when it was made. The old one is touched last: a failure before that
-    leaves it as it was, and a new key whose text nobody has.
+    The new key lives as long as the old one was created to live. The old key is changed last: a failure before that
+    leaves it unchanged, and a new key whose text nobody has.
     """
     if not 0 <= overlap <= LONGEST_OVERLAP:
         raise AccountError(f"the overlap is 0 to {LONGEST_OVERLAP:.0f} hours")
@@ -193,7 +195,8 @@ def _check_lives(key: Key) -> None:
 
 
 async def _end_with_old(store: Store, old: Key, successor: Key) -> None:
-    """Who ended the old key while it was rotated meant its holder: then no successor may live."""
+    """Revoke the successor if the old key was revoked or disabled during the rotation: whoever did that meant its
+    holder."""
     chain = await store.chain(old.id)
     try:
         if chain is not None:
@@ -204,7 +207,8 @@ async def _end_with_old(store: Store, old: Key, successor: Key) -> None:
 
 
 async def _life(store: Store, key: Key) -> int | None:
-    """How long a key was made to live. A rotation shortens that; the row of its making (U7) still tells."""
+    """The lifetime a key was created with. A rotation shortens `expires_at`, but the record of the creation (U7) still
+    has it."""
     ends = key.expires_at
     for row in await store.operations_about("key", key.id, _MOST_ACTIONS) if ends is not None else ():
         told = msgspec.json.decode(row.body or "{}")
@@ -214,7 +218,7 @@ async def _life(store: Store, key: Key) -> int | None:
 
 
 def check_terms(terms: KeyTerms) -> None:
-    """Raises AccountError for what no key may be."""
+    """Raises AccountError for invalid rights of a key."""
     if terms.name:
         _check_name(terms.name)
     check_models(terms.models)
@@ -237,7 +241,7 @@ def check_terms(terms: KeyTerms) -> None:
 
 
 def check_limits(limits: Limits) -> Limits:
-    """Raises AccountError for limits that mean nothing."""
+    """Raises AccountError for meaningless limits."""
     if limits.burst is not None and limits.requests_per_minute is None:
         raise AccountError("a burst needs a rate of requests per minute")
     try:
@@ -265,7 +269,7 @@ async def find_user(store: Store, tenant: Tenant, ref: str) -> User:
 
 
 def is_name(text: str) -> bool:
-    """Whether a tenant, user or key can be called that."""
+    """Whether this is a valid name for a tenant, user or key."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -278,33 +282,33 @@ async def find_key(store: Store, key_id: str) -> Key:
 
 
 async def able_tenant(store: Store, ref: str, *, disabled: bool) -> Tenant:
-    """Refuse all keys of a tenant, or no longer -> the tenant as it is now."""
+    """Disable or enable a tenant, and with it all its keys -> the tenant after the change."""
     tenant, at = await find_tenant(store, ref), now_us() if disabled else None
     await store.disable_tenant(tenant.id, at)
     return msgspec.structs.replace(tenant, disabled_at=at)
 
 
 async def able_user(store: Store, tenant: Tenant, ref: str, *, disabled: bool) -> User:
-    """Refuse all keys of a user, or no longer -> the user as it is now."""
+    """Disable or enable a user, and with it all its keys -> the user after the change."""
     user, at = await find_user(store, tenant, ref), now_us() if disabled else None
     await store.disable_user(user.id, at)
     return msgspec.structs.replace(user, disabled_at=at)
 
 
 async def able_key(store: Store, key_id: str, *, disabled: bool) -> None:
-    """Refuse a key until it is enabled, or no longer."""
+    """Disable or enable a key."""
     if not await store.disable_key(key_id, now_us() if disabled else None):
         raise NoSuch(f"there is no key {key_id!r}")
 
 
 async def revoke_key(store: Store, key_id: str) -> None:
-    """Refuse a key for good."""
+    """Revoke a key for good."""
     if not await store.revoke_key(key_id, now_us()):
         raise NoSuch(f"there is no key {key_id!r}")
 
 
 def administers(key: Key) -> bool:
-    """Whether it opens the admin API, and so nothing else."""
+    """Whether this is an admin key, which works for the admin API only."""
     return bool(set(key.scopes) & set(ADMIN_SCOPES))
 
 
@@ -321,7 +325,7 @@ def _check_name(name: str) -> None:
 
 
 def check_models(models: tuple[str, ...]) -> None:
-    """Raises AccountError for what no engine can call a model."""
+    """Raises AccountError for names that no engine can give a model."""
     for model in models:
         if not 0 < len(model) <= _LONGEST_MODEL or not model.isprintable() or " " in model:
             raise AccountError(f"{model!r} is not a model name")

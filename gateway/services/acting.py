@@ -1,9 +1,9 @@
-"""End users that a key acts for (K10): the key's principal becomes the named user's, for one request.
+"""End users on whose behalf a key acts (K10): for one request, the named user replaces the key's principal.
 
-Owns the reading of those users and its cache; must not know where a request names them. A user of the key's tenant with
-that name is taken with its share and limits. One that the store does not know is a party of its own all the same, with
-the share and the limits of the key's own user, each name for itself; keys of two users do not share its limits. What
-the key may do stays as it is, and the limits of key and tenant hold over all whom it names.
+Owns the reading of those users and its cache; must not know where a request names them. If the key's tenant has a user
+of that name, its share and limits apply. An unknown name is a party of its own too, with the share and the limits of
+the key's own user; each name counts for itself, and keys of different users do not share its limits. The key's rights
+stay, and the limits of key and tenant apply to all users together.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _log = logging.getLogger("fairgate.keys")
 
 LONGEST_NAME = 256
 UNKNOWN = "~"
-"""Before the name of a user that the store does not know: no id begins so."""
+"""Prefix for the name of a user that the store does not know; no id begins with it."""
 
 
 class _Entry(msgspec.Struct, frozen=True, gc=False):
@@ -38,7 +38,7 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
 
 
 class EndUsers:
-    """Belongs to one event loop. `clock` is monotonic seconds."""
+    """Finds the principals of end users. Belongs to one event loop. `clock` is in monotonic seconds."""
 
     def __init__(
         self, store: Store, keys: KeyService, config: Identity, *, clock: Callable[[], float] = time.monotonic
@@ -50,7 +50,7 @@ class EndUsers:
         self._known: dict[tuple[str, str], _Entry] = {}
 
     def lookup(self, base: Principal, name: str) -> Principal | None:
-        """The acting principal if it was found lately; None: ask `find`. Raises BadRequest, Forbidden."""
+        """The acting principal if it is cached; None: call `find`. Raises BadRequest, Forbidden."""
         if len(name) > LONGEST_NAME or not name.isprintable():
             raise BadRequest(f"The name of the end user is at most {LONGEST_NAME} printable characters.")
         if without_keys(name) != name:
@@ -61,7 +61,7 @@ class EndUsers:
         return _allowed(entry.acting)
 
     async def find(self, base: Principal, name: str) -> Principal:
-        """Read the store. Raises AuthUnavailable, Forbidden. May be interrupted."""
+        """Read it from the store. Raises AuthUnavailable, Forbidden. May be interrupted."""
         epoch = self._keys.epoch
         found = await asyncio.get_running_loop().create_task(self._read(base.tenant, name))
         if isinstance(found, StoreError | TimeoutError):
@@ -73,7 +73,7 @@ class EndUsers:
         return _allowed(acting)
 
     async def _read(self, tenant: str, name: str) -> User | StoreError | TimeoutError | None:
-        """In a Task of its own: deadlines need one."""
+        """Runs in its own Task, which the timeout needs."""
         try:
             async with asyncio.timeout(self._config.store_timeout):
                 user = await self._store.user(tenant, name)
@@ -83,7 +83,7 @@ class EndUsers:
 
 
 def acting_for(base: Principal, name: str, user: User | None) -> Principal | None:
-    """`base` in the name of `user`, or of a user the store does not know; None when it is disabled."""
+    """`base` acting for `user`, or for a user the store does not know; None if the user is disabled."""
     if user is not None and user.disabled_at is not None:
         return None
     own = next((scoped.limits for scoped in base.limits if scoped.scope == f"user:{base.user}"), NO_LIMITS)

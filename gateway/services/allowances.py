@@ -1,4 +1,4 @@
-"""Limits of tenants, users and keys, for those who set them: what the command line and the admin API share.
+"""Setting the limits of tenants, users and keys; shared by the command line and the admin API.
 
 Must not know how limits are counted. Functions raise `AccountError` with a sentence for a person, or StoreError.
 """
@@ -15,7 +15,7 @@ from gateway.store.limits import BUDGETS, LedgerRow, Limits, window
 
 
 class Owner(NamedTuple):
-    """Whose limits."""
+    """The tenant, user or key that limits belong to."""
 
     kind: Literal["tenant", "user", "key"]
     id: str
@@ -24,7 +24,7 @@ class Owner(NamedTuple):
 
 
 async def owner_of(store: Store, *, tenant: str = "", user: str = "", key: str = "") -> Owner:
-    """The innermost of tenant, user and key; the first two by name or id."""
+    """The innermost of the given tenant, user and key; the first two by name or id."""
     if key:
         found = await accounts.find_key(store, key)
         return Owner("key", found.id, found.name or found.id, found.limits)
@@ -36,7 +36,7 @@ async def owner_of(store: Store, *, tenant: str = "", user: str = "", key: str =
 
 
 def changed(before: Limits, changes: Mapping[str, int | None]) -> Limits:
-    """`before` with what is named; None takes a limit away."""
+    """`before` with these changes; None removes a limit."""
     return accounts.check_limits(msgspec.structs.replace(before, **changes))
 
 
@@ -47,8 +47,8 @@ async def put(store: Store, owner: Owner, limits: Limits) -> Owner:
 
 
 async def used(store: Store, owner: Owner) -> dict[str, dict[str, Any]]:
-    """Of each budget that is set: what its current window spent, what gateways hold of it, and its end in Unix
-    seconds."""
+    """The state of each budget that is set: how much its current window has spent, how much gateways hold on lease, and
+    the window's end in Unix seconds."""
     known = {budget.budget: budget for budget in await store.budgets(f"{owner.kind}:{owner.id}")}
     rows = {}
     for name, (unit, period) in BUDGETS.items():

@@ -1,17 +1,17 @@
-"""The audit trail: one flat row for every request, written behind the requests' backs (U).
+"""The audit trail: one flat row for every request, written asynchronously (U).
 
-Owns the way of a row from `put` to the store; must not know how a request is served. The way:
+Owns the path of a row from `put` to the store; must not know how a request is served. The path:
 
-1. `begin` and `put` append to the local spool, so a crash (kill -9) loses nothing that a client or an engine saw: the
-   start of a request is written before anything of it is sent (1 us), a row without a start before `put` returns; the
-   ends of a loop turn are written together.
+1. `begin` and `put` append to the local spool, so a crash (kill -9) loses nothing that a client or an engine has seen:
+   the start of a request is written before anything of it is sent (1 us), and a row without a start is written before
+   `put` returns. The ends of one turn of the loop are written together.
 2. A task takes entries from the spool in batches, links them into the writer's hash chain and adds them to the store
-   in one transaction that moves the chain's head from where the writer knows it to be. A batch whose acknowledgement
-   was lost finds the head moved, and is not added twice.
-3. Segments of the spool go when all their rows are in the store.
+   in one transaction. That transaction also moves the head of the chain, from where the writer knows it to be. If the
+   acknowledgement of a batch was lost, the head has moved already and the batch is not added twice.
+3. Segments of the spool are deleted when all their rows are in the store.
 
-While the store is down the spool grows, up to its bound; then `full` is True and the phases refuse requests that could
-not be recorded (or, by choice, rows are dropped and counted).
+While the store is down the spool grows up to its limit. Then `full` is True, and the phases refuse requests that could
+not be recorded (or, if configured so, rows are dropped and counted).
 """
 
 import asyncio
@@ -40,15 +40,16 @@ _log = logging.getLogger("fairgate.audit")
 _RETRY_FIRST: Final = 0.1
 _RETRY_LONGEST: Final = 5.0
 CLOSE_SECONDS: Final = 10.0
-"""How long `close` tries to reach a store that fails; what is left stays in the spool for the next start."""
+"""Seconds that `close` tries to reach a failing store; remaining rows stay in the spool for the next start."""
 _WAITING_BYTES: Final = 16 << 20
-"""Of rows that wait in memory while the disk refuses them, some 50,000; the ends of what runs are kept beyond it."""
+"""Maximum bytes of rows that wait in memory while the disk refuses them, about 50,000 rows; ends of running requests
+are kept beyond this."""
 _SEGMENTS: Final = 16
 _LARGEST_SEGMENT: Final = 64 << 20
 
 
 INTERRUPTED: Final = "interrupted"
-"""Outcome and error of a request that ran when the process was killed (U3)."""
+"""Outcome and error of a request that was running when the process was killed (U3)."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(AuditRecord).decode
@@ -56,13 +57,13 @@ _fields: Final = msgspec.msgpack.Decoder(tuple).decode
 
 
 def spool_path(config: Audit, store: Store) -> Path:
-    """The directory as configured, else beside the store."""
+    """The configured spool directory, else one beside the store."""
     return Path(config.spool or f"{store.home}.spool")
 
 
 class AuditService:
-    """Takes rows from one event loop. Making one opens the spool, with what an earlier process left, and may raise
-    SpoolError."""
+    """Takes rows from one event loop. The constructor opens the spool, including rows of an earlier process, and may
+    raise SpoolError."""
 
     def __init__(self, store: Store, config: Audit, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
@@ -72,15 +73,15 @@ class AuditService:
         self._spool = Spool(spool_path(config, store), segment)
         self._ceiling = config.spool_bytes + config.spool_bytes // 8
         self._position = self._spool.start
-        self._sent = self._spool.seq  # no row of this spool beyond it can be in the store
-        self._head: Head | None = None  # None: only the store knows
+        self._sent = self._spool.seq  # no row of this spool with a higher number can be in the store
+        self._head: Head | None = None  # None: must be read from the store
         self._delivered = 0
         self._broken = False
-        self._again = 0.0  # when a disk that refused is tried again
+        self._again = 0.0  # when to try again after the disk refused
         self._closed = False
         self._flush_planned = False
         self._drained_at = clock()
-        self._anchored = (clock(), 0)  # when, and which seq
+        self._anchored = (clock(), 0)  # time and seq of the last anchor
         self._batch_ready = asyncio.Event()
         self._shipping = asyncio.Lock()
         self._shipper = ThreadPoolExecutor(1, "fairgate-audit")
@@ -100,12 +101,12 @@ class AuditService:
 
     @property
     def full(self) -> bool:
-        """No request may begin: its row might find no room, or the disk refuses rows (U3)."""
+        """Whether no request may begin, because the spool has no room for its row or the disk refuses rows (U3)."""
         return (self._spool.size >= self._config.spool_bytes or self._broken) and self._config.when_full == "deny"
 
     def begin(self, opening: Opening) -> int:
-        """A request goes to an engine: what is known of it -> a number for `put`. If the process dies now, this is its
-        row."""
+        """Record the start of a request that goes to an engine -> a number for `put`. If the process dies now, this
+        becomes the request's row."""
         if self._spool.size >= self._config.spool_bytes or self._crowded():
             return 0
         number = self._spool.begin(_encode(opening))
@@ -113,7 +114,7 @@ class AuditService:
         return number
 
     def put(self, record: AuditRecord, begun: int = 0) -> None:
-        """The one row of a request; `begun` is what `begin` gave, if it was called."""
+        """Record a request. `begun` is the number from `begin`, if it was called."""
         if self._spool.size >= self._limit() or (not begun and self._crowded()):
             self._spool.forget(begun)
             self._dropped += 1
@@ -129,18 +130,18 @@ class AuditService:
             self._batch_ready.set()
 
     def _limit(self) -> int:
-        """Rows of what runs, and of refusals, still fit above the bound while requests are denied."""
+        """The bound, plus room for the rows of running requests and of refusals while new requests are denied."""
         return self._ceiling if self._config.when_full == "deny" else self._config.spool_bytes
 
     def _crowded(self) -> bool:
-        """The disk refuses, also now if a try is due, and as much waits for it as memory is meant to hold."""
+        """Whether the disk refuses (even now, if a retry is due) and the rows in memory have reached their limit."""
         if not self._broken or self._spool.unwritten < _WAITING_BYTES:
             return False
         self._flush_now()
         return self._spool.unwritten >= _WAITING_BYTES
 
     def _flush_soon(self) -> None:
-        """At the end of this loop turn, for all rows of the turn."""
+        """Flush at the end of this turn of the loop, for all its rows together."""
         if not self._flush_planned:
             self._flush_planned = True
             asyncio.get_running_loop().call_soon(self._flush_planned_now)
@@ -150,7 +151,8 @@ class AuditService:
         self._flush_now()
 
     def _flush_now(self) -> None:
-        """Once every `batch_seconds` while the disk refuses: every request that is refused would try again."""
+        """Flush, but only once per `batch_seconds` while the disk refuses: otherwise each refused request would try
+        again."""
         if not self._broken or self._clock() >= self._again:
             self._flush()
 
@@ -176,7 +178,8 @@ class AuditService:
                 await self._ship_all()
                 await self._anchor_if_due()
                 retry = _RETRY_FIRST
-            except Exception as err:  # whatever it was: rows are safe in the spool, and nobody else would deliver them
+            # Whatever it was: the rows are safe in the spool, and without this task nobody would deliver them
+            except Exception as err:
                 expected = isinstance(err, StoreError | OSError)
                 _log.warning("audit rows wait: %d, %s", self._pending(), err, exc_info=None if expected else err)
                 await asyncio.sleep(retry)
@@ -193,14 +196,15 @@ class AuditService:
             self._flush()
 
     async def _ship_all(self) -> None:
-        """Batch after batch until one is not full. Being cancelled loses an acknowledgement, never a row."""
+        """Deliver batch after batch until one is not full. Cancelling it may lose an acknowledgement, but never a
+        row."""
         loop = asyncio.get_running_loop()
         async with self._shipping:
             while not self._closed:
                 try:
                     head = self._head or await self._stored_head()
-                    self._head = None  # until the batch is acknowledged
-                    # What a disk refuses is not read, however old it gets.
+                    self._head = None  # unknown until the batch is acknowledged
+                    # Rows that the disk refuses cannot be read, however old they get.
                     read_at = self._drained_at if self._broken else self._clock()
                     rows, after, position, full = await loop.run_in_executor(self._shipper, self._prepare, head)
                     self._sent = max(self._sent, after.seq)
@@ -209,9 +213,9 @@ class AuditService:
                     self._failures += 1
                     raise
                 if not moved:
-                    continue  # an earlier batch was added after all
+                    continue  # an earlier batch had been added after all
                 self._acknowledge(after, position, len(rows))
-                if not full:  # what came meanwhile waits for the next batch: every one has its sync and its transaction
+                if not full:  # newer rows wait for the next batch: each costs a sync and a transaction
                     self._drained_at = max(self._drained_at, read_at)
                     return
 
@@ -226,8 +230,8 @@ class AuditService:
         return head
 
     def _prepare(self, head: Head) -> tuple[list[AuditRow], Head, Position, bool]:
-        """In a thread: what is durable behind the last batch, as rows of the chain, and whether more may be there. Rows
-        the store has are passed over."""
+        """Runs in a thread: the durable entries after the last batch as rows of the chain, and whether there may be
+        more. Rows that the store already has are skipped."""
         self._spool.sync()
         entries, position = self._spool.read(self._position, self._config.batch_rows)
         rows: list[AuditRow] = []
@@ -263,7 +267,8 @@ class AuditService:
             await asyncio.get_running_loop().run_in_executor(self._shipper, self._anchor, head)
 
     def _anchor(self, head: Head) -> None:
-        """Note the head outside of the database: who rewrites all rows there cannot rewrite this (U4)."""
+        """Write the head to a file outside of the database: whoever rewrites all rows there cannot rewrite this
+        (U4)."""
         path = Path(self._config.anchors or self._spool.directory / "anchors.jsonl")
         line = {"writer": head.writer, "seq": head.seq, "recorded_at": head.recorded_at, "hash": head.hash.hex()}
         file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600)
@@ -277,7 +282,7 @@ class AuditService:
     # -- life
 
     async def close(self) -> None:
-        """Deliver what is left; what a failing store does not take stays in the spool for the next start."""
+        """Deliver the remaining rows. Those that a failing store does not take stay in the spool for the next start."""
         self._flush()
         deadline = self._clock() + CLOSE_SECONDS
         while self._clock() < deadline:
@@ -311,7 +316,8 @@ class AuditService:
 
 
 def _append_line(file: int, line: bytes) -> None:
-    """A line of its own, whatever stands before it. Raises OSError: of what the disk took in part, nothing is left."""
+    """Append a complete line, also after an incomplete one. Raises OSError; a part that the disk has taken is
+    removed."""
     size = os.fstat(file).st_size
     torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
     data = b"\n" * torn + line + b"\n"
@@ -321,7 +327,8 @@ def _append_line(file: int, line: bytes) -> None:
 
 
 def _payload(record: AuditRecord) -> bytes:
-    """As it is spooled and hashed. Replaced are keys, tokens and what no database takes (NUL, lone surrogates)."""
+    """The record as it is spooled and hashed. Keys, tokens and characters that no database takes (NUL, lone surrogates)
+    are replaced."""
     try:
         payload = _encode(record)
         if payload.find(b"fg_") < 0 and payload.find(b"eyJ") < 0 and "\0" not in record.model_asked:

@@ -1,6 +1,6 @@
-"""What is known of the backends at one moment. Pure facts.
+"""The state of the backends at one moment. Plain data.
 
-Not compiled (`hatch_build.py`): workers send them to each other.
+Not compiled (`hatch_build.py`): workers send these records to each other.
 """
 
 from typing import Final, Literal
@@ -15,11 +15,11 @@ FAILURES: Final[tuple[Failure, ...]] = ("connect", "timeout", "broken")
 
 
 class Topology(msgspec.Struct, frozen=True):
-    """What may be granted. `gates`: backend -> slots, 0 while ejected, 1 while its probe is awaited: that one goes
-    beside what ran there before, and the backend is in `trials`.
+    """What may be granted. `gates`: backend -> slots. An ejected backend has 0. One whose probe is awaited has 1, which
+    is granted in addition to requests that ran there before; it is then listed in `trials`.
 
-    `pools`: queue -> its (backend, preference), 0 = model loaded, 1 = not; equals stand in order of weight.
-    A pool that is missing is gone.
+    `pools`: queue -> its (backend, preference), where 0 = model loaded, 1 = not; backends of equal preference are
+    ordered by weight. A pool that is missing no longer exists.
     """
 
     gates: dict[str, int]
@@ -28,7 +28,8 @@ class Topology(msgspec.Struct, frozen=True):
 
 
 class BackendStats(msgspec.Struct, frozen=True):
-    """One backend at one moment. `last_seen`: seconds ago, None = never; `failure`: of the last look, or empty."""
+    """One backend at one moment. `last_seen`: seconds ago, None = never; `failure`: that of the last check, or
+    empty."""
 
     name: str
     engine: str
@@ -46,7 +47,7 @@ class BackendStats(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """One backend as another process must know it to serve requests."""
+    """What another process must know of a backend to serve requests."""
 
     stats: BackendStats
     models: tuple[ModelInfo, ...]

@@ -1,7 +1,7 @@
-"""The backends: which are well, which have what, and what the scheduler may grant.
+"""The backends: which are healthy, which models they have, and what the scheduler may grant.
 
-Owns the breakers and the watch that keeps them and the catalogue (model -> route) true. Readers on a request's path
-are synchronous dictionary look-ups; all work happens when discovery or a breaker changes something, and then
+Owns the breakers and the health checks ("looks") that keep them and the catalogue (model -> route) up to date. Requests
+only do synchronous dictionary look-ups. The work happens when discovery or a breaker changes something; then
 `on_change` gets the new `Topology`. Must not know principals, bodies, or how a request is scheduled.
 """
 
@@ -27,12 +27,12 @@ from scheduler.aimd import Aimd
 
 log = logging.getLogger("fairgate.backends")
 
-DEFAULT_SLOTS: Final = 4  # where neither the configuration nor the engine says; vLLM and Ollama do not tell
-JITTER: Final = 0.1  # looks are up to this share earlier or later, so that replicas do not look in step
+DEFAULT_SLOTS: Final = 4  # if neither the configuration nor the engine says; vLLM and Ollama do not report theirs
+JITTER: Final = 0.1  # looks vary by this fraction, so that replicas do not look at the same time
 
 
 class Backends(Protocol):
-    """What requests read of the backends, and tell of them: see `BackendService`."""
+    """The part of `BackendService` that requests use."""
 
     def route(self, model: str, dialect: str, kind: str) -> Route | None: ...
     def backend(self, name: str) -> Backend: ...
@@ -45,7 +45,7 @@ class Backends(Protocol):
 
 
 class _Watched:
-    """The mutable state of one backend. `wanted`: a look was asked for ahead of its time."""
+    """The mutable state of one backend. `wanted`: a look was requested ahead of schedule."""
 
     def __init__(self, section: config.Backend, breaker: Breaker) -> None:
         self.section = section
@@ -56,7 +56,7 @@ class _Watched:
         self.aimd = Aimd(adaptive.tpot, adaptive.low, adaptive.high) if adaptive is not None else None
         self.snapshot = snapshot(section)
         self.seen_at: float | None = None
-        self.known_at = 0.0  # seen, or served: what was seen stands
+        self.known_at = 0.0  # when it was last seen, or served a request: then what was seen still holds
         self.failure = "not looked at yet"
         self.looked = False
         self.wanted = False
@@ -74,7 +74,7 @@ class _Watched:
         return 0 if state is State.OPEN else 1 if state is State.HALF_OPEN else self.slots
 
     def inherit(self, before: "_Watched") -> None:
-        """Go on with what the generation before knew; its requests in flight report to the same breaker."""
+        """Take over the state from the previous generation, whose running requests report to the same breaker."""
         self.breaker, self.counts = before.breaker, before.counts
         self.seen_at, self.failure, self.looked = before.seen_at, before.failure, before.looked
         self.known_at = before.known_at
@@ -83,14 +83,14 @@ class _Watched:
         self.sighting = before.sighting
 
     def expect(self, before: "_Watched") -> None:
-        """It has another address, key, authority or list: until it was looked at there, what was seen before stands.
-        Who waits for its models goes on waiting, and nobody is told that they are unknown."""
+        """Its address, key, authority or model list has changed. Until it has been looked at there, the old sighting
+        stands, so that requests waiting for its models keep waiting, and no client is told that they are unknown."""
         if self.section.engine == before.section.engine:
             self.seen_at, self.known_at = before.seen_at, before.known_at
             self.sighting = discovery.narrowed(before.sighting, frozenset(self.section.models))
 
     def same_engine(self, other: "_Watched") -> bool:
-        """Slots and weight may differ; what is seen there may not."""
+        """Whether both would see the same engine. Slots and weight may differ."""
         mine, its = self.section, other.section
         return (mine.url, mine.engine, mine.key, mine.ca, mine.models) == (
             its.url,
@@ -102,7 +102,7 @@ class _Watched:
 
 
 class BackendService:
-    """The backends of one generation of configuration. `run()` watches; what requests call is synchronous."""
+    """The backends of one generation of the configuration. `run()` checks them; what requests call is synchronous."""
 
     def __init__(
         self,
@@ -116,11 +116,12 @@ class BackendService:
         on_look: Callable[[str], None] = lambda name: None,
         previous: "BackendService | None" = None,
     ) -> None:
-        """`clock` in seconds, monotonic. `on_change` is called when topology or catalogue changed; it must not raise,
-        and is not called from here: read `topology`. A generation that is no longer in force calls it too. `on_look` is
-        called after each look at a backend: the next success there is to be told, also where it was to be told before.
+        """`clock` is in monotonic seconds. `on_change` is called when topology or catalogue have changed. It must not
+        raise, is not called by the constructor (read `topology` instead), and is also called by a generation that is no
+        longer in force. `on_look` is called after each look at a backend; workers then report their next success there,
+        even if they had reported one before.
 
-        `previous` is the generation before: what it knows of unchanged backends is taken over.
+        `previous` is the previous generation: its knowledge of unchanged backends is taken over.
         """
         self._settings = settings
         self._upstream = upstream
@@ -135,7 +136,7 @@ class BackendService:
         self._moved = anyio.Event()
         self._first_round = anyio.Event()
         self._catalogue = Catalogue()
-        self.version = 0  # rises with every new catalogue
+        self.version = 0  # incremented with every new catalogue
         self.follow(previous)
         self._topology, self._published = self._compose(), self.version
 
@@ -146,37 +147,37 @@ class BackendService:
     # -- read on a request's path ---------------------------------------------------------------------------------
 
     def route(self, model: str, dialect: str, kind: str) -> Route | None:
-        """Where `model` may be served for this kind of request, or None. Ollama's `name` finds `name:latest`."""
+        """The route for `model` and this kind of request, or None. Ollama's `name` finds `name:latest`."""
         index = self._catalogue.routes.get((dialect, kind))
         return index.get(model) if index is not None else None
 
     def backend(self, name: str) -> Backend:
-        """The snapshot of a configured backend. Raises KeyError."""
+        """A configured backend. Raises KeyError."""
         return self._watched[name].snapshot
 
     def models(self) -> Sequence[ModelInfo]:
-        """What discovery sees now, by name."""
+        """The models that discovery sees now, by name."""
         return self._catalogue.models
 
     def loaded(self) -> frozenset[str]:
-        """The models that some engine holds in memory now."""
+        """The models that at least one engine holds in memory now."""
         return frozenset(model.name for model in self._catalogue.models if model.loaded)
 
     @property
     def topology(self) -> Topology:
-        """What `on_change` was told last."""
+        """The topology last passed to `on_change`."""
         return self._topology
 
     def current(self) -> Topology:
-        """What may be granted now, with what requests of a generation before told a breaker that both share. It counts
-        as told."""
-        self._moved.set()  # a breaker that they opened is to be looked at in its own time
+        """The topology now, including what requests of a previous generation have reported to shared breakers. It
+        counts as passed to `on_change`."""
+        self._moved.set()  # `run` must wake up in time for a breaker that was opened there
         self._topology, self._published = self._compose(), self.version
         return self._topology
 
     def follow(self, previous: "BackendService | None") -> None:
-        """Take over what the generation before knows by now. Again when this one is put in force: it went on looking
-        while workers prepared theirs."""
+        """Take over what the previous generation knows. Called again when this generation is put in force, because the
+        previous one went on looking while the workers prepared."""
         for name, before in previous._watched.items() if previous is not None else ():
             watched = self._watched.get(name)
             if watched is not None:
@@ -184,7 +185,7 @@ class BackendService:
         self._rebuild()
 
     def enforce(self) -> None:
-        """This generation is in force from now on: breakers that it took over go by its settings."""
+        """This generation is in force now: inherited breakers get its settings."""
         for watched in self._watched.values():
             watched.breaker.eject_after = self._settings.eject_after
             watched.breaker.eject_for = self._settings.eject_for
@@ -192,13 +193,13 @@ class BackendService:
     # -- told by the request's path -------------------------------------------------------------------------------
 
     def succeeded(self, name: str, status: int = 200) -> None:
-        """An answer began. Call it at the response head, so that a probe decides before its stream ends."""
+        """An answer has begun. Called at the response head, so that a probe is decided before its stream ends."""
         if self._watched[name].breaker.succeeded(served=200 <= status < 300):
             log.info("backend recovered", extra={"backend": name})
             self._publish(moved=True)
 
     def failed(self, name: str, kind: Failure) -> None:
-        """A request failed for the backend's fault."""
+        """A request failed, and the backend is to blame."""
         watched = self._watched[name]
         watched.counts[kind] += 1
         if watched.breaker.failed(self._clock()):
@@ -207,8 +208,8 @@ class BackendService:
             self._publish(moved=True)
 
     def measured(self, name: str, tpot: float, started: float, now: float) -> None:
-        """A stream that got its slot at `started` ended `now` with `tpot` seconds per output token. Only where slots
-        are adaptive does this change anything."""
+        """A stream that got its slot at `started` ended at `now`, with `tpot` seconds per output token. Only used for
+        adaptive slots."""
         watched = self._watched[name]
         if watched.aimd is None:
             return
@@ -219,25 +220,26 @@ class BackendService:
     # -- the watch ------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Watch all backends until cancelled."""
+        """Check all backends until cancelled."""
         async with anyio.create_task_group() as group:
             for watched in self._watched.values():
                 group.start_soon(self._watch, watched)
             group.start_soon(self._keep_time)
 
     async def looked(self) -> None:
-        """Return when every backend was looked at once, seen or not: at most `discovery.timeout` after the start."""
+        """Wait until every backend has been checked once, successfully or not: at most `discovery.timeout` after the
+        start."""
         if not all(watched.looked for watched in self._watched.values()):
             await self._first_round.wait()
 
     async def refresh(self) -> None:
-        """Look at every backend once, in parallel."""
+        """Check every backend once, in parallel."""
         async with AsyncExitStack() as stack, anyio.create_task_group() as group:
             for watched in self._watched.values():
                 group.start_soon(self._look, watched, await stack.enter_async_context(self._client(watched)))
 
     def client(self, name: str) -> httpx.AsyncClient:
-        """A new client of a configured backend's control plane. Raises KeyError, and OSError for its authority."""
+        """A new HTTP client for discovery at a configured backend. Raises KeyError, and OSError for its authority."""
         return self._client(self._watched[name])
 
     def _client(self, watched: _Watched) -> httpx.AsyncClient:
@@ -293,7 +295,7 @@ class BackendService:
         self._publish()
 
     async def _keep_time(self) -> None:
-        """Wake at the next moment at which time alone changes something."""
+        """Wake up whenever the passing of time alone changes something."""
         while True:
             self._moved = anyio.Event()
             pause = self.tick() - self._clock()
@@ -301,7 +303,8 @@ class BackendService:
                 await self._moved.wait()
 
     def tick(self) -> float:
-        """Apply what is due: forget the unseen, look where a breaker may half-open. The next such moment, or inf."""
+        """Apply what is due: forget backends not seen for too long, and check those whose breaker may become half-open.
+        Returns the time of the next such event, or inf."""
         now = self._clock()
         watched = self._watched.values()
         for each in watched:
@@ -322,7 +325,7 @@ class BackendService:
         return min(*probes, *(self._forget_at(each) for each in watched), math.inf, math.inf)
 
     def _trust(self, watched: _Watched, now: float) -> None:
-        """What a backend serves from is there: its models stay as they were seen, however late its looks come."""
+        """A backend that serves requests exists: its models stay as last seen, however long its checks take."""
         if watched.breaker.served:
             watched.known_at = now
 
@@ -342,14 +345,15 @@ class BackendService:
         return Topology(gates=gates, pools=self._catalogue.pools, trials=trials)
 
     def _publish(self, *, moved: bool = False) -> None:
-        """`moved`: what generations share did, a breaker or a limit: another one may have told of it last."""
+        """Tell about changes. `moved`: something shared between generations changed (a breaker or a limit), so
+        `on_change` may last have been called by another generation."""
         topology = self._compose()
         if moved or topology != self._topology or self.version != self._published:
             self._topology, self._published = topology, self.version
             self._on_change(topology)
 
     def picture(self) -> tuple[Seen, ...]:
-        """All that routes are made of: another process makes the same ones."""
+        """Everything that routes are built from, for another process to build the same ones."""
         return tuple(
             Seen(stats, watched.sighting.models)
             for stats, watched in zip(self.stats(), self._watched.values(), strict=True)
@@ -359,7 +363,7 @@ class BackendService:
         return name in self._watched
 
     def stats(self) -> tuple[BackendStats, ...]:
-        """Every backend, in the order of the configuration."""
+        """The statistics of every backend, in the order of the configuration."""
         now = self._clock()
         return tuple(_stats(watched, now) for watched in self._watched.values())
 

@@ -1,4 +1,5 @@
-"""Dictionaries that forget their oldest entry: what strangers can fill has a bound. Knows nothing of what they hold."""
+"""Dictionaries with a maximum size that forget their oldest entries, for what strangers can fill. Must not know the
+entries."""
 
 import itertools
 from typing import TypeVar
@@ -8,10 +9,11 @@ V = TypeVar("V")
 
 
 def put(cache: dict[K, V], key: K, value: V, most: int) -> None:
-    """Put at the young end; when there are more than `most`, the oldest go: one, and a 64th of all.
+    """Add as the newest entry; above `most` entries, drop the oldest ones: one, and a 64th of all.
 
-    Several at once: each deletion at the front of a dict leaves a hole that every later search for the first key walks
-    over."""
+    Several at once, because each deletion at the front of a dict leaves a hole that later searches for the first key
+    walk over.
+    """
     cache.pop(key, None)
     cache[key] = value
     if len(cache) > most:

@@ -1,10 +1,11 @@
 """The circuit breaker of one backend: three states, two kinds of evidence. Pure: time is an argument.
 
-Requests (passive evidence) and looks (discovery, active evidence) are counted apart: a health endpoint that answers
-must not excuse an engine that fails every request, and an idle backend that died must be ejected without a victim. One
-that serves is alive, however late its looks come: a look that failed since a request was served does not count.
-What opened the breaker must be disproved: one opened by looks closes with the next good look; one opened by requests
-lets, after `eject_for` and a good look, exactly one request through, and that request decides.
+Requests (passive evidence) and looks (active checks by discovery) are counted separately: a health endpoint that
+answers must not excuse an engine that fails every request, and a dead idle backend must be ejected before it fails a
+request. A backend that serves is alive, however late its looks come: a failed look does not count if a request was
+served since the look before. The evidence that opened the breaker must be refuted. If looks opened it, the next good
+look closes it. If requests opened it, then after `eject_for` and a good look exactly one request is let through, and
+its result decides.
 
 Must not know what a backend, a slot or a request is.
 """
@@ -13,7 +14,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """`OPEN` means ejected: nothing is sent."""
+    """`OPEN` means ejected: no requests are sent."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -21,7 +22,7 @@ class State(StrEnum):
 
 
 class Breaker:
-    """Counts failures in a row. Every method returns whether the state changed; `now` is in seconds of any clock."""
+    """Counts consecutive failures. Every method returns whether the state changed; `now` is in seconds of any clock."""
 
     __slots__ = (
         "_by_requests",
@@ -41,8 +42,8 @@ class Breaker:
         self.state = State.CLOSED
         self.failures = 0
         self.misses = 0
-        self.served = False  # a request, since the last look
-        self.until = 0.0  # meaningful while OPEN: not before this moment is a probe let through
+        self.served = False  # a request was served since the last look
+        self.until = 0.0  # while OPEN: no probe is let through before this time
         self.ejections = 0
         self._by_requests = False
 
@@ -50,8 +51,8 @@ class Breaker:
         return f"<Breaker {self.state} failures={self.failures} misses={self.misses} until={self.until}>"
 
     def succeeded(self, *, served: bool = True) -> bool:
-        """A request was answered. While OPEN it says nothing: it was sent before the ejection. `served`: the answer is
-        no error, which what stands before a dead engine could give too."""
+        """A request was answered. Ignored while OPEN, since it was sent before the ejection. `served`: the answer was
+        no error; a proxy in front of a dead engine could answer with an error too."""
         if self.state is State.OPEN:
             return False
         if served:
@@ -63,7 +64,7 @@ class Breaker:
         return True
 
     def failed(self, now: float) -> bool:
-        """A request failed for the backend's fault."""
+        """A request failed, and the backend is to blame."""
         if self.state is State.OPEN:
             return False
         self.failures += 1

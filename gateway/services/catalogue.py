@@ -1,7 +1,7 @@
-"""The catalogue: which model lives where, under which terms, and the scheduler's queues that follow.
+"""The catalogue: which model is on which backends, on what terms, and the scheduler's queues for them.
 
-Pure: from the configured sections and what was seen of each backend to tables that a request reads. Must not know
-breakers, watching, principals or time.
+Pure: turns configuration and sightings of backends into the tables that requests read. Must not know breakers, looks,
+principals or time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ SERVED_BY: Final[Mapping[tuple[str, str], frozenset[str]]] = {
     for row in Routes().rows
     if row.metered
 }
-"""(dialect, kind) -> the engines that answer it, themselves or over a bridge. What is not here is served by none."""
+"""(dialect, kind) -> the engines that can serve it, directly or over a bridge. Other combinations are not served."""
 
 Held = tuple[config.Backend, ModelInfo]
 Pools = dict[str, tuple[tuple[str, int], ...]]
@@ -44,7 +44,7 @@ def build(
     upstream: config.Upstream,
     overrides: Mapping[str, config.Model],
 ) -> Catalogue:
-    """`seen`: every backend with the models it has now, in the order of the configuration."""
+    """`seen`: every backend with its present models, in the order of the configuration."""
     holders = _holders(seen)
     own = {untagged(name): override for name, override in overrides.items()}
     terms = {name: _terms(upstream, own.get(untagged(name), config.Model())) for name in holders}
@@ -58,7 +58,7 @@ def build(
 
 
 def _holders(seen: Sequence[tuple[config.Backend, Sequence[ModelInfo]]]) -> dict[str, list[Held]]:
-    """model -> who has it: loaded first, then by weight, then as configured."""
+    """Model -> its backends: those that have it loaded first, then by weight, then in configured order."""
     holders: dict[str, list[Held]] = {}
     for section, infos in seen:
         for info in {info.name: info for info in infos}.values():
@@ -71,7 +71,7 @@ def _holders(seen: Sequence[tuple[config.Backend, Sequence[ModelInfo]]]) -> dict
 def _index(
     holders: Mapping[str, Sequence[Held]], engines: frozenset[str], terms: Mapping[str, Terms], pools: Pools
 ) -> dict[str, Route]:
-    """Routes over backends of `engines`; their pools are added to `pools`."""
+    """Routes over the backends with one of these `engines`; their pools are added to `pools`."""
     index: dict[str, Route] = {}
     for name, held in holders.items():
         able = [(section, info) for section, info in held if section.engine in engines]
@@ -81,7 +81,7 @@ def _index(
         pools[pool] = tuple((section.name, int(not info.loaded)) for section, info in able)
         candidates = tuple(section.name for section, _ in able)
         index[name] = Route(pool=pool, model=name, candidates=candidates, terms=terms[name])
-    # Ollama's `name` for `name:latest`, unless some model has that very name.
+    # Ollama's `name` means `name:latest`, unless there is a model called exactly `name`.
     short = {untagged(name): route for name, route in index.items() if untagged(name) not in holders}
     return index | short
 
@@ -99,8 +99,8 @@ def _terms(base: config.Upstream, own: config.Model) -> Terms:
 
 
 def _best(infos: Sequence[ModelInfo]) -> ModelInfo:
-    """The record that lists show. Holders stand loaded first; among equals an engine's own record beats a bare name.
-    Its context is the least of theirs: any of them may get the request."""
+    """The record to show in lists. Backends with the model loaded come first; among equals, an engine's own record is
+    better than a bare name. Its context is the smallest of all backends', since any of them may get the request."""
     best = next((info for info in infos if info.detail and info.loaded == infos[0].loaded), infos[0])
     context = min((info.context for info in infos if info.context), default=0)
     return best if best.context == context else msgspec.structs.replace(best, context=context)
@@ -111,12 +111,12 @@ def _part(name: str, able: Sequence[Held]) -> str:
 
 
 def base_url(url: str) -> str:
-    """The base URL with neither a final slash nor the `/v1` that people paste from SDK settings."""
+    """The base URL without a final slash and without the `/v1` that people copy from SDK settings."""
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def snapshot(section: config.Backend) -> Backend:
-    """The backend as requests need it."""
+    """The backend in the form that requests need."""
     parts = urlsplit(base_url(section.url))
     host = bracketed(parts.hostname or "")
     return Backend(

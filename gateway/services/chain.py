@@ -1,8 +1,8 @@
-"""The hash chain of the audit trail (U4). Pure: what a row's hash covers, and how a chain is checked.
+"""The hash chain of the audit trail (U4): what a row's hash covers, and how a chain is checked. Pure.
 
 hash(n) = SHA-256(hash(n-1) | writer | 0 | seq | recorded_at | the record as MessagePack); before the first row the hash
-is empty. Whoever changes, deletes, inserts or reorders rows breaks it at that row; whoever computes the rest anew is
-found by the anchors, which are heads written elsewhere.
+is empty. Changing, deleting, inserting or reordering rows breaks the chain at that row. Recomputing all later hashes is
+detected by the anchors, which are heads written elsewhere.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from gateway.store.base import AUDIT_COLUMNS, AuditRow, Head
 _AT = struct.Struct(">QQ")
 _WIDTH = len(AUDIT_COLUMNS)
 Encode = Callable[[AuditRow], bytes]
-"""A row's AUDIT_COLUMNS -> the record as it was hashed."""
+"""A row's AUDIT_COLUMNS -> the bytes that were hashed."""
 
 
 def digest(before: bytes, writer: str, seq: int, recorded_at: int, record: bytes) -> bytes:
-    """The hash of a row, from that of the row before it."""
+    """The hash of a row, given the hash of the row before it."""
     return hashlib.sha256(b"%b%b\0%b%b" % (before, writer.encode(), _AT.pack(seq, recorded_at), record)).digest()
 
 
@@ -30,8 +30,8 @@ def link(head: Head, seq: int, recorded_at: int, record: bytes) -> Head:
 
 
 class Broken(msgspec.Struct, frozen=True):
-    """The first row of a writer that does not follow from the one before it. `row` is the id of the request, empty
-    when the row is missing."""
+    """The first row of a writer that does not follow from the one before it. `row` is the id of the request, empty if
+    the row is missing."""
 
     writer: str
     seq: int
@@ -40,11 +40,11 @@ class Broken(msgspec.Struct, frozen=True):
 
 
 class Checker:
-    """Follows one writer's rows in order. `head` is the last good one of `rows`.
+    """Checks one writer's rows in order. `head` is the last good one of `rows`.
 
-    `dropped` is what retention says it dropped, as the last rows of what went at once: seq -> hash, which is empty
-    where it was not noted. All may be gone up to the latest. The first row left follows from one of them, or from an
-    anchor; from neither, it cannot be checked itself, and `unproven` is True.
+    `dropped` are the last rows of what retention dropped at once: seq -> hash, which is empty if it was not recorded.
+    All rows up to the latest of them may be missing. The first remaining row must follow from one of them or from an
+    anchor. If it follows from neither, it cannot be checked, and `unproven` is True.
     """
 
     def __init__(self, writer: str, anchors: Mapping[int, bytes], dropped: Mapping[int, bytes] | None = None) -> None:
@@ -56,7 +56,7 @@ class Checker:
         self._dropped = max(self._noted, default=0)
 
     def follow(self, rows: Iterable[AuditRow], encode: Encode) -> Broken | None:
-        """Check rows -> the first fault."""
+        """Check rows -> the first fault, if any."""
         for number, row in enumerate(rows):
             if number == 0 and self._again(row):
                 continue
@@ -66,7 +66,7 @@ class Checker:
         return None
 
     def _again(self, row: AuditRow) -> bool:
-        """Pages overlap by one row, so that a second row of the same number cannot hide between two pages."""
+        """Pages overlap by one row, so that a second row with the same number cannot hide between two pages."""
         head = self.head
         return head.seq > 0 and row[_WIDTH:] == (head.writer, head.seq, head.recorded_at, head.hash)
 
@@ -107,7 +107,7 @@ class Checker:
         return None
 
     def end(self, stored: Head) -> Broken | None:
-        """After the last row: the store's head, and anchors beyond it, must not name rows that are gone."""
+        """After the last row: neither the store's head nor an anchor may name a later row, which would be missing."""
         last = max(self._anchors, default=0)
         if not self.rows and max(stored.seq, last) <= self._dropped:
             return None

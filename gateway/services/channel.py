@@ -1,9 +1,10 @@
-"""One end of the line between a worker and its parent: typed messages over a socket pair, one write a loop turn.
+"""One end of the connection between a worker and its parent: typed messages over a socket pair, one write per turn of
+the loop.
 
-Owns framing, batching, questions with their answers, and the bound on what the other end does not take. Must not know
-what a message means. A frame is its length in 4 bytes and a msgpack array of messages; they arrive in the order of
-`send`. What cannot be written, read or served ends the channel: both ends then give up what they shared. What is sent
-before there is a connection goes with it.
+Owns framing, batching, questions with their answers, and the limit on unread bytes. Must not know what a message means.
+A frame is its length in 4 bytes and a msgpack array of messages; they arrive in the order of `send`. Any error in
+writing, reading or handling closes the channel: both ends then give up what they shared. Messages sent before the
+connection is made are kept until then.
 """
 
 import asyncio
@@ -18,8 +19,8 @@ import msgspec
 _log = logging.getLogger("fairgate.workers")
 
 MOST_UNSENT = 64 << 20
-"""Bytes. A request in flight has about five messages of 100 bytes under way: an end that lets this much pile up does
-not read any more."""
+"""Bytes. A running request has about five messages of 100 bytes in transit: an end that lets this much pile up has
+stopped reading."""
 LONGEST_FRAME = 256 << 20
 HEAD = 4
 
@@ -39,7 +40,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag="?"):
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag="!"):
-    """`fault` is a sentence where there is no answer."""
+    """`fault` is a sentence if the question could not be answered."""
 
     number: int
     body: msgspec.Raw
@@ -47,8 +48,8 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="!"):
 
 
 class Channel(asyncio.Protocol):
-    """`messages` and `questions` are unions of what may come; `answer` gives the answer to a question. Handlers are
-    set with `on`, before the first message of their kind can arrive."""
+    """One end of the channel. `messages` and `questions` are unions of the types that may arrive. Handlers must be set
+    (`on`, `answers`) before the first message of their type can arrive."""
 
     def __init__(self, messages: Any, questions: Any, lost: Callable[[], None]) -> None:
         self._decode = msgspec.msgpack.Decoder(list[messages | Ask | Answer]).decode
@@ -66,22 +67,23 @@ class Channel(asyncio.Protocol):
         self.closed = False
 
     async def connect(self, end: socket.socket) -> None:
-        """Take over this end of a socket pair."""
+        """Use this end of a socket pair."""
         end.setblocking(False)
         await self._loop.create_unix_connection(lambda: self, sock=end)
 
     def on(self, handlers: Mapping[type, Callable[[Any], None]]) -> None:
-        """What to do with messages of these types."""
+        """Set the handlers for messages of these types."""
         self._handlers.update(handlers)
 
     def answers(self, answers: Mapping[type, Callable[[Any], Awaitable[object]]]) -> None:
-        """Who answers questions of these types."""
+        """Set the functions that answer questions of these types."""
         self._answers.update(answers)
 
     # -- sending
 
     def send(self, message: object) -> None:
-        """At the end of this loop turn, with all others of it. Dropped once the channel is closed."""
+        """Send at the end of this turn of the loop, together with its other messages. Dropped if the channel is
+        closed."""
         if not self._batch:
             self._loop.call_soon(self._flush)
         self._batch.append(message)
@@ -94,7 +96,7 @@ class Channel(asyncio.Protocol):
             return
         try:
             payload = _encode(batch)
-        except Exception:  # the other end would wait for ever for what is lost here
+        except Exception:  # the other end would wait for ever for a lost message
             _log.exception("a channel ends: a message could not be written")
             self._transport.abort()
             return
@@ -145,8 +147,8 @@ class Channel(asyncio.Protocol):
                 self._transport.abort()
 
     def _whole_frame(self) -> bytes | None:
-        """The next frame's messages, taken out of the buffer; None until all of it is here. Raises ValueError for one
-        that is too long."""
+        """Take the messages of the next frame out of the buffer; None if it is incomplete. Raises ValueError if it is
+        too long."""
         buffer = self._buffer
         length = int.from_bytes(buffer[:HEAD], "little")
         if length > LONGEST_FRAME:

@@ -1,7 +1,8 @@
-"""What is unsafe or broken in a configuration and its environment: one pure function for each check, facts -> findings.
+"""Checks a configuration and its environment for what is unsafe or broken: one pure function per check, facts ->
+findings.
 
-Owns the judgement and its words. Must not know how facts are gathered or findings shown. A check that finds nothing
-returns an empty list. A `problem` stops the gateway or opens a hole; a `warning` may be meant.
+Owns the judgement and its wording. Must not know how facts are gathered or findings shown. A check that finds nothing
+returns an empty list. A `problem` stops the gateway or opens a hole; a `warning` may be intended.
 """
 
 import ipaddress
@@ -21,16 +22,16 @@ from gateway.urls import loopback, parse_listen
 
 DAY = 86_400.0
 SOON_DAYS = 14
-"""ACME clients renew 30 days before the end: with 14 left, renewal has failed for a while."""
+"""ACME clients renew 30 days before the end: with 14 days left, renewal has been failing for a while."""
 SHOWN = 4
-"""Privileges that are named; a role that was never granted any lacks them all."""
+"""Maximum privileges to list; a role that was never granted anything lacks them all."""
 ARGON2_KIB = 19 * 1024
 ARGON2_PASSES = 2
-"""OWASP Password Storage Cheat Sheet: the least for Argon2id."""
+"""The minimum for Argon2id in OWASP's Password Storage Cheat Sheet."""
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What is wrong, in a sentence, and what to do about it."""
+    """What is wrong, in one sentence, and what to do about it."""
 
     level: Literal["problem", "warning"]
     says: str
@@ -46,7 +47,7 @@ def _warning(says: str, do: str) -> Finding:
 
 
 def _public(host: str) -> bool:
-    """Every interface, or an address of the open internet."""
+    """Whether the host means all interfaces or an address on the internet."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -55,7 +56,7 @@ def _public(host: str) -> bool:
 
 
 def listeners(config: Config) -> list[Finding]:
-    """The control plane off the open network (O8); keys not in clear."""
+    """Is the control plane kept off the open network (O8), and are keys encrypted in transit?"""
     found = []
     host = parse_listen(config.admin.listen)[0] if config.admin.listen else "localhost"
     do = "set admin.listen to 127.0.0.1:PORT, or to an address that only operators and Prometheus reach"
@@ -78,7 +79,7 @@ def listeners(config: Config) -> list[Finding]:
 
 
 def settings(config: Config) -> list[Finding]:
-    """Choices that weaken what holds by default."""
+    """Settings that weaken a default protection."""
     found = []
     if not config.backends:
         found.append(_problem("no backends: there is nothing to serve", "name an engine under backends"))
@@ -99,7 +100,7 @@ def settings(config: Config) -> list[Finding]:
 
 
 def secrets(config: Config) -> list[Finding]:
-    """A database without a password; known placeholders are refused when the configuration is read (K11)."""
+    """Databases without a password. Known placeholders are refused when the configuration is read (K11)."""
     redis = urlsplit(config.shared)
     if not config.shared or redis.password or loopback(redis.hostname or "localhost"):
         return []
@@ -108,7 +109,7 @@ def secrets(config: Config) -> list[Finding]:
 
 
 def tracing(config: Tracing, installed: bool) -> list[Finding]:
-    """Traces that cannot leave, and a secret that leaves in clear."""
+    """Traces that cannot be exported, and secrets sent unencrypted."""
     found = []
     if config.endpoint and not installed:
         says = "tracing.endpoint is set, but OpenTelemetry is not installed: the gateway does not start"
@@ -121,8 +122,8 @@ def tracing(config: Tracing, installed: bool) -> list[Finding]:
 
 
 def tokens(section: Jwt, fault: str) -> list[Finding]:
-    """Tokens of an issuer (K9) that cannot be verified, and an issuer that makes users. `fault`: why its keys cannot be
-    had, or nothing."""
+    """Tokens of an issuer (K9) that cannot be verified, and an issuer that creates users. `fault`: why its keys cannot
+    be fetched, or empty."""
     found = []
     if fault:
         says = f"the keys of {section.issuer} cannot be fetched: {fault}"
@@ -134,7 +135,7 @@ def tokens(section: Jwt, fault: str) -> list[Finding]:
 
 
 def config_file(path: str, mode: int, raw: Any) -> list[Finding]:
-    """Who may change the file, and who may read the secrets that are written in it."""
+    """Who can change the file, and who can read secrets written in it."""
     found = []
     if mode & 0o022:
         found.append(_problem(f"{path} may be changed by others (mode {mode:04o})", f"chmod go-w {path}"))
@@ -145,7 +146,7 @@ def config_file(path: str, mode: int, raw: Any) -> list[Finding]:
 
 
 def literal_secrets(raw: Any) -> Iterator[str]:
-    """Paths of the settings whose secret stands in the file itself."""
+    """Paths of the settings whose secret is written in the file itself."""
     for index, backend in enumerate(_at(raw, "backends") or ()):
         if _literal(_at(backend, "key")):
             yield f"backends[{index}].key"
@@ -161,7 +162,7 @@ def literal_secrets(raw: Any) -> Iterator[str]:
 
 
 def _at(raw: Any, *names: str) -> Any:
-    """What stands there in the file, or None: sections may be empty."""
+    """The value at this place in the file, or None: sections may be empty."""
     for name in names:
         raw = raw.get(name) if isinstance(raw, dict) else None
     return raw
@@ -172,7 +173,7 @@ def _literal(value: Any) -> bool:
 
 
 def secret_files(raw: Any) -> list[str]:
-    """The files that hold secrets, named by `file:` anywhere but where what they hold is public."""
+    """The files that `file:` references name, except those whose content is public."""
     if isinstance(raw, dict):
         return [path for name, value in raw.items() if name != "jwks" for path in secret_files(value)]
     if isinstance(raw, list):
@@ -181,7 +182,7 @@ def secret_files(raw: Any) -> list[str]:
 
 
 def secret_file(path: str, mode: int) -> list[Finding]:
-    """Group-readable is how orchestrators mount secrets: meant, more often than not."""
+    """The mode of a secret file. Group-readable is normal: orchestrators mount secrets so."""
     if mode & 0o007:
         return [_problem(f"the secret in {path} is open to everyone (mode {mode:04o})", f"chmod 0600 {path}")]
     if mode & 0o020:
@@ -190,14 +191,14 @@ def secret_file(path: str, mode: int) -> list[Finding]:
 
 
 def public_file(path: str, mode: int) -> list[Finding]:
-    """Whoever may change an issuer's keys may sign for everybody."""
+    """The mode of a file with an issuer's keys: whoever can change it can sign tokens for everybody."""
     if mode & 0o022:
         return [_problem(f"{path} may be changed by others (mode {mode:04o})", f"chmod go-w {path}")]
     return []
 
 
 def certificate(path: str, not_after: float, now: float) -> list[Finding]:
-    """Its end, both in Unix seconds."""
+    """The end of a certificate; both times in Unix seconds."""
     days = (not_after - now) / DAY
     if days < 0:
         return [_problem(f"the certificate in {path} ended {-days:.0f} days ago", "renew it, then send SIGHUP")]
@@ -207,8 +208,8 @@ def certificate(path: str, not_after: float, now: float) -> list[Finding]:
 
 
 def sqlite(path: str, facts: SqliteFacts) -> list[Finding]:
-    """An older file is no finding: the gateway brings it up to date at start (O6). It makes a missing one too, which is
-    only right before the first start."""
+    """An older schema is no finding, since the gateway migrates it at start (O6). A missing file is also created, which
+    is right only before the first start."""
     if not facts.exists:
         says = f"there is no store {path} yet"
         return [_warning(says, "`fairgate serve` makes it; if yours is elsewhere, correct store")]
@@ -243,7 +244,7 @@ def postgresql(facts: PostgreSQLFacts) -> list[Finding]:
 
 
 def exposure(backend: Backend) -> list[Finding]:
-    """An engine that others reach too is used past the gateway's limits."""
+    """An engine that others can reach too is used past the gateway's limits."""
     parts = urlsplit(backend.url)
     if loopback(parts.hostname or ""):
         return []
@@ -257,7 +258,7 @@ def exposure(backend: Backend) -> list[Finding]:
 
 
 def models(backend: Backend, sighting: Sighting) -> list[Finding]:
-    """What an engine that answers has to offer."""
+    """The models of an engine that answers."""
     if not sighting.models:
         says = f"{backend.name} answers and has no model" + (" of those listed" if backend.models else "")
         return [_warning(says, "load one, or correct backends[].models")]
@@ -268,7 +269,7 @@ def models(backend: Backend, sighting: Sighting) -> list[Finding]:
 
 
 def unreachable(what: str, why: str) -> list[Finding]:
-    """Something the gateway needs does not answer."""
+    """Something that the gateway needs does not answer."""
     return [_problem(f"{what}: {why}", "start it, or correct its address; see that no firewall is between")]
 
 
@@ -277,7 +278,7 @@ def unreadable(path: str, why: str) -> list[Finding]:
 
 
 def file_limit(wanted: int, hard: int) -> list[Finding]:
-    """`hard` is the limit the gateway cannot raise; below 0 = none."""
+    """`hard` is the limit that the gateway cannot raise; below 0 = none."""
     if hard < 0 or hard >= wanted:
         return []
     says = f"caps.connections needs {wanted} open files, the system allows {hard}"

@@ -1,6 +1,6 @@
-"""What one process counted, as plain numbers on their way to another (`metrics.Metrics.counts`, `show`).
+"""The counters of one process, as plain numbers to send to another one (`metrics.Metrics.counts`, `show`).
 
-Not compiled (`hatch_build.py`): a compiled class statement would lose the form as arrays.
+Not compiled (`hatch_build.py`): a compiled class would lose its array form.
 """
 
 import msgspec
@@ -14,7 +14,7 @@ class ModelCounts(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Counts(msgspec.Struct, frozen=True, array_like=True):
-    """All that one process counted, for another to add up: plain numbers by their labels."""
+    """All counters of one process, for another to add up: plain numbers by their labels."""
 
     requests: list[tuple[tuple[str, str, int, str], int]]
     counts: dict[str, dict[str, int]]

@@ -1,8 +1,8 @@
-"""The parent's end of one worker: does what the worker asks against the one queue and the one set of limits.
+"""The parent's side of one worker: carries out the worker's requests against the shared queue and limits.
 
-Owns what the worker holds: its places in the queue, its slots, its reservations. When the worker is gone all of it goes
-back at once: places are given up, a slot is charged with what its request was expected to cost, a reservation counts as
-used in full, for nobody can tell how far the request came. Must not know processes.
+Owns what the worker holds: its places in the queue, its slots, its reservations. When the worker is gone, all of it is
+given back at once: places are given up, a slot is charged with the expected cost of its request, and a reservation
+counts as used in full, because nobody knows how far the request got. Must not know processes.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ _log = logging.getLogger("fairgate.workers")
 
 
 class Hub(Protocol):
-    """What workers share."""
+    """What all workers share."""
 
     @property
     def scheduler(self) -> Scheduler: ...
@@ -55,7 +55,8 @@ class Hub(Protocol):
 
 
 class Desk:
-    """One worker's. `doubted` is called with a backend on which a request failed, for all workers to hear."""
+    """The desk of one worker. `doubted` is called with a backend on which a request failed, so that all workers are
+    told."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class Desk:
         self._doubted = doubted
         self._clock = clock
         self._waiters: dict[int, Waiter] = {}
-        self._leases: dict[int, tuple[Lease, float]] = {}  # with the cost as known so far
+        self._leases: dict[int, tuple[Lease, float]] = {}  # number -> the lease, and the request's cost as known so far
         self._reserved: dict[int, Reservation] = {}
         self._reserving: dict[int, asyncio.Task[None]] = {}
         channel.on(
@@ -107,7 +108,7 @@ class Desk:
 
     def _decided(self, number: int, cost: float, future: "asyncio.Future[Lease]") -> None:
         if self._waiters.pop(number, None) is None:
-            return  # cancelled: the slot, if there was one, went back
+            return  # cancelled meanwhile: the slot, if there was one, has been given back
         error = future.exception()
         if isinstance(error, Rejected):
             self._refuse(number, error.refused)
@@ -125,7 +126,7 @@ class Desk:
         waiter = self._waiters.pop(cancel.number, None)
         if waiter is not None:
             waiter.cancel()
-        elif cancel.number in self._leases:  # the grant is on its way
+        elif cancel.number in self._leases:  # the message with the grant is still on its way
             self._release(Release(cancel.number, 0.0))
 
     def _release(self, release: Release) -> None:
@@ -133,7 +134,7 @@ class Desk:
         lease.release(release.cost)
 
     def _linger(self, linger: Linger) -> None:
-        """The engine's work ends no sooner when this worker does: the slot is the hub's from here on."""
+        """The engine still works on the request: from here on the slot belongs to the hub and outlives the worker."""
         lease, _ = self._leases.pop(linger.number)
         self._hub.zombies.keep(lease, linger.cost, linger.most)
 
@@ -143,7 +144,7 @@ class Desk:
         lease.charge(charge.extra)
 
     def place(self, number: int) -> Place | None:
-        """Where the worker's ticket of that number stands."""
+        """The position of the worker's ticket with that number."""
         waiter = self._waiters.get(number)
         return waiter.position() if waiter is not None else None
 
@@ -162,7 +163,7 @@ class Desk:
             task.add_done_callback(lambda _: self._reserving.pop(asked.number, None))
 
     async def _after(self, round_: Awaitable[None], asked: Reserve) -> None:
-        """A lender had to be asked: wait for its round, then try again. Whatever breaks, the worker is told."""
+        """Quota has to be leased first: wait for that round, then try again. If it fails, the worker is told."""
         try:
             await round_
             got = await self._hub.limits.acquire(asked, asked.tokens, asked.gpu_seconds)
@@ -199,7 +200,7 @@ class Desk:
         if reservation is not None:
             self._hub.limits.settle(reservation, settle.tokens, settle.gpu_seconds)
 
-    # -- backends. One that a reload took away may still be spoken of by requests of before.
+    # -- backends. Requests from before a reload may still name one that was removed.
 
     def _failed(self, failed: Failed) -> None:
         if failed.backend in self._hub.backends:

@@ -1,9 +1,9 @@
-"""One look at one backend: is it well, which models has it, which are loaded, how many slots.
+"""One look at one backend: is it healthy, which models has it, which of them are loaded, how many slots.
 
-Owns: what each engine is asked and how its answers are read. Answers are foreign data: bounded in size and count,
-decoded through view structs, and only the fields named here go further (an engine's own hosts and URLs do not).
-Must not know: breakers, schedules, routes or who asks for what. Sources: `/api/tags`, `/api/ps`, `/api/version` of
-Ollama's api.md; `/health`, `/props`, `/v1/models`, `/slots` of llama.cpp's server README; OpenAI's list of models.
+Owns what each engine is asked and how its answers are read. Answers are untrusted: bounded in size and count, decoded
+through view structs, and only the fields named here are used (not an engine's own hosts and URLs). Must not know
+breakers, schedules, routes or who asks for what. Sources: `/api/tags`, `/api/ps`, `/api/version` of Ollama's api.md;
+`/health`, `/props`, `/v1/models`, `/slots` of llama.cpp's server README; OpenAI's list of models.
 """
 
 import ssl
@@ -22,22 +22,22 @@ from gateway.api.model_info import ModelInfo
 from gateway.api.model_names import untagged
 from gateway.http1.pool import trusting
 
-MAX_ANSWER: Final = 8 * 1024 * 1024  # bytes; 2 000 models with long details stay below 2 MiB
+MAX_ANSWER: Final = 8 * 1024 * 1024  # bytes; 2 000 models with long details need less than 2 MiB
 MAX_MODELS: Final = 10_000
 MAX_NAME: Final = 256  # characters; Ollama's longest part is 80, a llama.cpp id may be a path
 MAX_SLOTS: Final = 1_000_000
 
 
 Whole = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
-"""Larger ones exist in JSON only: what is seen goes to other processes as MessagePack."""
+"""The range that MessagePack can represent, since sightings are sent to other processes; JSON has no limit."""
 
 
 class LookFailed(Exception):
-    """The backend did not answer as its engine does; the message says what was seen and goes to the log only."""
+    """The backend did not answer as its engine should. The message says what was seen, and goes to the log only."""
 
 
 class Sighting(msgspec.Struct, frozen=True):
-    """What one look found. `slots` is None where the engine does not say."""
+    """The result of one look. `slots` is None if the engine does not report them."""
 
     models: tuple[ModelInfo, ...] = ()
     slots: int | None = None
@@ -120,10 +120,11 @@ _slots = msgspec.json.Decoder(list[_Slot])
 
 
 def client(url: str, *, key: str, ca: str, timeout: float) -> httpx.AsyncClient:
-    """The client of one backend. No proxy from the environment, no redirects, no cookies kept, nothing kept alive.
+    """An HTTP client for one backend. No proxy from the environment, no redirects, no cookies, no kept-alive
+    connections.
 
-    Connections are not kept because looks are further apart than the engines' idle timeouts (llama.cpp: 5 s).
-    An http backend gets an empty TLS context, which trusts nobody and costs nothing to build.
+    Looks are further apart than the engines' idle timeouts (llama.cpp: 5 s). For a backend without TLS it gets an empty
+    TLS context, which trusts nobody and costs nothing to build.
     """
     secure = url.startswith("https:")
     context = trusting(ca) if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -142,9 +143,9 @@ def client(url: str, *, key: str, ca: str, timeout: float) -> httpx.AsyncClient:
 
 
 async def look(http: httpx.AsyncClient, engine: str, listed: frozenset[str], limit: float) -> Sighting:
-    """Look once. `listed` is the configured list of models (empty: all); `limit` in seconds is for the whole look.
+    """Look once. `listed` is the configured list of models (empty: all); `limit` is in seconds, for the whole look.
 
-    Raises LookFailed for everything a backend can do wrong, and nothing else.
+    Raises only LookFailed, whatever the backend does wrong.
     """
     try:
         with anyio.fail_after(limit):
@@ -157,9 +158,9 @@ async def look(http: httpx.AsyncClient, engine: str, listed: frozenset[str], lim
 
 
 async def busy_slots(http: httpx.AsyncClient, limit: float) -> list[int]:
-    """The numbers of the tasks that the slots of a llama.cpp server work on now, ascending: later ones have larger
-    numbers, and those that have none -1. Empty where nobody listens. `limit` in seconds. Raises LookFailed, also where
-    the server was started with `--no-slots`."""
+    """The ids of the tasks that the busy slots of a llama.cpp server work on, ascending: newer tasks have higher ids,
+    and slots without an id give -1. Empty if nothing listens. `limit` is in seconds. Raises LookFailed, also if the
+    server was started with `--no-slots`."""
     try:
         with anyio.fail_after(limit):
             slots = _read(_slots, await get(http, "/slots"), "/slots")
@@ -173,7 +174,7 @@ async def busy_slots(http: httpx.AsyncClient, limit: float) -> list[int]:
 
 
 def narrowed(sighting: Sighting, listed: frozenset[str]) -> Sighting:
-    """Without the models that are not in a configured list (empty: all are)."""
+    """The sighting without models that are not in a configured list (empty: all models stay)."""
     if not listed:
         return sighting
     kept = tuple(model for model in sighting.models if model.name in listed or untagged(model.name) in listed)
@@ -206,12 +207,12 @@ async def _look_llamacpp(http: httpx.AsyncClient, listed: frozenset[str]) -> Sig
     return Sighting(models=models, slots=slots, version=_short(props.build_info or ""))
 
 
-# Statuses by which a living server says that it cannot list its models (transformers serve answers 500).
+# Statuses of a healthy server that cannot list its models (transformers serve answers 500).
 _NO_LIST: Final = frozenset({404, 405, 500, 501})
 
 
 async def _look_openai(http: httpx.AsyncClient, listed: frozenset[str]) -> Sighting:
-    """A compatible server need not list its models: then the configured list stands, if there is one."""
+    """A compatible server need not list its models: then the configured list applies, if there is one."""
     try:
         body = await get(http, "/v1/models")
     except _Status as err:
@@ -236,14 +237,15 @@ class _Status(LookFailed):
 
 
 async def _ask_all(http: httpx.AsyncClient, views: Mapping[str, msgspec.json.Decoder[Any]]) -> dict[str, Any]:
-    """Ask for several paths at once. The first failure in the order of `views` is the one reported."""
+    """Get several paths at once. If several fail, the first one in the order of `views` is reported."""
     answers: dict[str, Any] = {}
     failures: dict[str, Exception] = {}
 
     async def ask(path: str, view: msgspec.json.Decoder[Any]) -> None:
         try:
             answers[path] = _read(view, await get(http, path), path)
-        except (LookFailed, httpx.HTTPError) as err:  # kept out of an exception group: the caller maps single ones
+        # Kept out of an exception group, because the caller handles single exceptions
+        except (LookFailed, httpx.HTTPError) as err:
             failures[path] = err
 
     async with anyio.create_task_group() as group:
@@ -262,11 +264,11 @@ async def get(http: httpx.AsyncClient, path: str, most: int = MAX_ANSWER) -> byt
 
 
 async def read(answer: httpx.Response, path: str, most: int, *, good: tuple[int, ...] = (200,)) -> bytes:
-    """As `get`, of an answer whose head is here."""
+    """Like `get`, for an answer whose head has been read."""
     if answer.status_code not in good:
         raise _Status(path, answer.status_code)
     body = bytearray()
-    async for piece in answer.aiter_raw():  # raw: a compressed answer, which we did not ask for, is not unpacked
+    async for piece in answer.aiter_raw():  # raw: a compressed answer, which was not asked for, is not decompressed
         body += piece
         if len(body) > most:
             raise LookFailed(f"{path}: more than {most} bytes")
@@ -309,7 +311,7 @@ def _of_tag(tag: _Tag, running: _Running | None) -> ModelInfo:
 
 
 def _of_list(answer: _List) -> tuple[ModelInfo, ...]:
-    """Engines with an OpenAI list hold what they list in memory."""
+    """Engines that have only OpenAI's list hold all listed models in memory."""
     _check_names([one.id for one in answer.data])
     return tuple(
         ModelInfo(
@@ -333,7 +335,7 @@ def _whole(created: float | None) -> int:
 
 
 def _unix(stamp: str) -> int:
-    """RFC 3339 to Unix seconds; Ollama writes nanoseconds, which `datetime` cuts. 0 when it is not a time."""
+    """RFC 3339 to Unix seconds, without Ollama's nanoseconds, which `datetime` cannot parse. 0 for an invalid time."""
     try:
         return max(0, int(datetime.fromisoformat(stamp).timestamp()))
     except (ValueError, OverflowError):

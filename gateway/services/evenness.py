@@ -1,9 +1,9 @@
-"""How evenly a model's queues serve those that always have something waiting: the fairness index.
+"""The fairness index: how evenly the queues of a model serve parties that always have requests waiting.
 
-Owns what was seen of them at earlier looks. Must not know labels or what a scrape looks like.
+Keeps what was seen at earlier looks. Must not know labels or what a scrape looks like.
 
-Only parties that had requests waiting all the time in between are compared: what the others were served is what they
-asked for, and says nothing about turns.
+Only parties that had requests waiting during the whole time are compared. The others were served all they had asked
+for, which says nothing about turns.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,13 +12,13 @@ from typing import Final
 from scheduler.model import Backlog
 
 WINDOW: Final = 300.0
-"""Seconds; the index is of the last one to two windows."""
+"""Seconds; the index covers the last one to two windows."""
 
 Seen = dict[tuple[tuple[str, ...], tuple[str, str]], Backlog]
 
 
 class Evenness:
-    """What parties with a queue were served since an earlier look."""
+    """How much parties with a queue have been served since an earlier look."""
 
     def __init__(self) -> None:
         self._before: Seen = {}
@@ -26,9 +26,9 @@ class Evenness:
         self._turned = float("-inf")
 
     def look(self, now: float, backlogs: Iterable[Backlog]) -> dict[str, float]:
-        """Jain's index by model; of its queues and tenants the least even one counts. A model is left out while no two
-        parties that are served in turns had a queue throughout, or while fewer requests ended than there are such
-        parties: then not everybody can have had a turn."""
+        """Jain's index by model; the least even of its queues and tenants counts. A model is left out if fewer than two
+        parties that take turns had a queue throughout, or if fewer requests have ended than there are such parties:
+        then not everybody could have had a turn."""
         seen: Seen = {(each.group, each.party): each for each in backlogs}
         if now - self._turned >= WINDOW:
             self._before, self._last, self._turned = self._last, seen, now
@@ -50,11 +50,11 @@ def _index(pairs: Sequence[tuple[Backlog, Backlog]]) -> float | None:
     ended = sum(now.ended - then.ended for then, now in pairs)
     if len(pairs) < 2 or ended < len(pairs):
         return None
-    # A late refund of what was charged before the first look may be larger than all charges since.
+    # A late refund of a charge from before the first look may exceed all charges since.
     return jain([max(0.0, now.served - then.served) / now.share for then, now in pairs])
 
 
 def jain(values: Sequence[float]) -> float | None:
-    """(sum x)^2 / (n sum x^2), Jain, Chiu and Hawe 1984; None without values or when all are zero."""
+    """(sum x)^2 / (n sum x^2), Jain, Chiu and Hawe 1984; None without values or if all are zero."""
     squares = sum(value * value for value in values)
     return sum(values) ** 2 / (len(values) * squares) if squares > 0 else None

@@ -1,6 +1,6 @@
-"""The metrics page: values by name and labels become text or OpenMetrics, in the order of the table.
+"""The metrics page: turns values by name and labels into the text or OpenMetrics format, in the order of the table.
 
-Objects of prometheus-client are made here only, at a scrape. Must not know what is counted, or where.
+prometheus-client's objects are created only here, at a scrape. Must not know what is counted, or where.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,10 +24,10 @@ _FAMILIES: Final[Mapping[str, Any]] = {
 
 
 def page(metrics: Iterator[Metric], accept: str) -> tuple[str, Iterator[bytes]]:
-    """(content type, parts): the text or OpenMetrics format as `accept` prefers.
+    """(content type, parts) in the text or OpenMetrics format, as `accept` prefers.
 
-    The parts are made one by one, so that a caller can let the loop turn between them. Metrics of one name in a row
-    share one head.
+    The parts are generated one by one, so that a caller can let the loop turn between them. Consecutive metrics of one
+    name share one head.
     """
     encoder, content_type = choose_encoder(accept)
     return content_type, _parts(metrics, encoder, content_type.startswith("application/openmetrics-text"))
@@ -46,7 +46,7 @@ def _parts(metrics: Iterator[Metric], encoder: Callable[[Any], bytes], openmetri
 
 
 class _One:
-    """A registry of one family, for encoders."""
+    """A registry with a single family, for prometheus-client's encoders."""
 
     def __init__(self, family: Metric) -> None:
         self._family = family
@@ -56,14 +56,15 @@ class _One:
 
 
 def _without_head(part: bytes) -> bytes:
-    """A family's samples without its help and type, which stand before the first of them only."""
+    """A family's samples without help and type lines, which may appear only once per name."""
     while part.startswith(b"# "):
         part = part.partition(b"\n")[2]
     return part
 
 
 def families(values: Values, *, apart: bool) -> Iterator[Metric]:
-    """Every metric of the table. `apart`: histograms as one family for each of their label values, in a row."""
+    """Every metric of the table. `apart`: a histogram becomes one family for each of its label values, one after the
+    other."""
     for described in METRICS:
         cells = values.get(described.name, {})
         if apart and cells and described.kind == "histogram":
