@@ -1,15 +1,15 @@
-"""The public keys of an issuer of tokens (JWKS, RFC 7517), by their name (`kid`), and the check of a signature.
+"""The public keys of a token issuer (JWKS, RFC 7517) by their name (`kid`), and the check of signatures.
 
-Owns fetching and what is believed of an answer; everything that needs PyJWT is here. Must not know claims, tenants or
+Owns fetching and what is accepted of an answer; everything that needs PyJWT is here. Must not know claims, tenants or
 who asks. Rules:
 
-- A key has one algorithm, which its own type gives (RSA: RS256, P-256: ES256): what a token says of itself chooses
-  nothing. Symmetric keys, keys for encryption and weak ones are not among them, private parts are not looked at.
-- An answer is foreign data: bounded in size and time, no redirect is followed, no proxy of the environment used. One
-  without a usable key is as good as none.
-- The keys are fetched again every `refresh` seconds, and for a name that is not among them: at most every `retry`
-  seconds in all, so floods of made-up names cost the issuer nothing. While that fails, those of before are used for
-  `keep` seconds; then nothing can be verified (KeysUnavailable), and nothing is let in.
+- A key has one algorithm, given by its own type (RSA: RS256, P-256: ES256); a token cannot choose another. Symmetric
+  keys, keys for encryption and weak keys are ignored, and so are private parts.
+- An answer is untrusted: bounded in size and time, without redirects or proxies from the environment. An answer without
+  a usable key counts as a failure.
+- The keys are fetched again every `refresh` seconds, and when a name is not among them, but at most every `retry`
+  seconds, so floods of invented names cost the issuer nothing. If fetching fails, the old keys are used for `keep`
+  seconds. After that nothing can be verified (KeysUnavailable), and nothing is let in.
 """
 
 import asyncio
@@ -32,19 +32,19 @@ _log = logging.getLogger("fairgate.tokens")
 
 MAX_JWKS: Final = 256 * 1024  # bytes; ten RSA keys with certificates are 30 KB
 MAX_KEYS: Final = 64
-RSA_BITS: Final = range(2048, 8192 + 1)  # RFC 7518 section 3.3; above, one check takes a millisecond
+RSA_BITS: Final = range(2048, 8192 + 1)  # RFC 7518 section 3.3; with longer keys one check takes a millisecond
 MAX_WAITING: Final = 256
-"""Tokens that wait for one fetch: more are told to come again."""
+"""Maximum tokens that wait for one fetch; further ones are told to retry."""
 
 _ALGORITHMS: Final = {("RSA", ""): "RS256", ("EC", "P-256"): "ES256"}
 
 
 class JwksError(Exception):
-    """The text holds no key that can be used."""
+    """The text contains no usable key."""
 
 
 class KeysUnavailable(Exception):
-    """Whether a key is the issuer's cannot be known now."""
+    """It is unknown at present whether the issuer has this key."""
 
 
 class _Key(msgspec.Struct, frozen=True):
@@ -65,8 +65,8 @@ class _Keys(msgspec.Struct, frozen=True):
 
 
 def read_keys(text: bytes | str, algorithms: tuple[str, ...]) -> dict[str, jwt.PyJWK]:
-    """The keys that verify, by name. Others are left out (RFC 7517 section 5), of two with one name the second too.
-    Raises JwksError when none is left."""
+    """The keys that verify signatures, by name. Others are ignored (RFC 7517 section 5), and so is the second of two
+    keys with the same name. Raises JwksError if none is left."""
     try:
         listed = msgspec.json.decode(text, type=_Keys).keys
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
@@ -97,20 +97,20 @@ def _usable(raw: msgspec.Raw, algorithms: tuple[str, ...]) -> tuple[str, jwt.PyJ
 
 
 def signed_by(key: jwt.PyJWK, token: bytes) -> bytes | None:
-    """What the token says, if it was signed with that key, else None. 50 us of the loop for RS256, 100 us for ES256,
-    and 5 us for each KiB of it. Reads no head: it was found good for this key."""
+    """The token's claims if it was signed with that key, else None. Blocks the loop for 50 us (RS256) or 100 us
+    (ES256), plus 5 us for each KiB. Does not read the head, which was checked against this key before."""
     said, _, signature = token.rpartition(b".")
     try:
         if key.Algorithm.verify(said, key.key, _decoded(signature)):
             return _decoded(said.partition(b".")[2])
-    except ValueError:  # binascii's errors are ValueErrors
+    except ValueError:  # includes binascii's errors
         pass
     return None
 
 
 def _decoded(part: bytes) -> bytes:
-    """Base64url as RFC 7515 section 2 writes it, which is one way. Raises ValueError. PyJWT's own takes a step of the
-    interpreter for each byte."""
+    """Decodes base64url in its only form by RFC 7515 section 2. Raises ValueError. PyJWT's own decoder executes a step
+    of the interpreter for each byte."""
     raw = urlsafe_b64decode(part + b"=" * (-len(part) % 4))
     if urlsafe_b64encode(raw).rstrip(b"=") != part:
         raise ValueError("not base64url")
@@ -118,8 +118,8 @@ def _decoded(part: bytes) -> bytes:
 
 
 class KeySet:
-    """The keys of one issuer. Belongs to one event loop. Raises JwksError or OSError when what the section names itself
-    cannot be read. `clock` is monotonic seconds."""
+    """The keys of one issuer. Belongs to one event loop. Raises JwksError or OSError if keys given in the section
+    itself cannot be read. `clock` is in monotonic seconds."""
 
     def __init__(self, section: Jwt, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._section = section
@@ -128,7 +128,7 @@ class KeySet:
         self._text = b""
         self._read_at = self._tried_at = float("-inf")
         self._begun = clock()
-        self._sound = True  # how the last fetch ended
+        self._sound = True  # whether the last fetch succeeded
         self._waiting = self._checked = self._fetched = self._failed = 0
         self._flight: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -138,19 +138,19 @@ class KeySet:
             self._http = client(section.jwks, key="", ca=section.ca, timeout=section.timeout)
 
     def start(self) -> None:
-        """Begin to fetch. The first tokens wait for that."""
+        """Start fetching; the first tokens wait for it."""
         if not self._section.written_out:
             self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
     def inherit(self, other: "KeySet") -> None:
-        """Begin with the keys of another set of the same issuer, as old as they are."""
+        """Start with the keys, and their age, of another set for the same issuer."""
         mine, its = self._section, other._section
         if (mine.issuer, mine.jwks, mine.algorithms) == (its.issuer, its.jwks, its.algorithms):
             self._keys, self._text, self._read_at = other._keys, other._text, other._read_at
 
     async def signed(self, token: bytes, kid: str, algorithm: str) -> bytes | Refusal:
-        """What a token says that names this key and algorithm, once its signature was checked; or why it is not
-        believed."""
+        """The claims of a token that names this key and algorithm, after checking its signature; or why it is
+        refused."""
         try:
             key = await self.find(kid, algorithm)
         except KeysUnavailable:
@@ -163,8 +163,8 @@ class KeySet:
         return signed_by(key, token) or Refusal.FORGED
 
     async def find(self, kid: str, algorithm: str) -> jwt.PyJWK | None:
-        """The key of that name; without a name the only one of that algorithm (OpenID Connect Core, 10.1). None: the
-        issuer has none. Raises KeysUnavailable. May be interrupted: a fetch goes on for whoever else waits."""
+        """The key of that name; for a token without a name, the only key of that algorithm (OpenID Connect Core, 10.1).
+        None: the issuer has no such key. Raises KeysUnavailable. May be interrupted: the fetch goes on for others."""
         key = self._known(kid, algorithm)
         if self._section.written_out or (key is not None and self._fresh()):
             return key
@@ -195,7 +195,7 @@ class KeySet:
             self._waiting -= 1
 
     def _fetching(self) -> asyncio.Task[None]:
-        """The fetch that is under way, or a new one."""
+        """The current fetch, or a new one."""
         if self._flight is None or self._flight.done():
             self._tried_at = self._clock()
             self._flight = asyncio.get_running_loop().create_task(self._fetch())
@@ -213,10 +213,10 @@ class KeySet:
         return self._section.refresh if self._sound else self._section.retry
 
     async def _fetch(self) -> None:
-        """Ends well whatever happens: `_sound` says how."""
+        """Never raises; `_sound` tells whether it succeeded."""
         try:
             await self._read()
-        except Exception as err:  # whatever it was: without another try no token would ever be good again
+        except Exception as err:  # whatever it was: unless fetching goes on, no token would ever be accepted again
             self._sound = False
             self._failed += 1
             _log.warning("the issuer's keys were not read: %s", str(err) or type(err).__name__)
@@ -232,12 +232,12 @@ class KeySet:
             self._keys, self._text = read_keys(text, self._section.algorithms), text
 
     def retire(self) -> None:
-        """Fetch no more; who waits for a fetch still gets it."""
+        """Fetch no more; those that wait for a fetch still get its result."""
         if self._keeper is not None:
             self._keeper.cancel()
 
     async def close(self) -> None:
-        """Give everything back; nobody waits any more."""
+        """Stop everything; nobody waits any more."""
         tasks = [task for task in (self._keeper, self._flight) if task is not None]
         for task in tasks:
             task.cancel()
@@ -246,7 +246,7 @@ class KeySet:
             await self._http.aclose()
 
     def stats(self) -> TokenStats:
-        """A snapshot for metrics. Before the first good fetch the age is that of this set."""
+        """A snapshot for metrics. Before the first successful fetch, the age is that of this object."""
         age = 0.0 if self._section.written_out else self._clock() - max(self._read_at, self._begun)
         return TokenStats(
             checked=self._checked, fetched=self._fetched, failed=self._failed, signers=len(self._keys), age=age
@@ -254,7 +254,7 @@ class KeySet:
 
 
 async def fault_of(section: Jwt) -> str:
-    """Why its keys cannot be had now, or nothing."""
+    """Why the section's keys cannot be fetched now; empty if they can."""
     try:
         keys = KeySet(section)
         try:

@@ -1,6 +1,6 @@
-"""What is counted of keys. A pure fact.
+"""The counters of `KeyService`. Plain data.
 
-Not compiled (`hatch_build.py`): records keep their options.
+Not compiled (`hatch_build.py`): this is a record that needs msgspec's options.
 """
 
 import msgspec
@@ -16,4 +16,4 @@ class KeyStats(msgspec.Struct, frozen=True):
     negative: int
     flights: int
     silence: float = 0.0
-    """Seconds since the store last answered the look at its changes."""
+    """Seconds since the store last answered the poll for changes."""

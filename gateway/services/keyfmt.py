@@ -1,9 +1,10 @@
-"""The text of a key, the look of a token, and where a request carries it (K2). Pure: no store, no hashing of secrets.
+"""The format of a key, the shape of a token, and where a request carries it (K2). Pure: no store, no hashing of
+secrets.
 
     fg_ + public id (12) + _ + secret (28) + checksum (6), all base62
 
-The secret has 28 * log2(62) = 166 random bits. The checksum (CRC-32 of all before it) is no protection: it lets a
-typing error or a scanner's guess be refused without touching the store.
+The secret has 28 * log2(62) = 166 random bits. The checksum (CRC-32 of everything before it) is no protection: it
+allows refusing a typing error or a scanner's guess without asking the store.
 """
 
 import re
@@ -31,13 +32,13 @@ _KEY = re.compile(r"fg_([0-9A-Za-z]{12})_[0-9A-Za-z]{8,}")
 
 
 def without_keys(text: str) -> str:
-    """`text` with only the public id of the keys in it, and no token: clients send them in the wrong places too."""
+    """`text` with keys reduced to their public id, and without tokens. Clients put credentials in the wrong places
+    too."""
     return _TOKEN_IN_TEXT.sub("eyJ[redacted]", _KEY.sub(r"fg_\1_[redacted]", text))
 
 
 def shaped(token: bytes) -> bool:
-    """Whether it looks like a signed token of an issuer (JWS compact serialization, RFC 7515 section 7.1), and is not
-    too long to be looked at."""
+    """Whether it looks like a signed token (JWS compact serialization, RFC 7515 section 7.1) of acceptable length."""
     return len(token) <= MAX_TOKEN and _TOKEN.fullmatch(token) is not None
 
 
@@ -86,8 +87,8 @@ def parse(token: bytes) -> tuple[str, bytes] | None:
 
 
 def credential(headers: Mapping[bytes, bytes]) -> bytes:
-    """The credential of a request (names in lower case): `Authorization: Bearer` (RFC 6750 section 2.1; the scheme in
-    any case) or `x-api-key`. Raises Unauthenticated with a sentence that says what is missing."""
+    """The credential of a request (field names in lower case): `Authorization: Bearer` (RFC 6750 section 2.1; the
+    scheme in any case) or `x-api-key`. Raises Unauthenticated with a sentence that says what is missing."""
     field = headers.get(b"authorization")
     other = headers.get(b"x-api-key")
     if field is None:

@@ -1,21 +1,21 @@
-"""Who is asking: a key becomes a `Principal` (K). Owns verification, its caches and their revocation.
+"""Authentication: a key becomes a `Principal` (K). Owns verification, its caches and their revocation.
 
-Must not know limits, routing or HTTP; what a key may is for `rights`. Rules:
+Must not know limits, routing or HTTP; `rights` decides what a key may do. Rules:
 
-- A verified key is cached under a keyed digest (SHA-256 behind a key that lives and dies with the process): neither
-  the key nor anything that could be checked against a guess offline is kept. `lookup` serves from there without
-  waiting.
-- What Argon2id proved (this digest has that stored hash) is remembered apart from what the store says about the key.
-  So when an entry expires or its tenant changes, one read of the store renews it and no hashing is needed.
-- Everything the store says is fetched again after `cache_seconds`; a change (revocation, disabling) drops what was
-  derived from it at once. A verification under way when anything changes reads the store again before its result is
+- A verified key is cached under a keyed digest (SHA-256 with a key that lives and dies with the process). Neither the
+  key nor anything that would allow guessing it offline is kept. `lookup` answers from this cache without waiting.
+- A successful Argon2id check (this digest matches that stored hash) is remembered separately from what the store says
+  about the key. When an entry expires or its tenant changes, one read of the store renews it, without hashing.
+- Everything read from the store is read again after `cache_seconds`; a change (revocation, disabling) drops what was
+  derived from it at once. If anything changes during a verification, it reads the store again before its result is
   used, so it can never bring back a revoked key.
-- The store being down or slow denies with AuthUnavailable (K5).
-- Failures of one address are throttled before the store and Argon2 are asked. A key that was proven before is exempt,
-  also from the bounds on verifications: one bad client must not lock out its neighbours behind the same address.
-- Unknown ids never reach Argon2; every failure is answered at a multiple of `FAILURE_QUANTUM` after its beginning, so
-  the time of one does not tell a wrong secret from an unknown id. Of many at once it can: ids are no secrets.
-- Refusals take turns (`turn_to_refuse`): a flood of them gets what the pace allows, and the others' requests the rest.
+- If the store is down or slow, requests are denied with AuthUnavailable (K5).
+- Failures of one address are throttled before the store and Argon2 are used. A key that was proven before is exempt,
+  also from the limits on concurrent verifications: one bad client must not lock out others behind the same address.
+- Unknown ids never reach Argon2. Every failure is answered at a multiple of `FAILURE_QUANTUM` after its start, so that
+  the time of a single one does not reveal whether the secret or the id was wrong. The time of many at once may: ids are
+  public.
+- Refusals are paced (`turn_to_refuse`), so that a flood of them leaves the processor to other requests.
 """
 
 import asyncio
@@ -42,16 +42,16 @@ from gateway.store.base import Chain, Changes, Store, StoreError
 _log = logging.getLogger("fairgate.keys")
 
 FAILURE_QUANTUM = 0.1
-"""Seconds; several times one Argon2id verification at the default cost (17 ms), see the rules above."""
+"""Seconds; several times one Argon2id verification at the default cost (17 ms). See the rules above."""
 CHANGE_POLL = 0.5
-"""Seconds between two looks at the store's changes: a revocation elsewhere acts within 1 s (K3)."""
+"""Seconds between two polls of the store for changes: a revocation elsewhere acts within 1 s (K3)."""
 CHANGE_GAP = 0.25
-"""Seconds, part of those, for which what was changed is left alone. A verification under way reads the store again
-after each change that is applied: of hundreds a second each would find another, and be denied in the end."""
+"""Minimum seconds between applying changes. A running verification reads the store again after each change that is
+applied; with hundreds of changes a second it would never finish, and be denied."""
 _GUESSES = 2
-"""Unproven secrets of one key verified at once; further ones are refused (BUSY)."""
+"""Unproven secrets of one key that are verified concurrently; further ones are refused (BUSY)."""
 _REREADS = 3
-"""How often a verification starts over because something changed meanwhile."""
+"""How often a verification starts over because something changed during it."""
 
 T = TypeVar("T")
 
@@ -74,29 +74,29 @@ class KeyService:
         self._salt = secrets.token_bytes(32)
         self._verified: dict[bytes, Grant] = {}
         self._negative: dict[bytes, float] = {}
-        self._proofs: dict[bytes, tuple[str, str]] = {}  # digest -> (key id, stored hash it matched)
+        self._proofs: dict[bytes, tuple[str, str]] = {}  # digest -> (key id, stored hash that it matched)
         self._flights: dict[bytes, asyncio.Task[Verdict]] = {}
-        self._guesses: Counter[str] = Counter()  # key id -> flights of secrets that are not proven
+        self._guesses: Counter[str] = Counter()  # key id -> running verifications of unproven secrets
         self._throttle = FailureThrottle(config.failures_per_minute)
         self._pace = RefusalPace()
         self._reader = ChainReader(store, config.store_timeout)
         self._prover = Prover(config, clock)
-        self._epoch = 0  # moves whenever anything derived from the store may be stale
-        self._seen = 0  # version of the store's changes that was applied
+        self._epoch = 0  # incremented whenever anything derived from the store may be stale
+        self._seen = 0  # the store's version up to which changes were applied
         self._looked_at = self._forget_at = clock()
         self._used: dict[str, int] = {}
         self._watcher: asyncio.Task[None] | None = None
         self.tokens: TokenJudge | None = None
-        """What is no key may be a token of an issuer (K9)."""
+        """Verifies credentials that are not keys but may be tokens of an issuer (K9)."""
         self._refused = self._unavailable = 0
         self.on_failure: Callable[[str], None] = lambda ip: None
-        """Told of each failed authentication here, by address."""
+        """Called with the address of each failed authentication in this process."""
 
     # -- hot path
 
     def lookup(self, token: bytes, ip: str) -> Grant | None:
-        """What was granted to a key verified lately; None: ask `verify`. Raises Unauthenticated (failed lately),
-        RateLimited (this address fails too often) or Forbidden (not from this address)."""
+        """The cached grant of a key; None: call `verify`. Raises Unauthenticated (failed recently), RateLimited (this
+        address fails too often) or Forbidden (not from this address)."""
         digest = sha256(self._salt + token).digest()
         grant = self._verified.get(digest)
         if grant is not None and grant.until > self._clock():
@@ -109,7 +109,7 @@ class KeyService:
         return None
 
     def holds(self, grant: Grant, epoch: int) -> bool:
-        """Whether `grant`, which `lookup` gave when `epoch` was this, is still good: nothing changed since."""
+        """Whether a grant from `lookup` is still valid, where `epoch` is its value at that time."""
         return epoch == self._epoch and grant.until > self._clock()
 
     def _refuse_known(self, digest: bytes, ip: str) -> None:
@@ -122,8 +122,8 @@ class KeyService:
     # -- slow path
 
     async def verify(self, token: bytes, ip: str) -> Principal:
-        """Verify against the store. Raises as `lookup`, and AuthUnavailable. May be interrupted: the verification
-        goes on for whoever else waits for the same key, and its result is cached."""
+        """Verify a key against the store. Raises the same errors as `lookup`, and AuthUnavailable. May be interrupted:
+        the verification goes on for others who wait for the same key, and its result is cached."""
         started = self._clock()
         parsed = parse(token) or self._as_token(token)
         if parsed is None:
@@ -144,7 +144,7 @@ class KeyService:
         raise self._error(verdict)
 
     def _as_token(self, token: bytes) -> tuple[str, bytes] | None:
-        """A token of an issuer has no id of a key, and is its own secret."""
+        """Parse a token of an issuer: it has no key id, and is its own secret."""
         return ("", token) if self.tokens is not None and shaped(token) else None
 
     def _error(self, refusal: Refusal) -> GatewayError:
@@ -159,20 +159,20 @@ class KeyService:
         self.on_failure(ip)
 
     def failed_at(self, ip: str) -> None:
-        """An authentication failed from this address, here or in another worker."""
+        """An authentication from this address failed, here or in another worker."""
         self._throttle.failed(ip, self._clock())
 
     def turn_to_refuse(self) -> "asyncio.Future[None] | None":
-        """Done when whoever failed to authenticate may be told so; None: at once."""
+        """A future that is done when a failed authentication may be answered; None: at once."""
         wait = self._pace.wait(self._clock())
         return _after(wait) if wait else None
 
     def _quantised(self, started: float) -> "asyncio.Future[None]":
-        """Done at the next multiple of FAILURE_QUANTUM after `started`."""
+        """A future that is done at the next multiple of FAILURE_QUANTUM after `started`."""
         return _after(FAILURE_QUANTUM - (self._clock() - started) % FAILURE_QUANTUM)
 
     def _joined(self, digest: bytes, key_id: str, secret: bytes) -> "asyncio.Future[Verdict]":
-        """A future of one's own on the one verification of this digest: giving it up disturbs nobody else."""
+        """A separate future for the shared verification of this digest, so that giving it up disturbs nobody else."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Verdict] = loop.create_future()
         flight = self._flights.get(digest)
@@ -188,7 +188,7 @@ class KeyService:
         return waiter
 
     def _crowded(self, key_id: str) -> bool:
-        """Whether no other secret may be tried now, of any key or of this one. Proven ones are not counted."""
+        """Whether too many unproven secrets are being verified, in total or for this key."""
         return self._guesses.total() >= self._config.argon2_queue or self._guesses[key_id] >= _GUESSES
 
     def _landed(self, digest: bytes, key_id: str, guess: bool) -> None:
@@ -203,13 +203,13 @@ class KeyService:
             verdict = await self._judge(digest, key_id, secret)
             if epoch == self._epoch:
                 self._remember(digest, verdict)
-                if verdict in LAPSED:  # once in `cache_seconds`: until then it is remembered
+                if verdict in LAPSED:  # logged once per `cache_seconds`; then the verdict comes from the cache
                     _log.warning("a key that lapsed is used", extra={"key": key_id, "why": verdict.name.lower()})
                 return verdict
         return Refusal.UNAVAILABLE
 
     async def _judge(self, digest: bytes, key_id: str, secret: bytes) -> Verdict:
-        """One read of the store, and Argon2 unless this digest was proven against that very hash."""
+        """One read of the store, and Argon2 unless this digest was proven against the same stored hash."""
         if not key_id:
             return await self._judge_token(digest, secret)
         try:
@@ -232,7 +232,8 @@ class KeyService:
         return self._status(chain)
 
     async def _judge_token(self, digest: bytes, token: bytes) -> Verdict:
-        """One that was good is proven, so that the throttle does not meet its holder when the cache forgets it."""
+        """A token once found good counts as proven, so that the throttle spares its holder after the cache has dropped
+        it."""
         verdict = await self.tokens.judge(token) if self.tokens is not None else Refusal.INVALID
         if isinstance(verdict, Principal):
             bounded.put(self._proofs, digest, ("", ""), self._config.cache_size)
@@ -250,7 +251,7 @@ class KeyService:
         return principal_of(chain)
 
     def _remember(self, digest: bytes, verdict: Verdict) -> None:
-        """No await between the check of the epoch and this."""
+        """Cache the verdict. There must be no await between the check of the epoch and this."""
         now = self._clock()
         if isinstance(verdict, Principal):
             self._forget_ended(now)
@@ -261,11 +262,11 @@ class KeyService:
             if not verdict.key.startswith(ISSUED):
                 self._used[verdict.key] = int(self._wall() * 1e6)
         elif verdict not in PASSING:
-            self._proofs.pop(digest, None)  # a revoked key's holder is throttled like any stranger
+            self._proofs.pop(digest, None)  # the holder of a revoked key is throttled like any stranger
             bounded.put(self._negative, digest, now + self._config.cache_seconds, self._config.cache_size)
 
     def _forget_ended(self, now: float) -> None:
-        """Once in `cache_seconds`, as `_drop`: of tokens each is another, and few come again."""
+        """Drop expired grants, once per `cache_seconds`: most tokens are used for a short time only."""
         if now >= self._forget_at:
             self._forget_at = now + self._config.cache_seconds
             for digest in [digest for digest, grant in self._verified.items() if grant.until <= now]:
@@ -273,45 +274,45 @@ class KeyService:
 
     @property
     def epoch(self) -> int:
-        """Moves whenever anything derived from the store may be stale."""
+        """Incremented whenever anything derived from the store may be stale."""
         return self._epoch
 
     # -- what changed
 
     def forget(self, row_id: str) -> None:
-        """A tenant, user or key was changed by this process: what follows from it is read anew, at once."""
+        """This process changed a tenant, user or key: what was derived from it is read again at once."""
         self._epoch += 1
         self._negative.clear()
         self._drop(lambda p: row_id in (p.key, p.user, p.tenant))
 
     def invalidate(self) -> None:
-        """Forget all that came from the store. Proofs stay: they hold only against the same stored hash."""
+        """Forget everything read from the store. Proofs stay, since they hold only for the same stored hash."""
         self._epoch += 1
         self._verified.clear()
         self._negative.clear()
 
     def _apply(self, changes: Changes) -> bool:
-        """Whether there was any."""
+        """Apply changes; whether there were any."""
         self._seen = changes.version
         self._looked_at = self._clock()
         if not changes.complete:
             self.invalidate()
         elif changes.items:
             self._epoch += 1
-            self._negative.clear()  # what failed may have been enabled
+            self._negative.clear()  # a credential that failed may have been enabled
             stale = {change.id for change in changes.items}
             self._drop(lambda p: p.key in stale or p.user in stale or p.tenant in stale)
         return bool(changes.items) or not changes.complete
 
     def _drop(self, stale: Callable[[Principal], bool]) -> None:
-        """A scan: 5 ms at the default bound of 100 000 keys, and changes are rare."""
+        """Drop stale grants by a scan: 5 ms at the default limit of 100 000 keys, but changes are rare."""
         for digest in [digest for digest, entry in self._verified.items() if stale(entry.principal)]:
             del self._verified[digest]
 
     # -- life
 
     async def start(self) -> None:
-        """Begin to watch for changes made elsewhere. Raises StoreError."""
+        """Start polling for changes made elsewhere. Raises StoreError."""
         self._seen = await self._store.version()
         self._looked_at = self._clock()
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
@@ -324,7 +325,7 @@ class KeyService:
                 await self._store.wait_change(CHANGE_POLL - gap)
                 gap = CHANGE_GAP if self._apply(await self._store.changes(self._seen)) else 0.0
                 await self._write_used()
-            except Exception as err:  # whatever it was: without this task no revocation made elsewhere would act
+            except Exception as err:  # whatever it was: without this task, no revocation made elsewhere would act
                 expected = isinstance(err, StoreError)
                 _log.warning("the store's changes were not read: %s", err, exc_info=None if expected else err)
                 await asyncio.sleep(CHANGE_POLL)
@@ -339,7 +340,7 @@ class KeyService:
                 raise
 
     async def close(self) -> None:
-        """Stop watching, write what is known of last uses, end the threads."""
+        """Stop polling, write the times of last use, end the threads."""
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
@@ -353,7 +354,7 @@ class KeyService:
 
     @property
     def silence(self) -> float:
-        """Seconds since the store last answered the look at its changes, which is due every CHANGE_POLL."""
+        """Seconds since the store last answered the poll for changes, which runs every CHANGE_POLL."""
         return self._clock() - self._looked_at
 
     def stats(self) -> KeyStats:
@@ -382,7 +383,7 @@ def _settle(waiter: "asyncio.Future[T]", value: T) -> None:
 
 
 def _verdict_of(flight: "asyncio.Task[Verdict]") -> Verdict:
-    """A verification that broke denies; its exception goes to the log."""
+    """A verification that raised counts as a denial; its exception goes to the log."""
     if flight.cancelled():
         return Refusal.UNAVAILABLE
     error = flight.exception()

@@ -1,8 +1,8 @@
-"""Rounds with whoever lends quota: the store's ledger of budgets, or Redis.
+"""Leases quota in rounds from a lender: the store's ledger of budgets, or Redis.
 
-Owns when to ask, the deadline, the pauses while the lender does not answer, and who waits for an answer; must not know
-what is lent. One round carries every meter that has something to say. A round that fails refuses those who waited for
-it (503); leases that still run go on being spent.
+Owns when a round takes place, its deadline, the pauses while the lender does not answer, and who waits for an answer;
+must not know what is leased. One round carries all meters that have something to report or to ask for. When a round
+fails, the requests that waited for it are refused (503); amounts already on lease can still be spent.
 """
 
 import asyncio
@@ -18,22 +18,22 @@ from gateway.services.meters import Leased
 _log = logging.getLogger("fairgate.limits")
 
 ROUND_METERS = 200
-"""In one round: a transaction or script of this size takes a few milliseconds at the lender."""
+"""Maximum meters in one round: a transaction or script of this size takes a few milliseconds at the lender."""
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 2.0
-"""Seconds between attempts while the lender fails: also the longest that a recovery goes unnoticed."""
+"""Maximum seconds between attempts while the lender fails, and so the longest that a recovery goes unnoticed."""
 ROUNDS_PER_LEASE = 4
 """A lease is renewed this often, so that one failed round does not end it."""
 GATHERED = 0.25
-"""A round also renews what is due within this part of the time between two renewals: with leases of 10 s that is less
+"""A round also renews what is due within this fraction of the renewal interval. With leases of 10 s this gives less
 than two rounds a second, however the meters are spread, for a third more claims."""
 
 M = TypeVar("M", bound=Leased)
 
 
 class Lender(Generic[M]):
-    """`ask` does one round: it applies the answers to the meters and says of each whether it needs no further round.
-    `failures` are its exceptions."""
+    """Runs the rounds. `ask` does one round: it applies the answers to the meters and returns for each whether it needs
+    no further round. `failures` are the exceptions that `ask` may raise."""
 
     def __init__(
         self,
@@ -51,19 +51,20 @@ class Lender(Generic[M]):
         self._every = lease / ROUNDS_PER_LEASE
         self._deadline = deadline
         self._clock = clock
-        self._due: dict[M, None] = {}  # by time: each goes to the end with the same delay
+        self._due: dict[M, None] = {}  # in order of time, since the delay is the same for all
         self._waiters: dict[M, list[asyncio.Future[None]]] = {}
         self._bell = asyncio.Event()
         self._pause = 0.0
         self._closed_until = 0.0
-        self._failed_at = 0.0  # the first of the rounds that failed in a row
+        self._failed_at = 0.0  # the first of the consecutive failed rounds
         self._task: asyncio.Task[None] | None = None
         self._rounds = self._failed = 0
 
     # -- for requests
 
     def refill(self, meter: M, amount: int) -> "asyncio.Future[None]":
-        """Ask for `amount` more. The future ends with the round. Raises LimitsUnavailable while the lender fails."""
+        """Ask for `amount` more. The future is done after the round. Raises LimitsUnavailable while the lender
+        fails."""
         if self._task is None or self._clock() < self._closed_until:
             raise limits_unchecked()
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -73,7 +74,7 @@ class Lender(Generic[M]):
         return waiter
 
     def tell(self, meter: M) -> None:
-        """It has something to say, though nobody waits for it."""
+        """The meter has something to report, though nobody waits for it."""
         if meter.due == math.inf:
             meter.due = self._clock()
             self._due = {meter: None, **self._due}
@@ -92,7 +93,7 @@ class Lender(Generic[M]):
                 await self._round(batch)
 
     async def _bell_or_due(self) -> None:
-        """Until somebody waits, the next renewal is due, or the pause after a failure ends."""
+        """Wait until a request waits, the next renewal is due, or the pause after a failure ends."""
         first = next(iter(self._due), None)
         seconds = None if first is None else max(first.due, self._closed_until) - self._clock()
         try:
@@ -102,7 +103,8 @@ class Lender(Generic[M]):
             return
 
     def _batch(self) -> list[M]:
-        """Meters somebody waits for, then those whose renewal is due: if there is any, then also what is due soon."""
+        """The meters of the next round: those that requests wait for, then those whose renewal is due; if there are
+        any, also those due soon."""
         now = self._clock()
         if now < self._closed_until:
             return []
@@ -142,7 +144,7 @@ class Lender(Generic[M]):
         _wake(waiters, None)
 
     def _fail(self, batch: list[M], waiters: "list[asyncio.Future[None]]", err: BaseException) -> None:
-        """Everyone in this round is told; those who come during the pause are told at once."""
+        """Fail all waiters of this round; those that come during the pause fail at once."""
         self._failed += 1
         if not self._pause:
             self._failed_at = self._clock()
@@ -164,7 +166,7 @@ class Lender(Generic[M]):
     # -- life
 
     async def close(self) -> None:
-        """End the rounds, then give back what is on lease, as far as the lender answers."""
+        """Stop the rounds, then return what is on lease if the lender answers."""
         if self._task is None:
             return
         self._task.cancel()
@@ -179,7 +181,7 @@ class Lender(Generic[M]):
             try:
                 async with asyncio.timeout(self._deadline):
                     await self._ask(batch)
-            except Exception as err:  # whatever it is: others still have to be closed
+            except Exception as err:  # whatever it is: other services still have to be closed
                 _log.warning("%s: leases were not given back: %s", self.name, str(err) or type(err).__name__)
                 return
 
@@ -200,4 +202,4 @@ def _wake(waiters: "list[asyncio.Future[None]]", error: LimitsUnavailable | None
             waiter.set_result(None)
         else:
             waiter.set_exception(error)
-            waiter.exception()  # nobody may be left to take it: not worth a complaint
+            waiter.exception()  # there may be nobody left to take it: avoid asyncio's warning

@@ -1,13 +1,13 @@
-"""What lenders answer, and what is counted of limits. Pure facts.
+"""Answers of lenders, and the counters of limits. Plain data.
 
-Not compiled (`hatch_build.py`): records keep their options and types.
+Not compiled (`hatch_build.py`): these are records that need msgspec's options.
 """
 
 import msgspec
 
 
 class LenderStats(msgspec.Struct, frozen=True):
-    """Counters since start; `meters` take part in rounds now; `silence`: seconds for which every round has failed."""
+    """Counters since start. `meters` take part in rounds now; `silence`: seconds for which every round has failed."""
 
     rounds: int
     failures: int
@@ -29,7 +29,7 @@ class LimitStats(msgspec.Struct, frozen=True):
 
 
 class SharedAnswer(msgspec.Struct, frozen=True):
-    """Redis' answer for one meter: `granted`, what is left there, and whether it lately lost its data."""
+    """Redis' answer for one meter: the amount granted, what is left there, and whether Redis recently lost its data."""
 
     granted: int
     rest: int

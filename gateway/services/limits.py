@@ -1,16 +1,16 @@
-"""Who may use how much: rates, open requests and budgets of key, user and tenant (L).
+"""Limits: rates, open requests and budgets of keys, users and tenants (L).
 
-Owns the meters of every scope in use and the one step that checks them all; must not know who waits in the queue, or
+Owns the meters of every scope in use and the single step that checks them all; must not know who waits in the queue, or
 how anything is rendered. Rules:
 
-- A reservation takes from every meter of its principal or from none: nothing else runs between check and take.
-- Budgets are never passed by what is settled and reserved together, except by the error of a running request's own
-  estimate. They live in the store's ledger and are spent here from leases (`store/limits.py`), so neither a restart
-  nor Redis' loss of its data gives anything back that was spent. kill -9 burns what was on lease: safe, never free.
-- Rates and open requests are counted here, or in Redis where several gateways share them (`shared`).
-- What cannot be checked is refused with LimitsUnavailable. A request only ever waits for a lender's round, which has a
+- A reservation takes from every meter of its principal or from none; nothing else runs between check and take.
+- What is settled and reserved together never exceeds a budget, except by estimation errors of running requests. Budgets
+  are kept in the store's ledger and spent here from leases (`store/limits.py`), so neither a restart nor data loss in
+  Redis gives back what was spent. After kill -9, whatever was on lease counts as spent: safe, and never free.
+- Rates and open requests are counted here, or in Redis if several gateways share them (`shared`).
+- What cannot be checked is refused with LimitsUnavailable. A request waits only for a round with a lender, which has a
   deadline.
-- A reservation that is not settled within `expire` seconds is settled as if all of it had been used.
+- A reservation that is not settled within `expire` seconds is settled as fully used.
 """
 
 import asyncio
@@ -34,19 +34,20 @@ from gateway.store.limits import BUDGETS, Limits, Scoped, window
 _log: Final = logging.getLogger("fairgate.limits")
 
 PLAN_SECONDS: Final = 60.0
-"""A plan is looked over this often: budgets change at midnight, and the wall clock may be set."""
+"""Seconds after which a plan is rebuilt: budgets change at midnight, and the wall clock may be set."""
 FORGET_SECONDS: Final = 300.0
-"""A principal that asked nothing for this long is forgotten; its meters too once they say nothing."""
+"""Seconds without a request after which a principal is forgotten, together with meters that hold no information."""
 SWEEP_SECONDS: Final = 10.0
 FORGET_WINDOWS_SECONDS: Final = 3600.0
 ATTEMPTS: Final = 8
-"""Rounds with a lender, after each of which others may have taken what came; two or three suffice by far."""
+"""Maximum rounds with a lender for one request, since others may take what a round brought; two or three are usually
+enough."""
 
 Meter = Bucket | Gauge | Budget | SharedBucket | SharedGauge
 
 
 class Reading(Protocol):
-    """What the limit fields tell of one limit (A10): most, what is left, seconds until it is whole again."""
+    """One limit as its header fields show it (A10): maximum, what is left, seconds until it is full again."""
 
     @property
     def most(self) -> int: ...
@@ -55,12 +56,12 @@ class Reading(Protocol):
 
 
 Amounts = tuple[int, ...]
-"""By `meters.REQUESTS` and so on."""
+"""Indexed by `meters.REQUESTS` and so on."""
 Shown = tuple[Reading, ...]
 
 
 class Limited(Protocol):
-    """What the service needs to know of a principal: `limits` outermost first; empty = nothing is limited."""
+    """What the service needs to know of a principal. `limits` are outermost first; empty = nothing is limited."""
 
     @property
     def key(self) -> str: ...
@@ -71,7 +72,7 @@ class Limited(Protocol):
 
 
 class Quota(Protocol):
-    """Where requests meet their limits: see `LimitService`, or what stands for it in another process."""
+    """The part of `LimitService` that requests use; implemented by a proxy in workers."""
 
     pace: Pace
 
@@ -82,7 +83,7 @@ class Quota(Protocol):
 
 
 class Reservation:
-    """What a request holds: `settle` or `forget` it, once. Amounts are by `meters.REQUESTS` and so on."""
+    """What a request has taken: `settle` or `forget` it once. Amounts are indexed by `meters.REQUESTS` and so on."""
 
     __slots__ = ("amounts", "expires", "meters", "number", "open")
 
@@ -98,7 +99,7 @@ class Reservation:
 
 
 class _Plan:
-    """The meters of one principal, `until` they must be looked over again. `shown`: see `LimitService.shown`."""
+    """The meters of one principal; must be rebuilt after `until`. `shown`: see `LimitService.shown`."""
 
     __slots__ = ("limits", "meters", "shown", "until", "used")
 
@@ -111,8 +112,8 @@ class _Plan:
 
 
 class LimitService:
-    """Belongs to one event loop. `clock` is monotonic seconds, `wall` Unix seconds; `shared` lends rates and open
-    requests instead of counting them here."""
+    """Belongs to one event loop. `clock` is in monotonic seconds, `wall` in Unix seconds. With `shared`, rates and open
+    requests are leased from there instead of being counted here."""
 
     def __init__(
         self,
@@ -147,7 +148,7 @@ class LimitService:
     ) -> "Reservation | asyncio.Future[None]":
         """Take one request, `tokens` and GPU time from every meter of the principal, or nothing.
 
-        A future: something must be leased first; await it and ask again. Raises RateLimited, BudgetSpent,
+        Returns a future if something must be leased first: await it and call again. Raises RateLimited, BudgetSpent,
         LimitsUnavailable; so may the future.
         """
         plan = self._plans.get((principal.key, principal.user))
@@ -169,7 +170,7 @@ class LimitService:
         return reservation
 
     async def acquire(self, principal: Limited, tokens: int, gpu_seconds: float) -> Reservation:
-        """`reserve`, and the rounds it takes. An interruption leaves nothing held."""
+        """`reserve`, including the rounds it needs. An interruption leaves nothing reserved."""
         for _ in range(ATTEMPTS):
             got = self.reserve(principal, tokens, gpu_seconds, self._clock())
             if isinstance(got, Reservation):
@@ -178,7 +179,8 @@ class LimitService:
         raise LimitsUnavailable("Too many requests ask for the same limits at the moment.", retry_after=1.0)
 
     def _lend(self, short: list[Meter], amounts: Amounts, now: float) -> "asyncio.Future[None] | None":
-        """Ask for what is short, all in one round; None when nothing is, after all. Raises when it cannot be had."""
+        """Ask for all amounts that are short, in one round; None if nothing is short after all. Raises if they are not
+        available."""
         lacking = [(meter, amounts[meter.unit]) for meter in short if not _overflows(meter, amounts, now)]
         for meter, _ in lacking:
             if not isinstance(meter, Leased) or meter.refused(now):
@@ -193,7 +195,7 @@ class LimitService:
         return waiter
 
     def settle(self, reservation: Reservation, tokens: int, gpu_seconds: float) -> None:
-        """The truth in place of the estimate. Idempotent; never waits, never raises."""
+        """Replace the estimate by the actual use. Idempotent; never waits, never raises."""
         if reservation.open:
             reservation.open = False
             self._open.pop(reservation.number, None)
@@ -202,11 +204,11 @@ class LimitService:
                 meter.settle(reservation.amounts[meter.unit], used[meter.unit])
 
     def forget(self, reservation: Reservation) -> None:
-        """It failed before any token: only the request itself counts. Idempotent."""
+        """The request failed before any token: only the request itself counts. Idempotent."""
         self.settle(reservation, 0, 0.0)
 
     def shown(self, principal: Limited) -> "tuple[Shown, Shown]":
-        """What the limit fields tell of (A10): limits of requests, and of tokens."""
+        """The limits that header fields report (A10): of requests, and of tokens."""
         plan = self._plans.get((principal.key, principal.user))
         return plan.shown if plan is not None else ((), ())
 
@@ -281,7 +283,7 @@ class LimitService:
     # -- life
 
     def start(self) -> None:
-        """Begin to lend and to sweep."""
+        """Start the rounds and the sweep."""
         self._ledger.start()
         if self._shared is not None:
             self._shared.start()
@@ -293,7 +295,7 @@ class LimitService:
             self.sweep(self._clock())
 
     def sweep(self, now: float) -> None:
-        """Settle what expired; forget who does not come any more."""
+        """Settle expired reservations; forget principals that no longer come."""
         while self._open:
             oldest = next(iter(self._open.values()))
             if oldest.expires > now:
@@ -308,13 +310,13 @@ class LimitService:
             if id(meter) in used or not meter.idle(now):
                 continue
             if isinstance(meter, Budget) and meter.untold:
-                self._ledger.tell(meter)  # and is forgotten after that
+                self._ledger.tell(meter)  # and forgotten after that round
             else:
                 del self._meters[name]
 
     async def forget_windows(self) -> None:
-        """Delete what the ledger need no longer know, now and every hour, until cancelled: each scope has a row for
-        each day and month."""
+        """Delete old windows from the ledger, now and every hour, until cancelled: each scope has a row for each day
+        and month."""
         while True:
             try:
                 await self._store.forget_budgets(self._wall())
@@ -323,7 +325,7 @@ class LimitService:
             await asyncio.sleep(FORGET_WINDOWS_SECONDS)
 
     async def close(self) -> None:
-        """Give back what is on lease."""
+        """Return what is on lease."""
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
@@ -336,7 +338,7 @@ class LimitService:
 
     @property
     def silence(self) -> float:
-        """Seconds for which Redis has not answered; 0 without it."""
+        """Seconds for which Redis has not answered; 0 without Redis."""
         return self._shared.silence if self._shared is not None else 0.0
 
     def stats(self) -> LimitStats:
@@ -353,7 +355,7 @@ class LimitService:
 
 
 def _shown(meters: tuple[Meter, ...]) -> tuple[Shown, Shown]:
-    """Rates of requests; rates of tokens, or else budgets of them."""
+    """Rates of requests; and rates of tokens, or else budgets of tokens."""
     rates = [meter for meter in meters if isinstance(meter, Bucket | SharedBucket)]
     budgets = [meter for meter in meters if isinstance(meter, Budget) and meter.unit == TOKENS]
     tokens = [meter for meter in rates if meter.unit == TOKENS]
@@ -361,8 +363,8 @@ def _shown(meters: tuple[Meter, ...]) -> tuple[Shown, Shown]:
 
 
 def _deciding(lacking: list[tuple[Meter, int]], now: float) -> GatewayError:
-    """Of the limits that refuse, the one that decides when to ask again: a spent budget, else the longest wait. Where
-    one refuses, the last answer about the others is recent enough."""
+    """Of the limits that refuse, the one that decides when to retry: an exhausted budget, else the longest wait. If one
+    refuses, the last known state of the others is recent enough."""
     refusals = [
         meter.refusal(amount, now)
         for meter, amount in lacking
@@ -377,6 +379,6 @@ def _weight(refusal: GatewayError) -> tuple[bool, float]:
 
 
 def _overflows(meter: Meter, amounts: Amounts, now: float) -> bool:
-    """A full rate lets through what is larger than itself: those after it pay."""
+    """A full rate admits a request larger than itself; later requests pay for it."""
     rate = isinstance(meter, Bucket | SharedBucket)
     return rate and amounts[meter.unit] > meter.most and meter.room(now) >= meter.most

@@ -1,7 +1,7 @@
-"""What a worker and its parent say to each other. Types only; who sends what stands in the two unions at the end.
+"""The messages between a worker and its parent. Types only; the unions at the end say who sends what.
 
-Numbers name a worker's own tickets and reservations, and mean nothing to others. All are arrays on the wire: a short
-tag, then the fields in order; both ends are of one version, since the parent starts the workers.
+Numbers identify a worker's own tickets and reservations, and mean nothing to other workers. On the wire each message is
+an array: a short tag, then the fields in order. Both ends have the same version, since the parent starts the workers.
 """
 
 import msgspec
@@ -20,19 +20,19 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
 
 
 class Unfit(msgspec.Struct, frozen=True, array_like=True, tag="unfit"):
-    """The worker cannot start, and why."""
+    """The worker cannot start; the reason."""
 
     reason: str
 
 
 class Submit(Ticket, frozen=True, gc=False, array_like=True, tag="s"):
-    """A ticket of that number. Answered by one Grant or Refuse."""
+    """A ticket with this number. Answered by one Grant or Refuse."""
 
     number: int = 0
 
 
 class Cancel(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="c"):
-    """Nobody waits for that ticket any more; its slot goes back if it was granted meanwhile."""
+    """Nobody waits for this ticket any more; if its slot was granted meanwhile, it is given back."""
 
     number: int
 
@@ -45,7 +45,7 @@ class Release(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="r"):
 
 
 class Linger(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="z"):
-    """See `ZombieService.keep`. The worker is done with that slot."""
+    """See `ZombieService.keep`. The worker itself no longer uses the slot."""
 
     number: int
     cost: float
@@ -60,7 +60,7 @@ class Charge(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="x"):
 
 
 class Reserve(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="l"):
-    """See `LimitService.acquire`; what it needs of a principal. Answered by one Held or Denied."""
+    """See `LimitService.acquire`, with what it needs of a principal. Answered by one Held or Denied."""
 
     number: int
     key: str
@@ -86,14 +86,14 @@ class Failed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="bad"):
 
 
 class Succeeded(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="good"):
-    """See `BackendService.succeeded`; only told of backends that are in doubt."""
+    """See `BackendService.succeeded`; sent only for backends in doubt."""
 
     backend: str
     status: int
 
 
 class Measured(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="m"):
-    """See `BackendService.measured`; times are CLOCK_MONOTONIC's, which all processes share."""
+    """See `BackendService.measured`; times are of CLOCK_MONOTONIC, which all processes share."""
 
     backend: str
     tpot: float
@@ -102,7 +102,7 @@ class Measured(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="m"):
 
 
 class Stranger(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="n"):
-    """An authentication failed from this address. The parent tells the other workers (K4)."""
+    """An authentication from this address failed. The parent tells the other workers (K4)."""
 
     ip: str
 
@@ -111,15 +111,15 @@ class Stranger(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="n"):
 
 
 class Grant(Granted, frozen=True, gc=False, array_like=True, tag="g"):
-    """The ticket of the worker's number `id` has its slot."""
+    """The worker's ticket with the number `id` got its slot."""
 
 
 class Refuse(Refused, frozen=True, gc=False, array_like=True, tag="d"):
-    """The ticket of the worker's number `id` gets none."""
+    """The worker's ticket with the number `id` is refused."""
 
 
 class Told(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What the limit fields tell of one limit: a `limits.Reading` of the moment of the reservation."""
+    """One limit for the header fields: a `limits.Reading` at the moment of the reservation."""
 
     most: int
     left: int
@@ -133,7 +133,7 @@ class Told(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True, tag="h"):
-    """The reservation is made. `requests` and `tokens`: see `LimitService.shown`."""
+    """The reservation was made. `requests` and `tokens`: see `LimitService.shown`."""
 
     number: int
     requests: tuple[Told, ...]
@@ -141,7 +141,7 @@ class Held(msgspec.Struct, frozen=True, array_like=True, tag="h"):
 
 
 class Denied(msgspec.Struct, frozen=True, array_like=True, tag="no"):
-    """It is not, by an error of this code."""
+    """The reservation was refused, with the error of this code."""
 
     number: int
     code: str
@@ -152,7 +152,7 @@ class Denied(msgspec.Struct, frozen=True, array_like=True, tag="no"):
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome"):
-    """The first message: which worker this is, and what holds."""
+    """The first message: the worker's number, and everything it needs to start."""
 
     worker: int
     config: Config
@@ -161,13 +161,13 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome"):
 
 
 class Picture(msgspec.Struct, frozen=True, array_like=True, tag="seen"):
-    """What is known of the backends."""
+    """The state of the backends."""
 
     seen: tuple[Seen, ...]
 
 
 class Doubt(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="doubt"):
-    """A request failed on this backend, or it was looked at: the next success on it must be told."""
+    """A request failed on this backend, or it was looked at: the next success there must be reported."""
 
     backend: str
 
@@ -179,11 +179,12 @@ class Retuned(msgspec.Struct, frozen=True, array_like=True, tag="tuned"):
 
 
 class Commit(msgspec.Struct, frozen=True, array_like=True, tag="commit"):
-    """Put what was prepared in force. A message, so that what follows it is understood with the new one."""
+    """Put the prepared configuration in force. A message and not a question, so that later messages are handled under
+    the new one."""
 
 
 class Drain(msgspec.Struct, frozen=True, array_like=True, tag="drain"):
-    """Let what runs finish, then exit."""
+    """Let running requests finish, then exit."""
 
 
 class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
@@ -194,13 +195,13 @@ class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
 
 
 class Who(msgspec.Struct, frozen=True, tag="who"):
-    """Which requests of this key wait? A worker asks for `list[held.Waiting]`, its parent for `list[Asked]`."""
+    """Which requests of this key wait? A worker asks for `list[ledger_facts.Waiting]`, its parent for `list[Asked]`."""
 
     key: str
 
 
 class Asked(msgspec.Struct, frozen=True, array_like=True):
-    """A waiting request, as the worker that has it knows it; `since` in Unix seconds."""
+    """A waiting request as its worker knows it; `since` is in Unix seconds."""
 
     number: int
     id: str
@@ -213,11 +214,11 @@ class TakeStock(msgspec.Struct, frozen=True, tag="stock"):
 
 
 class Alive(msgspec.Struct, frozen=True, tag="alive"):
-    """Does the loop turn? The answer is true."""
+    """Does the event loop run? The answer is true."""
 
 
 class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
-    """Build the generation of this configuration. The answer is empty, or says why it cannot be."""
+    """Build the generation of this configuration. The answer is empty, or says why it failed."""
 
     config: Config
 

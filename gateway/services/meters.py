@@ -1,11 +1,11 @@
 """One limit of one scope, counted here or leased from elsewhere. Pure: time is an argument, nothing waits.
 
 Owns the arithmetic of rates, open requests and budgets on this side of a lease; must not know requests, databases or
-Redis. Every meter answers the same calls: `room` (what may be taken now), `take`, `settle` (the truth in place of what
-was taken) and `refusal` (why not). A `Leased` meter holds a part of something shared: it may spend `free` until
-`until`, and its `claim` and `apply` are one round with whoever lends.
+Redis. Every meter has the same methods: `room` (what may be taken now), `take`, `settle` (replace what was taken by the
+actual use) and `refusal` (why not). A `Leased` meter holds a part of something shared: it may spend `free` until
+`until`, and its `claim` and `apply` are one round with the lender.
 
-Amounts are whole: requests, tokens, milliseconds of GPU slot time, open requests. Times are seconds of one monotonic
+Amounts are integers: requests, tokens, milliseconds of GPU slot time, open requests. Times are seconds of one monotonic
 clock.
 """
 
@@ -21,34 +21,34 @@ REQUESTS: Final = 0
 TOKENS: Final = 1
 GPU: Final = 2
 OPEN: Final = 3
-"""What a meter counts: the place of its amount in a reservation."""
+"""What a meter counts; also the index of its amount in a reservation."""
 NOUNS: Final = ("requests", "tokens", "seconds of GPU time", "open requests")
 
 EPSILON: Final = 1e-6
-"""Rounding of rates must not refuse the last whole token."""
+"""Rounding errors of rates must not refuse the last whole token."""
 FRESH: Final = 0.25
-"""Seconds that "there is no more" stays true without asking again: refused callers must not flood the lender."""
+"""Seconds for which "there is no more" is believed without asking again: refused callers must not flood the lender."""
 REUSED: Final = 600.0
-"""Seconds that an ended lease may rest and be taken up again: one for each spell of use would make the ledger's rows
-long. The ledger keeps each name for an hour; clocks may differ by the rest of it."""
+"""Seconds that an ended lease may rest and still be resumed: a new lease for each burst of use would make the ledger's
+rows long. The ledger remembers each lease for an hour; the rest of that hour allows for differing clocks."""
 HELD_RETRY: Final = 1.0
 """Seconds to wait for what running requests hold: most settle for less than they reserved."""
 
 
 _leases: Final = itertools.count()
-"""Numbers of leases, in this process each given once: a meter that was forgotten and made again must not take up the
-name of its first lease, whose claims the ledger would take for old ones."""
+"""Lease numbers, each used once in this process. A meter that was forgotten and created again must not reuse a number:
+the ledger would take its claims for old ones."""
 _claims: Final = itertools.count(1)
-"""Numbers of claims of open requests, likewise: Redis knows them by their holder, which is the process."""
+"""Claim numbers for open requests, likewise: Redis knows their holder by process only."""
 
 
 def who(scope: str) -> str:
-    """`key:ID` -> what the sentence of an error calls it."""
+    """`key:ID` -> how an error message names it."""
     return f"this {scope.partition(':')[0]}"
 
 
 class Bucket:
-    """A rate, counted in this process: `rate` a second, filling up to `most`."""
+    """A rate, counted in this process: `rate` per second, filling up to `most`."""
 
     __slots__ = ("_at", "_level", "most", "rate", "scope", "unit")
 
@@ -61,7 +61,7 @@ class Bucket:
         self._at = now
 
     def retune(self, per_minute: int, most: int, now: float) -> None:
-        """The limit changed: what was used of it stays used, and time until now counts by the rate of then."""
+        """Change the limit: what was used stays used, and the time until now counts at the old rate."""
         self.room(now)
         self._level = min(self._level, most)
         self.rate, self.most = per_minute / 60, most
@@ -76,7 +76,7 @@ class Bucket:
         self._level -= amount
 
     def settle(self, taken: int, used: int) -> None:
-        """The level may fall below nothing: then the next ones pay."""
+        """The level may fall below zero; later requests then wait for it."""
         self._level += taken - used
 
     def refusal(self, amount: int, now: float) -> GatewayError:
@@ -90,7 +90,7 @@ class Bucket:
         return max(0.0, (self.most - self.room(now)) / self.rate)
 
     def idle(self, now: float) -> bool:
-        """Whether forgetting it changes nothing."""
+        """Whether it could be forgotten without any effect."""
         return self.room(now) >= self.most
 
     def __repr__(self) -> str:
@@ -131,7 +131,8 @@ class Gauge:
 
 
 class Leased:
-    """A part of a shared limit. `waiting` is what requests wait for, `taken` what was taken since the last round."""
+    """A part of a shared limit. `waiting` is the amount that requests wait for, `taken` what was taken since the last
+    round."""
 
     __slots__ = ("_asked", "_needed", "answered", "due", "exhausted", "free", "held", "most", "name", "scope", "taken",
                  "unit", "until", "waiting")  # fmt: skip
@@ -147,13 +148,13 @@ class Leased:
         self.waiting = 0
         self.until = -math.inf
         self.answered = -math.inf
-        self.due = math.inf  # when the next round is due; the lender's
-        self.exhausted = False  # the lender gave less than was needed
-        self._asked = 0  # of `waiting`, what the round under way answers
-        self._needed = 0  # what it asked for on top of `free`
+        self.due = math.inf  # when the next round is due; maintained by the lender
+        self.exhausted = False  # the lender granted less than was needed
+        self._asked = 0  # the part of `waiting` that the current round answers
+        self._needed = 0  # what that round asked for in addition to `free`
 
     def room(self, now: float) -> float:
-        """Below nothing when the lease is over: then not even a request that takes nothing may pass."""
+        """Below zero when the lease has ended: then not even a request that takes nothing may pass."""
         return self.free if now < self.until else -1
 
     def take(self, amount: int) -> None:
@@ -162,18 +163,19 @@ class Leased:
         self.taken += amount
 
     def refused(self, now: float) -> bool:
-        """Whether asking again is pointless for the moment."""
+        """Whether asking again is pointless at the moment."""
         return self.exhausted and now < self.until and now < self.answered + FRESH
 
     def idle(self, now: float) -> bool:
         return self.held == 0 and self.free <= 0 and not self.waiting and self.due == math.inf
 
     def _wanted(self) -> tuple[int, int]:
-        """Begin a round -> what is needed on top of what is free, and what would be good to have; gives up what was
-        not needed lately.
+        """Begin a round -> the amount needed in addition to `free`, and the amount desired. Gives up what was not
+        needed recently.
 
-        What is too little for those who wait, when there was no more, is given up for one round: else two gateways
-        that each hold a part of what is left would keep it from each other for as long as requests come."""
+        If the lender had no more and the rest is too little for those who wait, it is given up for one round. Otherwise
+        two gateways that each hold a part of the rest would keep it from each other for as long as requests come.
+        """
         target = 2 * self.taken
         if not self.waiting and self.free > target:
             self.free = target
@@ -194,7 +196,7 @@ class Leased:
 
 
 class Budget(Leased):
-    """Tokens or GPU time of one window, leased from the ledger of the store. `ends` is when the window does."""
+    """Tokens or GPU time of one window, leased from the store's ledger. `ends` is the end of the window."""
 
     __slots__ = ("_lease", "_number", "_reported", "_rests", "_seen", "_told", "ends", "holder", "spent")
 
@@ -202,16 +204,16 @@ class Budget(Leased):
         super().__init__(scope, name, unit, most)
         self.ends = ends
         self.holder = holder
-        self.spent = 0  # under this lease
+        self.spent = 0  # under the current lease
         self._reported = 0
-        self._told = 0  # of `spent`, what the ledger answered to
+        self._told = 0  # the part of `spent` that the ledger has acknowledged
         self._seen = Standing(0, 0, 0)
         self._lease = next(_leases)
         self._number = 0
-        self._rests = math.inf  # since when the lease is ended
+        self._rests = math.inf  # when the lease ended
 
     def retune(self, most: int, ends: float) -> None:
-        """The limit changed: of what is leased, only what it leaves may be spent."""
+        """Change the limit: of the leased amount, only what the new limit leaves may be spent."""
         self.most, self.ends = most, ends
         self._trim()
 
@@ -219,16 +221,16 @@ class Budget(Leased):
         self.free = min(self.free, self.left())
 
     def settle(self, taken: int, used: int) -> None:
-        """What was used beyond what was taken comes out of what is free, and shows as spent in the next round."""
+        """Use beyond what was taken is subtracted from `free`, and is reported as spent in the next round."""
         self.held -= taken
         self.spent += used
         self.free += taken - used
 
     def claim(self, now: float) -> Claim:
-        """Figures for the ledger. A debt (`free` below nothing) is in `spent` already."""
+        """The figures for the ledger. A debt (`free` below zero) is already part of `spent`."""
         if now - self._rests > REUSED:
             self._begin_lease()
-        self._rests = math.inf  # also when the answer is lost: then the ledger may know more than this
+        self._rests = math.inf  # even if the answer is lost: the ledger may know more than this process
         need, want = self._wanted()
         self.free = max(self.free, 0)
         self._reported = self.spent
@@ -238,7 +240,8 @@ class Budget(Leased):
         return Claim(self.scope, self.name, name, self._number, self.most, self.spent, kept, need, want, self._told)
 
     def apply(self, standing: Standing, until: float, now: float) -> bool:
-        """True: nothing is held and all is told, so no further round is needed until something is asked for."""
+        """True: nothing is held and everything is reported, so no further round is needed until something is asked
+        for."""
         self._seen, self._told = standing, self._reported
         self._granted(standing.granted, until, now)
         self._trim()
@@ -248,18 +251,18 @@ class Budget(Leased):
         return True
 
     def _begin_lease(self) -> None:
-        """The one before was answered to its last claim: what it reported is in the ledger, and only the rest is told
-        by this one."""
+        """Begin a new lease. The last claim of the previous one was acknowledged, so the ledger knows what it reported;
+        only the rest is reported under the new lease."""
         self._lease, self._number = next(_leases), 0
         self.spent, self._reported, self._told = self.spent - self._reported, 0, 0
 
     @property
     def untold(self) -> bool:
-        """Whether the lease ended and something was spent after all: by who took nothing and used something."""
+        """Whether something was spent after the lease had ended, by a request that took nothing but used something."""
         return self._rests < math.inf and self.spent != self._reported
 
     def left(self) -> int:
-        """What nobody has spent, reserved or on lease, as far as is known here."""
+        """What nobody has spent, reserved or leased, as far as is known here."""
         used = self._seen.spent + self.spent - self._told
         return max(0, self.most - used - self.held - self._seen.others)
 
@@ -272,7 +275,7 @@ class Budget(Leased):
         wait = None if self.ends == math.inf else max(1.0, self.ends - now)
         spent = "are spent" if unspent <= 0 else f"do not suffice: this request may use {self._shown(amount)}"
         again = "" if wait is None else f"; they return in {duration(wait)}"
-        if amount > self.most:  # never
+        if amount > self.most:  # it can never fit
             wait, again = None, "; a smaller max_tokens may fit"
             spent = f"do not suffice: this request may use {self._shown(amount)}"
         return BudgetSpent(f"{of[:1].upper()}{of[1:]} {spent} of {self._shown(self.most)}{again}.", retry_after=wait)
@@ -291,8 +294,8 @@ class Budget(Leased):
 
 
 class SharedBucket(Leased):
-    """A rate counted in Redis. What is leased is debited there; what comes back in time is credited. Only what was
-    used beyond what was leased is a debt: `free` falls below nothing for reservations too."""
+    """A rate counted in Redis. Leased amounts are debited there, and credited if they are returned in time. Only use
+    beyond the lease is a debt: for reservations, `free` goes below zero too."""
 
     __slots__ = ("_at", "_debt", "_rest", "rate")
 
@@ -301,7 +304,7 @@ class SharedBucket(Leased):
         self.rate = per_minute / 60
         self._debt = 0
         self._rest = float(most)
-        self._at = 0.0  # when that was so
+        self._at = 0.0  # time of that
 
     def retune(self, per_minute: int, most: int, now: float) -> None:
         self._rest, self._at = self._there(now), now
@@ -309,7 +312,7 @@ class SharedBucket(Leased):
         self._trim()
 
     def _there(self, now: float) -> float:
-        """What is left in Redis, as far as is known here; below nothing while a debt is paid."""
+        """What is left in Redis, as far as is known here; below zero while a debt is paid off."""
         return min(self.most, self._rest + (now - self._at) * self.rate)
 
     def _trim(self) -> None:
@@ -320,12 +323,12 @@ class SharedBucket(Leased):
         self.free += taken - used
 
     def refused(self, now: float) -> bool:
-        """Also while a request that is larger than the rate runs: it holds more than there is, and may not use it."""
+        """Also while a request larger than the rate runs: it holds more than the rate, and may not use it all."""
         return (self.free < 0 < self.held and now < self.until) or super().refused(now)
 
     def claim(self) -> tuple[Any, ...]:
-        """Kind, rate, most, what comes back, debt, need, want. What comes back is gone from here whether or not the
-        answer arrives; a debt may be told twice: both err on the safe side."""
+        """Kind, rate, maximum, returned amount, debt, need, want. The returned amount is gone here even if the answer
+        is lost, and a debt may be reported twice: both err on the safe side."""
         before = max(self.free, 0)
         need, want = self._wanted()
         self._debt = max(0, -self.free - self.held)
@@ -370,7 +373,7 @@ class SharedGauge(Leased):
         self.free += taken
 
     def claim(self) -> tuple[Any, ...]:
-        """Kind, limit, what is kept, need, want, the claim's number."""
+        """Kind, limit, amount kept, need, want, number of the claim."""
         need, want = self._wanted()
         return "gauge", self.most, self.held + self.free, need, want, next(_claims)
 
@@ -387,19 +390,19 @@ class SharedGauge(Leased):
 
 
 def rate_refusal(meter: Bucket | SharedBucket, amount: int, room: float) -> RateLimited:
-    """More than the rate allows; when it will allow this."""
+    """The error for more than the rate allows, with the time until it allows it."""
     wait = max(0.0, (min(amount, meter.most) - room) / meter.rate)
     what, rate = NOUNS[meter.unit], round(meter.rate * 60)
     return RateLimited(f"The rate of {who(meter.scope)} is {rate} {what} a minute.", retry_after=wait)
 
 
 def open_refusal(scope: str, most: int) -> RateLimited:
-    """Nobody knows when a running request will end."""
+    """The error for too many open requests; nobody knows when one of them will end."""
     return RateLimited(f"No more than {most} requests of {who(scope)} may be open at once.", retry_after=HELD_RETRY)
 
 
 def duration(seconds: float) -> str:
-    """As Go prints a duration, which is what OpenAI's reset fields hold: `1s`, `6m0s`, `20ms`, `0s`."""
+    """A duration in Go's format, which OpenAI's reset fields use: `1s`, `6m0s`, `20ms`, `0s`."""
     milliseconds = math.ceil(seconds * 1000)
     if milliseconds < 1000:
         return f"{milliseconds}ms" if milliseconds else "0s"

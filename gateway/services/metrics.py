@@ -1,8 +1,8 @@
-"""Counting of the metrics that `metrics_table.py` describes.
+"""Counts the metrics that `metrics_table.py` describes.
 
-Counting is plain integers in dictionaries and lists (0.1 to 0.2 us a call); what they look like at a scrape is for
-`exposition.py`. Label values outside the table's sets count as `other`; models and backends are those made known, up to
-a bound. Must not know control flow: services are read at scrape, through sources that turn their frozen `stats()` into
+Counting is plain integers in dictionaries and lists (0.1 to 0.2 us per call); `exposition.py` formats them at a scrape.
+Label values outside the table's sets count as `other`; models and backends must be made known first, up to a maximum
+number. Must not know control flow: services are read at scrape, through sources that turn their frozen `stats()` into
 samples.
 """
 
@@ -33,14 +33,14 @@ Source = Callable[[], Iterable[Sample]]
 
 
 class Metrics:
-    """The process's counters. `dialects` and `routes` are the values those labels may take."""
+    """The counters of one process. `dialects` and `routes` are the values of those labels."""
 
     def __init__(self, *, dialects: Iterable[str], routes: Iterable[str]) -> None:
         self._values: dict[str, set[str]] = {label: set(values) for label, values in LABELS.items()}
         self._values |= {"dialect": set(dialects), "route": set(routes), "model": set(), "backend": set()}
         self._values |= {"version": {__version__}, "python": {platform.python_version()}}
         self._requests: dict[tuple[str, str, int, str], int] = {}
-        # What is known beforehand stands at 0: a rate sees no rise in a series that begins with its first event.
+        # Known series start at 0: a rate does not see the first event of a series that begins with it.
         self._counts = {label: dict.fromkeys(LABELS.get(label, ()), 0) for label in _COUNTED}
         self._models: dict[str, ModelTally] = {OTHER: ModelTally()}
         self._overhead = Histogram(OVERHEAD)
@@ -49,12 +49,12 @@ class Metrics:
         self._scrape_failures = 0
         self._sources: dict[str, Source] = {}
         self.pids: Callable[[], Sequence[int]] = lambda: ()
-        """The processes that `process_*` are the sum of; none: this one alone."""
+        """The processes whose sum the `process_*` metrics are; empty: only this one."""
 
     # -- counting -------------------------------------------------------------------------------------------------
 
     def count_request(self, dialect: str, route: str, status: int, outcome: str) -> None:
-        """One ended request; `route` is the path of its row in the route table, `status` what the client saw."""
+        """Count one ended request. `route` is the path of its row in the route table, `status` what the client got."""
         key = (dialect, route, status // 100, outcome)
         try:
             self._requests[key] += 1
@@ -82,9 +82,10 @@ class Metrics:
         bytes_out: int = 0,
         overhead: float | None = None,
     ) -> None:
-        """All that one ended, routed request adds, `count_request` apart. Times in seconds, None = never came to it."""
+        """Everything that an ended, routed request adds, except for `count_request`. Times in seconds, None = did not
+        happen."""
         mine = self._models.get(model) or self._models[OTHER]
-        # `Histogram.observe` four times, written out: calls are half of what this function costs.
+        # `Histogram.observe` four times, inlined: the calls would be half of this function's cost.
         histogram = mine.duration
         histogram.counts[bisect_left(DURATION, duration)] += 1
         histogram.sum += duration
@@ -108,22 +109,22 @@ class Metrics:
         self._bytes_out += bytes_out
 
     def gaps(self, model: str) -> Callable[[float], None]:
-        """Takes the seconds between two reads of a stream of `model`; fetch it once a stream."""
+        """A function to call with the seconds between two reads of a stream of `model`; get it once per stream."""
         return (self._models.get(model) or self._models[OTHER]).observe_gap
 
     def observe_loop_lag(self, seconds: float) -> None:
         self._lag.observe(seconds)
 
     def auth(self, result: str) -> None:
-        """One authentication; see AUTH_RESULTS."""
+        """Count one authentication; see AUTH_RESULTS."""
         self._count("result", result)
 
     def refused(self, code: str) -> None:
-        """One error told to a client, by `GatewayError.code`."""
+        """Count one error sent to a client, by `GatewayError.code`."""
         self._count("code", code)
 
     def retried(self, backend: str) -> None:
-        """One further attempt, on `backend`."""
+        """Count one more attempt; `backend` is where the previous one failed."""
         self._count("backend", backend)
 
     def _count(self, label: str, value: str) -> None:
@@ -137,7 +138,7 @@ class Metrics:
     # -- adding up processes --------------------------------------------------------------------------------------
 
     def counts(self) -> Counts:
-        """All that was counted here. Sources are not part of it."""
+        """All counters of this process, without sources."""
         return Counts(
             requests=list(self._requests.items()),
             counts=self._counts,
@@ -147,7 +148,7 @@ class Metrics:
         )
 
     def add(self, counts: Counts) -> None:
-        """Count all of that here too."""
+        """Add these counters to the ones here."""
         self.know(models=counts.models)
         for key, count in counts.requests:
             self._requests[key] = self._requests.get(key, 0) + count
@@ -164,7 +165,7 @@ class Metrics:
         self._scrape_failures += counts.totals[2]
 
     def show(self, every: Iterable[Counts]) -> None:
-        """The sum of these in place of all that was counted here."""
+        """Replace all counters here by the sum of these."""
         self._requests = {}
         self._counts = {label: {} for label in self._counts}
         self._models = {name: ModelTally() for name in self._models}
@@ -176,9 +177,9 @@ class Metrics:
     # -- what is known --------------------------------------------------------------------------------------------
 
     def know(self, *, models: Iterable[str] = (), backends: Iterable[str] = ()) -> None:
-        """Let these be label values from now on, as far as the bounds go. None is forgotten: counters only grow.
+        """Allow these as label values from now on, up to the maximum. None is ever removed, since counters only grow.
 
-        A scheduler's queue (`Route.pool`) will do for a model: what follows its tab is left out.
+        A queue of the scheduler (`Route.pool`) may be given for a model: anything after its tab is ignored.
         """
         for model in (name.partition("\t")[0] for name in models):
             if model not in self._models and len(self._models) <= MODELS_MAX:
@@ -193,7 +194,7 @@ class Metrics:
         return value if value in self._values[label] else OTHER
 
     def register(self, name: str, source: Source) -> None:
-        """Read `source` at every scrape. A second one of the same name takes the first one's place (reload)."""
+        """Read `source` at every scrape. It replaces an earlier one of the same name (reload)."""
         self._sources[name] = source
 
     # -- exposition -----------------------------------------------------------------------------------------------
@@ -203,7 +204,7 @@ class Metrics:
         return page(self._families(apart=True), accept)
 
     def collect(self) -> Iterator[Metric]:
-        """The families, in the order of the table, then the process's own: prometheus-client's Collector protocol."""
+        """The families in the order of the table, then the process's own: prometheus-client's Collector protocol."""
         return self._families(apart=False)
 
     def _families(self, *, apart: bool) -> Iterator[Metric]:
@@ -211,7 +212,7 @@ class Metrics:
         yield from processes.collect(self.pids())
 
     def _gather(self) -> Values:
-        """metric -> label values -> value. What falls on one `other` is joined (`_joined`)."""
+        """Metric -> label values -> value. Values that share the label `other` are combined (`_joined`)."""
         values: Values = {}
         for name, labels, value in (*self._own(), *self._models_own()):
             values.setdefault(name, {})[labels] = value
@@ -249,7 +250,7 @@ class Metrics:
             yield "fairgate_usage_estimated_total", (name,), model.estimated
 
     def _read_sources(self) -> Iterator[Sample]:
-        """A source that fails is logged and counted; the others are still shown."""
+        """If a source fails, this is logged and counted, and the others are still shown."""
         for name, source in self._sources.items():
             try:
                 samples = [sample for sample in source() if _check(sample)]
@@ -268,14 +269,14 @@ _COUNTED: Final = {
 
 
 def _joined(name: str) -> Callable[[Iterable[float]], float]:
-    """Of ages the largest, of indices the least; the rest is added up."""
+    """How values are combined: the maximum of ages, the minimum of indices, the sum of everything else."""
     if name.endswith("_seconds"):
         return max
     return min if name == "fairgate_jain_index" else sum
 
 
 def _check(sample: Sample) -> bool:
-    """Raises ValueError for a sample the table does not describe."""
+    """Raises ValueError for a sample that the table does not describe."""
     name, labels, _ = sample
     described = BY_NAME.get(name)
     if described is None or described.kind == "histogram" or len(described.labels) != len(labels):

@@ -1,7 +1,7 @@
-"""The table of metrics: every name, help, label with its bounded values, and bucket.
+"""The table of metrics: every name, help text, label with its bounded values, and bucket.
 
-Pure data: counting (`metrics.py`), the scrape and the documentation derive from it. No label ever carries a key, an id
-or a string a client chose.
+Pure data, from which counting (`metrics.py`), the scrape and the documentation derive. No label ever contains a key, an
+id or a string chosen by a client.
 """
 
 from collections.abc import Mapping
@@ -37,9 +37,9 @@ LABELS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 Bounds = tuple[float, ...]
-"""Said, so that compiled code passes the tuple on instead of its numbers."""
+"""A named type, so that compiled code passes the tuple itself and not its members."""
 
-# vLLM's own, so that panels line up (vllm:time_to_first_token_seconds).
+# vLLM's own buckets, so that panels can be compared (vllm:time_to_first_token_seconds).
 _FIRST = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
 TTFT: Final[Bounds] = (*_FIRST, 160.0, 640.0, 2560.0)
 GAP: Final[Bounds] = (
@@ -52,7 +52,7 @@ LAG: Final[Bounds] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0
 
 
 class Described(msgspec.Struct, frozen=True):
-    """One row of the table. A counter's name ends in `_total`; buckets are upper bounds, `+Inf` understood."""
+    """One row of the table. A counter's name ends in `_total`; buckets are upper bounds, `+Inf` is implied."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]

@@ -1,4 +1,4 @@
-"""Which models there are, where, and under which other names they may be asked for. Pure."""
+"""Lists the models: where they are, and by which other names they can be requested. Pure."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from gateway.config import Config
 
 
 class Found(msgspec.Struct):
-    """One model: the backends that have it, those of them that hold it in memory, and its aliases and categories."""
+    """One model: the backends that have it, those that have it loaded, and its aliases and categories."""
 
     model: str
     backends: list[str]
@@ -31,7 +31,7 @@ def gathered(config: Config, seen: Mapping[str, Sequence[ModelInfo]]) -> list[Fo
 
 
 def _names(config: Config, model: str) -> list[str]:
-    """Categories that the model is in, and aliases of both (A9)."""
+    """Categories that contain the model, and aliases of the model and of these (A9)."""
     own = {model, untagged(model)}
     groups = [name for name, group in config.categories.items() if own.intersection(group.models)]
     return groups + [alias for alias, target in config.aliases.items() if target in own.union(groups)]

@@ -1,7 +1,7 @@
-"""Settings and reservations that change while gateways run, and fair use that outlives a restart (S, U7).
+"""Settings and reservations that change while gateways run, and fair use that survives a restart (S, U7).
 
-Owns the way from the store to the scheduler: a look at the store every second applies what operators changed, on every
-replica; the fair-use accounts are saved at every landmark and taken back at the start. Must not know requests.
+Owns the path from the store to the scheduler: every second, each replica reads and applies what operators changed. The
+fair-use accounts are saved at every landmark and restored at the start. Must not know requests.
 """
 
 import logging
@@ -23,17 +23,17 @@ from scheduler.settings import Settings
 log = logging.getLogger("fairgate.operations")
 
 LOOK_EVERY = 1.0  # seconds
-REFRESH_EVERY = 60.0  # seconds; wall-clock times are converted anew, so that a corrected clock moves the windows
-LONGEST_ABSENCE = 30 * 86_400.0  # seconds; older accounts have decayed to nothing under any half-life
+REFRESH_EVERY = 60.0  # seconds; wall-clock times are converted again, so that a corrected clock moves the windows
+LONGEST_ABSENCE = 30 * 86_400.0  # seconds; older accounts have decayed to nothing with any half-life
 
 
 def effective(base: Settings, overrides: dict[str, str]) -> Settings:
-    """The configured settings with those changed at runtime (name -> JSON value). Raises ValueError."""
+    """The configured settings with the ones changed at runtime (name -> JSON value). Raises ValueError."""
     return base.changed(**{name: decode(value) for name, value in overrides.items()})
 
 
 class Operations:
-    """Applies what is in force. `base` is the configuration's scheduler section; `writer` names the saved accounts."""
+    """Applies what is in force. `base` is the configuration's scheduling section; `writer` names the saved accounts."""
 
     def __init__(
         self,
@@ -47,7 +47,8 @@ class Operations:
         wall: Callable[[], float] = time.time,
         on_settings: Callable[[Settings], None] = lambda settings: None,
     ) -> None:
-        """`clock` is the scheduler's own, in seconds; `wall` is Unix seconds; `on_settings` is told what is applied."""
+        """`clock` is the scheduler's own, in seconds; `wall` gives Unix seconds; `on_settings` is called with the
+        settings applied."""
         self.base = base
         self._store = store
         self._scheduler = scheduler
@@ -61,14 +62,14 @@ class Operations:
         self._saved_at = clock()
 
     async def start(self) -> None:
-        """Take back the accounts of the run before, then apply what is in force. Raises StoreError."""
+        """Restore the accounts of the previous run, then apply what is in force. Raises StoreError."""
         saved = await self._store.saved_usage(self._writer)
         if saved is not None:
             self._take_back(saved)
         await self.look()
 
     def _take_back(self, saved: SavedUsage) -> None:
-        """Accounts that this version does not understand are logged and given up: the queue is more than its past."""
+        """Accounts that this version cannot read are logged and dropped: the queue matters more than its history."""
         age = max(0.0, self._wall() - saved.at / 1e6)
         try:
             if age < LONGEST_ABSENCE:
@@ -77,7 +78,7 @@ class Operations:
             log.error("the fair use that %s saved is not taken over: %s", saved.writer, err)
 
     async def run(self) -> None:
-        """Look and save until cancelled; a store that fails delays both and loses neither."""
+        """Apply and save until cancelled; a failing store delays both and loses neither."""
         while True:
             await anyio.sleep(LOOK_EVERY)
             try:
@@ -111,7 +112,7 @@ class Operations:
         self._scheduler.set_reservations(_window(each, ahead) for each in reservations if each.state == "approved")
 
     def rebase(self, base: Settings) -> None:
-        """The configuration was reloaded: what was changed at runtime goes on top of it at the next look."""
+        """The configuration was reloaded: settings changed at runtime are applied on top of it at the next look."""
         self.base = base
         self._version = -1
 
@@ -131,13 +132,12 @@ class Operations:
 
 
 async def reservations(store: Store) -> list[Reservation]:
-    """All that this version understands. Raises StoreError."""
+    """All reservations that this version can read. Raises StoreError."""
     return [each for row in await store.operations("reservation") if (each := _read(row)) is not None]
 
 
 def _read(row: Operation) -> Reservation | None:
-    """None, and it is logged, where this version does not understand the row or no window can be made of it: the
-    others still act."""
+    """None, with a log entry, if this version cannot read the row or the window is invalid; the others still apply."""
     try:
         reservation = decode(row.body or "", type=Reservation)
         _window(reservation, 0.0)
@@ -148,7 +148,7 @@ def _read(row: Operation) -> Reservation | None:
 
 
 def _window(row: Reservation, ahead: float) -> Window:
-    """Wall-clock microseconds -> the scheduler's clock, which is `ahead` seconds ahead of it."""
+    """Converts wall-clock microseconds to the scheduler's clock, which is `ahead` seconds ahead of it."""
     return Window(
         id=row.id,
         tenant=row.tenant,

@@ -1,4 +1,4 @@
-"""Who is asking, once a key or token was verified. Pure facts: `rights` makes principals, `keys` grants."""
+"""The authenticated party. Plain data: `rights` creates principals, `keys` grants."""
 
 import ipaddress
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from gateway.store.limits import Scoped
 
 ISSUED = "jwt:"
-"""Begins the key id of who came with a token of an issuer; no key's id does."""
+"""Prefix of the key id of a user with a token of an issuer; no key's id begins with it."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True)
 class Principal:
-    """Who is asking and what it may. Shares are weights of fair use; `queue_timeout` is seconds, `expires_at` Unix
-    seconds; `models` is the effective set (K8); `cidrs` are allowlists, each of which must contain the client."""
+    """Who is asking and what it may do. Shares are weights of fair use; `queue_timeout` is in seconds, `expires_at` in
+    Unix seconds; `models` is the effective set (K8); `cidrs` are allowlists, each of which must contain the client."""
 
     tenant: str
     user: str
@@ -31,18 +31,19 @@ class Principal:
     expires_at: float | None = None
     cidrs: tuple[tuple[Network, ...], ...] = ()
     limits: tuple[Scoped, ...] = ()
-    """Of tenant, user and key, where they have any (K1): all of them hold, so the tightest does."""
+    """Limits of tenant, user and key, if set (K1). All of them apply, so the tightest decides."""
     prompt_days: int = 0
-    """What it asks is kept that long; 0 = it is not (U5)."""
+    """Its prompts are kept for this long; 0 = not kept (U5)."""
 
     def may_use(self, model: str) -> bool:
-        """Whether identity allows the model; discovery decides whether it exists."""
+        """Whether its rights allow the model; discovery decides whether the model exists."""
         return self.allow_all_models or model in self.models
 
 
 @dataclass(frozen=True)
 class Grant:
-    """A verified key. `until`: monotonic seconds, the earlier of the cache's and the key's own end."""
+    """A verified key. `until`: monotonic seconds, when the cache entry or the key itself expires, whichever is
+    earlier."""
 
     until: float
     principal: Principal

@@ -1,4 +1,5 @@
-"""What the system says of the gateway's processes, as prometheus-client's `process_*` metrics, summed. Linux only."""
+"""Figures of the gateway's processes from the operating system: the sums of prometheus-client's `process_*` metrics.
+Linux only."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
@@ -13,7 +14,7 @@ _NOT_SUMS: Final[Mapping[str, Callable[[float, float], float]]] = {
 
 
 def collect(pids: Sequence[int]) -> Iterator[Metric]:
-    """The families of these processes; of this one where none is named. One that is gone adds nothing."""
+    """The families for these processes, or for this one if none is given. A process that has ended adds nothing."""
     totals: dict[str, float] = {}
     families: dict[str, Metric] = {}
     for pid in pids or ("self",):

@@ -1,8 +1,9 @@
-"""Prompts of the keys that opted in (U5): kept for the days their key says, redacted first, behind the requests' backs.
+"""Prompts of the keys that opted in (U5): redacted, then kept for as many days as their key says; written
+asynchronously.
 
-Owns the way from `keep` to the store and the end of what expired; must not know what a prompt says. It is no record:
-what finds no room is dropped and counted, and a crash loses what was not written yet. What the redaction fails on is
-never stored: its exception's text is not even logged, since it may quote the prompt.
+Owns the path from `keep` to the store and the deletion of expired prompts; must not know what a prompt says. This is no
+audit record: what finds no room is dropped and counted, and a crash loses what was not written yet. A prompt on which
+the redaction fails is never stored. The text of that exception is not even logged, since it may quote the prompt.
 """
 
 import asyncio
@@ -30,8 +31,8 @@ DAY = 86_400_000_000
 SWEEP_SECONDS = 60.0
 BATCH = 50
 GATHER_SECONDS = 0.2
-"""From a prompt that comes to its transaction, which is synced and takes along what else came; less where the room for
-what waits is half full."""
+"""Seconds from the arrival of a prompt to its transaction, which is synced and includes what came meanwhile; less if
+half of the room for waiting prompts is filled."""
 _RETRY = 1.0
 _CLOSE_SECONDS = 5.0
 
@@ -40,7 +41,7 @@ Redact = Callable[[bytes], bytes | str]
 
 
 class PromptStats(msgspec.Struct, frozen=True):
-    """Counters since start; `pending_bytes` wait now."""
+    """Counters since start; `pending_bytes` wait to be written now."""
 
     stored: int
     dropped: int
@@ -49,7 +50,7 @@ class PromptStats(msgspec.Struct, frozen=True):
 
 
 def redaction(name: str) -> Redact | None:
-    """The function that `MODULE:FUNCTION` names; None for no name. Raises ConfigError."""
+    """The function named by `MODULE:FUNCTION`; None without a name. Raises ConfigError."""
     if not name:
         return None
     module, _, attribute = name.partition(":")
@@ -63,7 +64,8 @@ def redaction(name: str) -> Redact | None:
 
 
 class PromptService:
-    """Belongs to one event loop. `clock` is monotonic seconds, `wall` Unix seconds. Making one raises ConfigError."""
+    """Belongs to one event loop. `clock` is in monotonic seconds, `wall` in Unix seconds. The constructor raises
+    ConfigError."""
 
     def __init__(
         self,
@@ -80,14 +82,14 @@ class PromptService:
         self._redact = redaction(config.redact)
         self._pending: deque[Prompt] = deque()
         self._held = 0
-        self._ready = asyncio.Event()  # something waits
-        self._crowded = asyncio.Event()  # too much to wait for more
+        self._ready = asyncio.Event()  # something waits to be written
+        self._crowded = asyncio.Event()  # too much waits to gather more
         self._writing = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "fairgate-prompts")
         self._stored = self._dropped = self._failed = 0
 
     def keep(self, request: str, who: Principal, route: str, model: str, body: bytes) -> None:
-        """Take a body to be kept for `who.prompt_days`; never waits."""
+        """Keep a body for `who.prompt_days`; never waits."""
         if self._held + len(body) > self._config.pending_bytes:
             self._dropped += 1
             return
@@ -111,8 +113,8 @@ class PromptService:
             self._crowded.set()
 
     async def run(self) -> None:
-        """Write what is pending, then delete what has expired, until cancelled: a store that cannot delete still
-        takes what waits."""
+        """Write what is pending, then delete what has expired, until cancelled. A store that cannot delete still gets
+        what waits."""
         swept = -math.inf
         while True:
             try:
@@ -127,8 +129,7 @@ class PromptService:
                 await asyncio.sleep(_RETRY)
 
     async def _write(self) -> None:
-        """Batches until one is not full: what came meanwhile gathers. Being cancelled or failing leaves a batch
-        pending."""
+        """Write batches until one is not full. If cancelled or failing, the batch stays pending."""
         async with self._writing:
             full = True
             while full and (batch := list(itertools.islice(self._pending, BATCH))):
@@ -144,7 +145,7 @@ class PromptService:
                 self._ready.clear()
 
     def _redacted(self, batch: list[Prompt]) -> list[Prompt]:
-        """In the thread: what of each may be stored, without those that failed."""
+        """Runs in the thread: what may be stored of each prompt, without those on which the redaction failed."""
         rows = []
         for prompt in batch:
             try:
@@ -172,7 +173,7 @@ class PromptService:
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
-    """Until it is set, or for so long."""
+    """Wait until the event is set, or for so many seconds."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

@@ -1,12 +1,13 @@
-"""The two slow steps of a verification: reading a key from the store, and Argon2id. Both bounded against floods.
+"""The two slow steps of a verification: reading a key from the store, and Argon2id. Both are protected against floods.
 
 Must not know caches, addresses or what a refusal is called. Rules:
 
-- Reads go together: what is asked while one is under way waits for the next. Thousands of unknown keys a second cost
-  the store some fifty reads.
-- Argon2id runs in threads behind the loop's priority, in two lanes. A key of which a wrong secret was tried lately goes
-  to the second: one thread, which rests after each wrong secret for several times what it took. So guesses of a key,
-  after the first of a minute, cost a fraction of one core, and nobody else's key waits behind them.
+- Reads are batched: what is requested during one read waits for the next. Thousands of unknown keys a second cost the
+  store some fifty reads.
+- Argon2id runs in threads of lower priority than the loop, in two lanes. A key for which a wrong secret was tried
+  recently uses the second lane: one thread, which rests after each wrong secret for several times as long as the check
+  took. So after the first guess in a minute, guessing a key costs a fraction of one core, and other keys do not wait
+  behind it.
 """
 
 import asyncio
@@ -26,16 +27,16 @@ from gateway.services import bounded
 from gateway.store.base import CHAINS_AT_ONCE, Chain, Store
 
 VERIFY_NICE = 5
-"""Below the loop's priority: a third of its share where the processor is short."""
+"""Nice value: with this, threads get a third of the loop's share when the processor is busy."""
 READ_PAUSE = 0.02
 """Seconds between two reads of the store while more is waiting."""
 SUSPECT_SECONDS = 60.0
-"""How long a key stays in the second lane after a wrong secret."""
+"""Seconds that a key stays in the second lane after a wrong secret."""
 SUSPECT_PATIENCE = 2.0
-"""Seconds a secret waits for the second lane."""
+"""Maximum seconds that a secret waits for the second lane."""
 _SUSPECTS = 4096
 _RESTS = 9
-"""The rest after a wrong secret, in times of what the check took: a tenth of one core goes to guesses."""
+"""The rest after a wrong secret, as a multiple of the time of the check: guesses get a tenth of one core."""
 
 
 class ChainReader:
@@ -48,7 +49,7 @@ class ChainReader:
         self._task: asyncio.Task[None] | None = None
 
     async def read(self, key_id: str) -> Chain | None:
-        """The key as the store has it now, not earlier. Raises StoreError, or TimeoutError."""
+        """The key as the store has it now or later. Raises StoreError, or TimeoutError."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Chain | None] = loop.create_future()
         self._waiting.setdefault(key_id, []).append(waiter)
@@ -64,7 +65,7 @@ class ChainReader:
             try:
                 async with asyncio.timeout(self._timeout):
                     found = await self._store.chains(list(batch))
-            except Exception as err:  # theirs who asked, whatever it is
+            except Exception as err:  # whatever it is, it belongs to those who asked
                 failure = err
             for key_id, waiters in batch.items():
                 _tell(waiters, found.get(key_id), failure)
@@ -72,7 +73,7 @@ class ChainReader:
                 await asyncio.sleep(READ_PAUSE)
 
     async def close(self) -> None:
-        """Nobody waits any more."""
+        """Stop reading; nobody waits any more."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -97,10 +98,10 @@ class Prover:
         self._hasher = hasher(config)
         self._lane = ThreadPoolExecutor(config.argon2_threads, "fairgate-argon2", _step_back)
         self._second_lane = ThreadPoolExecutor(1, "fairgate-guesses", _step_back)
-        self._suspects: dict[str, float] = {}  # key id -> until when
+        self._suspects: dict[str, float] = {}  # key id -> end of its time in the second lane
 
     async def matches(self, key_id: str, stored: str, secret: bytes) -> bool:
-        """Whether the secret is that of the key. Raises TimeoutError when the second lane is too long."""
+        """Whether the secret belongs to the key. Raises TimeoutError if the second lane is too long."""
         self.hashed += 1
         loop = asyncio.get_running_loop()
         if self._suspects.get(key_id, 0.0) > self._clock():
@@ -115,20 +116,20 @@ class Prover:
         return matches
 
     def close(self) -> None:
-        """End the threads once they have nothing to do."""
+        """End the threads after their current work."""
         self._lane.shutdown(wait=False)
         self._second_lane.shutdown(wait=False, cancel_futures=True)
 
 
 def hasher(config: Identity) -> argon2.PasswordHasher:
-    """Argon2id as configured (RFC 9106); verification reads its cost from the stored string."""
+    """Argon2id as configured (RFC 9106); a verification takes its cost from the stored string."""
     return argon2.PasswordHasher(
         time_cost=config.argon2_time_cost, memory_cost=config.argon2_memory_kib, parallelism=1, hash_len=32
     )
 
 
 def secret_matches(of: argon2.PasswordHasher, stored: str, secret: bytes) -> bool:
-    """Runs in a thread. What does not begin as a hash matches nothing; a damaged one raises VerificationError."""
+    """Runs in a thread. A stored text that is not a hash matches nothing; a damaged hash raises VerificationError."""
     try:
         return of.verify(stored, secret)
     except (argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
@@ -136,7 +137,7 @@ def secret_matches(of: argon2.PasswordHasher, stored: str, secret: bytes) -> boo
 
 
 def _checked_with_rest(of: argon2.PasswordHasher, stored: str, secret: bytes) -> bool:
-    """The right secret is told at once, a wrong one after the rest."""
+    """A right secret returns at once, a wrong one after the rest."""
     started = time.perf_counter()
     matches = secret_matches(of, stored, secret)
     if not matches:
@@ -145,9 +146,9 @@ def _checked_with_rest(of: argon2.PasswordHasher, stored: str, secret: bytes) ->
 
 
 def _step_back() -> None:
-    """In a verifying thread: those who guess secrets must not take the processor from those who are served. Where the
-    system has priorities of threads (Linux)."""
+    """Lower the priority of this verifying thread, so that guesses do not take the processor from requests. Only on
+    systems with thread priorities (Linux)."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        with contextlib.suppress(OSError):  # where a filter of system calls forbids it, keys are verified all the same
+        with contextlib.suppress(OSError):  # a seccomp filter may forbid it; keys are verified all the same
             os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + VERIFY_NICE))

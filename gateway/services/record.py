@@ -1,6 +1,6 @@
-"""One request as the audit trail keeps it (U1). Plain facts; must not know how they are written or shipped.
+"""One request as the audit trail keeps it (U1). Plain data; must not know how it is written or shipped.
 
-Not compiled (`hatch_build.py`): the record's form as an array is an option that a compiled class would lose.
+Not compiled (`hatch_build.py`): a compiled class would lose the record's array form.
 """
 
 import msgspec
@@ -46,16 +46,16 @@ class AuditRecord(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     @classmethod
     def of(cls, row: AuditRow) -> "AuditRecord":
-        """From a row of the store: the chain's columns behind it are left out."""
+        """A record from a row of the store, without the chain's columns at its end."""
         return msgspec.convert(row[: len(AUDIT_COLUMNS)], cls, strict=False)
 
 
 Opening = tuple[str, int, str, str, str, str, str, str, str, str, str]
-"""The first fields of an AuditRecord, up to `model_served`: what is known of a request that goes to an engine."""
+"""The first fields of an AuditRecord, up to `model_served`: what is known when a request is sent to an engine."""
 
 
 class AuditStats(msgspec.Struct, frozen=True):
-    """Counters since start; `pending` rows now, the oldest of them at most `oldest_seconds` old."""
+    """Counters since start. `pending` rows wait now; the oldest of them is at most `oldest_seconds` old."""
 
     written: int
     pending: int
