@@ -1,10 +1,10 @@
-"""A worker's stand-ins for what its parent owns: slots, limits and the watch over backends, at the end of a channel.
+"""A worker's proxies for what its parent owns: slots, limits and the health of backends, over a channel.
 
 Owns the numbers of this worker's tickets and reservations, and who waits for which answer. Must not know how anything
-is decided. When the channel is lost everything is refused: nobody could be told what would be granted here.
+is decided. When the channel is lost everything is refused, because nobody would know what is granted here.
 
 An answer and the end of a wait may cross on the wire. The rule for tickets and for reservations: whoever stops waiting
-says so, and what was granted meanwhile goes back by the same message.
+says so, and that message also gives back what was granted meanwhile.
 """
 
 import asyncio
@@ -48,12 +48,12 @@ from scheduler.estimate import Estimator
 from scheduler.model import Place, Queued, Refusal, Refused, Ticket
 
 SHOWN_MOST = 10_000
-"""Principals whose limits are remembered for the fields that tell of them; each is told anew with its next request."""
+"""Principals whose limits are remembered for the header fields; each is updated by its next request."""
 DENIALS: Mapping[str, type[GatewayError]] = {kind.code: kind for kind in (RateLimited, BudgetSpent, LimitsUnavailable)}
 
 
 class RemoteScheduler:
-    """The parent's scheduler as `flow` knows one: `submit`, and the leases and waiters it gives."""
+    """The parent's scheduler, with the interface that `flow` uses: `submit`, and leases and waiters."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -64,7 +64,8 @@ class RemoteScheduler:
         channel.on({Grant: self._granted, Refuse: self._refused})
 
     def submit(self, ticket: Ticket) -> Waiter:
-        """A `Waiter` always: the answer is a turn of two loops away. Raises `Rejected` when nobody could answer."""
+        """Always returns a `Waiter`, since the answer takes a turn of two loops. Raises `Rejected` if nobody could
+        answer."""
         if self._closed or self._channel.closed:
             raise Rejected(Refused(0, Refusal.DRAINING))
         number = next(self._numbers)
@@ -76,9 +77,9 @@ class RemoteScheduler:
     def _granted(self, grant: Grant) -> None:
         waiter = self._waiters.pop(grant.id, None)
         if waiter is None:
-            return  # it was cancelled, and the parent gets to know
+            return  # it was cancelled, and the parent is being told
         if waiter.future.done():
-            self._channel.send(Release(grant.id, 0.0))  # whoever waited is gone, and has not come to say so
+            self._channel.send(Release(grant.id, 0.0))  # the waiting request is gone, but has not cancelled yet
         else:
             waiter.future.set_result(Lease(self, grant))
 
@@ -109,7 +110,7 @@ class RemoteScheduler:
         return None
 
     def close(self) -> None:
-        """Everybody who waits, and comes later, is refused (DRAINING); leases live on."""
+        """Refuse all waiting and later tickets (DRAINING); leases stay valid."""
         self._closed = True
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters.values():
@@ -119,7 +120,7 @@ class RemoteScheduler:
 
 
 class RemoteLimits:
-    """The parent's limits as `flow` knows them. A reservation here is a number of the parent's."""
+    """The parent's limits, with the interface that `flow` uses. A reservation here has a number of the parent's."""
 
     def __init__(self, channel: Channel) -> None:
         self.pace = Pace()
@@ -132,7 +133,7 @@ class RemoteLimits:
         channel.on({Held: self._held, Denied: self._denied})
 
     async def acquire(self, principal: Limited, tokens: int, gpu_seconds: float) -> Reservation:
-        """See `LimitService.acquire`. An interruption leaves nothing held."""
+        """See `LimitService.acquire`. An interruption leaves nothing reserved."""
         if self._closed or self._channel.closed:
             raise limits_unchecked()
         number = next(self._numbers)
@@ -151,9 +152,9 @@ class RemoteLimits:
     def _held(self, held: Held) -> None:
         future = self._answered(held)
         if future is None:
-            return  # nobody waits any more, and the parent gets to know
+            return  # nobody waits any more, and the parent is being told
         if future.done():
-            self._channel.send(Settle(held.number, 0, 0.0))  # whoever waited is gone, and has not come to say so
+            self._channel.send(Settle(held.number, 0, 0.0))  # the waiting request is gone, but has not cancelled yet
         else:
             future.set_result(Reservation(held.number, (), (0, 0, 0, 0), 0.0))
 
@@ -180,11 +181,11 @@ class RemoteLimits:
         self.settle(reservation, 0, 0.0)
 
     def shown(self, principal: Limited) -> "tuple[Shown, Shown]":
-        """As the parent told with the principal's last reservation."""
+        """As the parent reported them with the principal's last reservation."""
         return self._shown.get((principal.key, principal.user), ((), ()))
 
     def close(self) -> None:
-        """Refuse everybody who waits, and comes later."""
+        """Refuse all waiting and later requests."""
         self._closed = True
         asked, self._asked = self._asked, {}
         for number, (future, _) in asked.items():
@@ -194,7 +195,7 @@ class RemoteLimits:
 
 
 class RemoteBackends:
-    """One generation of configuration with the parent's picture of its backends. Looks at none itself."""
+    """One generation of the configuration with the parent's view of its backends. Never contacts a backend itself."""
 
     def __init__(self, channel: Channel, config: Config, seen: Sequence[Seen]) -> None:
         self._channel = channel
@@ -202,12 +203,12 @@ class RemoteBackends:
         self._backends = {section.name: snapshot(section) for section in config.backends}
         self._upstream = config.upstream
         self._overrides = config.models
-        # All, at first: a worker or a generation that is new was not told which failures the parent counts.
+        # At first all are in doubt: a new worker or generation does not know which failures the parent has counted.
         self._doubted = {section.name for section in config.backends}
         self.show(seen)
 
     def show(self, seen: Sequence[Seen]) -> None:
-        """Take over a picture; of other generations' backends nothing is taken."""
+        """Take over a view; backends of other generations are ignored."""
         known = {one.stats.name: one for one in seen}
         self._stats = tuple(known[section.name].stats for section in self._sections if section.name in known)
         self._adaptive = {section.name for section in self._sections if section.adaptive is not None}
@@ -233,16 +234,16 @@ class RemoteBackends:
 
     @property
     def pools(self) -> Mapping[str, object]:
-        """The scheduler's queues, by name."""
+        """The names of the scheduler's queues."""
         return self._catalogue.pools
 
     def doubt(self, name: str) -> None:
-        """Some worker's request failed there, or the parent looked at it."""
+        """A request of some worker failed there, or the parent looked at it."""
         self._doubted.add(name)
 
     def succeeded(self, name: str, status: int = 200) -> None:
-        """Told once to each doubt: a success that changes nothing is not worth a message. An error ends no doubt: it
-        does not excuse a look that fails."""
+        """Reported only while in doubt: a success that changes nothing is not worth a message. An error answer does not
+        end the doubt, because it does not make up for a failed look."""
         if name in self._doubted:
             if 200 <= status < 300 and all(stats.state == "closed" for stats in self._stats if stats.name == name):
                 self._doubted.discard(name)
@@ -258,7 +259,7 @@ class RemoteBackends:
 
 
 class RemoteZombies:
-    """The parent's zombies as `flow` knows them: only the parent knows all requests that an engine has."""
+    """The parent's zombies, with the interface that `flow` uses: only the parent knows all requests at an engine."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -294,7 +295,7 @@ class RemoteHub:
         self.estimator.settings = retuned.settings
 
     def prepare(self, config: Config) -> tuple[RemoteBackends, Callable[[], None]]:
-        """A new configuration's backends, and what puts it in force."""
+        """Build the backends of a new configuration; returns them and a function that puts them in force."""
         backends = RemoteBackends(self.channel, config, self._seen)
 
         def adopt() -> None:
@@ -305,12 +306,12 @@ class RemoteHub:
         return backends, adopt
 
     async def start(self) -> None:
-        """The parent has started all of it."""
+        """Nothing to do: the parent has started everything."""
 
     def run(self, group: object) -> None:
-        """The parent watches."""
+        """Nothing to do: the parent watches."""
 
     async def close(self) -> None:
-        """Requests have ended: tell what they used, and let the parent go."""
+        """Report what requests have used, then close the channel. All requests have ended."""
         self.limits.close()
         self.channel.close()

@@ -1,6 +1,6 @@
-"""What a key may: its own row and those of its owners become a `Principal` (K1, K7, K8).
+"""The rights of a key: its own row and those of its owners become a `Principal` (K1, K7, K8).
 
-Pure. Must not know how a key is verified, nor what is asked with it.
+Pure. Must not know how a key is verified, nor what is requested with it.
 """
 
 import ipaddress
@@ -12,11 +12,12 @@ from gateway.store.base import Chain, Key, Tenant, User
 from gateway.store.limits import NO_LIMITS, Scoped
 
 SCOPES = ("chat", "completions", "embeddings", "responses", "rerank", "messages", "ollama")
-"""What a route may ask of a key (K7), and what a key has unless it was made with less. `admin:*` is never implied."""
+"""Scopes that a route may require (K7); a key has all of them unless it was created with fewer. `admin:*` is never
+implied."""
 
 
 def principal_of(chain: Chain) -> Principal:
-    """What a key may, out of its own row and its owners' (K1, K8)."""
+    """The rights of a key, from its own row and its owners' rows (K1, K8)."""
     tenant, user, key = chain.tenant, chain.user, chain.key
     allow_all, models = _models(chain)
     lists = [cidrs for cidrs in (tenant.cidrs, key.cidrs) if cidrs]
@@ -41,13 +42,14 @@ def principal_of(chain: Chain) -> Principal:
 
 
 def limits_of(tenant: Tenant, user: User, key: Key) -> tuple[Scoped, ...]:
-    """The limits that hold for a key, outermost first; scopes without any are left out."""
+    """The limits that apply to a key, outermost first, without empty ones."""
     scopes = ((f"tenant:{tenant.id}", tenant), (f"user:{user.id}", user), (f"key:{key.id}", key))
     return tuple(Scoped(scope, row.limits) for scope, row in scopes if row.limits != NO_LIMITS)
 
 
 def _models(chain: Chain) -> tuple[bool, frozenset[str]]:
-    """The tenant's set narrowed by the key's -> (all, named). Nothing named and nothing allowed is nothing (K8)."""
+    """The tenant's set of models narrowed by the key's -> (all, named). Without any permission the set is empty
+    (K8)."""
     tenant, key = chain.tenant, chain.key
     inherits = key.allow_all_models or (key.allow_all_models is None and not key.models)
     if inherits:
@@ -58,7 +60,7 @@ def _models(chain: Chain) -> tuple[bool, frozenset[str]]:
 
 @lru_cache(maxsize=4096)
 def inside(ip: str, cidrs: tuple[tuple[Network, ...], ...]) -> bool:
-    """Whether each of the allowlists has the address; an IPv4 address mapped into IPv6 is the IPv4 one."""
+    """Whether each allowlist contains the address; an IPv4 address mapped into IPv6 counts as IPv4."""
     try:
         address = ipaddress.ip_address(ip.partition("%")[0])
     except ValueError:

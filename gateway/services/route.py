@@ -1,4 +1,4 @@
-"""Where a request may go: an engine, and the terms of a model. Pure facts: `catalogue` makes them."""
+"""Where a request may go: an engine, and the terms of a model. Plain data, created by `catalogue`."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class Terms:
-    """What one model may take (R4, A6). Times in seconds; `cost_factor` weighs its tokens in fair use."""
+    """Timeouts and limits of one model (R4, A6). Times are in seconds; `cost_factor` weighs its tokens in fair use."""
 
     connect: float
     first_byte: float
@@ -33,9 +33,9 @@ class Terms:
 
 @dataclass(frozen=True)
 class Route:
-    """Where a model may be served. `model` is its name at the engine, `candidates` are backends, the preferred first.
+    """Where a model may be served. `model` is its name at the engine, `candidates` are backends, preferred ones first.
 
-    `pool` is the scheduler's queue: the model's name; where only some of its backends serve this kind of request,
+    `pool` is the scheduler's queue: the model's name. If only some of its backends serve this kind of request, it is
     the name, a tab (which no name contains) and their engines.
     """
 

@@ -1,4 +1,4 @@
-"""From services' frozen statistics to samples of the metrics table, read at scrape.
+"""Turns the services' frozen statistics into samples of the metrics table, at a scrape.
 
 Must not know how anything is counted or shown.
 """
@@ -17,7 +17,7 @@ from scheduler.model import Stats
 
 
 def of_backends(backends: Iterable[BackendStats]) -> Iterator[Sample]:
-    """Health, models, breaker and failures."""
+    """Health, models, breaker state and failures."""
     for one in backends:
         name = (one.name,)
         yield "fairgate_backend_up", name, float(one.up)
@@ -33,7 +33,7 @@ def of_backends(backends: Iterable[BackendStats]) -> Iterator[Sample]:
 
 
 def of_zombies(zombies: Iterable[ZombieStats]) -> Iterator[Sample]:
-    """Slots that outlive their requests."""
+    """Slots that are taken after their request has ended."""
     for one in zombies:
         yield "fairgate_slots_zombie", (one.backend,), one.held
         yield "fairgate_zombies_total", (one.backend,), one.seen
@@ -51,7 +51,7 @@ def of_limits(stats: LimitStats) -> Iterator[Sample]:
 
 
 def of_audit(stats: AuditStats) -> Iterator[Sample]:
-    """The way of the rows to the store, and the room that is left for them."""
+    """The rows on their way to the store, and the room left in the spool."""
     yield "fairgate_audit_pending", (), stats.pending
     yield "fairgate_audit_oldest_seconds", (), stats.oldest_seconds
     yield "fairgate_audit_spool_bytes", (), stats.spool_bytes
@@ -63,14 +63,14 @@ def of_audit(stats: AuditStats) -> Iterator[Sample]:
 
 
 def of_prompts(stats: PromptStats) -> Iterator[Sample]:
-    """What became of the prompts of keys that opted in."""
+    """What happened to prompts of keys that opted in."""
     yield "fairgate_prompts_total", ("stored",), stats.stored
     yield "fairgate_prompts_total", ("dropped",), stats.dropped
     yield "fairgate_prompts_total", ("redaction_failed",), stats.redaction_failed
 
 
 def of_tokens(stats: TokenStats) -> Iterator[Sample]:
-    """Tokens of an issuer, and how its keys are read."""
+    """Tokens of an issuer, and the fetches of its keys."""
     yield "fairgate_token_checks_total", (), stats.checked
     yield "fairgate_jwks_fetches_total", (), stats.fetched
     yield "fairgate_jwks_failures_total", (), stats.failed
@@ -78,8 +78,8 @@ def of_tokens(stats: TokenStats) -> Iterator[Sample]:
 
 
 def of_scheduler(stats: Stats) -> Iterator[Sample]:
-    """Queues by model, slots by backend. The queues that one model has (`Route.pool`) are added up by the reader;
-    of their oldest waits the longest is the model's."""
+    """Queues by model, slots by backend. The reader adds up the queues of one model (`Route.pool`); the longest of
+    their oldest waits is the model's."""
     oldest: dict[str, float] = {}
     for pool in stats.pools:
         model = pool.pool.partition("\t")[0]
@@ -95,13 +95,13 @@ def of_scheduler(stats: Stats) -> Iterator[Sample]:
 
 
 def of_fairness(indices: Mapping[str, float]) -> Iterator[Sample]:
-    """By model; see `Evenness.look`."""
+    """The fairness index by model; see `Evenness.look`."""
     for model, index in indices.items():
         yield "fairgate_jain_index", (model,), index
 
 
 def of_tracing(stats: TracingStats) -> Iterator[Sample]:
-    """Traces on their way out, and those that were lost."""
+    """Traces being exported, and traces lost."""
     yield "fairgate_traces_waiting", (), stats.waiting
     yield "fairgate_traces_exported_total", (), stats.exported
     yield "fairgate_traces_lost_total", ("queue_full",), stats.dropped

@@ -1,13 +1,13 @@
 """Rates and open requests that several gateways count together, in Redis.
 
-Owns the script and the connection; must not know requests. One call of the script is one round for many meters, each in
-one atomic step. Redis' own clock counts, so that gateways need not agree on theirs. Keys share a hash tag: a cluster
+Owns the script and the connection; must not know requests. One call of the script is a round for many meters, each in
+one atomic step. Redis' own clock is used, so gateways need not agree on theirs. All keys share a hash tag, so a cluster
 keeps them in one slot.
 
-A rate's bucket is debited when it is leased: a gateway that dies takes what it held with it, and the rate refills.
-Open requests are leased by holder: the lease of one that died ends and what it held is free again. When Redis lost its
-data, a gateway that knew it before says so: then rates fill up from nothing, and nobody may open more requests until
-every lease of before has ended, for nobody knows who holds what.
+A rate's bucket is debited when it is leased: what a gateway held when it died is lost, and the rate refills. Open
+requests are leased by holder: when the lease of a dead gateway ends, its open requests are free again. If Redis has
+lost its data, a gateway that knew it before says so. Then rates fill up from zero, and nobody may open more requests
+until every earlier lease has ended, since nobody knows who holds what.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from gateway.services.meters import SharedBucket, SharedGauge
 
 PREFIX = "{fairgate}:"
 FIELDS = 7
-"""Arguments of one meter in the script: its kind and up to six figures."""
+"""Arguments per meter in the script: its kind and up to six figures."""
 
 SCRIPT = """
 local now = tonumber(ARGV[1])
@@ -113,7 +113,7 @@ return answers
 
 
 class SharedCounts:
-    """One gateway's rounds with Redis. `time_ms` replaces Redis' clock where it is not None (tests)."""
+    """One gateway's rounds with Redis. `time_ms` replaces Redis' clock unless it is None (tests)."""
 
     def __init__(
         self, url: str, config: Quotas, *, clock: Callable[[], float], time_ms: Callable[[], int] | None = None
@@ -142,8 +142,8 @@ class SharedCounts:
         return [meter.apply(answer, until, now_) for meter, answer in zip(meters, made, strict=True)]
 
     async def _run(self, keys: list[str], arguments: list[Any]) -> Any:
-        """By digest; whole where the server does not have the script (any more). A server that refuses it may have
-        become a replica, which keeps its connections: only a new one leads to its successor."""
+        """Call the script by its digest, or send it whole if the server does not know it. If the server refuses it, it
+        may have become a replica and kept its connections: only a new connection leads to its successor."""
         try:
             return await self._evaluated(keys, arguments)
         except ResponseError:
@@ -165,7 +165,7 @@ class SharedCounts:
 
 
 def _client(url: str, deadline: float) -> Any:
-    """Nothing is sent yet. Raises ConfigError."""
+    """A client that has not connected yet. Raises ConfigError."""
     try:
         return aioredis.Redis.from_url(
             url,
@@ -181,11 +181,11 @@ def _client(url: str, deadline: float) -> Any:
 
 
 DIGEST = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
-"""How Redis names a script: EVAL caches it under this."""
+"""Redis' name for the script: EVAL caches it under this digest."""
 
 
 def shared_lender(
     counts: SharedCounts, config: Quotas, clock: Callable[[], float]
 ) -> Lender[SharedBucket | SharedGauge]:
-    """The rounds of rates and open requests with Redis."""
+    """The lender for rates and open requests in Redis."""
     return Lender("Redis", counts.ask, (RedisError, OSError), lease=config.lease, deadline=config.deadline, clock=clock)

@@ -1,11 +1,12 @@
-"""From finished requests to OpenTelemetry spans, and out over OTLP/HTTP. Imported only where tracing is on.
+"""Turns finished requests into OpenTelemetry spans and exports them over OTLP/HTTP. Imported only if tracing is on.
 
-Owns the names: spans and attributes follow the semantic conventions for HTTP servers and for generative AI where these
-have a name, else `fairgate.*`. ATTRIBUTES is the allowlist, and what is not in it cannot leave: no prompt, no key, no
-address of a client or an engine. Who asked goes out only by `tracing.identities`. Must not know how requests are made.
+Owns the names: spans and attributes follow the semantic conventions for HTTP servers and for generative AI if these
+define a name, else `fairgate.*`. ATTRIBUTES is the allowlist, and nothing else can be exported: no prompt, no key, no
+address of a client or an engine. Identities are exported only with `tracing.identities`. Must not know how requests are
+served.
 
-One request is one server span; below it `queue` (the wait for a slot) and a client span of the engine's work, which has
-the tokens (on one span only, so that sums over spans are right) and an event `first_byte`.
+One request is one server span. Below it are `queue` (the wait for a slot) and a client span for the engine's work,
+which has an event `first_byte` and the tokens (on one span only, so that sums over spans are right).
 """
 
 import time
@@ -46,7 +47,7 @@ ATTRIBUTES: Final = {
     "fairgate.tenant": "id of the tenant; only with `tracing.identities`",
     "fairgate.user": "id of the user; only with `tracing.identities`",
 }
-"""Every attribute that a span of ours may carry, and what it holds."""
+"""Every attribute that our spans may have, and what it contains."""
 
 OPERATIONS: Final = {
     "chat": "chat",
@@ -63,7 +64,8 @@ UNSET: Final = Status(StatusCode.UNSET)
 FAILED: Final = Status(StatusCode.ERROR)
 BREATH_EVERY: Final = 8  # requests, about half a millisecond of work
 BREATH: Final = 50e-6
-"""Seconds this thread steps aside: the event loop else gets the interpreter only after its switch interval (5 ms)."""
+"""Seconds that this thread sleeps: otherwise the event loop gets the interpreter only after its switch interval (5
+ms)."""
 
 _ids = RandomIdGenerator()
 
@@ -71,7 +73,7 @@ Attributes = dict[str, str | int | bool]
 
 
 def otlp(settings: Tracing) -> SpanExporter:
-    """The OTLP/HTTP exporter. Proxies and credentials of the environment are not for it."""
+    """The OTLP/HTTP exporter. It ignores proxies and credentials of the environment."""
     session = requests.Session()
     session.trust_env = False
     return OTLPSpanExporter(
@@ -85,7 +87,7 @@ def otlp(settings: Tracing) -> SpanExporter:
 
 
 class SpanExport:
-    """`tracing.Exporter` by way of an exporter of the SDK."""
+    """Implements `tracing.Exporter` with an exporter of the SDK."""
 
     def __init__(self, settings: Tracing, exporter: SpanExporter) -> None:
         self._exporter = exporter
@@ -104,7 +106,7 @@ class SpanExport:
         self._exporter.shutdown()
 
     def spans(self, request: Ended) -> Iterator[ReadableSpan]:
-        """The server span of a request and those below it, as far as it came."""
+        """The server span of a request and its children, as far as the request got."""
         trace = request.trace
         yield self._server(request)
         if request.queued:
@@ -188,7 +190,7 @@ class SpanExport:
         status: Status = UNSET,
         events: tuple[Event, ...] = (),
     ) -> ReadableSpan:
-        """Attributes that say nothing (empty text, zero) are left out; one that is not allowed is a bug."""
+        """Attributes without information (empty text, zero) are left out; one that is not in the allowlist is a bug."""
         strangers = attributes.keys() - ATTRIBUTES.keys()
         if strangers:
             raise ValueError(f"not in the allowlist: {sorted(strangers)}")
@@ -208,7 +210,7 @@ class SpanExport:
 
 
 def _asked(request: Ended) -> Attributes:
-    """What was asked of a model; a name that led to no model is the client's own text and stays here."""
+    """What was asked of a model. A name that matched no model is the client's own text, and is not exported."""
     return {
         "gen_ai.operation.name": OPERATIONS.get(request.operation, ""),
         "gen_ai.request.model": request.model,
@@ -220,5 +222,5 @@ def _context(trace: Trace, span: int, *, remote: bool = False) -> SpanContext:
 
 
 def _nanoseconds(request: Ended, at: float) -> int:
-    """Since the epoch: the arrival by the wall clock, what came later by the monotonic one."""
+    """Nanoseconds since the epoch: the arrival by the wall clock, later times by the monotonic clock."""
     return request.row.started_at * 1000 + int((at - request.started) * 1e9)

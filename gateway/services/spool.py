@@ -1,15 +1,17 @@
 """The write-ahead spool of the audit trail: a directory of append-only segments on the local disk (U2, U3).
 
-Owns the file format, group commit, recovery and the bound on disk; must not know what a payload means or who reads it.
+Owns the file format, group commit, recovery and the limit of disk space; must not know what a payload means or who
+reads it.
 
-A segment is MAGIC, then frames of `length, checksum, kind, number, seq, at` and a payload. A START frame says that
-number's request runs; an END frame ends it and is entry `seq` of the trail, recorded `at` (Unix microseconds, never
-decreasing). A GIVEN_UP frame ends it without an entry: it has neither seq, at nor payload. Sequence numbers run without
-a gap for the life of the directory, whose `writer` file names it. Every segment begins with a BASE frame (the last seq
-before it) and repeats the STARTs that are still open, so an older one can go as soon as its ENDs are delivered.
+A segment is MAGIC, followed by frames of `length, checksum, kind, number, seq, at` and a payload. A START frame says
+that the request with this number runs; an END frame ends it and is entry `seq` of the trail, recorded `at` (Unix
+microseconds, never decreasing). A GIVEN_UP frame ends it without an entry, so it has neither seq, at nor payload.
+Sequence numbers have no gaps during the life of the directory, whose `writer` file names it. Every segment begins with
+a BASE frame (the last seq before it) and repeats the STARTs that are still open, so an older segment can be deleted as
+soon as its ENDs are delivered.
 
-Frames gather in memory and are written together; what is written survives the process (kill -9), what is synced also
-survives the machine. One process owns a directory, by a lock.
+Frames are gathered in memory and written together. What is written survives the process (kill -9); what is synced also
+survives the machine. A lock ensures that only one process uses a directory.
 """
 
 import contextlib
@@ -29,16 +31,16 @@ from gateway.services.keyfmt import random_text
 MAGIC: Final = b"FGSPOOL1"
 _FRAME: Final = struct.Struct("<II")  # length of the rest, its CRC-32
 _HEAD: Final = struct.Struct("<BQQQ")  # kind, number, seq, at
-_BOTH: Final = struct.Struct(_FRAME.format + _HEAD.format[1:])  # at once
+_BOTH: Final = struct.Struct(_FRAME.format + _HEAD.format[1:])  # both in one call
 _BASE: Final = 0
 _START: Final = 1
 _END: Final = 2
 _GIVEN_UP: Final = 3
 _LONGEST_FRAME: Final = 1 << 20
-"""More is damage: a record has a few hundred bytes."""
+"""Anything longer is damage: a record has a few hundred bytes."""
 _READ_BYTES: Final = 1 << 18
 _WRITE_BYTES: Final = 1 << 18
-"""About what one write takes: after a disk refused, much may wait, and a try that fails again must cost little."""
+"""Approximate bytes per write: after the disk has refused, much may wait, and another failed try must be cheap."""
 _USED: Final = (
     "another fairgate with this configuration seems to run: it holds the audit spool {}; end that one, or give this "
     "one an audit.spool and an admin.listen of its own"
@@ -50,11 +52,11 @@ class SpoolError(Exception):
 
 
 Entry = tuple[int, int, bytes]
-"""One END frame: seq, at and payload. A plain tuple: half a million a minute are made where much is asked."""
+"""One END frame: seq, at and payload. A plain tuple, since busy gateways create half a million a minute."""
 
 
 class Position(NamedTuple):
-    """Where a reader stands: a segment and an offset into it."""
+    """The position of a reader: a segment and an offset in it."""
 
     segment: int
     offset: int = len(MAGIC)
@@ -66,7 +68,7 @@ class _Frame(NamedTuple):
     seq: int
     at: int
     payload: bytes
-    end: int  # offset after it
+    end: int  # offset after the frame
 
 
 def _pack(kind: int, number: int, seq: int, at: int, payload: bytes) -> bytes:
@@ -75,7 +77,8 @@ def _pack(kind: int, number: int, seq: int, at: int, payload: bytes) -> bytes:
 
 
 def _frames(data: bytes, offset: int) -> Iterator[_Frame]:
-    """The whole and undamaged frames of `data`, which begins at `offset` of its file; ends before anything else."""
+    """The complete and undamaged frames of `data`, which begins at `offset` of its file; stops at the first other
+    bytes."""
     at = 0
     while len(data) - at >= _FRAME.size:
         length, check = _FRAME.unpack_from(data, at)
@@ -88,9 +91,9 @@ def _frames(data: bytes, offset: int) -> Iterator[_Frame]:
 
 
 def _take_entries(data: bytes, count: int, found: list[Entry]) -> int:
-    """Add the entries of the whole, undamaged frames of `data` until `found` has `count`; where they end.
+    """Add the entries of complete, undamaged frames in `data` until `found` has `count`; returns where they end.
 
-    As `_frames`, for a reader that looks at END frames only: the others are stepped over by their length.
+    Like `_frames`, for a reader that needs END frames only: other frames are skipped by their length.
     """
     at, length = 0, len(data)
     while length - at >= _BOTH.size and len(found) < count:
@@ -108,7 +111,7 @@ def _take_entries(data: bytes, count: int, found: list[Entry]) -> int:
 
 
 def _write(file: int, data: bytes, offset: int) -> None:
-    """All of it. A disk that fills up takes a part and refuses the next one. Raises OSError."""
+    """Write all of it. A full disk may take a part and refuse the next one. Raises OSError."""
     while data:
         took = os.pwrite(file, data, offset)
         if took == len(data):
@@ -121,9 +124,10 @@ def _write(file: int, data: bytes, offset: int) -> None:
 class Spool:
     """Opens (and recovers) the directory. `read` and `sync` may run in another thread than the rest, one at a time.
 
-    `interrupted` are number and payload of what was open when the last process ended: the caller ends each. `size` is
-    in bytes, on disk and on their way there, of which `unwritten` are in memory. `damaged` names what recovery could
-    not read."""
+    `interrupted` are number and payload of the requests that were running when the last process ended: the caller must
+    end each. `size` is in bytes, on disk or waiting to be written; `unwritten` of them are in memory. `damaged` names
+    what recovery could not read.
+    """
 
     def __init__(
         self,
@@ -143,11 +147,11 @@ class Spool:
         self.seq = 0
         self._sizes: dict[int, int] = {}  # segment -> bytes written
         self._bases: dict[int, int] = {}  # segment -> last seq before it
-        self._durable: dict[int, int] = {}  # segment -> bytes synced; a reader sees no more
+        self._durable: dict[int, int] = {}  # segment -> bytes synced; a reader does not see more
         self._file = -1
-        self._current = 0  # the segment that is written
-        self._retired: list[int] = []  # files of complete segments that await their sync
-        self._doomed: list[Path] = []  # released segments that await their removal
+        self._current = 0  # the segment being written
+        self._retired: list[int] = []  # files of complete segments that must still be synced
+        self._doomed: list[Path] = []  # released segments that must still be deleted
         self.size = 0
         self.damaged: list[str] = []
         self._lock = self._locked()
@@ -165,7 +169,7 @@ class Spool:
     # -- writing
 
     def begin(self, payload: bytes) -> int:
-        """A request runs -> its number, for `end`."""
+        """Record that a request runs -> its number, for `end`."""
         self._number += 1
         frame = _pack(_START, self._number, 0, 0, payload)
         self._open[self._number] = frame
@@ -173,7 +177,7 @@ class Spool:
         return self._number
 
     def end(self, number: int, payload: bytes) -> int:
-        """A request ended (number 0: one that never ran) -> its seq."""
+        """Record the end of a request (number 0: without a start) -> its seq."""
         self._open.pop(number, None)
         self.seq += 1
         self._at = max(self._at, self._now() // 1000)
@@ -181,8 +185,8 @@ class Spool:
         return self.seq
 
     def forget(self, number: int) -> None:
-        """A request ended and its entry is given up (number 0: one that never ran). A few bytes say so even where there
-        is no room for entries, else the next process would take it for interrupted."""
+        """Record that a request ended without an entry (number 0: without a start). These few bytes are written even if
+        there is no room for entries; otherwise the next process would take the request for interrupted."""
         if self._open.pop(number, None) is not None:
             self._add(_pack(_GIVEN_UP, number, 0, 0, b""))
 
@@ -192,7 +196,7 @@ class Spool:
         self.size += len(frame)
 
     def flush(self) -> None:
-        """Write what gathered. Raises OSError: nothing was lost, the next flush tries again."""
+        """Write what was gathered. If this raises OSError nothing is lost: the next flush tries again."""
         if not self._buffer:
             return
         current = self._current
@@ -203,7 +207,7 @@ class Spool:
                 _write(self._file, data, size)
             except OSError:
                 with contextlib.suppress(OSError):
-                    os.ftruncate(self._file, size)  # no torn frame before the next try
+                    os.ftruncate(self._file, size)  # remove an incomplete frame before the next try
                 raise
             del self._buffer[: len(frames)]
             self.unwritten -= len(data)
@@ -212,7 +216,7 @@ class Spool:
             self._next_segment()
 
     def _next_frames(self) -> list[bytes]:
-        """Those of the next write: nearly always all."""
+        """The frames of the next write; almost always all of them."""
         if self.unwritten <= _WRITE_BYTES:
             return self._buffer
         taken = 0
@@ -223,16 +227,16 @@ class Spool:
         return self._buffer
 
     def sync(self) -> None:
-        """Have the machine keep what was written, and remove what was released; slow. Raises OSError: the next sync
-        goes on with what this one left."""
+        """Sync what was written to disk, and delete released segments; slow. After an OSError, the next sync continues
+        where this one stopped."""
         while self._doomed:
             self._doomed[0].unlink(missing_ok=True)
             self._doomed.pop(0)
         written = dict(self._sizes)
         if written == self._durable:
             return
-        # The current file first: flushes go on meanwhile, so it may be among the complete ones by now. A complete one
-        # that the disk does not take stays among them: what it holds is not durable before its own sync.
+        # The current file first: flushes go on meanwhile, so it may have become complete by now. A complete file that
+        # the disk refuses stays in the list, since its content is durable only after its own sync.
         os.fsync(self._file)
         for complete in list(self._retired):
             os.fsync(complete)
@@ -243,7 +247,7 @@ class Spool:
         self._durable = written
 
     def _next_segment(self) -> None:
-        """Begin a segment. The buffer is empty here."""
+        """Begin a new segment. The buffer is empty here."""
         number = max(self._sizes, default=0) + 1
         first = MAGIC + _pack(_BASE, 0, self.seq, self._at, b"") + b"".join(self._open.values())
         file = os.open(self._path(number), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -264,11 +268,11 @@ class Spool:
 
     @property
     def start(self) -> Position:
-        """Of the oldest segment that is left."""
+        """The beginning of the oldest segment."""
         return Position(min(self._sizes))
 
     def read(self, position: Position, count: int) -> tuple[list[Entry], Position]:
-        """Up to `count` entries from there, and where to go on."""
+        """Up to `count` entries from this position, and the position after them."""
         found: list[Entry] = []
         while len(found) < count:
             durable = self._durable
@@ -291,7 +295,7 @@ class Spool:
             return os.pread(file.fileno(), want, position.offset)
 
     def release(self, seq: int) -> None:
-        """Everything up to `seq` is delivered: segments that hold nothing later go."""
+        """Everything up to `seq` is delivered: release segments without later entries."""
         numbers = sorted(self._sizes)
         for number, successor in itertools.pairwise(numbers):
             if self._bases[successor] > seq:
@@ -309,7 +313,8 @@ class Spool:
             self._recover_segment(path, last=path == paths[-1])
 
     def _recover_segment(self, path: Path, *, last: bool) -> None:
-        """A torn frame at the very end is what an interrupted write leaves; elsewhere it is damage and is kept."""
+        """An incomplete frame at the very end is what an interrupted write leaves; anywhere else it is damage, and the
+        file is kept."""
         data = path.read_bytes()
         number, end = int(path.stem), 0
         if data.startswith(MAGIC):
@@ -355,7 +360,7 @@ class Spool:
         return lock
 
     def _writer(self) -> str:
-        """The name of this directory's chain, made once."""
+        """The name of this directory's chain, created once."""
         path = self.directory / "writer"
         if path.exists():
             return path.read_text(encoding="ascii").strip()
@@ -368,8 +373,7 @@ class Spool:
         return name
 
     def close(self) -> None:
-        """Write what was not flushed, and let another process have the directory. Raises SpoolError if the disk refuses
-        what is left: the directory is let go all the same."""
+        """Write what was not flushed and release the directory, even if the disk refuses and this raises SpoolError."""
         try:
             self.flush()
             self.sync()

@@ -1,6 +1,6 @@
-"""What is counted of one model: histograms and tokens.
+"""The counters of one model: histograms and tokens.
 
-Plain integers, added up over processes. Must not know labels or what a scrape looks like.
+Plain numbers, which can be added up over processes. Must not know labels or what a scrape looks like.
 """
 
 from bisect import bisect_left
@@ -24,7 +24,7 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """A value on a bound belongs to that bound's bucket (`le`)."""
+        """A value on a boundary belongs to the bucket with that upper bound (`le`)."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
@@ -41,7 +41,7 @@ class Histogram:
 
 
 class ModelTally:
-    """What is counted of one model."""
+    """The counters of one model."""
 
     __slots__ = (
         "cached",
@@ -59,7 +59,7 @@ class ModelTally:
         self.queue = Histogram(QUEUE)
         self.ttft = Histogram(TTFT)
         self.gap = Histogram(GAP)
-        self.observe_gap = self.gap.observe  # one for all streams
+        self.observe_gap = self.gap.observe  # bound once for all streams
         self.duration = Histogram(DURATION)
         self.prompt = self.completion = self.cached = self.estimated = 0
 

@@ -1,13 +1,13 @@
-"""How many failed authentications one address may make (K4), and how fast all are refused. Pure: the caller gives the
-time.
+"""How many failed authentications one address may make (K4), and how fast refusals are sent. Pure: the caller passes
+the time.
 
-A bucket per address, or per /64 for IPv6 since one site owns that many addresses. Failures that were under way
-together may overdraw it: the debt is paid off before the address may fail again, so the long-run rate holds whatever
-the parallelism.
+There is a bucket per IPv4 address, and per /64 for IPv6, because one site owns that many addresses. Concurrent failures
+may overdraw a bucket. The debt must be paid off before the address may fail again, so the long-run rate holds at any
+concurrency.
 
-A refusal costs an answer and a row of the audit trail, so a flood of them could fill the core that everyone's requests
-need, from addresses without number. `RefusalPace` spreads them: who floods waits for answers, a connection asks again
-only after its answer, and the number of connections is bounded.
+A refusal costs an answer and an audit row, so a flood of them, from any number of addresses, could use up the processor
+that other requests need. `RefusalPace` spreads them out: a flooding client waits for its answers, a connection asks
+again only after its answer, and the number of connections is limited.
 """
 
 import ipaddress
@@ -18,11 +18,11 @@ from gateway.services import bounded
 _DEBT_MINUTES = 5.0
 """An overdrawn address waits at most this long for its next attempt."""
 _HOSTS = 65_536
-"""Addresses remembered; the one that failed first is forgotten first."""
+"""Addresses remembered; the one whose first failure is oldest is dropped first."""
 
 
 def network_of(ip: str) -> str:
-    """The unit of accounting: an IPv4 address (also when written as mapped IPv6), or an IPv6 /64."""
+    """The unit of counting: an IPv4 address (also in its IPv6-mapped form), or an IPv6 /64."""
     if ":" not in ip:
         return ip
     try:
@@ -44,7 +44,7 @@ class FailureThrottle:
         self._buckets: dict[str, tuple[float, float]] = {}  # network -> (failures left, as of)
 
     def check(self, ip: str, now: float) -> None:
-        """Raise RateLimited while the network has no failure left."""
+        """Raise RateLimited if the network has no failure left."""
         if not self._buckets:
             return
         left = self._left(network_of(ip), now)
@@ -67,22 +67,23 @@ class FailureThrottle:
 
 
 class RefusalPace:
-    """When each refusal may be told, whatever their number: `per_second` after a burst, each with a turn of its own so
-    that they never hold the loop together; none waits longer than `longest` seconds.
+    """Schedules refusals, however many there are: `per_second` after a burst, each at its own time so that they do not
+    block the loop together; none waits longer than `longest` seconds.
 
-    The virtual scheduling form of the generic cell rate algorithm (ITU-T I.371, annex A)."""
+    Uses the virtual scheduling form of the generic cell rate algorithm (ITU-T I.371, annex A).
+    """
 
     def __init__(self, per_second: float = 250.0, burst: int = 50, longest: float = 8.0) -> None:
         self._gap = 1.0 / per_second
         self._ahead = burst * self._gap
         self._longest = longest
-        self._next = 0.0  # when the next one would be due if none came in a burst
+        self._next = 0.0  # when the next refusal would be due without a burst allowance
 
     def wait(self, now: float) -> float:
-        """Seconds that the refusal of now waits for its turn."""
+        """Seconds that a refusal of this moment waits."""
         due = max(self._next, now)
         wait = max(0.0, due - now - self._ahead)
-        if wait >= self._longest:  # the queue is full: those behind it share its end
+        if wait >= self._longest:  # the queue is full: later refusals are sent at its end
             return self._longest
         self._next = due + self._gap
         return wait

@@ -1,18 +1,18 @@
-"""What is counted of tokens and their issuer's keys. A pure fact."""
+"""The counters of tokens and of their issuer's keys. Plain data."""
 
 import msgspec
 
 
 class TokenStats(msgspec.Struct, frozen=True):
-    """Counters since start, and what is known of the issuer now."""
+    """Counters since start, and the present state of the issuer's keys."""
 
     checked: int = 0
-    """Signatures."""
+    """Signatures checked."""
     fetched: int = 0
     failed: int = 0
-    """Fetches of the issuer's keys, by how they ended."""
+    """Fetches of the issuer's keys, by result."""
     signers: int = 0
-    """Keys that verify."""
+    """Keys that can verify signatures."""
     age: float = 0.0
     """Seconds since the issuer's keys were last read; of keys from a file, 0."""
 

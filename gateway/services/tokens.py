@@ -1,18 +1,18 @@
-"""Tokens of an identity provider (JWT, RFC 7519) as a credential beside keys (K9): whose is it, and what may it do?
+"""Tokens of an identity provider (JWT, RFC 7519) as a credential beside keys (K9): who is the user, and what may it do?
 
-Owns what is asked of a token's head and claims, and who its user is. `jwks` owns the issuer's keys and the check of
-the signature, `keys` the cache, the throttle and what a change of the store does to what was granted. Rules:
+Owns the rules for a token's head and claims, and for its user. `jwks` owns the issuer's keys and the check of
+signatures; `keys` owns the cache, the throttle and the effect of changes in the store. Rules:
 
-- Nothing that a token says is believed, and the store is not asked, before its signature was checked with a key that
-  the issuer shows under the name in its head; if that has none, with the only key it could be. A head is read for that
-  name and the algorithm alone; addresses and keys in it (jku, x5u, jwk) do not exist here, and one that asks for more
-  to be understood (`crit`, RFC 8725) or for claims in clear (`b64`, RFC 7797) is refused.
-- `iss`, `aud` and `exp` must be there. A token bound to its sender (`cnf`, RFC 7800) is refused: the proof that makes
-  it good is not asked for here.
-- A token is a user of a tenant, both found by name. It has what every key of that user would have that was made
-  without terms of its own: the tenant's models and networks, the limits of both. Its key id is `jwt:` and the user's
-  id, whatever tokens the user comes with, so what is counted by key is counted for all of them together.
-- A tenant is never made here, a user only where the section says so.
+- Nothing in a token is believed, and the store is not asked, before its signature was checked with the issuer's key of
+  the name in its head, or with the only possible key if the head has no name. The head is read for that name and the
+  algorithm only; addresses and keys in it (jku, x5u, jwk) are ignored. A head with critical extensions (`crit`, RFC
+  8725) or unencoded claims (`b64`, RFC 7797) is refused.
+- `iss`, `aud` and `exp` are required. A token bound to its sender (`cnf`, RFC 7800) is refused, because the proof it
+  requires is not asked for here.
+- A token stands for a user of a tenant, both found by name. It has the rights of a key of that user created without
+  terms of its own: the tenant's models and networks, the limits of both. Its key id is `jwt:` and the user's id for
+  every token of the user, so whatever is counted by key is counted for all of them together.
+- A tenant is never created here; a user only if the section says so.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ _log = logging.getLogger("fairgate.tokens")
 
 EXTRA = "pip install 'fairgate[jwt]'"
 STRANGER_SECONDS: Final = 5.0
-"""How long a user that was not found, or is disabled, is not looked for again, whatever tokens name it."""
+"""Seconds for which a user that was not found, or is disabled, is not looked up again, whatever tokens name it."""
 _STRANGERS: Final = 4096
 
 
@@ -70,7 +70,7 @@ _head = msgspec.json.Decoder(_Head)
 
 
 class TokenService:
-    """Verifies tokens. Belongs to one event loop. `wall` gives Unix seconds, `clock` monotonic ones."""
+    """Verifies tokens. Belongs to one event loop. `wall` gives Unix seconds, `clock` monotonic seconds."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class TokenService:
         self._strangers: dict[tuple[str, str], tuple[float, Refusal]] = {}
 
     async def judge(self, token: bytes) -> Verdict:
-        """Whose it is, or why it is refused."""
+        """The token's user, or why the token is refused."""
         section = self.section
         said = await said_in(token, section, self.signers, self._wall)
         if isinstance(said, Refusal):
@@ -118,7 +118,7 @@ class TokenService:
         return verdict
 
     async def _found(self, tenant_name: str, user_name: str, ends: float) -> Verdict:
-        """Both by name, never by id. Raises StoreError."""
+        """The tenant and user, both by name and never by id. Raises StoreError."""
         tenant = await self._store.tenant(tenant_name)
         if tenant is None or tenant.name != tenant_name:
             return Refusal.STRANGER
@@ -139,7 +139,7 @@ class TokenService:
             return None
         try:
             made = await accounts.create_user(self._store, tenant, name)
-        except accounts.AccountError:  # made elsewhere in this moment
+        except accounts.AccountError:  # created elsewhere at this moment
             user = await self._store.user(tenant.id, name)
             return user if user is not None and user.name == name else None
         _log.info("a token made a user", extra={"tenant": tenant.id, "user": made.id})
@@ -151,7 +151,7 @@ class TokenService:
 
 
 async def said_in(token: bytes, section: Jwt, signers: "KeySet", wall: Callable[[], float]) -> dict[str, Any] | Refusal:
-    """What the issuer says in a token, once signature, names and times were checked; or why it is not believed."""
+    """The claims of a token, after checking its signature, names and times; or why it is refused."""
     head = _head_of(token)
     if head is None or head.alg not in section.algorithms or head.crit is not UNSET or head.b64 is not True:
         return Refusal.FORGED
@@ -180,7 +180,7 @@ def _fault(claims: _Claims, section: Jwt, now: float) -> Refusal | None:
 
 
 def key_of(user: User, scopes: tuple[str, ...], ends: float) -> Key:
-    """The key that all tokens of a user are counted under; it is in no store. `ends` in Unix seconds."""
+    """The key under which all tokens of a user are counted; it is in no store. `ends` is in Unix seconds."""
     return Key(
         id=ISSUED + user.id,
         user=user.id,
@@ -196,12 +196,12 @@ def _head_of(token: bytes) -> _Head | None:
     part = token.partition(b".")[0]
     try:
         return _head.decode(urlsafe_b64decode(part + b"=" * (-len(part) % 4)))
-    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors, binascii's too
+    except (ValueError, RecursionError):  # includes msgspec's and binascii's errors
         return None
 
 
 def claim(said: dict[str, Any], path: tuple[str, ...]) -> Any:
-    """What stands at the end of `path`, or None."""
+    """The value at the end of `path`, or None."""
     value: Any = said
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
@@ -209,13 +209,13 @@ def claim(said: dict[str, Any], path: tuple[str, ...]) -> Any:
 
 
 def named(said: dict[str, Any], path: tuple[str, ...]) -> str:
-    """The text at the end of `path`, if it can be the name of a tenant or user; else nothing."""
+    """The string at the end of `path` if it is a valid name of a tenant or user; else empty."""
     value = claim(said, path)
     return value if isinstance(value, str) and accounts.is_name(value) else ""
 
 
 def open_tokens(section: Jwt | None, store: Store, identity: Identity) -> TokenService | None:
-    """None where no tokens are taken. Raises ConfigError when what the section names cannot be had."""
+    """None if tokens are not accepted. Raises ConfigError if what the section names cannot be read or fetched."""
     if section is None:
         return None
     try:

@@ -1,8 +1,8 @@
-"""Traces, as far as a request meets them: whose trace it is part of, whether it is kept, and the queue to the exporter.
+"""The part of tracing that requests use: which trace a request belongs to, whether it is sampled, and the export queue.
 
-Owns W3C Trace Context (what is accepted, what an engine is told), sampling, and the bounded queue to the thread that
-exports. Must not know OpenTelemetry (`spans.py` does) nor how a request is served. Nothing here can hold a
-request up: `ended` appends or counts a loss, and an exporter that hangs or fails loses traces, not requests.
+Owns W3C Trace Context (what is accepted, what an engine is told), sampling, and the bounded queue to the exporting
+thread. Must not know OpenTelemetry (`spans.py` does) nor how a request is served. Nothing here can delay a request:
+`ended` appends or counts a loss, and an exporter that hangs or fails loses traces, not requests.
 
 W3C Trace Context: https://www.w3.org/TR/trace-context/ (sections 3.2 traceparent, 3.3 tracestate).
 """
@@ -25,15 +25,15 @@ from gateway.services.record import AuditRecord
 log = logging.getLogger("fairgate.tracing")
 
 EXTRA = "pip install 'fairgate[otel]'"
-EVERY = 1.0  # seconds from a request's end to its export, at most, while the collector keeps up
-BATCH = 64  # requests a call of the exporter; a call holds the interpreter while it encodes, so it stays small
+EVERY = 1.0  # maximum seconds from a request's end to its export, while the collector keeps up
+BATCH = 64  # requests per call of the exporter; it holds the interpreter while it encodes, so few
 SWITCH = 0.0005
-"""Seconds until a thread that waits for the interpreter gets it. Encoding 64 requests takes some 10 ms of Python, and
-with the usual 5 ms every stream would feel it."""
-CLOSE_SECONDS = 2.0  # for what is queued at a stop; a collector that does not answer costs no more
+"""Seconds until a thread that waits for the interpreter gets it. Encoding 64 requests takes about 10 ms of Python,
+which every stream would feel with the usual 5 ms."""
+CLOSE_SECONDS = 2.0  # for what is queued at the stop, even if the collector does not answer
 
 SAMPLED = 0x01
-STATE_BYTES = 512  # of a tracestate that must be passed on; longer ones may be dropped
+STATE_BYTES = 512  # of a tracestate; the standard allows dropping longer ones
 STATE_MEMBERS = 32
 
 _PARENT = re.compile(
@@ -54,7 +54,7 @@ class Parent(msgspec.Struct, frozen=True, gc=False):
 
 
 def parent_of(headers: Mapping[bytes, bytes]) -> Parent | None:
-    """What the client's `traceparent` says; None where there is none or it breaks the rules."""
+    """The client's `traceparent`; None if it is absent or invalid."""
     field = headers.get(b"traceparent")
     found = _PARENT.fullmatch(field) if field is not None else None
     if found is None or (found["later"] and found["version"] == b"00"):
@@ -63,7 +63,7 @@ def parent_of(headers: Mapping[bytes, bytes]) -> Parent | None:
 
 
 def _state_of(headers: Mapping[bytes, bytes]) -> bytes:
-    """The client's `tracestate` as a field line; empty where it is absent or breaks the rules."""
+    """The client's `tracestate` as a field line; empty if it is absent or invalid."""
     state = headers.get(b"tracestate", b"")
     if not state or len(state) > STATE_BYTES:
         return b""
@@ -81,7 +81,7 @@ def passed_on(headers: Mapping[bytes, bytes]) -> bytes:
 
 
 class Trace(msgspec.Struct, frozen=True, gc=False):
-    """One request's place in its trace. Ids are integers; `parent_id` 0: the trace begins here. `fields` are the lines
+    """A request's place in its trace. Ids are integers; `parent_id` 0: the trace begins here. `fields` are the lines
     for the engine, whose spans become children of the span `upstream_id`."""
 
     trace_id: int
@@ -93,9 +93,9 @@ class Trace(msgspec.Struct, frozen=True, gc=False):
 
 
 class Ended(msgspec.Struct, frozen=True, gc=False):
-    """A finished request as it waits for its export. Times are seconds of one monotonic clock; 0.0 = did not happen.
-    `operation` is the route's kind, `engine` the backend's, `model` the one asked for by the client or its key, once it
-    was found; empty where the request did not get that far."""
+    """A finished request that waits for its export. Times are seconds of one monotonic clock; 0.0 = did not happen.
+    `operation` is the route's kind, `engine` the backend's, `model` the one requested by the client or its key, if it
+    was found; empty if the request did not get that far."""
 
     trace: Trace
     row: AuditRecord
@@ -111,10 +111,10 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
 
 
 class Exporter(Protocol):
-    """Where traces go. Called on one thread, which may wait there."""
+    """Exports traces. Called on one thread, and may block there."""
 
     def export(self, batch: list[Ended]) -> bool:
-        """Whether the collector took them."""
+        """Send a batch; whether the collector accepted it."""
         ...
 
     def shutdown(self) -> None:
@@ -123,7 +123,7 @@ class Exporter(Protocol):
 
 
 class TracingStats(msgspec.Struct, frozen=True):
-    """Requests whose trace waits, was exported, found the queue full, or was not taken."""
+    """Requests whose trace waits, was exported, found the queue full, or was not accepted."""
 
     waiting: int
     exported: int
@@ -135,7 +135,7 @@ OFF = TracingStats(0, 0, 0, 0)
 
 
 class TracingService:
-    """Tracing while it is on; a gateway without it has none of these."""
+    """Tracing, if it is on."""
 
     def __init__(self, settings: Tracing, exporter: Exporter) -> None:
         self._exporter = exporter
@@ -151,7 +151,8 @@ class TracingService:
     # ---- on the event loop
 
     def begin(self, headers: Mapping[bytes, bytes]) -> Trace:
-        """A place in the client's trace, kept if the client keeps it, or in a new one, kept by its share."""
+        """A place in the client's trace, sampled if the client samples it, or in a new trace, sampled by the configured
+        ratio."""
         bits = self._random.getrandbits
         span, upstream = bits(64) or 1, bits(64) or 1
         parent, state = parent_of(headers) if b"traceparent" in headers else None, b""
@@ -163,7 +164,7 @@ class TracingService:
         return Trace(parent.trace_id, parent.span_id, span, upstream, parent.sampled, fields)
 
     def ended(self, request: Ended) -> None:
-        """Take a request for export, or count it as lost. Never waits, never raises."""
+        """Queue a request for export, or count it as lost. Never waits, never raises."""
         waiting = len(self._queue)
         if waiting >= self._limit:
             self._dropped += 1
@@ -180,7 +181,7 @@ class TracingService:
         self._thread.start()
 
     async def close(self) -> None:
-        """Export what waits, for as long as CLOSE_SECONDS; then let go."""
+        """Export what is queued for up to CLOSE_SECONDS, then stop."""
         self._stopping = True
         self._wake.set()
         await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
@@ -202,14 +203,14 @@ class TracingService:
             while batch := self._take():
                 self._export(batch)
                 if len(self._queue) < BATCH and not stopping:
-                    break  # what came meanwhile gathers until the next interval, or until it fills a batch
+                    break  # gather what came meanwhile, until the next interval or a full batch
 
     def _take(self) -> list[Ended]:
         batch: list[Ended] = []
         while self._queue and len(batch) < BATCH:
             try:
                 batch.append(self._queue.popleft())
-            except IndexError:  # `close` gave up meanwhile and emptied the queue
+            except IndexError:  # `close` has given up meanwhile and emptied the queue
                 break
         return batch
 
@@ -226,7 +227,7 @@ class TracingService:
 
 
 def open_tracing(settings: Tracing) -> TracingService | None:
-    """None while it is off. Raises ConfigError where OpenTelemetry is not installed."""
+    """None if tracing is off. Raises ConfigError if OpenTelemetry is not installed."""
     if not settings.endpoint:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Reading the audit trail: is it whole (U4), and getting it out. Must not know how rows are written or shown."""
+"""Reading the audit trail: verifying it (U4) and exporting it. Must not know how rows are written or shown."""
 
 import json
 import logging
@@ -15,15 +15,15 @@ _log = logging.getLogger("fairgate.audit")
 
 _PAGE = 1000
 _MOST_DROPS = 10_000
-"""Partitions that were ever dropped."""
+"""Maximum dropped partitions to read."""
 
 Anchors = Mapping[str, Mapping[int, bytes]]
 """Writer -> seq -> hash."""
 
 
 class Verified(msgspec.Struct, frozen=True):
-    """One writer's chain. `rows` were checked up to `last`; `unproven`: its oldest rows are gone (retention) and
-    nothing vouches for the first one left; `broken` is the first fault."""
+    """The result for one writer's chain. `rows` were checked, up to `last`. `unproven`: its oldest rows are gone
+    (retention), and nothing proves the first remaining one. `broken` is the first fault."""
 
     writer: str
     rows: int
@@ -37,8 +37,8 @@ class AnchorError(Exception):
 
 
 def read_anchors(path: Path) -> Anchors:
-    """The file that gateways append to. A last line without its end is passed over: it was being written. So is a piece
-    of a line, which a full disk leaves, but the log says so. Raises AnchorError."""
+    """The file to which gateways append anchors. An incomplete last line is ignored, since it was being written. A
+    fragment elsewhere, which a full disk may leave, is ignored with a log entry. Raises AnchorError."""
     anchors: dict[str, dict[int, bytes]] = {}
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
@@ -55,14 +55,14 @@ def read_anchors(path: Path) -> Anchors:
 
 
 async def verify(store: Store, anchors: Anchors) -> list[Verified]:
-    """Check every writer's chain, in order of names; gateways may go on writing."""
+    """Check every writer's chain, in order of names; gateways may keep writing."""
     writers = sorted({*await store.audit_writers(), *anchors})
     dropped = await _dropped(store)
     return [await _verify_writer(store, writer, anchors.get(writer, {}), dropped.get(writer, {})) for writer in writers]
 
 
 async def _dropped(store: Store) -> Anchors:
-    """The last rows of what retention dropped at once; the hash is empty where it was not noted."""
+    """The last rows of each batch that retention dropped; the hash is empty if it was not recorded."""
     last: dict[str, dict[int, bytes]] = {}
     for row in await store.operations_history("audit", _MOST_DROPS):
         note = json.loads(row.body or "{}")
@@ -74,7 +74,7 @@ async def _dropped(store: Store) -> Anchors:
 async def _verify_writer(
     store: Store, writer: str, anchors: Mapping[int, bytes], dropped: Mapping[int, bytes]
 ) -> Verified:
-    """Anew where retention went on meanwhile: what it dropped is not missing."""
+    """Check one chain. Starts again if retention dropped rows meanwhile, since those are not missing."""
     while True:
         chain = await _follow(store, writer, Checker(writer, anchors, dropped))
         if chain.broken is None:
@@ -95,7 +95,7 @@ async def _follow(store: Store, writer: str, checker: Checker) -> Verified:
         if broken is None:
             stored = await store.audit_head(writer)
             if stored.seq > checker.head.seq and len(await store.audit_chain(writer, checker.head.seq, 1)) > 0:
-                continue  # the gateway wrote on between the two reads
+                continue  # the gateway wrote more rows between the two reads
             broken = checker.end(stored)
         return Verified(writer, checker.rows, checker.head.seq, checker.unproven, broken)
 
@@ -108,8 +108,8 @@ def _hashed(row: AuditRow) -> bytes:
 
 
 async def export(store: Store, since: int, until: int) -> AsyncIterator[dict[str, object]]:
-    """Rows recorded from `since` until before `until` (Unix microseconds), in order, by column; hashes as hex."""
-    after = (since, "", 0)  # numbers begin at 1
+    """Rows recorded from `since` to before `until` (Unix microseconds), in order, as column -> value; hashes in hex."""
+    after = (since, "", 0)  # seq begins at 1
     while True:
         page = await store.audit_page(after, until, _PAGE)
         for row in page:

@@ -1,7 +1,7 @@
-"""Changing settings and reservations while gateways run: what the command line and the admin API share.
+"""Changing settings and reservations while gateways run; shared by the command line and the admin API.
 
-Owns which changes are refused; every change is a row with its author, never an overwrite (U7). Must not know how they
-come into force (`operations`). Functions raise `AccountError` with a sentence for a person, or StoreError.
+Owns which changes are refused. Every change is a new row with its author, never an overwrite (U7). Must not know how
+changes come into force (`operations`). Functions raise `AccountError` with a sentence for a person, or StoreError.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from gateway.store.operations import Reservation
 from scheduler.settings import Settings, describe
 
 FARTHEST = 10 * 366 * 86_400_000_000
-"""Microseconds from now to the end of a reservation: a typing error, not a plan, lies beyond."""
+"""Maximum microseconds from now to the end of a reservation: anything later is a typing error."""
 
 
 class SettingShown(msgspec.Struct, frozen=True):
@@ -33,7 +33,7 @@ class SettingShown(msgspec.Struct, frozen=True):
 
 
 async def settings_shown(store: Store, base: Settings) -> list[SettingShown]:
-    """All of them; `base` is the configuration's."""
+    """All settings; `base` is the configuration's."""
     changed = await _changed(store)
     try:
         now = effective(base, changed)
@@ -48,14 +48,15 @@ async def _changed(store: Store) -> dict[str, str]:
 
 
 def check_setting(name: str) -> None:
-    """Raises NoSuch for what is no setting."""
+    """Raises NoSuch if there is no such setting."""
     known = [field.name for field in describe()]
     if name not in known:
         raise NoSuch(f"there is no setting {name!r}{nearest(name, known)}")
 
 
 async def set_setting(store: Store, config: Config, name: str, value: str) -> None:
-    """Change one from now on; `value` is JSON text. What `config` could not have in its file is refused here too."""
+    """Change a setting from now on; `value` is JSON text. A value that `config` would refuse in its file is refused
+    here too."""
     check_setting(name)
     try:
         msgspec.json.decode(value)
@@ -71,13 +72,13 @@ async def set_setting(store: Store, config: Config, name: str, value: str) -> No
 
 
 async def clear_setting(store: Store, name: str) -> None:
-    """Go back to the configuration's value."""
+    """Return to the configuration's value."""
     check_setting(name)
     await store.operate("setting", name, None, now_us(), store.actor)
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """A window as asked for. `tenant` and `user` by name or id; no models: all; `starts_at` in Unix microseconds."""
+    """The requested window. `tenant` and `user` by name or id; no models: all; `starts_at` is in Unix microseconds."""
 
     tenant: str
     user: str = ""
@@ -90,7 +91,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def reserve(store: Store, wish: Wish) -> Reservation:
-    """A new reservation, which acts once it is approved."""
+    """A new reservation, which takes effect once it is approved."""
     check_models(wish.models)
     tenant = await find_tenant(store, wish.tenant)
     user = await find_user(store, tenant, wish.user) if wish.user else None
@@ -121,7 +122,7 @@ async def _keep(store: Store, row: Reservation) -> None:
 
 
 def _shut_out(row: Reservation, other: Reservation) -> bool:
-    """Whether no party is a holder of both where both are exclusive."""
+    """Whether two exclusive windows have no common holder, so that nobody could run."""
     if other.state != "approved" or other.mode != "exclusive" or other.id == row.id:
         return False
     apart = row.ends_at <= other.starts_at or other.ends_at <= row.starts_at
@@ -131,12 +132,12 @@ def _shut_out(row: Reservation, other: Reservation) -> bool:
 
 
 async def not_over(store: Store) -> list[Reservation]:
-    """Windows that are not over."""
+    """Windows that have not ended."""
     return [row for row in await reservations(store) if row.ends_at > now_us()]
 
 
 async def decide(store: Store, wanted: str, *, approve: bool) -> Reservation:
-    """Let a window act, or end or withdraw it. One that cannot be read can only be withdrawn."""
+    """Approve a window, or end or withdraw it. One that this version cannot read can only be withdrawn."""
     found = [row for row in await reservations(store) if row.id == wanted]
     if not found:
         return await _withdraw_unread(store, wanted, approve=approve)
@@ -150,7 +151,7 @@ async def decide(store: Store, wanted: str, *, approve: bool) -> Reservation:
 
 
 async def _withdraw_unread(store: Store, wanted: str, *, approve: bool) -> Reservation:
-    """The row is removed, for nothing of it could be written again: what is returned holds its id alone."""
+    """Remove a row that cannot be read, and so cannot be written again: the returned reservation has only its id."""
     if all(row.id != wanted for row in await store.operations("reservation")):
         raise NoSuch(f"there is no reservation {wanted!r}")
     if approve:

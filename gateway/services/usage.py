@@ -1,7 +1,8 @@
-"""A key's own usage (U6), and the roll-up it is read from. Must not know HTTP or who may ask.
+"""A key's own usage (U6), and the roll-up that it is read from. Must not know HTTP or who may ask.
 
-Reports are read in Tasks of their own, so that whoever waits may leave; a key's report is kept for KEEP_SECONDS and
-read once for all that wait for it, and no more than AT_ONCE run, since each costs the store more than a request does.
+Reports are read in Tasks of their own, so that a client may leave. A key's report is kept for KEEP_SECONDS and read
+once for all that wait for it. At most AT_ONCE reports run at a time, since each costs the store more than a request
+does.
 """
 
 import asyncio
@@ -25,13 +26,13 @@ DAYS = 30
 KEEP_SECONDS = 10.0
 AT_ONCE = 2
 ROLL_SECONDS = 10.0
-"""Between two roll-ups: no report finds more than that still to do."""
+"""Seconds between two roll-ups: no report finds more than that left to do."""
 KEPT = 1000
-"""Reports in memory; one is 10 KiB."""
+"""Reports kept in memory, of about 10 KiB each."""
 
 
 class UsageService:
-    """Reports of the last DAYS days, today included."""
+    """Usage reports of the last DAYS days, including today."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -40,12 +41,12 @@ class UsageService:
         self._running = asyncio.Semaphore(AT_ONCE)
 
     def known(self, key: str, now: float) -> bytes | None:
-        """The report if it is young. `now` in Unix seconds."""
+        """The cached report if it is recent. `now` is in Unix seconds."""
         at, report = self._kept.get(key, (0.0, b""))
         return report if report and 0 <= now - at < KEEP_SECONDS else None
 
     def read(self, key: str, now: float, prices: Mapping[str, Price]) -> "asyncio.Task[bytes | None]":
-        """A JSON document of the key's usage by day and by model, or None when the store cannot be read now."""
+        """A JSON document with the key's usage by day and by model, or None if the store cannot be read now."""
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = asyncio.get_running_loop().create_task(self._flight(key, now, prices))
@@ -73,8 +74,8 @@ class UsageService:
         return report
 
     async def close(self) -> None:
-        """End what is still being read. Nobody waits for it any more, and on a store that does not answer each would
-        hold the end of the process for a report's deadline."""
+        """Cancel running reports. Nobody waits for them any more, and with a store that does not answer, each would
+        delay the exit by a report's timeout."""
         flights = list(self._flights.values())
         for flight in flights:
             flight.cancel()
@@ -82,7 +83,7 @@ class UsageService:
 
 
 async def keep_rolled_up(store: Store) -> None:
-    """Roll up what was shipped, until cancelled."""
+    """Roll up delivered rows periodically, until cancelled."""
     while True:
         await asyncio.sleep(ROLL_SECONDS)
         try:
@@ -95,7 +96,7 @@ _TIMES: Mapping[str, str] = {"day": "%Y-%m-%d", "hour": "%Y-%m-%dT%H:00Z"}
 
 
 async def named(store: Store, by: By, rows: Sequence[UsageRow]) -> list[str]:
-    """What a person calls each group of a report. What was deleted keeps its id."""
+    """The name of each group of a report. Something deleted keeps its id."""
     groups = [row.group for row in rows]
     if by in _TIMES:
         return [_time(int(group)).strftime(_TIMES[by]) for group in groups]
@@ -108,13 +109,14 @@ async def named(store: Store, by: By, rows: Sequence[UsageRow]) -> list[str]:
 
 
 async def _issued(store: Store, groups: Sequence[str]) -> dict[str, str]:
-    """Of people who came with a token of their issuer."""
+    """Names for groups of users with tokens of an issuer."""
     users = [group.removeprefix(ISSUED) for group in groups if group.startswith(ISSUED)]
     return {ISSUED + user: f"{name}/{ISSUED.rstrip(':')}" for user, name in (await store.labels("user", users)).items()}
 
 
 def price_table(prices: Mapping[str, Price]) -> dict[str, tuple[float, float]]:
-    """Model -> the price of its tokens, in and out. `name` stands for `name:latest` too, unless that has its own."""
+    """Model -> the price of its input and output tokens. `name` also applies to `name:latest`, unless that has its
+    own."""
     stated = {model: (price.input, price.output) for model, price in prices.items()}
     return {name: price for model, price in stated.items() for name in meant([model])} | stated
 

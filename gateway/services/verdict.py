@@ -1,4 +1,4 @@
-"""What becomes of a credential that is verified: a principal, or why not. Pure facts, shared by keys and tokens.
+"""The result of verifying a credential: a principal, or why not. Plain data, shared by keys and tokens.
 
 Not compiled (`hatch_build.py`): there is nothing to run here.
 """
@@ -10,8 +10,8 @@ from gateway.services.principal import Principal
 
 
 class Refusal(enum.Enum):
-    """Why a verification did not give a principal. The holder of the right secret is told the reason, and so is the
-    holder of what the issuer signed."""
+    """Why a verification did not give a principal. Only holders of the right secret, or of a token the issuer signed,
+    are told the reason."""
 
     INVALID = "Incorrect API key provided."
     EXPIRED = "This API key has expired."
@@ -31,7 +31,7 @@ class Refusal(enum.Enum):
 
 
 DENIALS = frozenset({Refusal.UNAVAILABLE, Refusal.BUSY, Refusal.NO_SIGNERS})
-"""Nothing was found out: 503, never 401 (K5)."""
+"""The verification could not be made: 503, never 401 (K5)."""
 
 NO_GUESSES = frozenset(
     {
@@ -44,22 +44,22 @@ NO_GUESSES = frozenset(
         Refusal.UNKNOWN_SIGNER,
     }
 )
-"""Not held against the address: tokens of many users come from one chat UI. What the issuer signed, since
-one browser left open must not lock the others out; and what a key signed that is not known, since an issuer may sign
-with a new one before it is fetched. That is no guess: nothing under an unknown name can be right."""
+"""Failures that are not held against the address, because a chat UI sends the tokens of many users. A token signed by
+the issuer but refused: one browser left open must not lock the others out. A token with an unknown key: the issuer may
+use a new key before it is fetched. This is no guess, because nothing under an unknown name can be right."""
 
 LAPSED = frozenset({Refusal.EXPIRED, Refusal.REVOKED, Refusal.DISABLED})
-"""The secret was that of the key: its holder was let in once, or has it from somebody who was."""
+"""The secret was right: its holder once had access, or got the secret from somebody who had."""
 
 PASSING = DENIALS | NO_GUESSES
-"""Not remembered with the credential: what was refused may be good a moment later."""
+"""Verdicts that are not cached, since they may change at any moment."""
 
 Verdict = Principal | Refusal
 
 
 class TokenJudge(Protocol):
-    """What verifies tokens that are no keys."""
+    """Verifies credentials that are not keys."""
 
     async def judge(self, token: bytes) -> Verdict:
-        """Whose it is, or why it is refused. Raises nothing a token can cause."""
+        """The token's user, or why the token is refused. No token can make it raise."""
         ...

@@ -1,6 +1,6 @@
-"""When a certificate ends. Reads just that of X.509's DER (RFC 5280 section 4.1); must not know TLS or files.
+"""Reads the end of a certificate's validity from X.509's DER (RFC 5280 section 4.1). Must not know TLS or files.
 
-The standard library says it only of certificates it has verified in a handshake.
+The standard library reports it only for certificates that it has verified in a handshake.
 """
 
 import datetime

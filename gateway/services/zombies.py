@@ -1,14 +1,15 @@
-"""Slots of requests that are over here while their engine works on (R8).
+"""Slots of requests that have ended here while their engine still works on them (R8).
 
-llama.cpp goes on with an answer that is not a stream after whoever asked for it has left. Such a request is settled
-like any other; only its slot stays taken, as a *zombie*, until the engine's `/slots` shows no more busy slots than
-requests live there. Owns who is a zombie and when it is over; must not know requests. Not compiled: off every path.
+llama.cpp finishes a non-streaming answer even if its client has left. Such a request is settled like any other; only
+its slot stays taken, as a *zombie*, until the engine's `/slots` shows no more busy slots than live requests at that
+engine. Owns which slots are zombies and when they end; must not know requests. Not compiled: not on the path of
+requests.
 
-Engine and gateway are read at different moments, and a request on its way between a grant and a slot of the engine is
-in the one count only. So a zombie is over when two looks in a row say so, the first a pause after its request ended.
-What is at work at its first two looks may be the zombie's; what the engine began later is not: where several gateways
-have one engine, none waits for what another has there from then on.
-An engine that has not told for UNTOLD seconds is believed to be done, so that no slot is lost.
+Engine and gateway are read at different moments, and a request between its grant and its slot at the engine is included
+in one of the counts only. So a zombie ends when two looks in a row say so, the first of them a pause after its request
+ended. A task that runs at a zombie's first two looks may be its work; a task that the engine began later is not. So if
+several gateways share an engine, none waits for the others' later requests. If an engine has not reported its slots for
+UNTOLD seconds its zombies end, so that no slot is lost.
 """
 
 import logging
@@ -27,15 +28,15 @@ from scheduler.aio import Lease, Scheduler
 log = logging.getLogger("fairgate.zombies")
 
 WORKS_ON: Final = frozenset({"llamacpp"})
-"""Kinds of engines that go on with a plain answer; Ollama and vLLM end it with its connection."""
+"""Engines that finish a plain answer without its client; Ollama and vLLM stop when the connection closes."""
 PAUSE: Final = 0.25  # seconds between two looks
-LOOK: Final = 2.0  # seconds for one
-SURE: Final = 2  # looks: a task that runs at neither is not the zombie's
-UNTOLD: Final = 10.0  # seconds: "goes on for seconds" is what was seen of llama.cpp with answers of a usual length
+LOOK: Final = 2.0  # timeout of a look in seconds
+SURE: Final = 2  # looks after which a task that did not run at either is known not to be the zombie's
+UNTOLD: Final = 10.0  # seconds; llama.cpp takes some seconds to finish answers of usual length
 
 
 class Zombies(Protocol):
-    """Where a request leaves its slot: a `ZombieService`, or what stands for one in another process."""
+    """Takes over the slot of a request: a `ZombieService`, or its proxy in a worker."""
 
     def keep(self, lease: Lease, cost: float, most: float) -> None:
         """See `ZombieService.keep`."""
@@ -43,7 +44,7 @@ class Zombies(Protocol):
 
 
 class ZombieStats(msgspec.Struct, frozen=True):
-    """Zombies of one backend: those of the moment, and all since the start."""
+    """Zombies of one backend: present ones, and all since the start."""
 
     backend: str
     held: int
@@ -51,8 +52,8 @@ class ZombieStats(msgspec.Struct, frozen=True):
 
 
 class Zombie:
-    """A lease that outlives its request. `most` and `since` in seconds, the latter of the service's clock. `last`: the
-    engine's newest task that may be its work, known after so many `looks`."""
+    """A lease that outlives its request. `most` and `since` are in seconds, `since` by the service's clock. `last`: the
+    engine's newest task that may be its work, known after `looks` looks."""
 
     __slots__ = ("cost", "last", "lease", "looks", "most", "since")
 
@@ -65,15 +66,15 @@ class Zombie:
         self.looks = 0
 
     def see(self, tasks: Sequence[int]) -> None:
-        """The engine works on these, ascending."""
+        """The engine works on these tasks, in ascending order."""
         if self.looks < SURE:
             self.looks += 1
             self.last = max([self.last, *tasks])
 
 
 class Haunted:
-    """One backend with zombies. `doubted`: how many of them no look has said to be over yet, newcomers included.
-    `told_at`: when its engine told its busy slots last."""
+    """One backend with zombies. `doubted`: how many of them no look has found ended yet, including new ones. `told_at`:
+    when the engine last reported its busy slots."""
 
     def __init__(self, gate: str) -> None:
         self.gate = gate
@@ -86,9 +87,9 @@ class Haunted:
 
 
 class ZombieService:
-    """The zombies of all backends. `client` gives the control plane's client of a backend, or raises OSError.
+    """The zombies of all backends. `client` gives an HTTP client for discovery at a backend, or raises OSError.
 
-    `clock` in seconds, monotonic; `pause` waits so many.
+    `clock` is in monotonic seconds; `pause` sleeps for so many.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class ZombieService:
         return f"<ZombieService {list(self._haunted.values())}>"
 
     async def run(self) -> None:
-        """Look after zombies until cancelled; then all slots are given back."""
+        """Look after zombies until cancelled; then give all slots back."""
         self._open = True
         try:
             async with anyio.create_task_group() as group:
@@ -128,13 +129,13 @@ class ZombieService:
             self.close()
 
     def close(self) -> None:
-        """Give all slots back, and from now on each at once. Nobody waits for an engine at the end."""
+        """Give all slots back, and later ones at once: during shutdown nobody waits for an engine."""
         self._open = False
         for gate in list(self._haunted):
             self._end(gate)
 
     def follow(self, backends: Sequence[config.Backend]) -> None:
-        """These are in force from now on. Zombies of one that was taken away, or is at another address, are over."""
+        """A new configuration is in force. Zombies of backends that were removed, or whose address changed, end."""
         addresses = {section.name: section.url for section in backends if section.engine in WORKS_ON}
         for gate in list(self._haunted):
             if addresses.get(gate) != self._addresses.get(gate):
@@ -144,7 +145,7 @@ class ZombieService:
 
     def keep(self, lease: Lease, cost: float, most: float) -> None:
         """Release `lease` at `cost` when its engine is done, after `most` seconds at the latest. Never raises, and
-        needs no current Task: requests end without one."""
+        needs no current Task, because requests end without one."""
         haunted = self._haunted.get(lease.gate) or self._haunt(lease.gate)
         if haunted is None:
             lease.release(cost)
@@ -154,12 +155,12 @@ class ZombieService:
         self._seen[lease.gate] += 1
 
     def _haunt(self, gate: str) -> Haunted | None:
-        """Have a backend watched. None where nobody can: it was taken away, or the end has come."""
+        """Start watching a backend. None if that is impossible: it was removed, or the service is closed."""
         if not self._open or gate not in self._addresses:
             return None
         try:
             http = self._client(gate)
-        except OSError:  # its authority cannot be read
+        except OSError:  # its certificate authority cannot be read
             return None
         haunted = self._haunted[gate] = Haunted(gate)
         self._unwatched.append((haunted, http))
@@ -176,12 +177,12 @@ class ZombieService:
             while haunted.zombies:
                 await self._pause(PAUSE)
                 await self.look(haunted, http)
-            # Here and not after the client's own end, which waits: a newcomer meanwhile needs a watch of its own.
+            # Here and not after closing the client, which waits: a zombie that comes meanwhile needs a new watch.
             if self._haunted.get(haunted.gate) is haunted:
                 del self._haunted[haunted.gate]
 
     async def look(self, haunted: Haunted, http: httpx.AsyncClient) -> None:
-        """Ask the engine once and let go what is over."""
+        """Ask the engine once and end the zombies that are over."""
         asked, doubted, haunted.doubted = list(haunted.zombies), haunted.doubted, 0
         live = self._live(haunted)
         try:
@@ -201,7 +202,7 @@ class ZombieService:
         self._expire(haunted)
 
     def _live(self, haunted: Haunted) -> int:
-        """Requests that the gateway has there now."""
+        """Requests that the gateway has at this engine now."""
         return self._scheduler.running(haunted.gate) - len(haunted.zombies)
 
     def _expire(self, haunted: Haunted) -> None:
@@ -211,19 +212,19 @@ class ZombieService:
         self._over(haunted, late + untold)
 
     def _over(self, haunted: Haunted, zombies: list[Zombie]) -> None:
-        """First all are no zombies any more, then their slots go: a slot's next holder may look at the count."""
+        """Remove all of them first and release their slots afterwards: a new holder of a slot may look at the count."""
         haunted.zombies = [each for each in haunted.zombies if each not in zombies]
         for each in zombies:
             each.lease.release(each.cost)
 
     def stats(self) -> tuple[ZombieStats, ...]:
-        """Of every backend that may have some."""
+        """The statistics of every backend that can have zombies."""
         held = {gate: len(haunted.zombies) for gate, haunted in self._haunted.items()}
         return tuple(ZombieStats(gate, held.get(gate, 0), seen) for gate, seen in self._seen.items())
 
 
 def _may_be_theirs(tasks: Sequence[int], zombies: Sequence[Zombie]) -> int:
-    """How many of an engine's tasks, ascending, may be work of so many zombies, one of each."""
+    """How many of an engine's tasks, in ascending order, may be the work of these zombies, one task each."""
     found = 0
     for last in sorted(each.last for each in zombies):
         found += found < len(tasks) and tasks[found] <= last
