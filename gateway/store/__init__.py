@@ -1,4 +1,4 @@
-"""Where keys, usage and the audit trail are kept: one protocol, an embedded and a shared form (D)."""
+"""Where keys, usage and the audit trail are kept: one protocol with an embedded and a shared implementation (D)."""
 
 from pathlib import Path
 
@@ -9,15 +9,15 @@ __all__ = ["Store", "StoreError", "open_store"]
 
 
 async def open_store(url: str) -> Store:
-    """Open what `url` names: a path or `sqlite:///PATH`, whose schema is brought up to date, or `postgresql://...`,
-    whose schema must be (`migrate`). Raises StoreError."""
+    """Open the store named by `url`: a path or `sqlite:///PATH`, whose schema is migrated here, or `postgresql://...`,
+    whose schema must be current (`migrate`). Raises StoreError."""
     scheme, sep, rest = url.partition("://")
     if not sep:
         return await open_sqlite(Path(url))
     if scheme == "sqlite":
         return await open_sqlite(Path(rest.removeprefix("/")))
     if scheme in ("postgresql", "postgres"):
-        from gateway.store.postgresql import open_postgresql  # the embedded form starts without the driver
+        from gateway.store.postgresql import open_postgresql  # the embedded store must not need the driver
 
         return await open_postgresql(url)
     raise StoreError(f"store: {scheme}:// is not a database this program knows")

@@ -1,10 +1,9 @@
-"""What the gateway keeps, and the protocol that every database form implements.
+"""What the gateway stores, and the protocol that every database implements.
 
-Owns the row types and the store's errors; must not know HTTP, requests in flight or any one database.
+Owns the row types and the store's errors; must not know HTTP, requests in flight or any particular database.
 
-Times are UTC, integer microseconds since the Unix epoch. Ids are opaque text and never reused, so rows of the audit
-trail may name what was disabled long ago (K6). Every method may raise `StoreError`: the caller decides what that
-denies.
+Times are UTC, integer microseconds since the Unix epoch. Ids are opaque text and never reused, so audit rows may name
+what was disabled long ago (K6). Every method may raise `StoreError`; the caller decides what that denies.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,22 +48,23 @@ AUDIT_COLUMNS = (
     "usage_before",
     "slot_us",
 )
-"""What an audit row says of a request, in order (U1); `services.record.AuditRecord` has exactly these fields."""
+"""The columns of an audit row that describe a request, in order (U1); `services.record.AuditRecord` has exactly these
+fields."""
 
 CHAIN_COLUMNS = ("writer", "seq", "recorded_at", "hash")
-"""What makes the rows of a writer a chain (U4): `seq` counts up from 1, `recorded_at` never decreases, `hash` covers
-the row and the hash before it."""
+"""The columns that link a writer's rows into a chain (U4): `seq` counts up from 1, `recorded_at` never decreases,
+`hash` covers the row and the previous hash."""
 
 STORED_COLUMNS = AUDIT_COLUMNS + CHAIN_COLUMNS
-"""An audit row as it is stored and read."""
+"""The columns of an audit row as stored and read."""
 
 
 CHAINS_AT_ONCE = 32
-"""Keys that one read brings at most."""
+"""Maximum keys per read."""
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A part of a list: `count` rows after the first `skip`."""
+    """A part of a list: `count` rows after skipping `skip`."""
 
     count: int = 1 << 62
     skip: int = 0
@@ -74,8 +74,8 @@ ALL = Page()
 
 
 class AuditQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which rows of the trail: the latest `count` that match. Times are those of recording, Unix microseconds, `until`
-    is outside; empty texts and a status of 0 mean all. `model` is the one that served."""
+    """Selects audit rows: the latest `count` that match. Times are those of recording in Unix microseconds, `until` is
+    exclusive; empty strings and a status of 0 match everything. `model` is the one that served the request."""
 
     count: int
     since: int = 0
@@ -89,15 +89,15 @@ class AuditQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreError(Exception):
-    """The database could not do what was asked; the cause is chained, its text is for logs only."""
+    """The database could not do what was asked. The cause is chained; its text is for logs only."""
 
 
 class Conflict(StoreError):
-    """A row with that name exists already, or it names a row that does not exist."""
+    """A row with that name exists already, or the row refers to one that does not exist."""
 
 
 class Tenant(msgspec.Struct, frozen=True, kw_only=True):
-    """The outermost owner (K1). `models` and `allow_all_models` are a ceiling over all its keys (K8)."""
+    """The outermost owner (K1). `models` and `allow_all_models` limit all its keys (K8)."""
 
     id: str
     name: str
@@ -111,7 +111,7 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is scheduled and billed. `name` is unique within its tenant."""
+    """The party that is scheduled and billed. `name` is unique within its tenant."""
 
     id: str
     tenant: str
@@ -125,9 +125,9 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
 class Key(msgspec.Struct, frozen=True, kw_only=True):
     """One credential. `hash` is the Argon2id PHC string of the secret; the secret itself is never stored (K2).
 
-    `allow_all_models` is tri-state: True = all that the tenant may, False = `models` only, None = `models` when it
-    names any, else what the tenant may (K8). `queue_timeout` is in seconds; None = the gateway's. What it asks is kept
-    for `prompt_days`; 0 = it is not (U5).
+    `allow_all_models` has three values: True = all that the tenant may use, False = `models` only, None = `models` if
+    it is not empty, else what the tenant may use (K8). `queue_timeout` is in seconds; None = the gateway's. The key's
+    prompts are kept for `prompt_days`; 0 = not kept (U5).
     """
 
     id: str
@@ -152,7 +152,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Chain(msgspec.Struct, frozen=True):
-    """A key with all it inherits from, read in one snapshot."""
+    """A key with everything it inherits from, read in one snapshot."""
 
     tenant: Tenant
     user: User
@@ -160,14 +160,15 @@ class Chain(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A row that was updated or deleted: whatever was derived from it is stale. Insertions are not changes."""
+    """A row that was updated or deleted: anything derived from it is stale. Insertions are not changes."""
 
     kind: Literal["tenant", "user", "key"]
     id: str
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """What changed up to `version`. `complete` is False when older entries were dropped: assume that all changed."""
+    """What changed up to `version`. `complete` is False if older entries were dropped: assume that everything
+    changed."""
 
     version: int
     items: tuple[Change, ...] = ()
@@ -175,7 +176,7 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 class Head(msgspec.Struct, frozen=True):
-    """The last row of a writer's chain; `seq` 0 and no hash before the first."""
+    """The last row of a writer's chain; `seq` 0 and an empty hash before the first row."""
 
     writer: str
     seq: int = 0
@@ -184,19 +185,21 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class Store(Protocol):
-    """Identity and audit rows. Methods run off the event loop's thread or do not block it.
+    """Identity and audit rows. Methods run in another thread, or do not block the event loop.
 
-    Methods that change who may do what append an operation by `actor` in the same transaction (U7)."""
+    Methods that change rights append an operation by `actor` in the same transaction (U7).
+    """
 
     actor: str
-    """In whose name the store was opened."""
+    """The name under which changes are recorded."""
 
     def acting(self, actor: str) -> "Store":
-        """The same open store for changes in another name; it ends with this one and is not closed."""
+        """The same open store, recording changes under another name; it is closed with this one and must not be closed
+        itself."""
         ...
 
     async def close(self) -> None:
-        """Finish what was begun and release the database. Later calls raise StoreError."""
+        """Finish running work and release the database. Later calls raise StoreError."""
         ...
 
     async def ping(self) -> None:
@@ -204,31 +207,31 @@ class Store(Protocol):
         ...
 
     async def add_tenant(self, tenant: Tenant) -> None:
-        """Raises Conflict when the name is taken."""
+        """Raises Conflict if the name is taken."""
         ...
 
     async def tenants(self, page: Page = ALL) -> list[Tenant]:
-        """By name."""
+        """All tenants, ordered by name."""
         ...
 
     async def tenant(self, ref: str) -> Tenant | None:
-        """By id or name."""
+        """A tenant by id or name."""
         ...
 
     async def disable_tenant(self, tenant_id: str, at: int | None) -> bool:
-        """Set or (None) clear the disabling; False when there is no such tenant."""
+        """Disable the tenant, or (None) enable it; False if there is no such tenant."""
         ...
 
     async def add_user(self, user: User) -> None:
-        """Raises Conflict when the name is taken within the tenant, or there is no such tenant."""
+        """Raises Conflict if the name is taken within the tenant, or if there is no such tenant."""
         ...
 
     async def users(self, tenant: str | None = None, page: Page = ALL) -> list[User]:
-        """By tenant and name."""
+        """Users, ordered by tenant and name."""
         ...
 
     async def user(self, tenant: str, ref: str) -> User | None:
-        """By id or name within a tenant (its id)."""
+        """A user by id or name, within a tenant (its id)."""
         ...
 
     async def disable_user(self, user_id: str, at: int | None) -> bool: ...
@@ -236,80 +239,81 @@ class Store(Protocol):
     async def add_key(self, key: Key) -> None: ...
 
     async def keys(self, user: str | None = None, tenant: str | None = None, page: Page = ALL) -> list[Key]:
-        """In the order in which they were made."""
+        """Keys in order of creation."""
         ...
 
     async def key(self, key_id: str) -> Key | None: ...
 
     async def labels(self, kind: Literal["tenant", "user", "key"], ids: Sequence[str]) -> dict[str, str]:
-        """Id -> what a person calls it, with the names of its owners; unknown ids are left out."""
+        """Id -> its name, preceded by the names of its owners; unknown ids are left out."""
         ...
 
     async def chain(self, key_id: str) -> Chain | None:
-        """The key and its owners, disabled and revoked ones included; None when the key is unknown."""
+        """The key and its owners, including disabled and revoked ones; None if the key is unknown."""
         ...
 
     async def chains(self, key_ids: Sequence[str]) -> dict[str, Chain]:
-        """The same of up to CHAINS_AT_ONCE keys, by id; unknown ones are left out."""
+        """The same for up to CHAINS_AT_ONCE keys, by id; unknown ones are left out."""
         ...
 
     async def revoke_key(self, key_id: str, at: int) -> bool:
-        """Revoke for good; an earlier revocation keeps its time. False when there is no such key."""
+        """Revoke a key for good; an earlier revocation keeps its time. False if there is no such key."""
         ...
 
     async def disable_key(self, key_id: str, at: int | None) -> bool: ...
 
     async def expire_key(self, key_id: str, at: int) -> bool:
-        """Have a key expire at `at`, never later than it would have. False when there is no such key."""
+        """Make a key expire at `at`, unless it expires earlier. False if there is no such key."""
         ...
 
     async def set_limits(self, kind: Literal["tenant", "user", "key"], row_id: str, limits: Limits) -> bool:
-        """Replace the limits of a row; False when there is none with that id."""
+        """Replace the limits of a row; False if there is none with that id."""
         ...
 
     async def set_prompt_days(self, key_id: str, days: int) -> bool:
-        """Keep what a key asks for so many days, or (0) not; False when there is no such key."""
+        """Keep the key's prompts for so many days, or (0) not; False if there is no such key."""
         ...
 
     async def add_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """All or none."""
+        """Add all of them or none."""
         ...
 
     async def prompt(self, request: str, now: int) -> list[Prompt]:
-        """Of requests with that id, oldest first."""
+        """Prompts of requests with that id, oldest first."""
         ...
 
     async def prompts(self, key: str, count: int, now: int) -> list[Prompt]:
-        """The latest of a key, or ("") of all, oldest first."""
+        """The latest prompts of a key, or ("") of all keys, oldest first."""
         ...
 
     async def delete_prompts(self, *, request: str = "", key: str = "") -> int:
-        """Those of a request, of a key, or of neither: all -> how many."""
+        """Delete the prompts of a request or of a key, or all prompts -> how many."""
         ...
 
     async def expire_prompts(self, now: int) -> int:
-        """Delete what has expired -> how many."""
+        """Delete expired prompts -> how many."""
         ...
 
     async def claim(self, claims: list[Claim], now: int, lease: int) -> list[Standing]:
-        """Lease parts of budgets: `limits.decide` for each claim, all in one transaction. `now` is Unix microseconds,
-        `lease` a duration in microseconds."""
+        """Lease parts of budgets: apply `limits.decide` to each claim, all in one transaction. `now` is in Unix
+        microseconds, `lease` is a duration in microseconds."""
         ...
 
     async def budgets(self, scope: str) -> list[LedgerRow]:
-        """The rows of one scope, by name."""
+        """The budget rows of one scope, ordered by name."""
         ...
 
     async def forget_budgets(self, wall: float) -> int:
-        """Delete the rows of windows that were over `limits.KEEP_WINDOW` before `wall` (Unix seconds) -> how many."""
+        """Delete the rows of windows that ended more than `limits.KEEP_WINDOW` before `wall` (Unix seconds) -> how
+        many."""
         ...
 
     async def operate(self, kind: Kind, subject: str, body: str | None, at: int, actor: str) -> None:
-        """Append an operator's change; `body` is JSON text, None removes what `subject` names."""
+        """Append an operator's change; `body` is JSON text, None removes the subject."""
         ...
 
     async def operations(self, kind: Kind) -> list[Operation]:
-        """The changes in force, by id."""
+        """The changes in force, ordered by id."""
         ...
 
     async def operations_history(self, kind: Kind | None, count: int) -> list[Operation]:
@@ -321,19 +325,21 @@ class Store(Protocol):
         ...
 
     async def operations_version(self) -> int:
-        """Rises with every operation."""
+        """Increases with every operation."""
         ...
 
     async def save_usage(self, saved: SavedUsage, oldest: int) -> None:
-        """Keep a scheduler's fair-use accounts; the earlier ones of that writer go, and all from before `oldest`."""
+        """Save a scheduler's fair-use accounts, replacing the earlier ones of that writer and all from before
+        `oldest`."""
         ...
 
     async def saved_usage(self, writer: str) -> SavedUsage | None:
-        """What this writer saved; if nothing, the latest of any: a new gateway knows who was heavy on another."""
+        """What this writer saved; otherwise the latest accounts of any writer, so that a new gateway knows who used
+        much on others."""
         ...
 
     async def touch_keys(self, used: Mapping[str, int]) -> None:
-        """Record key id -> time of last use; never moves one backwards. Not a change."""
+        """Record key id -> time of last use; never moves a time backwards. Not a change."""
         ...
 
     async def version(self) -> int:
@@ -345,23 +351,23 @@ class Store(Protocol):
         ...
 
     async def wait_change(self, seconds: float) -> None:
-        """Return when a change may have happened, after `seconds` at the latest."""
+        """Return when something may have changed, after `seconds` at the latest."""
         ...
 
     @property
     def home(self) -> str:
-        """What the names of local companions (the audit spool) are derived from."""
+        """A path from which those of local files (the audit spool) are derived."""
         ...
 
     async def add_audit(self, before: Head, after: Head, rows: Sequence[AuditRow]) -> bool:
-        """Append rows (STORED_COLUMNS order) to a writer's chain, all or none, exactly once: the chain moves from
-        `before` to `after`, and False means that it does not stand at `before` and nothing was done."""
+        """Append rows (in the order of STORED_COLUMNS) to a writer's chain: all or none, and exactly once. The chain
+        moves from `before` to `after`. False means that its head is not `before`, and that nothing was done."""
         ...
 
     async def audit_head(self, writer: str) -> Head: ...
 
     async def audit_writers(self) -> list[str]:
-        """Everyone who has rows or a head."""
+        """All writers that have rows or a head."""
         ...
 
     async def audit_chain(self, writer: str, after: int, count: int) -> list[AuditRow]:
@@ -369,7 +375,7 @@ class Store(Protocol):
         ...
 
     async def audit_page(self, after: tuple[int, str, int], until: int, count: int) -> list[AuditRow]:
-        """Up to `count` rows recorded before `until`, in the order of (recorded_at, writer, seq), which is above
+        """Up to `count` rows recorded before `until`, in the order of (recorded_at, writer, seq), starting after
         `after`."""
         ...
 
@@ -378,7 +384,7 @@ class Store(Protocol):
         ...
 
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
-        """A report over all audit rows ever stored, its groups in order of time, else the most tokens first. May take
+        """A report over all audit rows ever stored; groups are ordered by time, or else by tokens, most first. May take
         seconds."""
         ...
 
@@ -387,5 +393,5 @@ class Store(Protocol):
         ...
 
     async def audit_find(self, query: AuditQuery) -> list[AuditRow]:
-        """Those that match, oldest first. May take seconds, beside other work."""
+        """The matching rows, oldest first. May take seconds, in parallel with other work."""
         ...

@@ -1,6 +1,6 @@
-"""What a database is like before a gateway uses it: its schema, its file, what its role may do. Changes nothing.
+"""Inspects a database before a gateway uses it: its schema, its file, the privileges of its role. Changes nothing.
 
-Must not know what of it is good or bad.
+Must not judge what it finds.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from gateway.store.schema import NEEDED, migrations
 from gateway.urls import database_fault
 
 TIMEOUT = 5.0
-"""Seconds for the connection and for each question."""
+"""Seconds for the connection and for each query."""
 
 
 class SqliteFacts(msgspec.Struct, frozen=True):
-    """`mode` is the file's permission bits; `schema` the number of its last migration, `known` this program's."""
+    """`mode` are the file's permission bits; `schema` is the number of its last migration, `known` this program's."""
 
     exists: bool
     mode: int
@@ -28,8 +28,9 @@ class SqliteFacts(msgspec.Struct, frozen=True):
 
 
 class PostgreSQLFacts(msgspec.Struct, frozen=True):
-    """`schema`, `known` as above; `may` are the privileges that rewrite history; `lacks` what a gateway
-    needs and the role has not, such as `SELECT on prompts`. A schema that it may not even read counts as known."""
+    """`schema`, `known` as above. `may` are the role's privileges that allow rewriting history; `lacks` are needed
+    privileges that it does not have, such as `SELECT on prompts`. If the role may not even read the schema, that is
+    reported as `known`."""
 
     role: str
     schema: int
@@ -39,7 +40,7 @@ class PostgreSQLFacts(msgspec.Struct, frozen=True):
 
 
 def sqlite_path(url: str) -> Path | None:
-    """The file a store's URL names; None when it names another database."""
+    """The file named by a store's URL; None if the URL names another database."""
     scheme, sep, rest = url.partition("://")
     if not sep:
         return Path(url)
@@ -47,7 +48,7 @@ def sqlite_path(url: str) -> Path | None:
 
 
 def sqlite_facts(path: Path) -> SqliteFacts:
-    """Look at a file that need not exist. Raises StoreError when it is no readable database."""
+    """Inspect a file, which need not exist. Raises StoreError if it is not a readable database."""
     known = len(migrations("sqlite"))
     try:
         if not path.parent.is_dir():
@@ -63,8 +64,8 @@ def sqlite_facts(path: Path) -> SqliteFacts:
 
 
 async def postgresql_facts(url: str) -> PostgreSQLFacts:
-    """Ask the server as the role that `url` names. Raises StoreError."""
-    import asyncpg  # the embedded form starts without the driver
+    """Query the server as the role in `url`. Raises StoreError."""
+    import asyncpg  # the embedded store must not need the driver
 
     if fault := database_fault(url):
         raise StoreError(fault)
@@ -82,13 +83,13 @@ async def postgresql_facts(url: str) -> PostgreSQLFacts:
             rows = await connection.fetch(_MAY)
         finally:
             await connection.close(timeout=TIMEOUT)
-    except Exception as err:  # the driver raises more than it documents; texts hold no password
+    except Exception as err:  # the driver raises more than it documents; the texts contain no password
         raise StoreError(f"{type(err).__name__}: {err}") from err
     return PostgreSQLFacts(role, int(schema), known, tuple(row["name"] for row in rows), lacks)
 
 
 def _needed() -> tuple[list[str], list[str]]:
-    """Tables and, beside each, a privilege on it."""
+    """The needed privileges as tables and, in the same order, privileges."""
     pairs = [
         (table, may) for tables, mays in NEEDED.items() for table in tables.split(", ") for may in mays.split(", ")
     ]
@@ -105,7 +106,7 @@ _MAY = """
         WHERE tab IS NOT NULL AND has_table_privilege(current_user, tab, name)
     )
 """
-"""On what is only added to: the audit trail, each of its months, and what admins did."""
+"""Privileges on tables that must only be appended to: the audit trail with each of its months, and operations."""
 _LACKS = """
     SELECT may || ' on ' || tab AS name FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS needed (tab, may, place)
     WHERE to_regclass(tab) IS NOT NULL AND NOT has_table_privilege(current_user, to_regclass(tab), may) ORDER BY place

@@ -1,6 +1,6 @@
-"""The ledger of budgets in SQL: statements and rows, the same on both databases. Must not know a driver.
+"""The ledger of budgets in SQL: statements and rows, the same for both databases. Must not know a driver.
 
-The statements take values by `$n`; `leases` is JSON text.
+Statements take their values as `$n`; `leases` is JSON text.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ SAVE_BUDGET = "UPDATE budgets SET spent = $3, leases = $4 WHERE scope = $1 AND b
 PAST = "SELECT scope, budget FROM budgets WHERE budget > $1 AND budget < $2 LIMIT $3"
 FORGET = f"DELETE FROM budgets WHERE (scope, budget) IN ({PAST})"  # noqa: S608 -- constants
 FORGOTTEN_AT_ONCE = 1000
-"""Rows that one statement deletes, whose deadline is short."""
+"""Rows deleted by one statement, whose timeout is short."""
 
 
 def budget_of(row: Any) -> LedgerRow:

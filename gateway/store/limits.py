@@ -1,13 +1,14 @@
-"""Limits as they are stored, and the ledger of budgets: what was spent of each, and what gateways hold on lease.
+"""Limits as they are stored, and the ledger of budgets: how much of each was spent, and how much gateways hold on
+lease.
 
-Owns the row types and `decide`, the one rule by which a budget is leased; pure, so that it is the same on every
-database. Must not know a driver, requests or the hot path.
+Owns the row types and `decide`, the only rule for leasing a budget; pure, so that it is the same for every database.
+Must not know a driver, requests or the hot path.
 
-A gateway never asks the ledger for one request. It leases an amount, spends it by itself and reports what it spent;
-`decide` runs under the row's lock. The amount stays debited while the lease runs. A lease that is not renewed in time
-is *burned*: nobody knows how much of it was spent, so all of it counts as spent (fail closed). A holder that was only
-slow comes back and has the burned amount replaced by the truth; after `KEEP_BURNED` the amount stays burned, and only
-what it has not told yet is added.
+A gateway never asks the ledger for a single request. It leases an amount, spends it on its own and reports what it
+spent; `decide` runs under the row's lock. The amount stays debited while the lease runs. A lease that is not renewed in
+time is *burned*: nobody knows how much of it was spent, so all of it counts as spent (fail closed). If its holder was
+only slow and comes back, the burned amount is replaced by the actual one. After `KEEP_BURNED` the amount stays burned,
+and only what the holder has not reported yet is added.
 """
 
 import datetime
@@ -20,18 +21,20 @@ from msgspec import Meta
 Positive = Annotated[int, Meta(ge=1, le=10**15)]
 
 KEEP_BURNED = 3_600_000_000
-"""Microseconds after its end that a lease is remembered: as long may its holder be away and still have it corrected."""
+"""Microseconds after its end for which a lease is remembered, so that its holder can come back and correct it."""
 KEEP_WINDOW = 31 * 86_400.0
-"""Seconds after its end that the ledger keeps a window: longer than a reservation (`limits.expire`) or a burned lease
-can last, and than clocks are wrong."""
+"""Seconds after its end for which the ledger keeps a window: longer than a reservation (`limits.expire`) or a burned
+lease can last, plus the error of clocks."""
 SHARE = 4
-"""Beyond what requests wait for, a holder gets at most this part of what is left, so that others find something."""
+"""Beyond what requests wait for, a holder gets at most this fraction (1/4) of what is left, so that others get
+something too."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What a tenant, user or key may use; None = not limited here. Days and months are those of UTC.
+    """What a tenant, user or key may use; None = not limited at this level. Days and months are in UTC.
 
-    Rates fill up evenly over the minute and hold at most `burst` requests (default: a minute's worth)."""
+    Rates refill evenly over the minute and hold at most `burst` requests (default: one minute's worth).
+    """
 
     requests_per_minute: Positive | None = None
     burst: Positive | None = None
@@ -49,7 +52,7 @@ NO_LIMITS = Limits()
 
 
 class Scoped(msgspec.Struct, frozen=True, gc=False):
-    """Limits and what they hold over: `tenant:ID`, `user:ID` or `key:ID`."""
+    """Limits and the scope they apply to: `tenant:ID`, `user:ID` or `key:ID`."""
 
     scope: str
     limits: Limits
@@ -65,11 +68,11 @@ BUDGETS: Mapping[str, tuple[Unit, Period]] = {
     "gpu_seconds_per_month": ("gpu", "month"),
     "gpu_seconds_total": ("gpu", "total"),
 }
-"""Field of `Limits` -> what it counts and over which window. In the ledger GPU time is whole milliseconds."""
+"""Field of `Limits` -> its unit and its window. In the ledger GPU time is in whole milliseconds."""
 
 
 def window(period: Period, wall: float) -> tuple[str, float]:
-    """The window that holds `wall` (Unix seconds) -> its name in the ledger and its end (infinite for `total`)."""
+    """The window that contains `wall` (Unix seconds) -> its name in the ledger and its end (infinite for `total`)."""
     if period == "total":
         return "total", float("inf")
     at = datetime.datetime.fromtimestamp(wall, datetime.UTC)
@@ -82,14 +85,15 @@ def window(period: Period, wall: float) -> tuple[str, float]:
 
 
 def past(wall: float) -> list[tuple[str, str]]:
-    """Ranges, without their ends, of the ledger's names for windows that were over `KEEP_WINDOW` before `wall`. Names
-    in a range differ in digits only, so that every collation has them in the order of time."""
+    """Ranges, exclusive at both ends, of the ledger's names for windows that ended more than `KEEP_WINDOW` before
+    `wall`. Names in a range differ in digits only, so every collation orders them by time."""
     recent = {period: window(period, wall - KEEP_WINDOW)[0] for _, period in BUDGETS.values() if period != "total"}
     return [(f"{u}/{p}/", f"{u}/{recent[p]}") for u, p in BUDGETS.values() if p in recent]
 
 
 class Lease(msgspec.Struct, omit_defaults=True):
-    """One holder's part of a budget. `reported` is all it ever reported as spent, `number` its latest claim's."""
+    """One holder's part of a budget. `reported` is the total it has ever reported as spent, `number` that of its latest
+    claim."""
 
     amount: int
     until: int
@@ -99,7 +103,8 @@ class Lease(msgspec.Struct, omit_defaults=True):
 
 
 class LedgerRow(msgspec.Struct):
-    """One row of the ledger: a scope's use of one budget in one window. Mutable: `decide` changes it under a lock."""
+    """One row of the ledger: the use of one budget in one window by a scope. Mutable: `decide` changes it under a
+    lock."""
 
     scope: str
     budget: str
@@ -112,12 +117,12 @@ class LedgerRow(msgspec.Struct):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """What a holder says and asks of one budget. Every figure is absolute, so a claim that is repeated because its
-    answer was lost counts once; `number` counts up, so one that arrives after a later one is ignored.
+    """What a holder reports and requests for one budget. All figures are absolute, so a claim that is repeated after
+    its answer was lost counts once; `number` counts up, so a claim that arrives after a later one is ignored.
 
-    `spent`: all it spent since the beginning of `holder`. `kept`: what it holds on to, reserved or free. `need`: what
-    requests wait for on top. `want`: what it would like to have on top, `need` included. `told`: how much of `spent`
-    the ledger has for certain, as an answer came to it: what counts where the ledger no longer knows the holder.
+    `spent`: all it has spent since `holder` began. `kept`: what it keeps, reserved or free. `need`: what requests wait
+    for in addition. `want`: what it would like to have in addition, including `need`. `told`: how much of `spent` the
+    ledger has acknowledged; used if the ledger no longer knows the holder.
     """
 
     scope: str
@@ -133,7 +138,7 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """The answer: `granted` on top of `kept`; `spent` by all, `others` on lease to others."""
+    """The answer: `granted` in addition to `kept`; `spent` by all holders, `others` on lease to other holders."""
 
     granted: int
     spent: int
@@ -141,7 +146,7 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 def decide(row: LedgerRow, claim: Claim, now: int, lease: int) -> Standing:
-    """Apply a claim to its row. Times are Unix microseconds, `lease` is a duration."""
+    """Apply a claim to its row. Times are in Unix microseconds, `lease` is a duration."""
     for holder, theirs in list(row.leases.items()):
         if holder != claim.holder and theirs.until <= now:
             _end(row, holder, theirs, now)

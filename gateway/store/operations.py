@@ -1,7 +1,7 @@
-"""What operators change while gateways run, what admins did (U7), and what outlives a restart.
+"""Changes by operators while gateways run, actions of admins (U7), and state that survives a restart.
 
-Owns the rows and their statements, for both databases. Must not know what a setting does or when a window begins.
-Times are Unix microseconds.
+Owns the rows and their statements, for both databases. Must not know what a setting does or when a window begins. Times
+are Unix microseconds.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from typing import Any, Literal
 import msgspec
 
 Kind = Literal["setting", "reservation", "tenant", "user", "key", "prompts", "audit"]
-"""The latest row of a setting or reservation is in force; those of the other kinds only say what was done."""
+"""The latest row of a setting or reservation is in force; rows of the other kinds only record an action."""
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """One change by an operator. `body` is JSON text; None removed the thing."""
+    """One change by an operator. `body` is JSON text; None means that the subject was removed."""
 
     seq: int
     kind: str
@@ -25,7 +25,7 @@ class Operation(msgspec.Struct, frozen=True):
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A window as stored. It acts only once it is `approved`. No models: all of them; no user: the whole tenant."""
+    """A window as stored. It takes effect once it is `approved`. No models: all of them; no user: the whole tenant."""
 
     id: str
     tenant: str

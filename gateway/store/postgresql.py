@@ -1,8 +1,8 @@
 """The shared store: PostgreSQL through asyncpg. Many gateways use one database.
 
-Every statement has a deadline; a connection that misses it is torn down, since what it would say is unknown. The server
-has a deadline of its own, a little later: a statement that waits for a lock does not notice that nobody reads it. The
-schema is brought up to date by `migrate` under an advisory lock, never by a gateway that merely starts (O6).
+Every statement has a timeout. A connection that exceeds it is closed, since its state is unknown. The server has a
+timeout of its own, a little later, because a statement that waits for a lock does not notice that its client has gone.
+The schema is migrated by `migrate` under an advisory lock, never by a gateway that merely starts (O6).
 """
 
 import asyncio
@@ -31,26 +31,26 @@ from gateway.urls import database_fault
 _log = logging.getLogger("fairgate.store")
 
 STATEMENT_SECONDS = 5.0
-"""Callers that cannot wait that long have deadlines of their own."""
+"""Callers that cannot wait that long have timeouts of their own."""
 GRACE = 1.0
-"""Seconds between a deadline here and the server's own for the same statement."""
+"""Seconds between the timeout here and the server's own for the same statement."""
 CONNECT_SECONDS = 5.0
 CONNECTIONS = 4
-"""Per gateway: identity reads, the audit writer, and some to spare; PostgreSQL's default limit is 100 in all."""
+"""Per gateway: identity reads, the audit writer, and some to spare; PostgreSQL's default limit is 100 in total."""
 REPORTS = 2
-"""Of the connections, how many may wait for reports and the roll-up, which may take REPORT_SECONDS each."""
+"""How many of the connections may be used for reports and the roll-up, which may take REPORT_SECONDS each."""
 PARTITION_MONTHS = 12
 PARTITION_SECONDS = 86_400.0
-"""Between two looks at them: a gateway may run for longer than they reach."""
+"""Seconds between checks for missing partitions: a gateway may run for longer than the existing ones last."""
 ROLL_STEP = 5_000
-"""Rows a step of the usage roll-up: a fraction of a second, for which the other gateways' steps wait."""
+"""Rows per step of the usage roll-up: a fraction of a second, for which the steps of other gateways wait."""
 LONG_ROLL_STEP = 200_000
-"""For the owner's commands, which have no deadline: the more rows, the more of them in each cell."""
+"""For the owner's commands, which have no timeout: with more rows per step, more of them share a cell."""
 COPY_ROWS = 200
-"""Rows of the trail that one COPY takes: encoding them holds the loop for 2 to 4 us a row (U2: never for 1 ms)."""
+"""Audit rows per COPY: encoding them blocks the loop for 2 to 4 us a row (U2: never for 1 ms)."""
 CHANNEL = "fairgate_changes"
 _MIGRATION_LOCK = 0x6661_6972
-"""Any number that nothing else in the database uses: "fair"."""
+"""An arbitrary number that nothing else in the database uses: "fair"."""
 
 
 _ROLL_UP = "SELECT usage_roll_up($1) AS rolled"
@@ -100,7 +100,7 @@ class PostgreSQLStore(SqlStore):
         self._partitions_due = -math.inf
 
     async def check_schema(self) -> None:
-        """Raise StoreError unless the schema is the one this program knows."""
+        """Raise StoreError unless the schema is the one that this program knows."""
         try:
             async with self._connection() as connection:
                 done = await _applied(connection)
@@ -112,7 +112,7 @@ class PostgreSQLStore(SqlStore):
         _refuse_newer(self._url, done)
 
     async def make_partitions(self) -> None:
-        """The audit trail's months to come. Without them rows go to the partition of the rest: said, not fatal."""
+        """Create the audit trail's partitions of coming months. If it fails, rows go to the default partition."""
         self._partitions_due = time.monotonic() + PARTITION_SECONDS
         try:
             await self._fetch("SELECT audit_make_partitions($1)", PARTITION_MONTHS)
@@ -121,8 +121,8 @@ class PostgreSQLStore(SqlStore):
 
     @contextlib.asynccontextmanager
     async def _connection(self, seconds: float = 0.0) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
-        """A connection of the pool for one statement or transaction, with a deadline over all of it: STATEMENT_SECONDS,
-        or `seconds` where those are more, for one statement. The pool puts the server's deadline back."""
+        """A connection of the pool for one statement or transaction, with a timeout over all of it: STATEMENT_SECONDS,
+        or `seconds` for one statement if that is more. The pool resets the server's timeout."""
         with _translated():
             connection = await self._pool.acquire(timeout=CONNECT_SECONDS)
             try:
@@ -130,10 +130,10 @@ class PostgreSQLStore(SqlStore):
                     if seconds:
                         await connection.execute(f"SET statement_timeout = {_server_deadline(seconds)}")
                     yield connection  # type: ignore[misc]  # the pool's proxy has the connection's methods
-            except asyncpg.PostgresError:  # the server's answer: the connection is as good as before
+            except asyncpg.PostgresError:  # an error from the server: the connection is still good
                 raise
             except BaseException:
-                with contextlib.suppress(asyncpg.InterfaceError):  # it is lost already; a cancellation must stay one
+                with contextlib.suppress(asyncpg.InterfaceError):  # already lost; a cancellation must stay one
                     connection.terminate()
                 raise
             finally:
@@ -141,8 +141,8 @@ class PostgreSQLStore(SqlStore):
 
     @contextlib.asynccontextmanager
     async def _transaction(self) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
-        """`_connection`, in a transaction. Only what the server refused is rolled back from here: with a connection
-        that ends the server does so by itself, and one that does not answer must not outlast its deadline by that."""
+        """`_connection`, in a transaction. Rolls back only after an error from the server: it does so by itself when
+        the connection closes, and if it does not answer, a rollback would exceed the timeout."""
         async with self._connection() as connection:
             transaction = connection.transaction()
             await transaction.start()
@@ -163,13 +163,13 @@ class PostgreSQLStore(SqlStore):
             return await connection.fetch(sql, *values, timeout=REPORT_SECONDS)
 
     async def roll_up(self) -> int:
-        """What is done every few seconds as long as a gateway runs: once a day it is the partitions' turn too."""
+        """Runs every few seconds while a gateway runs, so it also creates partitions, once a day."""
         if time.monotonic() >= self._partitions_due:
             await self.make_partitions()
         return await super().roll_up()
 
     async def _roll_step(self) -> int:
-        """With the deadline of a report: a step that is slower than its deadline would never get done."""
+        """Uses a report's timeout: a step that never finished in time would block the roll-up for good."""
         rows = await self._report(_ROLL_UP, [ROLL_STEP])
         return int(rows[0]["rolled"])
 
@@ -202,7 +202,7 @@ class PostgreSQLStore(SqlStore):
         return True
 
     async def claim(self, claims: list[Claim], now: int, lease: int) -> list[Standing]:
-        """Rows are made and locked in one order, so that two gateways never wait for each other."""
+        """Rows are created and locked in a fixed order, so that two gateways never deadlock."""
         names = sorted({(claim.scope, claim.budget) for claim in claims})
         scopes, budgets = [scope for scope, _ in names], [budget for _, budget in names]
         async with self._transaction() as connection:
@@ -214,7 +214,7 @@ class PostgreSQLStore(SqlStore):
         return standings
 
     async def wait_change(self, seconds: float) -> None:
-        """Until PostgreSQL notifies, or `seconds`: a lost notification only costs that long."""
+        """Wait until PostgreSQL notifies, or for `seconds`: a lost notification costs only that."""
         await self._listen()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -222,7 +222,7 @@ class PostgreSQLStore(SqlStore):
         self._changed.clear()
 
     async def _listen(self) -> None:
-        """Have a listening connection; without one (the database is away) the caller polls."""
+        """Make sure that a connection listens; without one (the database is down) the caller polls."""
         if self._listener is not None and not self._listener.is_closed():
             return
         try:
@@ -230,11 +230,11 @@ class PostgreSQLStore(SqlStore):
                 made = await asyncpg.connect(self._url, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS)
                 try:
                     await made.add_listener(CHANNEL, self._notified)
-                except BaseException:  # one that does not listen is none
+                except BaseException:  # a connection that does not listen is useless
                     made.terminate()
                     raise
             self._listener = made
-            self._changed.set()  # whatever happened while nobody listened
+            self._changed.set()  # something may have happened while nobody listened
         except StoreError as err:
             _log.debug("not listening for changes: %s", err)
 
@@ -255,7 +255,7 @@ class PostgreSQLStore(SqlStore):
 
 
 async def migrate(url: str, app_role: str = "") -> list[str]:
-    """Bring the schema up to date and give `app_role` what a gateway needs -> what was done, a line each."""
+    """Migrate the schema and grant `app_role` what a gateway needs -> what was done, one line each."""
     check_url(url)
     with _translated():
         connection = await asyncpg.connect(url, timeout=CONNECT_SECONDS)
@@ -275,7 +275,7 @@ async def migrate(url: str, app_role: str = "") -> list[str]:
 
 
 async def _roll_up(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
-    """All that is due, in steps of a transaction each unless there is one already."""
+    """Roll up everything that is due, in steps of one transaction each, unless a transaction is open already."""
     rolled = 0
     while rows := await connection.fetchval(_ROLL_UP, LONG_ROLL_STEP):
         rolled += rows
@@ -283,8 +283,8 @@ async def _roll_up(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
 
 
 async def drop_partitions(url: str, before: int, actor: str = "owner") -> list[str]:
-    """Retention: drop the audit trail's months that were over by `before` (Unix microseconds) -> their names. Only the
-    owner of the database can. Their usage is rolled up first, under a lock that keeps late rows out."""
+    """Retention: drop the audit trail's months that ended before `before` (Unix microseconds) -> their names. Requires
+    the owner of the database. Their usage is rolled up first, under a lock that keeps late rows out."""
     check_url(url)
     dropped = []
     with _translated():
@@ -320,7 +320,7 @@ _PARTITIONS = """
 
 
 def _month_after(partition: str) -> int:
-    """When the month of `audit_YYYY_MM` ends, in Unix microseconds."""
+    """The end of the month of `audit_YYYY_MM`, in Unix microseconds."""
     _, year, month = partition.split("_")
     years, index = divmod(int(month), 12)
     end = datetime.datetime(int(year) + years, index + 1, 1, tzinfo=datetime.UTC)
@@ -328,8 +328,8 @@ def _month_after(partition: str) -> int:
 
 
 def grants(role: str, months: Sequence[str] = ()) -> list[str]:
-    """What gives a gateway's role what it needs, and no more, whatever it was given before. `months` are the partitions
-    of the audit trail, of which it needs nothing."""
+    """Statements that give a gateway's role exactly the privileges it needs, whatever it had before. `months` are the
+    partitions of the audit trail, on which it needs none."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", role):
         raise StoreError(f"{role!r} is not a plain role name")
     ours = ", ".join([*NEEDED, "change_counter", *months])
@@ -368,37 +368,37 @@ def _refuse_newer(url: str, done: int) -> None:
 
 
 async def _applied(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
-    """The number of the last migration of this database; 0 = none yet."""
+    """The number of the last migration applied to this database; 0 = none."""
     if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
         return 0
     return int(await connection.fetchval("SELECT coalesce(max(number), 0) FROM schema_migrations"))
 
 
 def _server_deadline(seconds: float) -> str:
-    """As PostgreSQL takes it, in milliseconds."""
+    """PostgreSQL's own format for a timeout, in milliseconds."""
     return str(round((seconds + GRACE) * 1000))
 
 
 @contextlib.contextmanager
 def _translated() -> Any:
-    """The driver's and the system's exceptions at this boundary. Texts are for logs; none holds the password."""
+    """Translates errors of driver and system into StoreError. Their texts are for logs; none has the password."""
     try:
         yield
     except asyncpg.IntegrityConstraintViolationError as err:
         raise Conflict(f"{type(err).__name__}: {err.args[0]}") from err
     except StoreError:
         raise
-    except Exception as err:  # the driver raises more than it documents when a server goes away in mid-statement
+    except Exception as err:  # the driver raises more than it documents when a server disappears during a statement
         raise StoreError(f"{type(err).__name__}: {err}") from err
 
 
 def check_url(url: str) -> None:
-    """Before the driver reads it. Raises StoreError."""
+    """Check the URL before the driver reads it. Raises StoreError."""
     if fault := database_fault(url):
         raise StoreError(f"store: {fault}")
 
 
 def _shown(url: str) -> str:
-    """The address without credentials."""
+    """The URL without credentials."""
     parts = urlsplit(url)
     return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"

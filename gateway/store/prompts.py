@@ -1,6 +1,5 @@
-"""Prompts of keys that opted in (U5): their rows and statements, for both databases. Must not know who asks, or what a
-prompt says. Times are Unix microseconds; what has expired is gone for readers before it is deleted.
-"""
+"""Prompts of keys that opted in (U5): rows and statements for both databases. Must not know who asks, or what a prompt
+says. Times are in Unix microseconds; expired prompts are hidden from readers before they are deleted."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +8,8 @@ import msgspec
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
-    """One request's body as it was kept. `id` is the request's, which clients may choose: not unique. `size` is of the
-    whole in bytes, of which `body` may be the first part."""
+    """One request's body as it was kept. `id` is that of the request, which clients may choose, so it is not unique.
+    `size` is that of the whole body in bytes; `body` may be only its first part."""
 
     id: str
     at: int
@@ -30,7 +29,7 @@ _VALUES = ", ".join(f"${n}" for n in range(1, len(_FIELDS) + 1))
 _ADD = f"INSERT INTO prompts ({_COLUMNS}) VALUES ({_VALUES})"  # noqa: S608 -- constants
 _READ = f"SELECT {_COLUMNS} FROM prompts WHERE expires_at > $1"  # noqa: S608 -- constants
 DELETED_AT_ONCE = 250
-"""Prompts that one statement deletes, whose deadline is short: there may be millions, of some KiB each."""
+"""Prompts deleted by one statement, whose timeout is short: there may be millions, of some KiB each."""
 
 
 class PromptsSql:
@@ -70,7 +69,7 @@ class PromptsSql:
         return await self._delete("expires_at <= $1", now)
 
     async def _delete(self, where: str, value: str | int) -> int:
-        """In steps until none is left: a step that deletes nothing may have met another gateway's."""
+        """Delete in steps until none is left; a step that deletes nothing may have collided with another gateway's."""
         some = f"SELECT seq FROM prompts WHERE {where} LIMIT $2"  # noqa: S608 -- constants
         sql, gone = f"DELETE FROM prompts WHERE seq IN ({some})", 0  # noqa: S608 -- constants
         while await self._fetch(some, value, 1):

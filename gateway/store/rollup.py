@@ -1,8 +1,9 @@
-"""The usage roll-up of the embedded store: what `usage_roll_up` of the migrations is on PostgreSQL.
+"""The usage roll-up of the embedded store; for PostgreSQL, the function `usage_roll_up` in the migrations does the
+same.
 
-Owns its statements and their step. Must not know when it runs. The step is built for a thread beside an event loop:
-each row or value that SQLite and Python pass one another is a change of the interpreter's owner, so rows are grouped in
-SQL and come as one JSON text, and a step is small enough for the loop to wait less than a millisecond for it.
+Owns its statements and their step. Must not know when it runs. A step runs in a thread beside an event loop: every row
+or value that passes between SQLite and Python hands the interpreter over. So rows are grouped in SQL and returned as
+one JSON text, and a step is small enough to block the loop for less than a millisecond.
 """
 
 import sqlite3
@@ -17,9 +18,9 @@ from gateway.store.sql import quoted
 from gateway.store.usage import CELL_COLUMNS, DAY_US, FAILED, HOUR_COLUMNS, HOUR_US
 
 STEP = 500
-"""Rows of the trail, beside an event loop."""
+"""Audit rows per step, beside an event loop."""
 LONG_STEP = 20_000
-"""Where none runs: a commit costs a step more than its rows do."""
+"""Without an event loop: larger, because a step's commit costs more than its rows."""
 
 _PENDING = (
     "SELECT h.writer, coalesce(m.seq, 0), min(h.seq, coalesce(m.seq, 0) + ?) FROM audit_heads h "
@@ -43,7 +44,8 @@ _GROUPED = """
 
 
 def _adding(table: str, columns: Sequence[str], keys: int) -> str:
-    """Add a row to the one of the same first `keys` columns. After those come six sums, then sketches."""
+    """A statement that adds a row to the existing one with the same first `keys` columns. They are followed by six
+    sums, then sketches."""
     key, sums, sketches = columns[:keys], columns[keys : keys + 6], columns[keys + 6 :]
     return (
         f"INSERT INTO {table} ({quoted(columns)}) VALUES ({', '.join('?' * len(columns))}) "  # noqa: S608 -- constants
@@ -86,7 +88,8 @@ def roll_step(connection: sqlite3.Connection, most: int) -> int:
 
 
 def _count(group: _Grouped, cells: _Totals, hours: _Totals) -> None:
-    """Add what one party asked of one model in one hour to its hour and day, and to the hour of all parties."""
+    """Add the requests of one party for one model in one hour to that party's hour and day, and to the hour of all
+    parties."""
     hour, tenant, user, key, model = group[:5]
     queue, first_byte, total = map(sketch, group[11:])
     sums: _Sums = (*group[5:11], queue, first_byte, total)
@@ -105,7 +108,7 @@ def _add(totals: _Totals, key: tuple[int | str, ...], sums: _Sums) -> None:
 
 
 def sketch_add(one: bytes, other: bytes) -> bytes:
-    """SQLite's function of that name. A sketch of nothing has no bucket to begin at."""
+    """SQLite's function of that name. An empty sketch has no first bucket."""
     if len(one) == 1 or len(other) == 1:
         return other if len(one) == 1 else one
     first = min(one[0], other[0])

@@ -1,6 +1,6 @@
 """The numbered SQL migrations of each database, as statements. Must not know a driver.
 
-Files are named `NNNN_what.sql` and lie in `migrations/<database>/`; they are applied in order, once, forward only (O6).
+Files are named `NNNN_what.sql` in `migrations/<database>/`; they are applied in order, once, and only forward (O6).
 """
 
 import re
@@ -20,11 +20,11 @@ NEEDED = {
     "audit_heads": "SELECT, INSERT, UPDATE",
     "prompts": "SELECT, INSERT, DELETE",
 }
-"""What a gateway's role may do on PostgreSQL: identity freely, the audit trail by appending only (U4)."""
+"""The privileges of a gateway's role on PostgreSQL: free use of identity, append only for the audit trail (U4)."""
 
 
 class Migration(msgspec.Struct, frozen=True):
-    """One file: its number, name and whole text."""
+    """One file: its number, name and full text."""
 
     number: int
     name: str
@@ -46,7 +46,7 @@ def _name(file: Traversable) -> str:
 
 
 def statements(sql: str) -> list[str]:
-    """Split a SQLite script at its ends of statements; bodies of triggers stay whole."""
+    """Split a SQLite script into statements; bodies of triggers stay whole."""
     found, pending = [], ""
     for line in sql.splitlines(keepends=True):
         pending += line

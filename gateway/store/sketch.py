@@ -1,9 +1,9 @@
-"""Percentile sketches: how often durations fell into buckets of one ratio, kept as one number. Pure.
+"""Percentile sketches: counts of durations in exponential buckets, stored as one number. Pure.
 
-Bucket 0 counts what is below a millisecond, bucket n what is from 2^((n-1)/6) to 2^(n/6) milliseconds, the last one all
-that is longer (26 hours). The count of bucket n is the n-th digit of a number, so adding numbers adds sketches. SQLite
-keeps digits of 40 bits in a blob, after one byte that says which bucket is the first; PostgreSQL a NUMERIC with digits
-of 12 decimals, whose zeros at the end it does not store either. The migrations of PostgreSQL have the same buckets.
+Bucket 0 counts durations below a millisecond, bucket n those from 2^((n-1)/6) to 2^(n/6) milliseconds, the last one all
+longer ones (26 hours). The count of bucket n is the n-th digit of a number, so adding numbers adds sketches. SQLite
+stores digits of 40 bits in a blob, after one byte that names the first bucket. PostgreSQL stores a NUMERIC with digits
+of 12 decimals, whose trailing zeros take no space either. The migrations of PostgreSQL use the same buckets.
 """
 
 import itertools
@@ -13,10 +13,10 @@ from collections.abc import Iterable
 PER_OCTAVE = 6
 BUCKETS = 160
 ERROR = 2 ** (0.5 / PER_OCTAVE) - 1
-"""A percentile is the geometric middle of its bucket: at most 6 % from the nearest rank in the values; below a
-millisecond it is 0."""
+"""A percentile is the geometric middle of its bucket: at most 6 % from the nearest-rank value; below a millisecond it
+is 0."""
 _BITS, _BYTES, _DECIMALS = 40, 5, 12
-"""Of a digit: no count reaches 10^12, a thousand requests a second for thirty years."""
+"""The size of a digit: no count reaches 10^12, which is a thousand requests a second for thirty years."""
 
 
 def sketch(durations: Iterable[int]) -> bytes:
@@ -36,12 +36,12 @@ def pack(first: int, number: int) -> bytes:
 
 
 def unpack(kept: bytes, first: int = 0) -> int:
-    """The number whose lowest digit is bucket `first`, which is not above the one in the blob."""
+    """The number whose lowest digit is bucket `first`, which must not be above the first bucket in the blob."""
     return int.from_bytes(kept[1:], "little") << _BITS * (kept[0] - first)
 
 
 def counts(kept: bytes | str) -> list[int]:
-    """By bucket, from a blob of SQLite or the text of a NUMERIC."""
+    """Counts by bucket, from a blob of SQLite or the text of a NUMERIC."""
     if isinstance(kept, bytes):
         digits = (kept[at : at + _BYTES] for at in range(1, len(kept), _BYTES))
         return [0] * kept[0] + [int.from_bytes(digit, "little") for digit in digits]
@@ -49,7 +49,7 @@ def counts(kept: bytes | str) -> list[int]:
 
 
 def percentile(of: list[int], rank: int) -> float | None:
-    """Milliseconds at the nearest rank of counts by bucket; None where nothing was counted."""
+    """The value at the nearest rank, in milliseconds, from counts by bucket; None if all are zero."""
     total = sum(of)
     if not total:
         return None

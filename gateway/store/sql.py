@@ -1,7 +1,7 @@
-"""The store's statements, written once for both databases, over two primitives that each database supplies.
+"""The store's statements, written once for both databases, on top of two primitives that each database supplies.
 
-Statements use `$1`, `$2`, ... for values; names and values never meet in one string. Tuples are stored as JSON.
-Must not know a driver.
+Statements use `$1`, `$2`, ... for values; identifiers and values never share a string. Tuples are stored as JSON. Must
+not know a driver.
 """
 
 import copy
@@ -37,7 +37,7 @@ Form = TypeVar("Form", bound="SqlStore")
 Value = str | int | float | bool | bytes | None
 
 _COMPUTED = {"last_used_at"}
-"""Fields read through a join; they have a table of their own so that using a key is not a change of the key."""
+"""Fields that come from a join: they have a table of their own, so that using a key is not a change of the key."""
 
 
 def _columns(kind: type[msgspec.Struct]) -> list[str]:
@@ -45,18 +45,18 @@ def _columns(kind: type[msgspec.Struct]) -> list[str]:
 
 
 def quoted(names: Sequence[str], table: str = "") -> str:
-    """`user` and `key` are reserved words in SQL."""
+    """The column list with quotes: `user` and `key` are reserved words in SQL."""
     return ", ".join(f'{table}"{name}"' for name in names)
 
 
 def insert(table: str, columns: Sequence[str]) -> str:
-    """An INSERT of one row with numbered values."""
+    """An INSERT of one row, with numbered values."""
     values = ", ".join(f"${n}" for n in range(1, len(columns) + 1))
     return f'INSERT INTO "{table}" ({quoted(columns)}) VALUES ({values})'  # noqa: S608 -- names are constants of ours
 
 
 def encode(row: msgspec.Struct) -> list[Value]:
-    """A row's values in column order."""
+    """A row's values in the order of columns."""
     return [_flat(getattr(row, name)) for name in _columns(type(row))]
 
 
@@ -65,7 +65,7 @@ def _flat(value: Any) -> Value:
 
 
 def decode(kind: type[Row], values: Mapping[str, Any], prefix: str = "") -> Row:
-    """The struct of a fetched row. JSON text becomes tuples; databases without booleans give 0 and 1."""
+    """The struct for a fetched row. JSON text becomes tuples; databases without booleans return 0 and 1."""
     fields = {f.name: f.type for f in msgspec.structs.fields(kind)}
     raw = {n: values[prefix + n] for n in fields if prefix + n in values.keys()}  # noqa: SIM118 -- not all rows iterate keys
     for name, of in fields.items():
@@ -101,8 +101,8 @@ _LABELS: dict[str, str] = {
     f'FROM keys k JOIN users u ON u.id = k."user" JOIN tenants t ON t.id = u.tenant WHERE k.id {_SOME}',
 }
 _EXPIRE = (
-    "UPDATE keys SET expires_at = CASE WHEN expires_at < $2 THEN expires_at ELSE $2 END "  # a null compares as neither
-    "WHERE id = $1"
+    # A comparison with null is false
+    "UPDATE keys SET expires_at = CASE WHEN expires_at < $2 THEN expires_at ELSE $2 END WHERE id = $1"
 )
 _TOUCH = (
     'INSERT INTO key_use ("key", last_used_at) SELECT id, CAST($2 AS BIGINT) FROM keys WHERE id = $1 '
@@ -124,7 +124,7 @@ _WRITERS = """
     )
     SELECT writer FROM named WHERE writer IS NOT NULL UNION SELECT writer FROM audit_heads ORDER BY writer
 """
-"""From one writer to the next by the index: a look for each of them, not one at every row of the trail."""
+"""Jumps from one writer to the next in the index: one look-up per writer instead of a scan of the trail."""
 _HEAD = "SELECT writer, seq, recorded_at, hash FROM audit_heads WHERE writer = $1"
 ADD_AUDIT = insert("audit", STORED_COLUMNS)
 NEW_HEAD = "INSERT INTO audit_heads (writer, seq, recorded_at, hash) VALUES ($1, 0, 0, $2) ON CONFLICT DO NOTHING"
@@ -138,27 +138,27 @@ _SET_LIMITS: dict[str, str] = {
 
 
 class SqlStore(OperationsSql, PromptsSql, UsageSql):
-    """Every method of `Store` that is plain SQL. A database adds the primitives, `wait_change` and `add_audit`."""
+    """The methods of `Store` that are plain SQL. A database adds the primitives, `wait_change` and `add_audit`."""
 
     actor = "gateway"
 
     def acting(self: Form, actor: str) -> Form:
-        """See `Store`. A view of its own, so that changes of several at once never mix their names."""
+        """See `Store`. A separate view, so that concurrent changes under several names are never mixed up."""
         view = copy.copy(self)
         view.actor = actor
         return view
 
     async def _fetch(self, sql: str, *values: Value) -> Sequence[Any]:
-        """Rows that answer `row["column"]` and `row.keys()`."""
+        """Rows that support `row["column"]` and `row.keys()`."""
         raise NotImplementedError
 
     async def _execute(self, sql: str, rows: Sequence[Sequence[Value]], note: Sequence[Value] = ()) -> int:
         """Run one statement for each row of values in one transaction -> number of rows changed. `note` are the values
-        of OPERATE, which follows in that transaction if any row was changed."""
+        of OPERATE, which runs in the same transaction if any row was changed."""
         raise NotImplementedError
 
     async def _act(self, sql: str, values: Sequence[Value], kind: Kind, did: str, **more: Any) -> bool:
-        """Change one row, which `values` begins with the id of, and note who did it (U7)."""
+        """Change one row, whose id is the first of `values`, and record who did it (U7)."""
         body = msgspec.json.encode({"did": did, **more}).decode()
         return bool(await self._execute(sql, [values], (kind, values[0], body, time.time_ns() // 1000, self.actor)))
 
@@ -176,7 +176,7 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
         return [decode(Tenant, row) for row in await self._page(f"{_TENANTS} ORDER BY name", [], page)]
 
     async def _page(self, sql: str, values: Sequence[Value], page: Page) -> Sequence[Any]:
-        """What follows the ORDER BY of `sql`."""
+        """The LIMIT and OFFSET after the ORDER BY of `sql`."""
         n = len(values)
         return await self._fetch(f"{sql} LIMIT ${n + 1} OFFSET ${n + 2}", *values, page.count, page.skip)
 
@@ -266,7 +266,7 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
         return [budget_of(row) for row in await self._fetch(f"{BUDGETS} WHERE scope = $1 ORDER BY budget", scope)]
 
     async def forget_budgets(self, wall: float) -> int:
-        """In steps until none is left: a step that deletes nothing may have met another gateway's."""
+        """Delete in steps until none is left; a step that deletes nothing may have collided with another gateway's."""
         gone = 0
         for ends in past(wall):
             while await self._fetch(PAST, *ends, 1):
@@ -274,7 +274,7 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
         return gone
 
     async def touch_keys(self, used: Mapping[str, int]) -> None:
-        """In one order, so that two gateways never wait for each other. A key that is not there is passed over."""
+        """In a fixed order, so that two gateways never deadlock. Missing keys are skipped."""
         await self._execute(_TOUCH, sorted(used.items()))
 
     async def version(self) -> int:
@@ -286,9 +286,9 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
         rows = await self._fetch(sql, since)
         if not rows:
             version = await self.version()
-            if version < since:  # the database was put back to an earlier state
+            if version < since:  # the database was restored to an earlier state
                 return Changes(version, complete=False)
-            return Changes(since)  # not `version`: more may have happened between the two reads
+            return Changes(since)  # not `version`: more may have changed between the two reads
         items = tuple(Change(row["kind"], row["id"]) for row in rows)
         return Changes(int(rows[-1]["version"]), items, complete=int(rows[0]["version"]) == since + 1)
 
@@ -315,7 +315,7 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
 
 
 def _padded(ids: Sequence[str]) -> list[str]:
-    """As many as one read takes: a statement of one text, whatever their number, is prepared once."""
+    """Pad to the maximum of one read, so that the same prepared statement serves any number of ids."""
     return [*ids, *[ids[0]] * (CHAINS_AT_ONCE - len(ids))]
 
 
@@ -331,7 +331,7 @@ _MATCHED = {
 
 
 def _matching(query: AuditQuery) -> tuple[str, list[Value]]:
-    """SQL and its values; what is asked for travels as values."""
+    """SQL and its values; everything that a query asks for is passed as a value."""
     values: list[Value] = [query.since, query.until]
     where = "recorded_at >= $1 AND recorded_at < $2"
     for name, column in _MATCHED.items():

@@ -1,7 +1,7 @@
-"""The embedded store: one SQLite file, driven by one thread that owns the connection.
+"""The embedded store: one SQLite file, used by one thread that owns the connection.
 
-Write-ahead log, synchronous=FULL: a committed key, revocation or audit batch survives a power cut; commits happen in
-batches, so their fsync costs nobody a request. The file and its companions are readable by their owner only.
+Write-ahead log, synchronous=FULL: a committed key, revocation or audit batch survives a power cut. Audit rows are
+committed in batches, so no request waits for an fsync. Only the owner can read the file and its companions.
 """
 
 import asyncio
@@ -30,22 +30,22 @@ from gateway.store.usage import REPORT_SECONDS
 T = TypeVar("T")
 
 OLDEST_SQLITE = (3, 37, 0)
-"""STRICT tables (sqlite.org/stricttables.html)."""
+"""For STRICT tables (sqlite.org/stricttables.html)."""
 OPEN_BUSY_MS = 10_000
-"""At open another process may be migrating."""
+"""While opening, another process may be migrating."""
 BUSY_MS = 1_000
 """Other writers (the command line) hold the lock for milliseconds."""
 _IN_USE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL)
-"""Another process holds a lock. All else (a folder that may not be written, a full disk) no waiting mends."""
+"""Another process holds a lock. Waiting does not help against other errors (a read-only folder, a full disk)."""
 _ADD_ROW = re.sub(r"\$\d+", "?", ADD_AUDIT)
-"""Each value once and in order, so without numbers: thousands of rows a second are bound without a mapping each."""
+"""Values in order and without numbers, so that thousands of rows a second can be bound without a mapping for each."""
 _ADD_SLICE = _ADD_ROW + (", " + _ADD_ROW[_ADD_ROW.rindex("(") :]) * (SLICE - 1)
-"""A slice of rows by one statement: each statement gives the interpreter up and waits for it again, which beside a busy
-loop costs more than the rows themselves."""
+"""Inserts a slice of rows with one statement. Each statement releases the interpreter and waits for it again, which
+beside a busy loop costs more than the rows themselves."""
 
 
 async def open_sqlite(path: Path) -> "SqliteStore":
-    """Open, create or migrate the file. Raises StoreError when that cannot be done."""
+    """Open, create or migrate the file. Raises StoreError if that fails."""
     thread = ThreadPoolExecutor(1, "fairgate-sqlite")
     try:
         connection = await asyncio.get_running_loop().run_in_executor(thread, _connect, path)
@@ -56,7 +56,7 @@ async def open_sqlite(path: Path) -> "SqliteStore":
 
 
 class _Life:
-    """What a store and its views (`acting`) share. `remains`: deleted prompts may still stand in the log."""
+    """What a store and its views (`acting`) share. `remains`: deleted prompts may still be in the write-ahead log."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -73,7 +73,8 @@ class SqliteStore(SqlStore):
         self._life = _Life()
 
     async def _run(self, work: Callable[..., T], *args: Any) -> T:
-        """Do `work(connection, *args)` in the store's thread. Work that was begun is finished even if nobody waits."""
+        """Run `work(connection, *args)` in the store's thread. Work that has begun is finished even if nobody waits for
+        it."""
         if self._life.closed:
             raise StoreError(f"{self._path}: closed")
         return await asyncio.get_running_loop().run_in_executor(self._thread, _guarded, self._connection, work, args)
@@ -85,7 +86,7 @@ class SqliteStore(SqlStore):
         return await self._run(_execute, _numbered(sql), rows, note)
 
     async def _report(self, sql: str, values: Sequence[Value]) -> Sequence[Any]:
-        """On a connection and in a thread of its own: identity is read meanwhile."""
+        """Uses a connection and a thread of its own, so that identity can be read meanwhile."""
         if self._life.closed:
             raise StoreError(f"{self._path}: closed")
         return await asyncio.to_thread(_report, self._path, _numbered(sql), values)
@@ -100,14 +101,14 @@ class SqliteStore(SqlStore):
         return await self._gone(await super().expire_prompts(now))
 
     async def _gone(self, deleted: int) -> int:
-        """Out of the write-ahead log too, where they would stand until as much was written over them; again with the
-        next ones where a reader is in the way."""
+        """Remove deleted prompts from the write-ahead log too, where they would stay until they are overwritten. If a
+        reader prevents it, this is tried again with the next deletion."""
         if deleted or self._life.remains:
             self._life.remains = await self._run(_empty_log)
         return deleted
 
     async def wait_change(self, seconds: float) -> None:
-        """SQLite tells nobody about other processes: the caller polls."""
+        """SQLite does not notify about other processes: the caller polls."""
         await asyncio.sleep(seconds)
 
     @property
@@ -133,17 +134,18 @@ class SqliteStore(SqlStore):
 
 
 def _numbered(sql: str) -> str:
-    """`$1` -> `?1`: SQLite reads the first as a name."""
+    """`$1` -> `?1`: SQLite would read the first as a name."""
     return sql.replace("$", "?")
 
 
 def _named(values: Sequence[Value]) -> dict[str, Value]:
-    """The values of `?1`, `?2`, ...: names to Python's driver, which from 3.14 on takes no sequence for names."""
+    """The values for `?1`, `?2`, ...: Python's driver treats them as names, for which it accepts no sequence from 3.14
+    on."""
     return {str(number): value for number, value in enumerate(values, 1)}
 
 
 def _guarded(connection: sqlite3.Connection, work: Callable[..., T], args: tuple[Any, ...]) -> T:
-    """Translate the driver's exceptions at this boundary."""
+    """Translates the driver's exceptions into StoreError."""
     try:
         return work(connection, *args)
     except sqlite3.IntegrityError as err:
@@ -178,7 +180,7 @@ def _execute(connection: sqlite3.Connection, sql: str, rows: Sequence[Sequence[V
 
 
 def _append(connection: sqlite3.Connection, before: Head, after: Head, rows: Sequence[AuditRow]) -> bool:
-    """One transaction, the rows in slices."""
+    """One transaction, with the rows in slices."""
     with _transaction(connection):
         connection.execute(_numbered(NEW_HEAD), _named((before.writer, b"")))
         move = (before.writer, before.seq, after.seq, after.recorded_at, after.hash)
@@ -211,13 +213,13 @@ def _claim(connection: sqlite3.Connection, claims: list[Claim], now: int, lease:
 
 
 def _empty_log(connection: sqlite3.Connection) -> bool:
-    """Move all of it into the file and cut it off -> whether somebody was in the way."""
+    """Move the whole log into the file and truncate it -> whether somebody prevented it."""
     return bool(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
 
 
 @contextlib.contextmanager
 def _transaction(connection: sqlite3.Connection) -> Any:
-    """BEGIN IMMEDIATE: the lock is waited for here, never in the middle."""
+    """BEGIN IMMEDIATE: waits for the lock here, never in the middle of the transaction."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -244,8 +246,8 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _restrict(path: Path) -> None:
-    """Create the file, or take it back, so that only its owner reads it. SQLite gives the companions that it makes the
-    same mode; those that are there, of a process that was killed, are taken back too."""
+    """Create the file so that only its owner can read it, or restrict an existing one. SQLite gives new companion files
+    the same mode; existing ones, left by a process that was killed, are restricted too."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:
@@ -263,16 +265,17 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
     _wal(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA secure_delete = ON")  # a deleted prompt is overwritten, not merely free
+    connection.execute("PRAGMA secure_delete = ON")  # deleted prompts are overwritten and not merely freed
     if _migrate(connection, path):
-        while _roll_step(connection, LONG_STEP):  # rows from before the roll-up; nothing else runs here yet
+        while _roll_step(connection, LONG_STEP):  # rows from before the roll-up existed; nothing else runs here yet
             pass
     connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
     return connection
 
 
 def _wal(connection: sqlite3.Connection) -> None:
-    """The change to the write-ahead log does not honour busy_timeout when two processes create the file at once."""
+    """Retries: switching to the write-ahead log ignores busy_timeout when two processes create the file at the same
+    time."""
     deadline = time.monotonic() + OPEN_BUSY_MS / 1000
     while True:
         try:
@@ -289,8 +292,8 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> bool:
-    """Apply what is missing under the write lock -> whether anything was; a file from a newer program is refused.
-    Where nothing is, nothing is locked or written: on a full disk, too, commands that read can."""
+    """Apply missing migrations under the write lock -> whether there were any; a file from a newer program is refused.
+    If none is missing nothing is locked or written, so that reading commands work on a full disk too."""
     known = migrations("sqlite")
     if _version(connection) == len(known):
         return False

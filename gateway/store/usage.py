@@ -1,16 +1,17 @@
 """Usage reports (U6): one aggregating statement over the roll-up of the audit trail, for both databases.
 
-Owns the statement and what its row means. Must not know who asks or how rows are shown.
+Owns the statement and the meaning of its rows. Must not know who asks or how rows are shown.
 
-The roll-up: a cell for each tenant, user, key and model of each hour, and of each day, with counts, sums and three
-sketches; and a line for each hour and model over all of them, for reports by the hour: those would read every cell.
-Rows are added in the order of their writer's chain by steps, each of which moves the writer's mark in the transaction
-that adds: every row once, whoever takes the step. It is no part of the transaction that ships rows: gateways would wait
-there for each other's locks on the same cells five times a second, and rows from before the roll-up need the steps
-anyway. A report first takes the steps that are due, so it counts every row that is stored. Cells outlive the rows.
+The roll-up consists of cells: one for each tenant, user, key and model of each hour, and of each day, with counts, sums
+and three sketches. In addition there is a line for each hour and model over all parties, for reports by the hour, which
+would otherwise read every cell. Rows are added in the order of their writer's chain, in steps. Each step moves the
+writer's mark in the same transaction, so every row is added once, whichever gateway takes the step. This is not part of
+the transaction that delivers rows: gateways would wait there for each other's locks on the same cells five times a
+second, and rows from before the roll-up existed need the steps anyway. A report first takes the steps that are due, so
+it includes every stored row. Cells outlive the rows.
 
-Requests belong to the time they ended at (`recorded_at`), and to the model that served, '' where none was chosen: names
-that clients only ask for make no cells.
+Requests count for the time at which they ended (`recorded_at`) and for the model that served them, '' if none was
+chosen: model names that clients merely ask for create no cells.
 """
 
 import asyncio
@@ -27,17 +28,17 @@ BY: tuple[By, ...] = get_args(By)
 DAY_US = 86_400_000_000
 HOUR_US = 3_600_000_000
 REPORT_SECONDS = 60.0
-"""Nobody waits longer."""
+"""Timeout of a report."""
 
 SKETCHES = ("queue", "first_byte", "total")
 CELL_COLUMNS = (
     "span", "start", "tenant", "user", "key", "model",
     "requests", "errors", "prompt_tokens", "completion_tokens", "cached_tokens", "slot_us", *SKETCHES,
 )  # fmt: skip
-"""`span` and `start` in microseconds. Sketches are over the requests that reached an engine, `first_byte` over those
-that had one."""
+"""`span` and `start` are in microseconds. Sketches cover the requests that reached an engine; `first_byte` those with a
+first byte."""
 HOUR_COLUMNS = (CELL_COLUMNS[1], *CELL_COLUMNS[5:])
-"""Of the lines over all tenants, users and keys."""
+"""Columns of the lines over all tenants, users and keys."""
 FAILED = "outcome NOT IN ('done', 'client_gone')"
 
 _GROUPS: dict[By, str] = {
@@ -51,8 +52,8 @@ _GROUPS: dict[By, str] = {
 
 
 class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Times are Unix microseconds, whole hours, `until` is outside; empty ids mean all. `prices`: model -> price of a
-    million prompt tokens and of a million completion tokens. `count` groups after the first `skip`."""
+    """Times are Unix microseconds, whole hours, `until` is exclusive; empty ids match everything. `prices`: model ->
+    price of a million prompt tokens and of a million completion tokens. `count` groups after skipping `skip`."""
 
     by: By
     since: int = 0
@@ -69,9 +70,8 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UsageRow(msgspec.Struct, frozen=True):
-    """One group: `group` is an id, a model's name, or the begin of a day or hour in Unix microseconds (as text).
-    Milliseconds are from sketches (`sketch.ERROR`), None where no request got that far; `cost` is None where no price
-    was given."""
+    """One group. `group` is an id, a model's name, or the start of a day or hour in Unix microseconds (as text).
+    Milliseconds are from sketches (`sketch.ERROR`), None if no request got that far; `cost` is None without a price."""
 
     group: str
     requests: int
@@ -90,8 +90,8 @@ class UsageRow(msgspec.Struct, frozen=True):
 
 
 def statement(query: UsageQuery, sketch_sum: str) -> tuple[str, list[str | int | float]]:
-    """SQL and its values. Names and prices travel as values. `sketch_sum` is the database's aggregate, `{}` its
-    column."""
+    """SQL and its values. Names and prices are passed as values. `sketch_sum` is the database's aggregate with `{}` for
+    its column."""
     table, where, values = _source(query)
     cost = _cost(query.prices, values)
     order = "1" if query.by in ("day", "hour") else "sum(prompt_tokens) + sum(completion_tokens) DESC, 1"
@@ -107,7 +107,7 @@ def statement(query: UsageQuery, sketch_sum: str) -> tuple[str, list[str | int |
 
 
 def _source(query: UsageQuery) -> tuple[str, str, list[str | int | float]]:
-    """Table, condition and its values."""
+    """The table, the condition and its values."""
     if query.by == "hour" and not query.tenant and not query.key:
         return "usage_hours", "start >= $1 AND start < $2", [query.since, query.until]
     values: list[str | int | float] = [*_whole_days(query), query.since, query.until]
@@ -123,7 +123,7 @@ def _source(query: UsageQuery) -> tuple[str, str, list[str | int | float]]:
 
 
 def _whole_days(query: UsageQuery) -> tuple[int, int]:
-    """From where to where cells of days will do; those of hours are for the rest, on both sides."""
+    """The range for which cells of days suffice; the rest on both sides needs cells of hours."""
     first, last = -(-query.since // DAY_US) * DAY_US, query.until // DAY_US * DAY_US
     return (first, last) if query.by != "hour" and first < last else (query.since, query.since)
 
@@ -165,12 +165,12 @@ def usage_row(row: Any) -> UsageRow:
 
 
 class UsageSql:
-    """The part of `SqlStore` that reports. A database adds `_report` and its form of the roll-up."""
+    """The part of `SqlStore` for reports. A database adds `_report` and its own roll-up step."""
 
     _sketch_sum = "sketch_sum({})"
 
     async def _report(self, sql: str, values: Sequence[Any]) -> Sequence[Any]:
-        """Fetch with a deadline of REPORT_SECONDS, beside other work."""
+        """Fetch with a timeout of REPORT_SECONDS, in parallel with other work."""
         raise NotImplementedError
 
     async def _roll_step(self) -> int:
@@ -178,7 +178,8 @@ class UsageSql:
         raise NotImplementedError
 
     async def roll_up(self) -> int:
-        """All that is due. Between steps the lock of an embedded file is free for as long as they took."""
+        """Roll up everything that is due. Between steps, an embedded file's lock stays free for as long as a step
+        took."""
         rolled = 0
         while True:
             began = time.monotonic()
@@ -189,6 +190,6 @@ class UsageSql:
             await asyncio.sleep(time.monotonic() - began)
 
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
-        """Groups in order: of time, else the most tokens first."""
+        """Groups ordered by time, or else by tokens, most first."""
         await self.roll_up()
         return [usage_row(row) for row in await self._report(*statement(query, self._sketch_sum))]
