@@ -1,4 +1,5 @@
-"""The admin API over HTTP: a request through the gate to its row of the table, and what comes of it as JSON."""
+"""The admin API over HTTP: passes a request through the gate to its row of the table, and returns the result as
+JSON."""
 
 import logging
 import time
@@ -31,7 +32,7 @@ METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 class AdminApi:
-    """The routes below /admin. Raises ConfigError where people may log in and what that takes is not there."""
+    """The routes below /admin. Raises ConfigError if logins are configured but cannot work."""
 
     def __init__(self, gateway: Managed, keys: KeyService) -> None:
         self._office = Office(gateway, keys)
@@ -39,7 +40,7 @@ class AdminApi:
         self._login = _login(gateway.config.admin.oidc, self._gate)
 
     def routes(self) -> list[Route]:
-        """For the listener's application."""
+        """The routes for the listener's application."""
         return [
             Route("/admin", _to_console, methods=["GET"]),
             Route("/admin/", self._console, methods=["GET"]),
@@ -48,7 +49,7 @@ class AdminApi:
         ]
 
     async def _console(self, request: Request) -> Response:
-        """The page is no secret; without a key it shows nothing."""
+        """The page contains no secrets; without a key it shows nothing."""
         try:
             self._gate.check_host(request)
         except GatewayError as error:
@@ -91,7 +92,7 @@ class AdminApi:
 
 
 def _login(section: Oidc | None, gate: Gate) -> "Login | None":
-    """None where only keys open the console."""
+    """None if the console can be opened with keys only."""
     if section is None:
         return None
     try:
@@ -108,12 +109,12 @@ def _login(section: Oidc | None, gate: Gate) -> "Login | None":
 
 
 async def _to_console(request: Request) -> Response:
-    """Relative, so it leads nowhere else."""
+    """Redirect to the console. The location is relative, so it cannot lead to another site."""
     return Response(status_code=307, headers={"location": "admin/"})
 
 
 def _account_error(error: AccountError) -> ClientError:
-    """What a rule of the services refused, as the API says it."""
+    """The API's error for one raised by a rule of the services."""
     kind = NotFound if isinstance(error, NoSuch) else Conflict if isinstance(error, Taken) else BadRequest
     return kind(str(error))
 

@@ -1,7 +1,7 @@
-"""The control plane: an ASGI application on a listener of its own, in the same event loop as the data plane.
+"""The control plane: an ASGI application on its own listener, in the same event loop as the data plane.
 
-/metrics, /healthz, /readyz with its reasons, and /stats: these read. The admin API (`api`) is added where it is on. It
-never waits on the data plane and holds the loop only for short turns. Must not know the data plane's sockets.
+/metrics, /healthz, /readyz with its reasons, and /stats only read. The admin API (`api`) is added if it is on. It never
+waits for the data plane and blocks the loop only for short times. Must not know the data plane's sockets.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from gateway.admin.state import Gateway, readiness, register_sources, stats
 from gateway.urls import parse_listen
 
 BACKLOG: Final = 128
-GRACE: Final = 1  # seconds that answers under way get when it closes
+GRACE: Final = 1  # seconds for running answers when the listener closes
 _SECURITY: Final = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -36,8 +36,8 @@ _SECURITY: Final = {
 
 
 def admin_app(gateway: Gateway, more: Sequence[Route] = ()) -> Starlette:
-    """The application over a running gateway; its metrics read the gateway's services from now on. `more`: the routes
-    of the admin API, where it is on."""
+    """The application for a running gateway; registers the gateway's services as sources of its metrics. `more`: the
+    routes of the admin API, if it is on."""
     register_sources(gateway)
 
     async def metrics(request: Request) -> Response:
@@ -66,13 +66,13 @@ def admin_app(gateway: Gateway, more: Sequence[Route] = ()) -> Starlette:
             *more,
         ]
     )
-    app.router.redirect_slashes = False  # such a redirect names whatever host the request did
+    app.router.redirect_slashes = False  # such a redirect would name whatever host the request named
     app.add_middleware(_SecurityHeaders)
     return app
 
 
 async def in_turns(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Let the loop turn between two metrics: a scrape of many models must not stall streams."""
+    """Let the loop turn between two metrics: a scrape with many models must not stall streams."""
     for part in parts:
         yield part
         await asyncio.sleep(0)
@@ -90,7 +90,7 @@ class _SecurityHeaders:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                own = headers.get("content-security-policy")  # of a page that has one
+                own = headers.get("content-security-policy")  # set by a page with its own policy
                 headers.update(_SECURITY if own is None else _SECURITY | {"content-security-policy": own})
             await send(message)
 
@@ -98,7 +98,7 @@ class _SecurityHeaders:
 
 
 class _Server(uvicorn.Server):
-    """Signals belong to `gateway.app`; `ready` tells when requests are answered."""
+    """A uvicorn server that leaves signals to `gateway.app` and calls `ready` when it answers requests."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -109,8 +109,8 @@ class _Server(uvicorn.Server):
         yield
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Until `should_exit`, or until cancelled: then the listener closes at once (uvloop cannot close a loop with
-        a listener that is still open)."""
+        """Run until `should_exit`. If cancelled, the listener closes at once: uvloop cannot close a loop that has an
+        open listener."""
         try:
             await super().serve(sockets=sockets)
         finally:
@@ -136,7 +136,7 @@ class AdminServer:
         return f"<AdminServer port={self.port} {'closed' if self._task.done() else 'open'}>"
 
     async def close(self) -> None:
-        """Stop listening; answers under way get GRACE seconds. Idempotent."""
+        """Stop listening; running answers get GRACE seconds. Idempotent."""
         self._server.should_exit = True
         await asyncio.wait({self._task})
         await self._task
@@ -157,12 +157,12 @@ def _bound(listen: str) -> socket.socket:
 async def serve_admin(listen: str, app: Any) -> AdminServer:
     """Serve the ASGI application `app` on `HOST:PORT` in this loop until closed.
 
-    Raises OSError, naming the setting, when the address cannot be had and ValueError when it is none.
+    Raises OSError, naming the setting, if the address cannot be bound, and ValueError if it is invalid.
     """
     bound = _bound(listen)
     config = uvicorn.Config(
         app,
-        http=Door,  # on h11, which bounds what it buffers of a head
+        http=Door,  # based on h11, which limits what it buffers of a head
         ws="none",
         loop="none",
         lifespan="off",

@@ -1,6 +1,6 @@
-"""What the admin API may be asked: the members of each body and query, checked strictly. Types only.
+"""What the admin API accepts: the members of each body and query, checked strictly. Types only.
 
-Whatever is not named here is refused with its path. What a value means is the services' to check.
+Anything not named here is refused with its path. The services check what values mean.
 """
 
 from typing import Annotated, Any
@@ -15,18 +15,18 @@ from gateway.store.operations import Kind
 from gateway.store.usage import By
 
 MOST = 200
-"""Rows of one answer: a few milliseconds of the loop that grants slots."""
+"""Maximum rows per answer: a few milliseconds of the loop that also grants slots."""
 FARTHEST = 10_000_000
 
 Rows = Annotated[int, Meta(ge=1, le=MOST)]
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What has no members is asked nothing."""
+    """The base of all requests; used directly for one without members."""
 
 
 class Part(Ask, frozen=True, kw_only=True):
-    """A part of a list: `limit` rows from `offset` on."""
+    """A part of a list: `limit` rows starting at `offset`."""
 
     limit: Rows = 50
     offset: Annotated[int, Meta(ge=0, le=FARTHEST)] = 0
@@ -64,7 +64,7 @@ class NewUser(Ask, frozen=True, kw_only=True):
 
 
 class NewKey(Ask, frozen=True, kw_only=True):
-    """As `fairgate keys create`; `expires_days` null: it never expires."""
+    """Like `fairgate keys create`; `expires_days` null: it never expires."""
 
     tenant: str
     user: str
@@ -88,7 +88,7 @@ class Rotation(Ask, frozen=True, kw_only=True):
 
 
 class LimitChanges(Ask, frozen=True, kw_only=True):
-    """As `fairgate limits set`: what is named changes, null takes a limit away. The members of `Limits`."""
+    """Like `fairgate limits set`: given members change, null removes a limit. The members are those of `Limits`."""
 
     requests_per_minute: Positive | UnsetType | None = UNSET
     burst: Positive | UnsetType | None = UNSET
@@ -131,7 +131,7 @@ class UsageAsk(Part, frozen=True, kw_only=True):
 
 
 class AuditAsk(Ask, frozen=True, kw_only=True):
-    """The latest rows that match; ids as the rows have them, times of recording in ISO 8601, UTC."""
+    """The latest rows that match; ids as in the rows, times of recording in ISO 8601, UTC."""
 
     limit: Rows = 50
     since: str = ""
@@ -145,7 +145,7 @@ class AuditAsk(Ask, frozen=True, kw_only=True):
 
 
 class ActionsAsk(Ask, frozen=True, kw_only=True):
-    """The latest actions; `id`, which needs a `kind`: only of that subject."""
+    """The latest actions; with `id`, which needs a `kind`, only those on that subject."""
 
     limit: Rows = 50
     kind: Kind | None = None

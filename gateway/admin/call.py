@@ -1,4 +1,4 @@
-"""One request of the admin API, once it may be answered: who asks, what for, and the services that answer.
+"""An admitted request of the admin API: who asks, what for, and the services that answer.
 
 Must not know HTTP beyond the bytes of a query and a body.
 """
@@ -25,11 +25,11 @@ Asked = TypeVar("Asked", bound=msgspec.Struct)
 
 MOST_PARAMETERS: Final = 32
 REPORTS_AT_ONCE: Final = 2
-"""Reports and searches of the trail: each costs the store more than a request does."""
+"""Concurrent reports and searches of the trail: each costs the store more than a request does."""
 
 
 class Watched(HasStats[tuple[BackendStats, ...]], Protocol):
-    """The watch over backends, as far as the API shows it."""
+    """The part of the backend service that the API shows."""
 
     def picture(self) -> tuple[Seen, ...]: ...
 
@@ -46,7 +46,7 @@ class Managed(Gateway, Protocol):
 
 
 class Office:
-    """What there is one of: the gateway, the keys of whoever asks, and turns for what is slow."""
+    """What all requests share: the gateway, the service for keys, and a limit for slow answers."""
 
     def __init__(self, gateway: Managed, keys: KeyService) -> None:
         self.gateway = gateway
@@ -55,7 +55,7 @@ class Office:
 
 
 class Call:
-    """`store` acts in the name of the key or the person that asks, and of no other."""
+    """One request. `store` records changes under the name of the key or the person that asks."""
 
     def __init__(self, office: Office, who: Principal, path: dict[str, str], query: bytes, body: bytes) -> None:
         self.office = office
@@ -70,7 +70,7 @@ class Call:
         return self.office.gateway.config
 
     def asked(self, kind: type[Asked]) -> Asked:
-        """The body. Raises BadRequest with the path of what is wrong."""
+        """The decoded body. Raises BadRequest with the path of what is wrong."""
         if rb"\u0000" in self._body:
             raise BadRequest("The body contains a NUL character, which the store cannot hold.")
         try:
@@ -81,7 +81,7 @@ class Call:
             raise BadRequest("The body is not valid JSON.") from err
 
     def query(self, kind: type[Asked]) -> Asked:
-        """The query. Raises BadRequest; a parameter that stands twice is refused too."""
+        """The decoded query. Raises BadRequest, also for a repeated parameter."""
         try:
             pairs = parse_qsl(self._query.decode("ascii"), True, True, errors="strict", max_num_fields=MOST_PARAMETERS)
         except ValueError as err:
@@ -97,12 +97,13 @@ class Call:
             raise _faulty(err, kind) from err
 
     def forget(self, row_id: str) -> None:
-        """The row was changed: what this process derived from it is gone at once."""
+        """The row was changed: drop at once what this process derived from it."""
         self.office.keys.forget(row_id)
 
 
 def _faulty(error: msgspec.ValidationError, kind: type[object]) -> BadRequest:
-    """With the path of the faulty member, an unknown or missing one named by its own; and what may stand there."""
+    """A message with the path of the faulty member (an unknown or missing one has its own name in it), and the values
+    allowed there."""
     found = re.search(r"^(.*) - at `\$\.?(.*)`$", str(error), re.DOTALL)
     fault, path = (found[1], found[2]) if found else (str(error), "")
     members = get_type_hints(kind)
@@ -115,7 +116,7 @@ def _faulty(error: msgspec.ValidationError, kind: type[object]) -> BadRequest:
 
 
 def instant(text: str, name: str, absent: int) -> int:
-    """A time of a body or query -> Unix microseconds. Raises BadRequest."""
+    """A time in a body or query -> Unix microseconds. Raises BadRequest."""
     try:
         return moment(text) if text else absent
     except ValueError as err:
@@ -123,10 +124,10 @@ def instant(text: str, name: str, absent: int) -> int:
 
 
 def page(limit: int, offset: int) -> Page:
-    """One row more than is shown: it tells whether there are more."""
+    """A page with one extra row, which tells whether there are more."""
     return Page(limit + 1, offset)
 
 
 def listed(rows: list[Any], limit: int, offset: int) -> dict[str, Any]:
-    """A part of a list, and where the next one begins."""
+    """A part of a list, and the offset of the next part."""
     return {"data": rows[:limit], "next_offset": offset + limit if len(rows) > limit else None}

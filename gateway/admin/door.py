@@ -1,7 +1,7 @@
-"""Connections of the admin listener: none keeps its place by saying nothing, or by reading nothing.
+"""Connections of the admin listener: no client can keep one by sending nothing or by reading nothing.
 
-Owns how long a request may take to come and its answer to go, and who leaves when the listener is full. Knows uvicorn's
-protocol by its public members and by what is overridden here; HTTP itself is uvicorn's.
+Owns the timeouts of a request and of its answer, and which connection is closed when the listener is full. Extends
+uvicorn's protocol by its public members and the methods overridden here; HTTP itself is uvicorn's.
 """
 
 import asyncio
@@ -10,9 +10,9 @@ from typing import Final
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-CONNECTIONS: Final = 64  # a scraper, a console and a few probes need less; from here on a request gets a 503
-HEAD_SECONDS: Final = 10.0  # from a connection, or the answer before, to a whole head
-ANSWER_SECONDS: Final = 300.0  # from there to the last byte that the client has read
+CONNECTIONS: Final = 64  # enough for a scraper, a console and a few probes; further requests get a 503
+HEAD_SECONDS: Final = 10.0  # from the start of a connection, or the previous answer, to a complete head
+ANSWER_SECONDS: Final = 300.0  # from the head to the last byte that the client has read
 _PLACES: Final = itertools.count(1)
 
 
@@ -21,12 +21,12 @@ class Door(H11Protocol):
 
     head_seconds = HEAD_SECONDS
     answer_seconds = ANSWER_SECONDS
-    place = 0  # among all that wait: who began to wait before has a lower one
+    place = 0  # order of waiting: a connection that began to wait earlier has a lower number
     _end: asyncio.TimerHandle | None = None
 
     @property
     def answering(self) -> bool:
-        """Whether a request is here whose answer is not written."""
+        """Whether a request is here whose answer is not complete."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
@@ -54,20 +54,20 @@ class Door(H11Protocol):
         super().connection_lost(exc)
 
     def _allow(self, seconds: float) -> None:
-        """End in so many seconds, unless something happens before."""
+        """Close the connection in so many seconds, unless this is called again before."""
         if self._end is not None:
             self._end.cancel()
         self._end = self.loop.call_later(seconds, self.transport.abort)
         self.place = next(_PLACES)
 
     def _make_room(self) -> None:
-        """Another one leaves: that which has waited longest for a head, before any whose answer is still on its way;
-        where all are being answered, uvicorn tells this one so."""
+        """Close another connection: the one that has waited longest for a head, or else one whose answer is still being
+        read. If all are being answered, uvicorn refuses this one."""
         others = [other for other in self.connections if isinstance(other, Door) and other is not self]
         idle = [
             (other.transport.get_write_buffer_size() > 0, other.place, other) for other in others if not other.answering
         ]
         if idle:
             _, _, longest = min(idle)
-            self.connections.discard(longest)  # at once: its end is told in a later turn of the loop
+            self.connections.discard(longest)  # now, because uvicorn learns of its end only in a later turn of the loop
             longest.transport.abort()

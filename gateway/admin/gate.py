@@ -1,8 +1,9 @@
-"""Who may use the admin API: host, key, scope, and the bounds of what is sent. Nothing is read of a stranger.
+"""Access control of the admin API: host, key, scope, and limits of the request. Nothing is read from strangers.
 
-The order: the name the listener is called by (a foreign page that had its own name lead here sends that one), the key
-or the session, an admin scope, the route, the route's scope, the body. A browser adds a key to nothing by itself, and
-the cookie of a session counts only beside a field that no other site's page may send: none can act for who looks at it.
+The order of checks: the host name (a foreign page that makes its own name resolve to this listener sends that name),
+the key or the session, an admin scope, the route, the route's scope, the body. Browsers never add a key by themselves,
+and the cookie of a session counts only together with a header field that no other site's page may send. So no page can
+act for a user who opens it.
 """
 
 import asyncio
@@ -30,16 +31,16 @@ _ADMIN: Final = frozenset(ADMIN_SCOPES)
 
 
 class Gate:
-    """One listener's. `config` is asked anew: a reload may change the proxies that are believed."""
+    """The gate of one listener. `config` is called each time, since a reload may change the trusted proxies."""
 
     def __init__(self, keys: KeyService, config: Callable[[], Config]) -> None:
         self._keys = keys
         self._config = config
         self.session: Callable[[Request], Principal | None] = lambda request: None
-        """Who logged in and asks now; nobody, where there are only keys."""
+        """The logged-in person who sends this request; None if there are only keys."""
 
     def check_host(self, request: Request) -> None:
-        """Raises Forbidden for a name that is none of ours."""
+        """Raises Forbidden for a host name that is not ours."""
         admin = self._config().admin
         host = _name(request.headers.get("host", ""))
         known = {parse_listen(admin.listen)[0].lower(), *admin.hosts}
@@ -49,7 +50,7 @@ class Gate:
             raise Forbidden("The admin API does not answer to this host name; add it to admin.hosts.")
 
     async def admit(self, request: Request) -> Principal:
-        """The owner of the key, which has an admin scope, or of the session. Raises Unauthenticated, Forbidden,
+        """The owner of the session, or of the key, which must have an admin scope. Raises Unauthenticated, Forbidden,
         RateLimited, AuthUnavailable."""
         if "authorization" not in request.headers and (person := self.session(request)) is not None:
             return person
@@ -87,7 +88,7 @@ def _name(host: str) -> str:
 
 
 def _token(request: Request) -> bytes:
-    """RFC 6750 section 2.1, and nothing else. Raises Unauthenticated."""
+    """The key, only in the form of RFC 6750 section 2.1. Raises Unauthenticated."""
     fields = request.headers.getlist("authorization")
     if not fields:
         raise Unauthenticated("Missing admin key. Send it as 'Authorization: Bearer fg_...'.")
@@ -106,7 +107,7 @@ def check_scope(who: Principal, scope: str) -> None:
 
 
 async def body_of(request: Request) -> bytes:
-    """All of it. Raises NotJson, TooLarge, RequestTimeout."""
+    """The complete body. Raises NotJson, TooLarge, RequestTimeout."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise NotJson("Send changes with 'Content-Type: application/json'.")
     body = bytearray()

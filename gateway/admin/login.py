@@ -1,8 +1,9 @@
-"""Logging in to the console and out again, over HTTP (O8): the two ways through a browser, and its cookies.
+"""Logging in to the console and out again, over HTTP (O8): two redirects through the browser, and the cookies.
 
-Owns the cookies. A login is kept by the browser that began it, so nobody is led into another's session, and nothing is
-kept here for whoever only asks. A session's cookie goes with requests of the console's own origin alone
-(SameSite=Strict) and is read by no script. Must not know the provider's protocol, keys or the API.
+Owns the cookies. The state of a login attempt is kept by the browser that began it, so nobody can be led into somebody
+else's session, and nothing is stored here for mere attempts. A session's cookie is sent only with requests from the
+console's own origin (SameSite=Strict), and scripts cannot read it. Must not know the provider's protocol, keys or the
+API.
 """
 
 import asyncio
@@ -25,14 +26,15 @@ from gateway.services.tokens import claim, named
 
 log = logging.getLogger("fairgate.admin")
 
-LOGIN_SECONDS: Final = 600  # from the console to the provider and back
-AT_ONCE: Final = 4  # questions to the provider
+LOGIN_SECONDS: Final = 600  # for the way from the console to the provider and back
+AT_ONCE: Final = 4  # concurrent requests to the provider
 CONSOLE: Final = "x-fairgate-console"
-"""The field without which no session acts: no other site's page can send it unasked, and none is allowed to."""
+"""A session counts only with this header field: other sites' pages cannot send it without permission, and none has
+it."""
 
 
 class Provider(Protocol):
-    """`oidc.OpenId`."""
+    """Implemented by `oidc.OpenId`."""
 
     async def address(self, attempt: Attempt) -> str: ...
 
@@ -40,7 +42,7 @@ class Provider(Protocol):
 
 
 class Refused(Exception):
-    """A login that came to nothing: status, and a sentence for the browser."""
+    """A login that failed: status, and a sentence for the browser."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -48,7 +50,7 @@ class Refused(Exception):
 
 
 class Login:
-    """`check_host` raises for a request that is sent to another name than ours."""
+    """The login routes. `check_host` raises for a request with a host name that is not ours."""
 
     def __init__(
         self, section: Oidc, provider: Provider, sessions: Sessions, check_host: Callable[[Request], None]
@@ -58,11 +60,12 @@ class Login:
         self._sessions = sessions
         self._check_host = check_host
         self._places = asyncio.Semaphore(AT_ONCE)
-        prefix = "__Host-" if section.secure else ""  # a cookie of this name comes from this host alone (RFC 6265bis)
+        # Only this very host can set a cookie with this prefix (RFC 6265bis)
+        prefix = "__Host-" if section.secure else ""
         self._attempt, self._session = f"{prefix}fairgate-login", f"{prefix}fairgate-session"
 
     def routes(self) -> list[Route]:
-        """For the listener's application."""
+        """The routes for the listener's application."""
         return [
             Route("/admin/login", self._told(self._begin), methods=["GET"]),
             Route("/admin/callback", self._told(self._back), methods=["GET"]),
@@ -70,7 +73,7 @@ class Login:
         ]
 
     def who(self, request: Request) -> Principal | None:
-        """Whose session a request of the console belongs to."""
+        """The owner of the session that a request of the console belongs to."""
         secret = request.cookies.get(self._session)
         return self._sessions.find(secret) if secret and request.headers.get(CONSOLE) else None
 
@@ -100,7 +103,7 @@ class Login:
         return answer
 
     async def _back(self, request: Request) -> Response:
-        """From the provider (OpenID Connect Core, 3.1.2.5 and 3.1.2.6; RFC 9207)."""
+        """The return from the provider (OpenID Connect Core, 3.1.2.5 and 3.1.2.6; RFC 9207)."""
         said = request.query_params
         attempt = Attempt.kept(request.cookies.get(self._attempt, ""))
         if attempt is None or not hmac.compare_digest(said.get("state", "").encode(), attempt.state.encode()):
@@ -126,7 +129,7 @@ class Login:
         return answer
 
     def _person(self, said: dict[str, Any]) -> Principal:
-        """Who it is, and what the roles open. Raises Refused."""
+        """The person, with the scopes that its roles give. Raises Refused."""
         section, given = self._section, claim(said, self._section.role_claim)
         listed = given if isinstance(given, list) else [given]
         roles = {role for role in listed if isinstance(role, str)}

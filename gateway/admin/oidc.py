@@ -1,12 +1,12 @@
-"""An OpenID provider, asked: where people log in, and who came back from there (O8).
+"""The OpenID provider: the address to log in at, and the person who comes back (O8).
 
-OpenID Connect Core 1.0, authorization code flow (section 3.1), with PKCE (RFC 7636). Owns what is asked of the provider
-and what is believed of its answers. Must not know cookies, sessions or routes. Needs PyJWT. Rules:
+OpenID Connect Core 1.0, authorization code flow (section 3.1), with PKCE (RFC 7636). Owns the requests to the provider
+and the checks of its answers. Must not know cookies, sessions or routes. Needs PyJWT. Rules:
 
-- Endpoints are those of the provider's own document, which names the configured issuer; in clear on loopback only.
-- An ID token is checked as any token of an issuer is (`services.tokens`), and for the nonce of the attempt. Nothing
-  else that the provider gives is looked at or kept.
-- Logins are rare: clients and keys are made for each, so nothing has to be closed or grows old.
+- Endpoints come from the provider's own document, which must name the configured issuer; plain http on loopback only.
+- An ID token is checked like any token of an issuer (`services.tokens`), and for the nonce of the attempt. Nothing else
+  from the provider is read or kept.
+- Logins are rare: clients and keys are created for each, so nothing has to be closed or becomes outdated.
 """
 
 import asyncio
@@ -34,16 +34,16 @@ from gateway.urls import fetch_fault
 Answer = TypeVar("Answer")
 
 DOCUMENT: Final = "/.well-known/openid-configuration"
-KNOWN_SECONDS: Final = 300.0  # for which the provider's document is believed
+KNOWN_SECONDS: Final = 300.0  # for which the provider's document is cached
 MAX_ANSWER: Final = 256 * 1024  # bytes
 
 
 class ProviderFailed(Exception):
-    """The provider cannot be asked, or does not answer as one; the text is for the log."""
+    """The provider cannot be reached, or does not answer correctly; the text is for the log."""
 
 
 class NotBelieved(Exception):
-    """What came back says nobody who logged in here; the text may be shown."""
+    """What came back does not prove a login that began here; the text may be shown."""
 
 
 class _Provider(msgspec.Struct, frozen=True):
@@ -64,8 +64,8 @@ class _Error(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Attempt:
-    """A login that began in some browser, which keeps it. All are random: the first comes back with whoever logged in,
-    the second in the ID token, and only who has the third gets that."""
+    """A login that began in some browser, which stores it. All three values are random: `state` returns with whoever
+    logged in, `nonce` in the ID token, and only the holder of `verifier` gets that token."""
 
     state: str
     nonce: str
@@ -78,7 +78,7 @@ class Attempt:
 
     @classmethod
     def kept(cls, text: str) -> "Attempt | None":
-        """One that a browser kept, or None."""
+        """The attempt stored by a browser, or None."""
         parts = text.split(".")
         return cls(*parts) if len(parts) == 3 and all(parts) and text.isascii() else None
 
@@ -87,12 +87,12 @@ class Attempt:
 
     @property
     def challenge(self) -> str:
-        """Of the verifier, by S256 (RFC 7636 section 4.2)."""
+        """The verifier's challenge by S256 (RFC 7636 section 4.2)."""
         return urlsafe_b64encode(sha256(self.verifier.encode()).digest()).rstrip(b"=").decode()
 
 
 async def fault_of(section: Oidc) -> str:
-    """Why nobody can log in at the provider now, or nothing."""
+    """Why nobody can log in at the provider now; empty if it works."""
     try:
         await OpenId(section).address(Attempt.begin())
     except (ProviderFailed, OSError) as err:
@@ -101,8 +101,8 @@ async def fault_of(section: Oidc) -> str:
 
 
 class OpenId:
-    """One provider. Raises OSError for an authority that cannot be read. `wall` gives Unix seconds, `clock` monotonic
-    ones."""
+    """One provider. Raises OSError for a certificate authority that cannot be read. `wall` gives Unix seconds, `clock`
+    monotonic seconds."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class OpenId:
         self._known: tuple[float, _Provider] | None = None
 
     async def address(self, attempt: Attempt) -> str:
-        """Where a browser goes to log in. Raises ProviderFailed."""
+        """The address at which a browser logs in. Raises ProviderFailed."""
         section = self._section
         endpoint = (await self._provider()).authorization_endpoint
         asked = {
@@ -135,7 +135,7 @@ class OpenId:
         return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(asked)}"
 
     async def claims(self, attempt: Attempt, code: str) -> dict[str, Any]:
-        """Of the person who came back with that code. Raises ProviderFailed, NotBelieved."""
+        """The claims of the person who came back with that code. Raises ProviderFailed, NotBelieved."""
         provider = await self._provider()
         token = await self._asked(self._exchange(provider, attempt, code))
         section = msgspec.structs.replace(self._section.tokens, jwks=provider.jwks_uri)
@@ -155,7 +155,7 @@ class OpenId:
         return said
 
     async def _exchange(self, provider: _Provider, attempt: Attempt, code: str) -> bytes:
-        """The code for an ID token (OpenID Connect Core, 3.1.3)."""
+        """Exchange the code for an ID token (OpenID Connect Core, 3.1.3)."""
         section = self._section
         form = {
             "grant_type": "authorization_code",
@@ -199,7 +199,8 @@ class OpenId:
         return client(section.issuer, key="", ca=section.ca, timeout=section.timeout)
 
     async def _asked(self, question: Awaitable[Answer]) -> Answer:
-        """The answer to a question to the provider, in time. Raises ProviderFailed for whatever it does wrong."""
+        """The answer to a request to the provider, within the timeout. Raises ProviderFailed for anything the provider
+        does wrong."""
         try:
             async with asyncio.timeout(self._section.timeout):
                 return await question

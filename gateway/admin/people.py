@@ -1,6 +1,6 @@
-"""The admin API's answers about tenants, users, keys and their limits. The rules are `services.accounts`' own.
+"""The admin API's answers about tenants, users, keys and their limits. The rules are those of `services.accounts`.
 
-An admin key is made, rotated and enabled on the host only: revoking a stolen one ends its administration.
+Admin keys can be created, rotated and enabled only on the host, so revoking a stolen one ends its power for good.
 """
 
 from typing import Any
@@ -114,7 +114,7 @@ async def keys(call: Call) -> object:
 
 
 async def new_key(call: Call) -> object:
-    """`token` is the key itself: nobody can have it again."""
+    """`token` is the key itself, which is shown only here."""
     asked = call.asked(NewKey)
     if set(asked.scopes) & set(ADMIN_SCOPES):
         raise Forbidden(HOST_ONLY, param="scopes")

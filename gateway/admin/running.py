@@ -17,13 +17,13 @@ from gateway.store.base import AuditQuery
 from gateway.store.usage import HOUR_US, UsageQuery
 
 EVER = (1 << 63) // HOUR_US * HOUR_US
-"""Microseconds; the last whole hour that fits."""
+"""In microseconds; the last whole hour that can be represented."""
 
 # ---- state
 
 
 async def myself(call: Call) -> object:
-    """Who the key belongs to, or who logged in, and what may be done here."""
+    """The owner of the key or session, and its scopes."""
     who = call.who
     return {"key": who.key, "user": who.user, "tenant": who.tenant, "scopes": sorted(who.scopes)}
 

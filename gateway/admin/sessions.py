@@ -1,6 +1,6 @@
-"""Sessions of the console: who logged in, by the secret that the browser keeps.
+"""Sessions of the console: who is logged in, by the secret that the browser stores.
 
-In memory: they end with the process, and nothing else knows of them. Must not know cookies or how anybody logged in.
+Kept in memory only, so they end with the process. Must not know cookies or how anybody logged in.
 """
 
 import secrets
@@ -12,17 +12,18 @@ from gateway.services import bounded
 from gateway.services.principal import Principal
 
 PERSON: Final = "oidc:"
-"""Begins what records call who acts in a session; a key's begins otherwise."""
+"""Prefix of the name under which a session's actions are recorded; no key's name begins with it."""
 MOST: Final = 1000
 
 
 class Sessions:
-    """`seconds` is the life of one, `clock` monotonic seconds."""
+    """`seconds` is the lifetime of a session; `clock` is in monotonic seconds."""
 
     def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
         self._seconds = seconds
         self._clock = clock
-        self._open: dict[bytes, tuple[float, Principal]] = {}  # by the hash: a look-up tells nothing by its time
+        # By the hash of the secret, so that the time of a look-up reveals nothing
+        self._open: dict[bytes, tuple[float, Principal]] = {}
 
     def begin(self, who: Principal) -> str:
         """The secret of a new session."""
@@ -31,12 +32,12 @@ class Sessions:
         return secret
 
     def find(self, secret: str) -> Principal | None:
-        """Whose it is, if it lasts."""
+        """The owner of the session, unless it has expired."""
         until, who = self._open.get(_name(secret), (0.0, None))
         return who if until > self._clock() else None
 
     def end(self, secret: str) -> None:
-        """At once."""
+        """End a session at once."""
         self._open.pop(_name(secret), None)
 
 

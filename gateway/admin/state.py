@@ -30,12 +30,12 @@ _Record = TypeVar("_Record", covariant=True)
 
 
 AWAY = 3.0
-"""Seconds without an answer of the store, or of Redis, after which requests are better sent elsewhere (O1). Both are
-asked more often than that, and one late answer is no outage."""
+"""Seconds without an answer of the store, or of Redis, after which the gateway is not ready (O1). Both are polled more
+often, and a single late answer is no outage."""
 
 
 class PlaneStats(msgspec.Struct, frozen=True):
-    """What serves requests: one process, or the sum of several. `upstream`: connections to engines."""
+    """Statistics of the serving process, or the sum of several. `upstream`: connections to engines."""
 
     server: ServerStats
     audit: AuditStats
@@ -50,7 +50,7 @@ class PlaneStats(msgspec.Struct, frozen=True):
 
 
 class Stock(msgspec.Struct, frozen=True):
-    """All that one serving process tells of itself."""
+    """Everything that one serving process reports about itself."""
 
     stats: PlaneStats
     counts: Counts
@@ -78,17 +78,17 @@ NO_STATS = PlaneStats(
     ready=False,
 )
 LARGEST = frozenset({"oldest_seconds", "silence", "age", "signers"})
-"""Figures that are not added up."""
+"""Figures of which the maximum is taken instead of the sum."""
 PASSING = frozenset(
     {"open", "busy", "buffered", "pending", "oldest_seconds", "spool_bytes", "spool_limit", "cached", "negative"}
     | {"flights", "body_bytes", "waiting", "upstream", "pending_bytes", "silence"}
     | {"age", "signers"}
 )
-"""What ends with its process; all other figures only ever grow, and stay when it is gone."""
+"""Figures that end with their process. All others only ever grow, and are kept when it is gone."""
 
 
 def added(every: "Sequence[PlaneStats]", *, past: bool = False) -> PlaneStats:
-    """The sum of several; `past`: of processes that are gone. At least one must be given."""
+    """The sum of several; `past`: of processes that have ended. At least one must be given."""
     rows = [msgspec.structs.asdict(each) for each in every]
     parts: dict[str, Any] = {}
     for name in ("server", "audit", "prompts", "keys", "ledger"):
@@ -124,7 +124,8 @@ class Queues(HasStats[Stats], Protocol):
 
 
 class Gateway(Protocol):
-    """What the control plane reads of the composition. Attributes are read anew each time: a reload swaps some."""
+    """What the control plane reads of the running gateway. Attributes are read each time, since a reload replaces
+    some."""
 
     @property
     def metrics(self) -> Metrics: ...
@@ -142,17 +143,17 @@ class Gateway(Protocol):
     def draining(self) -> bool: ...
     def ready(self) -> bool: ...
     def stats(self) -> PlaneStats:
-        """As of the last `refresh`."""
+        """The statistics as of the last `refresh`."""
         ...
 
     def workers(self) -> Sequence[WorkerStats]: ...
     async def refresh(self) -> None:
-        """Have fresh figures where they are in other processes."""
+        """Fetch current figures from other processes."""
         ...
 
 
 def stats(gateway: Gateway) -> dict[str, object]:
-    """Everything, by service. No secrets, keys or prompts are in any of these records."""
+    """All statistics, by service. None of these records contains secrets, keys or prompts."""
     plane = gateway.stats()
     return {
         "version": __version__,
@@ -176,7 +177,7 @@ def stats(gateway: Gateway) -> dict[str, object]:
 
 
 def readiness(gateway: Gateway) -> dict[str, object]:
-    """The verdict of `ready()` and what it rests on (O1)."""
+    """The result of `ready()` and its reasons (O1)."""
     backends = gateway.backends.stats()
     plane, shared = gateway.stats(), gateway.limits.stats().shared
     audit = plane.audit
@@ -203,7 +204,7 @@ def _verdict(backend: BackendStats) -> str:
 
 
 def register_sources(gateway: Gateway) -> None:
-    """Let the gateway's metrics read its services at scrape."""
+    """Let the gateway's metrics read its services at each scrape."""
     metrics = gateway.metrics
     metrics.register("backends", lambda: samples.of_backends(gateway.backends.stats()))
     metrics.register("scheduler", lambda: samples.of_scheduler(gateway.scheduler.stats()))

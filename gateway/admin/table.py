@@ -1,4 +1,4 @@
-"""Every route of the admin API: method, path, the scope it needs, and what answers. The one place that knows all.
+"""Every route of the admin API: method, path, required scope, and the function that answers. The only list of them.
 
 `docs/admin-api.md` is generated from this table.
 """
@@ -17,7 +17,7 @@ READ, WRITE = ADMIN_SCOPES
 
 @dataclass(frozen=True)
 class Row:
-    """`path` follows BASE; its `{names}` stand for one segment each."""
+    """`path` is relative to BASE; each of its `{names}` matches one segment."""
 
     method: str
     path: str
@@ -27,11 +27,11 @@ class Row:
 
     @property
     def scope(self) -> str:
-        """What only looks needs the one scope, what changes anything the other."""
+        """The scope required: one for reading, the other one for changing."""
         return READ if self.method == "GET" else WRITE
 
     def match(self, segments: list[str]) -> dict[str, str] | None:
-        """What stands for the names, or None."""
+        """The segments for the names, or None if the path does not match."""
         own = self.path.split("/")[1:]
         if len(own) != len(segments):
             return None
@@ -90,10 +90,10 @@ ROWS = (
 
 
 def find(method: str, path: str) -> tuple[Row, dict[str, str]]:
-    """The row of a path below BASE, and what stands for its names. Raises NotFound, MethodNotAllowed."""
+    """The row of a path below BASE, and the segments for its names. Raises NotFound, MethodNotAllowed."""
     segments = path.split("/")[1:]
     there = [(row, named) for row in ROWS if (named := row.match(segments)) is not None and all(named.values())]
-    if not there or "\0" in path:  # which no text of a store can hold
+    if not there or "\0" in path:  # the store cannot hold NUL in a text
         raise NotFound("There is no such route.")
     for row, named in there:
         if row.method == method:
