@@ -1,8 +1,8 @@
 """`python -m scheduler`: who would go first, and why.
 
-Reads a case as JSON from a file or standard input (`-`), or parties from the command line; without any, a worked
-example. JSON: {"parties": [{"name", "usage", "waited", "share", "offset"}], "slots", "service_time", "mean_cost",
-"settings": {...}}.
+Reads a case as JSON from a file or standard input (`-`), or parties from the command line; without arguments, shows a
+worked example. JSON: {"parties": [{"name", "usage", "waited", "share", "offset"}], "slots", "service_time",
+"mean_cost", "settings": {...}}.
 """
 
 from __future__ import annotations

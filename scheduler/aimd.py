@@ -1,7 +1,8 @@
-"""How many requests a backend should run at a time, found from its speed: additive increase, multiplicative decrease.
+"""How many requests a backend should run concurrently, derived from its speed: additive increase, multiplicative
+decrease.
 
-Owns the limit of one gate. Must not know the gate: the owner feeds it finished requests and applies `limit`. Use it for
-engines whose capacity is not known or changes; a fixed number is better where it is known.
+Owns the limit of one gate. Must not know the gate: its owner reports finished requests and applies `limit`. For engines
+whose capacity is unknown or changes; a fixed number is better if it is known.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ _WEIGHT = 0.1
 class Aimd:
     """Keeps the time per output token (TPOT) at an objective.
 
-    After every `limit` finished requests: one more if the moving mean of their TPOT is within `objective` seconds, else
-    a tenth less; always within `low`..`high`. `ValueError` for bounds that make no sense.
+    After every `limit` finished requests, the limit rises by one if the moving mean of their TPOT is within `objective`
+    seconds, and falls by a tenth otherwise; always within `low`..`high`. `ValueError` for invalid bounds.
     """
 
     __slots__ = ("_ended", "_settled", "high", "limit", "low", "objective", "tpot")
@@ -34,10 +35,10 @@ class Aimd:
         self._settled = -1.0
 
     def observe(self, tpot: float, started: float, now: float) -> int:
-        """A request that started at `started` ended with this mean time per output token. Returns the new limit.
+        """A request that started at `started` has ended with this mean time per output token. Returns the new limit.
 
-        A sample that is not a positive number teaches nothing. Requests that started before the last decrease do not
-        count towards the next: they still show the load that caused it.
+        Samples that are not positive numbers are ignored. Requests that started before the last decrease do not count
+        towards the next one, since they still reflect the load that caused it.
         """
         if not (isfinite(tpot) and tpot > 0.0):
             return self.limit

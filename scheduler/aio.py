@@ -1,11 +1,11 @@
 """The scheduler on an asyncio loop: futures for those that wait, one timer for deadlines, leases for those that run.
 
-Owns turning the core's decisions into wake-ups. Must not know policy, HTTP or what a pool is. Single-threaded: call it
-from the loop's thread only.
+Turns the core's decisions into wake-ups. Must not know policy, HTTP or what a pool is. Not thread-safe: call it from
+the loop's thread only.
 
-A slot is handed over inside one synchronous call (end of one lease -> choice -> next lease exists), so it is never free
-in between: nobody barges in and no wake-up is lost. A waiter that is already gone when its turn comes gives the slot
-back at once and the next is chosen.
+A slot is handed over within one synchronous call (a lease ends -> a choice is made -> the next lease exists), so it is
+never free in between: nobody can barge in, and no wake-up is lost. If the chosen waiter is already gone, the slot is
+given back at once and the next one is chosen.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scheduler.settings import Settings
 
 
 class Rejected(Exception):
-    """The ticket was refused; `refused` says why and when to come back."""
+    """The ticket was refused; `refused` says why and when to retry."""
 
     def __init__(self, refused: Refused) -> None:
         super().__init__(refused.reason.value)
@@ -32,7 +32,7 @@ class Rejected(Exception):
 
 
 class Slots(Protocol):
-    """Where slots are asked for. A `Scheduler`, or what stands for one in another process."""
+    """Grants slots: a `Scheduler`, or its proxy in another process."""
 
     def submit(self, ticket: Ticket) -> Lease | Waiter:
         """See `Scheduler.submit`."""
@@ -44,7 +44,7 @@ class Slots(Protocol):
 
 
 class Granter(Slots, Protocol):
-    """What leases and waiters tell of their end."""
+    """Is told by leases and waiters when they end."""
 
     def end(self, number: int, cost: float) -> None: ...
     def charge(self, number: int, extra: float) -> None: ...
@@ -53,7 +53,7 @@ class Granter(Slots, Protocol):
 
 
 class Lease:
-    """One slot, held from its grant until `release`; spans the whole answer, to the last byte of a stream."""
+    """One slot, held from its grant until `release`; covers the whole answer, to the last byte of a stream."""
 
     __slots__ = ("_live", "_scheduler", "gate", "id", "queue_len", "rank", "usage", "waited")
 
@@ -76,17 +76,17 @@ class Lease:
         return self._live
 
     def release(self, cost: float) -> None:
-        """Give the slot back; `cost` is the actual cost in units, 0 if it failed before producing anything. Later
-        calls do nothing. A cost that is not a number is a bug of the caller: the slot is given back as if it had cost
-        0, then `ValueError`."""
+        """Give the slot back. `cost` is the actual cost in units, 0 if the request failed before producing anything.
+        Later calls have no effect. A cost that is not a number is a bug of the caller: the slot is given back with cost
+        0, then `ValueError` is raised."""
         if not self._live:
             return
         self._live = False
         self._scheduler.end(self.id, cost)
 
     def charge(self, extra: float) -> None:
-        """The stream has outgrown its estimate by `extra` cost units (call every 256 tokens). After the release:
-        nothing."""
+        """The stream has outgrown its estimate by `extra` cost units (call every 256 tokens). No effect after the
+        release."""
         if self._live:
             self._scheduler.charge(self.id, extra)
 
@@ -94,7 +94,8 @@ class Lease:
 class Waiter:
     """A ticket in the queue. `future` gets the `Lease`, or `Rejected`.
 
-    Whoever stops waiting calls `cancel`, in every case: it also gives back a slot that was granted in the same moment.
+    Whoever stops waiting must call `cancel`, in every case: it also gives back a slot that was granted at the same
+    moment.
     """
 
     __slots__ = ("_scheduler", "future", "id", "queue_len", "rank")
@@ -110,12 +111,12 @@ class Waiter:
         return f"<Waiter {self.id} {'done' if self.future.done() else 'waiting'}>"
 
     def cancel(self) -> None:
-        """Leave the queue; a slot already granted but not released is given back with cost 0. Does nothing after the
-        lease's own release, a refusal or an earlier cancel. Do not call it once the lease is in use."""
+        """Leave the queue; a slot that was granted and not released is given back with cost 0. No effect after the
+        lease's own release, a refusal or an earlier cancel. Must not be called once the lease is in use."""
         self._scheduler.abandon(self)
 
     def position(self) -> Place | None:
-        """Where it stands; None once it is decided. Recomputed at most once a second per model."""
+        """Its place in the queue; None once it is decided. Recomputed at most once a second per model."""
         return self._scheduler.position(self.id)
 
 
@@ -126,7 +127,8 @@ class Scheduler:
         self._clock = asyncio.get_running_loop().time if clock is None else clock
         self.core = Core(settings, self._clock())
         self.mismatches = 0
-        """Times the core's running count and the live leases differed at a landmark. Above 0: a bug, not repaired."""
+        """How often the core's count of running requests differed from the live leases at a landmark. Above 0: a bug,
+        which is not repaired."""
         self._waiters: dict[int, Waiter] = {}
         self._leases = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -139,8 +141,8 @@ class Scheduler:
     # -- tickets -----------------------------------------------------------------------------------------------
 
     def submit(self, ticket: Ticket) -> Lease | Waiter:
-        """A `Lease` at once if a slot is free, else a `Waiter`. `Rejected` if refused at once, `ValueError` for NaN
-        in the ticket. Needs no task and creates no future unless the ticket waits."""
+        """Returns a `Lease` if a slot is free, else a `Waiter`. Raises `Rejected` if the ticket is refused at once,
+        `ValueError` for NaN in the ticket. Needs no task, and creates a future only if the ticket waits."""
         answer, others = self.core.submit(self._clock(), ticket)
         if isinstance(answer, Granted):
             self._leases += 1
@@ -158,8 +160,8 @@ class Scheduler:
         return waiter
 
     async def acquire(self, ticket: Ticket) -> Lease:
-        """A `Lease`, or `Rejected`. Whatever is thrown in while it waits (cancellation, or any other exception) takes
-        the ticket out of the queue or, if the grant came first, gives the slot back."""
+        """Wait for a `Lease`; raises `Rejected`. Any exception thrown in while it waits (cancellation, for one) removes
+        the ticket from the queue or, if the grant came first, gives the slot back."""
         answer = self.submit(ticket)
         if isinstance(answer, Lease):
             return answer
@@ -199,10 +201,10 @@ class Scheduler:
     # -- decisions ---------------------------------------------------------------------------------------------
 
     def _apply(self, decided: Sequence[Decision]) -> None:
-        """Wake who is decided about; slots of those that are gone go on to the next."""
+        """Wake those that were decided; slots of those that are gone go to the next."""
         pending = list(decided)
         for decision in pending:
-            # The list grows while it is walked: a slot given back may be granted again.
+            # The list grows during this loop: a slot given back may be granted again.
             waiter = self._waiters.pop(decision.id, None)
             if waiter is not None and not waiter.future.done():
                 self._wake(waiter, decision)
@@ -221,7 +223,7 @@ class Scheduler:
             waiter.future.set_exception(Rejected(decision))
 
     def _arm(self) -> None:
-        """One timer, for the earliest thing that happens by itself; an earlier one that finds nothing due is fine."""
+        """Set one timer for the earliest due event. It is fine if an earlier timer finds nothing due."""
         due = self.core.next_deadline()
         if due >= self._timer_at:
             return
@@ -234,7 +236,7 @@ class Scheduler:
             self._timer = asyncio.get_running_loop().call_later(min(delay, 3600.0), self.tick)
 
     def tick(self) -> None:
-        """Let happen what is due; the timer calls it, and tests that own the clock."""
+        """Process what is due. Called by the timer, and by tests that own the clock."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._timer_at = None, inf
@@ -263,7 +265,7 @@ class Scheduler:
         self._apply(self.core.set_settings(self._clock(), settings))
 
     def set_reservations(self, windows: Iterable[Window]) -> None:
-        """See `Core.set_reservations`; times are this scheduler's clock."""
+        """See `Core.set_reservations`; times are of this scheduler's clock."""
         self._apply(self.core.set_reservations(self._clock(), windows))
 
     def export_usage(self) -> Saved:
@@ -287,11 +289,11 @@ class Scheduler:
         return msgspec.structs.replace(self.core.stats(self._clock()), mismatches=self.mismatches)
 
     def backlogs(self) -> tuple[float, list[Backlog]]:
-        """The time, and `Core.backlogs`."""
+        """The present time, and `Core.backlogs`."""
         return self._clock(), self.core.backlogs()
 
     def running(self, gate: str) -> int:
-        """Slots of the gate that are taken; 0 for one that is not known."""
+        """Taken slots of the gate; 0 for an unknown gate."""
         found = self.core.fleet.gates.get(gate)
         return found.running if found is not None else 0
 
@@ -303,5 +305,5 @@ class Scheduler:
     # -- the end -----------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Drain: all waiters get `Rejected` (DRAINING), later tickets too; leases live on."""
+        """Drain: all waiters, and later tickets, get `Rejected` (DRAINING); leases stay valid."""
         self._apply(self.core.close(self._clock()))

@@ -1,4 +1,4 @@
-"""Running estimates of one model: S (mean service time), C (mean cost) and the late end of the service time.
+"""Running estimates for one model: S (mean service time), C (mean cost) and the late end of the service time.
 
 Owns the arithmetic of three moving figures. Must not know who ran.
 """
@@ -10,13 +10,13 @@ from typing import Final
 
 _WEIGHT: Final = 0.02
 _WARM_UP: Final = 64
-"""Until so many samples, ranks are renewed at every power of two instead of at landmarks only."""
+"""Up to this many samples, ranks are renewed at every power of two, and not only at landmarks."""
 
 
 class Averages:
-    """Plain means of the first 50 samples, exponential with weight 0.02 after.
+    """Plain means of the first 50 samples, exponential means with weight 0.02 after that.
 
-    Before a request has ended, C is the mean of the estimates seen so far and S is `assumed`, or unknown (0).
+    Before any request has ended, C is the mean of the estimates so far, and S is `assumed`, or unknown (0).
     """
 
     __slots__ = ("assumed", "cost", "guesses", "late", "samples", "service")
@@ -29,18 +29,19 @@ class Averages:
         self.late = 0.0
         """About the 95th percentile of the service time, seconds."""
         self.assumed = 0.0
-        """Service time to go by before the first end: other models' mean, or what an earlier run learned."""
+        """Service time to use before the first request ends: the mean of other models, or what an earlier run
+        learned."""
         self.samples = 0
         self.guesses = 0
 
     def guess(self, cost: float) -> bool:
-        """Take an estimate while nothing better is known. True if ranks should follow now."""
+        """Use an estimate while nothing better is known. True if ranks should follow now."""
         self.guesses = n = self.guesses + 1
         self.cost += (cost - self.cost) / n
         return n & (n - 1) == 0
 
     def learn(self, seconds: float, cost: float) -> bool:
-        """Take an ended request. True if ranks should follow now (warm-up) and not wait for the landmark."""
+        """Learn from an ended request. True if ranks should follow now (warm-up) and not only at the next landmark."""
         self.samples = n = self.samples + 1
         if n == 1:
             self.service, self.cost, self.late = seconds, cost, seconds
@@ -48,24 +49,24 @@ class Averages:
         weight = 1.0 / n if n < 50 else _WEIGHT
         self.service += (seconds - self.service) * weight
         self.cost += (cost - self.cost) * weight
-        # Stochastic quantile: steps up 19 times as far as down settle where 1 in 20 is longer.
+        # Stochastic quantile: if steps up are 19 times as large as steps down, it settles where 1 in 20 is longer.
         step = 0.1 * self.service
         self.late = max(0.0, self.late + step * (0.95 if seconds > self.late else -0.05))
         return n <= _WARM_UP and n & (n - 1) == 0
 
     def restore(self, service: float, cost: float) -> None:
-        """Begin with what an earlier run learned; the first samples of this one replace it."""
+        """Start with what an earlier run learned; the first samples of this run replace it."""
         if not self.samples:
             self.assumed, self.cost, self.guesses = service, cost, _WARM_UP
 
     def expected(self, cost: float) -> float:
-        """Seconds a request of this estimated cost is expected to run."""
+        """Expected seconds of a request with this estimated cost."""
         service = self.service if self.samples else self.assumed
         return service * cost / self.cost if self.cost > 0.0 else service
 
 
 def mixed(parts: Sequence[Averages]) -> Averages:
-    """Averages that have taken what all of these have; the late end of the service time is not carried over."""
+    """Averages over the samples of all of these; the late end of the service time is not included."""
     made = Averages()
     made.samples = sum(part.samples for part in parts)
     made.guesses = sum(part.guesses for part in parts)

@@ -1,14 +1,16 @@
-"""What a request costs its party: the charge at its start, the corrections, and when the start will be paid for.
+"""What a request costs its party: the charge at its start, the corrections, and the time at which the start is paid
+for.
 
-Owns the bookkeeping of what runs on a pool. Must not know who waits for it or who goes next.
+Owns the accounting of running requests. Must not know who waits or who goes next.
 
-At a start user and tenant are charged the estimate, at the end the difference to the actual cost. Waiting counts from
+At the start, user and tenant are charged the estimate; at the end, the difference to the actual cost. Waiting counts
+from
 
     since = max(arrival of the head, paid)
     paid  = t_start + S * (x reduced towards 0 by 1/2),  x = (mean / (C * share) - free) * A / slots
                                                          A = total share queueing
 
-so that a deep backlog buys nothing: what counts is how long the party has been owed service.
+so a deep backlog buys nothing: what counts is how long the party has been owed service.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from scheduler.ranking import Epoch, Ranking
 from scheduler.request import OVER, RUNNING, Request
 
 SLACK: Final = 0.5
-"""Service times by which payment is rounded towards none: small queues then know no noise of means, and who has
-just been served gains nothing. In the simulator 0.5 costs nothing anywhere, 2 costs shares in crowds (Jain .994)."""
+"""Service times by which the payment is reduced towards zero. It removes the noise of means from small queues, and a
+party that has just been served gains nothing. In the simulator 0.5 costs nothing anywhere; 2 costs fairness of shares
+in crowds (Jain .994)."""
 
 
 def start(now: float, request: Request, crowd: float, tenant_crowd: float) -> None:
-    """The request runs from now: charge its estimate to user and tenant, set when they will have paid. The crowds are
-    the total shares queueing beside the user and beside the tenant."""
+    """The request runs from now on: charge its estimate to user and tenant, and set when they will have paid for it.
+    The crowds are the total shares that queue beside the user and beside the tenant."""
     pool, node, cost = request.pool, request.node, request.cost
     tenant, account, epoch = node.tenant, node.owner, pool.epoch
     if pool.windows:
@@ -56,9 +59,9 @@ def start(now: float, request: Request, crowd: float, tenant_crowd: float) -> No
 def _payment(epoch: Epoch, node: Node, crowd: float) -> float:
     """Seconds after its start at which the party has paid for it.
 
-    Its wait counts from `free` mean requests (per share) before its next turn would be: dearer requests are paid
-    by waiting longer, cheaper ones earn. The running mean of actual costs pays, never an estimate: noise there
-    starves parties. Before a request of the party has ended: 0.
+    Waiting counts from `free` mean requests (per share) before the party's next turn: more expensive requests are paid
+    for by waiting longer, cheaper ones earn time. The running mean of actual costs is used, never an estimate, whose
+    noise would starve parties. 0 before a request of the party has ended.
     """
     if not node.mean:
         return 0.0
@@ -69,8 +72,8 @@ def _payment(epoch: Epoch, node: Node, crowd: float) -> float:
 
 
 def charge(now: float, request: Request, extra: float) -> None:
-    """Charge `extra` cost units more to a running request. Less, if negative: what was charged too much is taken
-    back as what is left of it, so no usage falls below 0 and estimates leave no trace."""
+    """Charge `extra` more cost units to a running request. If negative, the excess is refunded as far as it has not
+    decayed, so no usage falls below 0 and estimates leave no trace."""
     request.charged += extra
     pool, node = request.pool, request.node
     account = node.owner
@@ -89,7 +92,7 @@ def charge(now: float, request: Request, extra: float) -> None:
     tenant.grown = max(0.0, tenant.grown + grown)
     _lower_level(node.ranking, node, grown)
     _lower_level(pool.root, node.tenant, grown)
-    # A refund makes stored keys too bad, which a heap does not forgive.
+    # A refund makes stored keys too bad, which the heap does not allow.
     for each in account.nodes:
         each.ranking.renew(each)
     for each in tenant.nodes:
@@ -97,14 +100,14 @@ def charge(now: float, request: Request, extra: float) -> None:
 
 
 def _lower_level(ranking: Ranking[Any], node: Node, refund: float) -> None:
-    """Take back what a later refund shows to have been too much."""
+    """Take back a level that a later refund has shown to be too high."""
     if ranking.leader is node:
         ranking.level = max(0.0, ranking.level + refund / node.account.share)
 
 
 def finish(now: float, request: Request, cost: float) -> None:
-    """The request ended with this actual cost. 0: it failed before producing anything, is refunded in full and
-    teaches nothing about S and C."""
+    """The request has ended with this actual cost. 0: it failed before producing anything; it is refunded in full, and
+    S and C ignore it."""
     request.state = OVER
     pool, node = request.pool, request.node
     tenant = node.tenant

@@ -1,12 +1,12 @@
-"""What models that share backends are ranked by: one S, one C, one number of slots, one crowd.
+"""The common figures by which models that share backends are ranked: one S, one C, one number of slots, one crowd.
 
-Owns these figures for the pools that have a gate in common, directly or by way of others. Must not know ranks or who
+Owns these figures for pools that have a gate in common, directly or through other pools. Must not know ranks or who
 goes next.
 
-The first of each model's queue compete for a shared gate's next slot, and usage is over all models. Measured by its own
-model's units, a little usage would weigh more before a small model than much before a large one, and a wait of seconds
-more than one of minutes; so these queues are ranked as one model's whose requests differ in size. A model that shares
-nothing goes by its own figures.
+The heads of these queues compete for the next slot of a shared gate, and usage is counted over all models. If each
+model were measured in its own units, a little usage would weigh more before a small model than much usage before a
+large one, and a wait of seconds more than one of minutes. So these queues are ranked like those of one model whose
+requests differ in size. A model that shares nothing is ranked by its own figures.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Commons:
-    """Pools that are ranked by the same figures; a pool alone is one too."""
+    """Pools that are ranked by the same figures; also used for a single pool."""
 
     __slots__ = ("averages", "pools", "slots", "snapshot")
 
@@ -30,7 +30,7 @@ class Commons:
         self.pools = pools
         self.averages = self._mixed()
         self.slots = self._count()
-        """Those of all their gates."""
+        """The slots of all their gates."""
         self.snapshot: Snapshot | None = None
 
     def _mixed(self) -> Averages:
@@ -42,36 +42,36 @@ class Commons:
         return float(sum([gate.slots for gate in {gate for pool in self.pools for gate, _ in pool.places}]))
 
     def add(self, now: float, pool: Pool) -> None:
-        """One more, which has learned nothing of its own."""
+        """Add a pool that has learned nothing of its own."""
         self.pools.append(pool)
         pool.commons = self
         if len(self.pools) == 2 or (pool.averages.guesses and not self.averages.samples):
             self.averages = self._mixed()
             self.refreeze(now)
         pool.refreeze(now)
-        if any(len(gate.pools) == 1 for gate, _ in pool.places):  # one that only this pool has
+        if any(len(gate.pools) == 1 for gate, _ in pool.places):  # a gate that only this pool has
             self.resized(now)
 
     def refreeze(self, now: float) -> None:
-        """All go by the figures of now."""
+        """Rank all pools by the present figures."""
         for pool in self.pools:
             pool.refreeze(now)
 
     def resized(self, now: float) -> None:
-        """A gate of theirs has other slots, perhaps."""
+        """The slots of a gate may have changed."""
         slots = self._count()
         if slots != self.slots:
             self.slots = slots
             self.refreeze(now)
 
     def restored(self, now: float) -> None:
-        """A pool has been told what an earlier run learned: good until one of them learns."""
+        """A pool got what an earlier run learned; it is used until one of the pools learns."""
         if not self.averages.samples:
             self.averages = self._mixed()
             self.refreeze(now)
 
     def guess(self, now: float, own: Averages, cost: float) -> None:
-        """Take an estimate of the pool with these averages, which has nothing better."""
+        """Use an estimate of the pool with these averages, while nothing better is known."""
         due = own.guess(cost)
         if self.averages is not own:
             due = not self.averages.samples and self.averages.guess(cost)
@@ -79,7 +79,7 @@ class Commons:
             self.refreeze(now)
 
     def learn(self, now: float, own: Averages, seconds: float, cost: float) -> None:
-        """Take an ended request of the pool with these averages."""
+        """Learn from an ended request of the pool with these averages."""
         due = own.learn(seconds, cost)
         if self.averages is not own:
             due = self.averages.learn(seconds, cost)
@@ -87,9 +87,9 @@ class Commons:
             self.refreeze(now)
 
     def crowd(self, node: User) -> tuple[float, float]:
-        """The total shares that queue: beside a waiting user within its tenant, and beside the tenant. Over several
-        pools, who waits before more than one of them is taken to do so as often as this party: exact counts would cost
-        every dispatch a walk over all."""
+        """The total shares that queue, beside a waiting user within its tenant and beside the tenant. A party that
+        waits before several of the pools is assumed to do so in as many as this party: exact counts would cost every
+        dispatch a walk over all parties."""
         tenant = node.tenant
         if len(self.pools) == 1:
             return tenant.users.shares, self.pools[0].root.shares
@@ -108,7 +108,7 @@ class Commons:
 
 
 def linked(pool: Pool) -> list[Pool]:
-    """All pools with which it has a gate in common, directly or by way of others; itself first."""
+    """All pools that share a gate with it, directly or through other pools; itself first."""
     found = {pool: None}
     gates = set()
     waiting = [pool]

@@ -1,16 +1,15 @@
 """Who runs next, over all models and backends: the pure scheduler.
 
-Owns tickets from submit to release, the bounds of the queues, the order of events in time. Must not know asyncio, HTTP,
-what a pool or a gate stands for, or any clock: `now` is an argument, in seconds of a clock that should not go back (a
-`now` before the last one counts as the last one). An argument that is an error is found before anything happens: what
-was due would be decided, and nobody told.
+Owns tickets from submit to release, the bounds of the queues, and the order of events in time. Must not know asyncio,
+HTTP, what a pool or a gate stands for, or any clock: `now` is an argument, in seconds of a clock that should not go
+back (an earlier `now` counts as the last one). Invalid arguments raise before anything happens, so no decision is lost.
 
-A *pool* is a model's queue, a *gate* one backend's slots; a pool names the gates that serve it, a gate may serve many
-pools. A freed slot goes, within the same call, to the best head among the pools its gate serves. Calls return what they
-decided about tickets; nothing waits inside.
+A *pool* is a model's queue, a *gate* the slots of one backend. A pool names the gates that serve it; a gate may serve
+many pools. A freed slot goes, within the same call, to the best head among the pools of its gate. Calls return what
+they decided about tickets; nothing waits inside.
 
-Who is first is defined in `ranking`, what a request costs its party in `charging`, who may not wait in `refusals`, what
-the settings mean in `settings`.
+`ranking` defines who is first, `charging` what a request costs its party, `refusals` who may not wait, and `settings`
+what the settings mean.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Core:
         self._landmark = now + settings.landmark_every
         self._boundary = inf
         self._due = self._landmark
-        """Nothing happens by itself before this time."""
+        """No event is due before this time."""
         self._pools = self.fleet.pools
 
     def __repr__(self) -> str:
@@ -70,8 +69,8 @@ class Core:
     # -- tickets -----------------------------------------------------------------------------------------------
 
     def submit(self, now: float, ticket: Ticket) -> tuple[Granted | Queued | Refused, Sequence[Decision]]:
-        """Take a ticket. Returns what became of it, and decisions that this brought about (an eviction, timeouts that
-        were due, its own grant behind one that avoided a gate). `ValueError` for NaN, an infinite cost or share."""
+        """Take a ticket. Returns its result, and other decisions that this caused (an eviction, timeouts that were due,
+        its own grant after one that avoided a gate). `ValueError` for NaN, an infinite cost or share."""
         if not (
             0.0 <= ticket.cost <= MAX_COST
             and MIN_SHARE <= ticket.share <= MAX_SHARE
@@ -104,8 +103,8 @@ class Core:
         return self._wait(now, pool, request, others)
 
     def cancel(self, now: float, number: int) -> Sequence[Decision]:
-        """Give a ticket up. Waiting: it leaves, usage untouched. Already granted: its slot is given back with cost 0.
-        Over or unknown: nothing happens."""
+        """Give a ticket up. If it waits, it leaves and usage does not change; if it was granted, its slot is given back
+        with cost 0. No effect on an ended or unknown ticket."""
         now, others = self._begin(now)
         request = self._requests.get(number)
         if request is None:
@@ -116,11 +115,11 @@ class Core:
         if not request.pool.windows:
             return others
         decided = list(others)
-        self._fill_pool(now, request.pool, decided)  # who stood behind it may fit in before a window
+        self._fill_pool(now, request.pool, decided)  # the next one in its queue may fit in before a window
         return decided
 
     def release(self, now: float, number: int, cost: float) -> Sequence[Decision]:
-        """The request ended and cost so much (clamped to 0..1e12; `ValueError` for NaN). 0 refunds it: it failed
+        """The request has ended with this cost (clamped to 0..1e12; `ValueError` for NaN). 0 refunds it: it failed
         before it produced anything. An id without a slot changes nothing and is counted in `stray_releases`."""
         if not 0.0 <= cost <= MAX_COST:
             if isnan(cost):
@@ -149,16 +148,16 @@ class Core:
         return others
 
     def tick(self, now: float) -> Sequence[Decision]:
-        """Let happen what is due: timeouts, boundaries of reservations, landmarks. Call at `next_deadline`."""
+        """Process what is due: timeouts, boundaries of reservations, landmarks. Call it at `next_deadline`."""
         return self._begin(now)[1]
 
     def next_deadline(self) -> float:
-        """When `tick` has something to do by itself; infinity if nothing waits and nothing is reserved."""
+        """The next time at which `tick` has something to do; infinity if nothing waits and nothing is reserved."""
         due = min(self._deadlines.next(), self._boundary)
         return min(due, self._landmark) if self.queued or self.running or self.fleet.sweeping else due
 
     def close(self, now: float) -> Sequence[Decision]:
-        """Drain: all that wait are refused, so is every later ticket; what runs runs on."""
+        """Drain: all waiting and later tickets are refused; running requests go on."""
         now, others = self._begin(now)
         self.draining = True
         decided = list(others)
@@ -195,7 +194,7 @@ class Core:
             self._watch(node)
         own = node.n - 1 if node.extra is None else node.order(pool.epoch.per_wait).index(request)
         request.rank = place(pool, now, node, own)[0]
-        if node.n > 1 and not ticket.avoid and best_gate(pool.places) is not None:  # its party's head avoids that one
+        if node.n > 1 and not ticket.avoid and best_gate(pool.places) is not None:  # its party's head avoids that gate
             others = [*others]
             self._fill_pool(now, pool, others)
         return Queued(request.id, request.rank, request.queue_len), others
@@ -211,7 +210,7 @@ class Core:
         return Crowd(waiting, self.fleet.ledger.falls)
 
     def _evict(self, now: float, newcomer: User) -> Refused | None:
-        """Make room: the newest request of the longest queue goes. None if no queue is longer than the newcomer's."""
+        """Evict the newest request of the longest queue. None if no queue is longer than the newcomer's."""
         crowd = self._crowd
         if crowd is None or crowd.falls != self.fleet.ledger.falls:
             crowd = self._crowd = self._gathered()
@@ -223,7 +222,7 @@ class Core:
         return self._refuse_at(now, request, Refusal.EVICTED)
 
     def _unqueue(self, now: float, request: Request) -> None:
-        """Take a waiting request out of everything."""
+        """Remove a waiting request from all queues."""
         del self._requests[request.id]
         request.pool.remove(now, request)
         self.queued -= 1
@@ -237,14 +236,14 @@ class Core:
         return Refused(number, reason, waited=waited)
 
     def _refuse_at(self, now: float, request: Request, reason: Refusal) -> Refused:
-        """A refusal that says when to come back."""
+        """A refusal that says when to retry."""
         self.refused[reason] += 1
         return refused(now, request, reason)
 
     # -- slots -------------------------------------------------------------------------------------------------
 
     def _gate_for(self, pool: Pool, ticket: Ticket) -> Gate | None:
-        """For who need not wait. Who waited takes the first slot that comes free: turns go before homes."""
+        """The gate for a request that need not wait. Others take the first free slot: turns precede caches."""
         load = self.fleet.settings.affinity if ticket.conversation else 0.0
         home = home_gate(pool.places, ticket.conversation, load, ticket.avoid) if load else None
         return home or best_gate(pool.places, ticket.avoid)
@@ -274,7 +273,7 @@ class Core:
         return decided
 
     def _fill(self, now: float, gate: Gate, decided: list[Decision]) -> None:
-        """Hand the gate's free slots to the best heads it may serve."""
+        """Give the gate's free slots to the best heads that it may serve."""
         while gate.running < gate.slots:
             best = self._best(now, gate.pools)
             if best is None:
@@ -287,8 +286,8 @@ class Core:
             decided.append(self._start(gate, request, now - request.arrival))
 
     def _best(self, now: float, pools: list[Pool]) -> tuple[Pool, User] | None:
-        """The best head over several models: they share this gate, so their points are in one unit (`commons`). Tenants
-        first; between heads of one tenant, its users."""
+        """The best head over several models. They share this gate, so their points have the same unit (`commons`).
+        Compares tenants first, then the users of the best tenant."""
         heads: list[tuple[Pool, User]] = [
             (pool, node) for pool in pools if pool.queued and (node := pool.choose(now)) is not None
         ]
@@ -302,7 +301,7 @@ class Core:
     # -- events ------------------------------------------------------------------------------------------------
 
     def _begin(self, now: float) -> tuple[float, Sequence[Decision]]:
-        """Common entry: time never goes back; what is due happens first."""
+        """Common start of all calls: time never goes back, and what is due happens first."""
         if now > self.now:
             self.now = now
         elif now != now:
@@ -339,14 +338,14 @@ class Core:
         decided.append(self._refuse_at(now, request, Refusal.RESERVED if blocked else Refusal.QUEUE_TIMEOUT))
 
     def _rebind(self, now: float, decided: list[Decision]) -> None:
-        """Let the windows bind that bind now, and find out when that changes."""
+        """Apply the reservation windows that bind now, and find out when that changes."""
         self.calendar.prune(now)
         self._boundary = inf
         for pool in self._pools.values():
             self._bind(now, pool, decided)
 
     def _bind(self, now: float, pool: Pool, decided: list[Decision]) -> None:
-        """The same of one model; those of the others stay as they are."""
+        """The same for one model; windows of the others do not change."""
         lead = pool.averages.late
         windows = self.calendar.binding(now, pool.name, lead)
         if windows or pool.windows:
@@ -363,15 +362,16 @@ class Core:
                 return
 
     def _fill_pools(self, now: float, pools: Iterable[Pool], decided: list[Decision]) -> None:
-        """Who was kept from a free slot need not be any more: by a gate that is closed, or by who stood before it."""
+        """Fill slots that waiting requests may take now, because a gate was closed or the request before them left."""
         for pool in pools:
             self._fill_pool(now, pool, decided)
 
     # -- capacity, settings, reservations, memory ----------------------------------------------------------------
 
     def set_gate(self, now: float, name: str, slots: int, *, trial: bool = False) -> Sequence[Decision]:
-        """Define a gate or change its slots. 0 closes it; below 0: `ValueError`. Lowering ends nothing that runs; a
-        gate that was removed while requests ran comes back with their count. On `trial`, what ran before takes none."""
+        """Define a gate or change its slots. 0 closes it; below 0: `ValueError`. Lowering does not end running
+        requests; a gate that was removed while requests ran comes back with their count. On `trial`, requests that ran
+        before take none of its slots."""
         if slots < 0:
             raise ValueError(f"gate {name}: slots must not be negative")
         now, others = self._begin(now)
@@ -384,7 +384,7 @@ class Core:
         return decided
 
     def remove_gate(self, now: float, name: str) -> Sequence[Decision]:
-        """The gate takes no more requests and leaves all pools; what runs there runs on. Unknown: nothing happens."""
+        """The gate takes no more requests and leaves all pools; running ones go on. No effect if unknown."""
         now, others = self._begin(now)
         decided = list(others)
         self.fleet.remove_gate(now, name)
@@ -403,7 +403,7 @@ class Core:
         return decided
 
     def remove_pool(self, now: float, name: str) -> Sequence[Decision]:
-        """The model is gone: who waits is refused, what runs runs on. Unknown: nothing happens."""
+        """Remove a model's queue: waiting requests are refused, running ones go on. No effect on an unknown one."""
         now, others = self._begin(now)
         if (pool := self._pools.get(name)) is None:
             return others
@@ -418,7 +418,7 @@ class Core:
         return [r for node in pool.nodes.values() if node.n for r in node.waiting()]
 
     def set_settings(self, now: float, settings: Settings) -> Sequence[Decision]:
-        """Replace the settings, all at once. Requests that wait keep their deadlines."""
+        """Replace all settings at once. Waiting requests keep their deadlines."""
         now, others = self._begin(now)
         self.fleet.set_settings(now, settings)
         self._landmark = now + settings.landmark_every
@@ -426,8 +426,8 @@ class Core:
         return others
 
     def set_reservations(self, now: float, windows: Iterable[Window]) -> Sequence[Decision]:
-        """Replace all reservation windows (times in this core's clock); those that are over are dropped. `ValueError`
-        for an id twice."""
+        """Replace all reservation windows (times in this core's clock); those that have ended are dropped. `ValueError`
+        for a duplicate id."""
         named = by_id(windows)
         now, others = self._begin(now)
         decided = list(others)
@@ -436,24 +436,24 @@ class Core:
         return decided
 
     def export_usage(self, now: float) -> Saved:
-        """What a restart must not forget: plain data, `age` of which is 0 now."""
+        """The state to keep across a restart: plain data, with an `age` of 0 now."""
         return self.fleet.save(self._begin_quietly(now))
 
     def import_usage(self, now: float, saved: Saved, age: float = 0.0) -> None:
-        """Take over what an earlier run exported `age` seconds ago (wall-clock seconds between the two, told by the
-        caller; below 0 counts as 0). S and C of pools that are not defined yet are taken over when they are.
-        `ValueError` for usage that is negative or not finite; then nothing was taken."""
+        """Take over what an earlier run exported `age` seconds ago (wall-clock seconds, from the caller; below 0 counts
+        as 0). S and C of undefined pools are taken over once these are defined. `ValueError` for negative or non-finite
+        usage; then nothing was taken."""
         self.fleet.restore(self._begin_quietly(now), saved, age)
 
     def _begin_quietly(self, now: float) -> float:
-        """Time of a call that decides nothing."""
+        """The time for a call that decides nothing."""
         self.now = now = max(self.now, now)
         return now
 
     # -- views -------------------------------------------------------------------------------------------------
 
     def position(self, now: float, number: int) -> Place | None:
-        """Where a waiting ticket stands; None if it does not wait. Costs a count of its party's queue."""
+        """The place of a waiting ticket; None if it does not wait. Counts the queue of its party."""
         now = max(self.now, now)
         request = self._requests.get(number)
         if request is None or request.state != QUEUED:
@@ -472,9 +472,9 @@ class Core:
         return found
 
     def stats(self, now: float) -> Stats:
-        """A frozen record of this moment. Looks at every party: for people and scrapes, not for decisions."""
+        """A frozen snapshot. Looks at every party, so it is meant for people and scrapes, not for decisions."""
         return collect(self, max(self.now, now))
 
     def backlogs(self) -> list[Backlog]:
-        """Every party that has requests waiting, with what it was served so far: for the fairness index."""
+        """Every party with waiting requests, and how much it has been served so far: for the fairness index."""
         return backlogs(self)

@@ -1,6 +1,6 @@
-"""Which party has the longest queue for its share, while all queues together are near their cap.
+"""Which party has the longest queue for its share, while all queues together are near their limit.
 
-Owns a lazy heap over parties by load = waiting requests / share. Must not know why it is asked.
+Owns a lazy heap over parties by load = waiting requests / share. Must not know what the result is used for.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from scheduler.party import User
 _Entry = tuple[float, int, User]
 
 _LEAST: Final = 100_000
-"""Entries before superseded ones are thrown out; from then on it is done when half of them may be superseded, so its
-price per request does not grow with the crowd."""
+"""Heap entries before outdated ones are removed. Beyond this, they are removed when half of the entries may be
+outdated, so the cost per request does not grow with the crowd."""
 
 
 class Crowd:
-    """Exact maximum: growth is told at once (`grew`), shrinking is found at the top. A fall of a share is growth
-    that nobody tells: the owner makes another when `Ledger.falls` is no longer `falls`."""
+    """An exact maximum. Growing queues are reported at once (`grew`), shrinking ones are noticed at the top of the
+    heap. A smaller share also increases the load but is not reported: the owner creates a new Crowd when `Ledger.falls`
+    differs from `falls`."""
 
     __slots__ = ("_heap", "_most", "_serial", "falls")
 
@@ -43,7 +44,7 @@ class Crowd:
             self._collect(list({id(entry[2]): entry[2] for entry in self._heap if entry[2].n}.values()))
 
     def longest(self) -> User | None:
-        """The party with the greatest load; None if nobody waits."""
+        """The party with the highest load; None if nobody waits."""
         heap = self._heap
         while heap:
             key, serial, node = heap[0]

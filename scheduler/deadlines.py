@@ -1,7 +1,8 @@
 """One heap of queue deadlines for all pools.
 
-Owns the order of deadlines. Must not know why a request expires. Requests that stopped waiting leave dead entries;
-when these outnumber the live ones, a new heap takes over a slice per operation, so no operation takes long.
+Owns the order of deadlines. Must not know why a request expires. Requests that stopped waiting leave dead entries; when
+these outnumber the live ones, they are moved to a new heap in slices, one per operation, so that no operation takes
+long.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ _SLICE: Final = 64
 
 
 class Deadlines:
-    """`next` and `pop_due` see live entries only; `live` is told by the owner."""
+    """`next` and `pop_due` return live entries only; the owner maintains `live`."""
 
     __slots__ = ("_heap", "_old", "live")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Request]] = []
         self._old: list[tuple[float, int, Request]] = []
-        """The heap being replaced: it stays a heap when taken apart from its end."""
+        """The heap being replaced. Removing entries from its end keeps it a heap."""
         self.live = 0
 
     def push(self, request: Request) -> None:
-        """A request with a finite deadline begins to wait."""
+        """A request with a finite deadline starts to wait."""
         self.live += 1
         heappush(self._heap, (request.deadline, request.id, request))
         if self._old:
@@ -47,7 +48,7 @@ class Deadlines:
         return min(_first(self._heap), _first(self._old))
 
     def pop_due(self, now: float) -> Request | None:
-        """A waiting request whose deadline has come, earliest first."""
+        """A waiting request whose deadline has passed, the earliest first."""
         heap = self._heap if _first(self._heap) <= _first(self._old) else self._old
         if _first(heap) > now:
             return None

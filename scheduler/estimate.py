@@ -1,7 +1,7 @@
-"""What a request will cost, guessed before it runs: tokens from bytes, output from habit.
+"""Estimates the cost of a request before it runs: input tokens from bytes, output tokens from the user's habit.
 
 Owns the cost function and the two learned figures: bytes per token of each model, output tokens of each (user, model).
-Must not know queues or HTTP. A client's `max_tokens` alone is never charged: clients send 4096 by habit.
+Must not know queues or HTTP. A client's `max_tokens` alone is never charged, since many clients always send 4096.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Final
 from scheduler.settings import Settings
 
 FIRST_RATIO: Final = 4.0
-"""Bytes per input token before anything was learned: the usual figure of English text in JSON."""
+"""Bytes per input token before anything is known: typical for English text in JSON."""
 LEAST_RATIO: Final = 1.0
 MOST_RATIO: Final = 16.0
-"""A token of text is between one byte and a long word. What lies outside was no text (white space around a prompt, an
-image, an address of one) and must not teach what the text of others will cost: budgets reserve by it."""
+"""A token of text is between one byte and a long word. Ratios outside of this come from something else (white space
+around a prompt, an image or its address) and must not affect the estimates for text, since budgets reserve by them."""
 _RATIO_WEIGHT: Final = 0.05
 _OUTPUT_WEIGHT: Final = 0.1
 
@@ -31,7 +31,7 @@ def cost(settings: Settings, uncached: float, cached: float, output: float, fact
 class Estimator:
     """Learns from finished requests what the next one will use.
 
-    `limit` bounds the remembered (user, model) pairs; the least recently used goes first.
+    `limit` bounds the number of remembered (user, model) pairs; the least recently used one is dropped first.
     """
 
     def __init__(self, settings: Settings, limit: int = 50_000) -> None:
@@ -41,23 +41,23 @@ class Estimator:
         self._outputs: OrderedDict[tuple[str, str, str], float] = OrderedDict()
 
     def input_tokens(self, model: str, size: int) -> float:
-        """Input tokens expected of `size` bytes of prompt."""
+        """Expected input tokens for `size` bytes of prompt."""
         return size / self._ratios.get(model, FIRST_RATIO)
 
     def output_tokens(self, model: str, tenant: str, user: str, cap: float | None) -> float:
-        """Output tokens expected: this user's habit on this model, never above `cap` (the request's max_tokens)."""
+        """Expected output tokens: this user's habit with this model, at most `cap` (the request's max_tokens)."""
         habit = self._outputs.get((tenant, user, model), self.settings.first_output)
         return habit if cap is None else min(habit, cap)
 
     def request_cost(
         self, model: str, tenant: str, user: str, size: int, cap: float | None, factor: float = 1.0
     ) -> float:
-        """Cost units to put on the ticket. `cap=0` for requests that produce no tokens (embeddings)."""
+        """Cost units for the ticket. `cap=0` for requests that produce no tokens (embeddings)."""
         output = self.output_tokens(model, tenant, user, cap)
         return cost(self.settings, self.input_tokens(model, size), 0.0, output, factor)
 
     def observe(self, model: str, tenant: str, user: str, size: int, tokens_in: int, tokens_out: int) -> None:
-        """Learn from the backend's own usage figures of a finished request; estimated figures teach nothing."""
+        """Learn from the backend's own usage figures of a finished request; do not pass estimated figures."""
         if size > 0 and tokens_in > 0:
             old = self._ratios.get(model, FIRST_RATIO)
             seen = min(max(size / tokens_in, LEAST_RATIO), MOST_RATIO)

@@ -1,6 +1,6 @@
-"""Why the order is what it is: every term of the formula for a given set of parties.
+"""Explains an order: every term of the formula for a given set of parties.
 
-Owns the table that `python -m scheduler` prints. It computes with the real `Pool`, so it cannot disagree with it.
+Makes the table that `python -m scheduler` prints. It uses the real `Pool`, so it cannot disagree with the scheduler.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scheduler.usage import Ledger
 
 
 class Party(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A party that waits: what it used lately (cost units), since how many seconds it is owed service."""
+    """A waiting party: its recent usage (cost units), and for how many seconds it has been owed service."""
 
     name: str
     usage: float = 0.0
@@ -38,7 +38,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One party's terms; `priority` is their sum."""
+    """The terms of one party; `priority` is their sum."""
 
     party: Party
     owed: float
@@ -60,7 +60,7 @@ EXAMPLE = Case(
 
 
 def rank(case: Case) -> list[Line]:
-    """The parties, first to go first. `ValueError` for figures that make no sense."""
+    """The parties in order, the first to run first. `ValueError` for invalid figures."""
     _check(case)
     now = max([party.waited for party in case.parties], default=0.0)
     pool = Pool("model", Ledger(0.0, case.settings.half_life), case.settings, 0.0, float(case.slots))
@@ -98,7 +98,7 @@ def _line(case: Case, party: Party, pool: Pool, priority: float) -> Line:
 
 
 def render(case: Case, lines: list[Line]) -> str:
-    """The table, with a sentence on each neighbour."""
+    """The table, with a sentence about each pair of neighbours."""
     settings = case.settings
     scale = settings.usage_scale or settings.rounds * case.slots * case.mean_cost
     text = [

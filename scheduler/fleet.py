@@ -1,6 +1,6 @@
-"""What exists: models' queues, backends' slots, parties' accounts, and the settings they all go by.
+"""All state of the scheduler: models' queues, backends' slots, parties' accounts, and the settings they use.
 
-Owns definition and removal of pools and gates, landmarks, the forgetting of idle parties, and what is saved across a
+Owns the definition and removal of pools and gates, landmarks, forgetting idle parties, and what is saved across a
 restart. Must not know tickets, deadlines or who runs next.
 """
 
@@ -19,13 +19,13 @@ from scheduler.settings import Settings
 from scheduler.usage import Ledger, UserAccount
 
 _SWEEP: Final = 256
-"""Idle accounts looked at in one go after a landmark."""
+"""Idle accounts to look at in one step after a landmark."""
 _WORTH: Final = 0.01
-"""Usage below this part of the smallest scale no longer changes an order."""
+"""Usage below this fraction of the smallest scale no longer affects the order."""
 
 
 class Fleet:
-    """Mutable state without behaviour in time; `core.Core` drives it."""
+    """Mutable state; `core.Core` decides when it changes."""
 
     def __init__(self, settings: Settings, now: float) -> None:
         self.settings = settings
@@ -33,15 +33,15 @@ class Fleet:
         self.pools: dict[str, Pool] = {}
         self.gates: dict[str, Gate] = {}
         self._retired: dict[str, Gate] = {}
-        """Removed gates on which something still runs: they come back with their count."""
+        """Removed gates with running requests: if defined again, they come back with their count."""
         self._closed: dict[str, Pool] = {}
-        """Removed pools of which something still runs."""
+        """Removed pools with running requests."""
         self._sweep: list[tuple[str, str]] = []
         self._learned: dict[str, SavedPool] = {}
-        """What an earlier run learned of pools that are not defined yet."""
+        """What an earlier run learned about pools that are not defined yet."""
 
     def everything(self) -> list[Pool]:
-        """All pools that hold state, removed ones included."""
+        """All pools with state, including removed ones."""
         return [*self.pools.values(), *self._closed.values()]
 
     # -- gates and pools ---------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ class Fleet:
         return gate
 
     def remove_gate(self, now: float, name: str) -> None:
-        """The gate leaves all pools; unknown: nothing happens."""
+        """Remove the gate from all pools; no effect if it is unknown."""
         gate = self.gates.pop(name, None)
         if gate is None:
             return
@@ -77,7 +77,7 @@ class Fleet:
         return [(self.gates[gate], preference) for gate, preference in named]
 
     def set_pool(self, now: float, name: str, places: list[Place]) -> Pool:
-        """Define a pool or change who serves it."""
+        """Define a pool or change its gates."""
         pool = self.pools.get(name)
         if pool is None:
             closed = self._closed
@@ -100,12 +100,12 @@ class Fleet:
         return pool
 
     def add_pool(self, now: float, name: str) -> Pool:
-        """A pool without gates, whose slots somebody else counts."""
+        """A pool without gates, whose slots the caller counts."""
         pool = self.pools[name] = Pool(name, self.ledger, self.settings, now)
         return pool
 
     def remove_pool(self, now: float, pool: Pool) -> None:
-        """The pool, with nobody waiting any more, is gone."""
+        """Remove a pool in which nobody waits any more."""
         self._leave_gates(pool)
         self._link(now, pool.commons.pools)
         del self.pools[pool.name]
@@ -121,7 +121,7 @@ class Fleet:
             pool.slots = float(sum(gate.slots for gate, _ in pool.places))
 
     def _link(self, now: float, pools: Sequence[Pool]) -> None:
-        """Gates of these are others now: who shares some is ranked by common figures."""
+        """The gates of these pools have changed: pools that share gates are ranked by common figures."""
         seen: set[Pool] = set()
         for pool in pools:
             if pool in seen:
@@ -139,7 +139,7 @@ class Fleet:
     # -- time --------------------------------------------------------------------------------------------------
 
     def landmark(self, now: float) -> None:
-        """Freeze the estimates of now; begin to look for parties that can be forgotten."""
+        """Freeze the present estimates; start to look for parties that can be forgotten."""
         if now >= self.ledger.limit:
             self._rebase(now)
         known = [pool.averages.service for pool in self.pools.values() if pool.averages.samples]
@@ -162,7 +162,7 @@ class Fleet:
             pool.rescale(now, factor)
 
     def drop_idle(self, now: float) -> None:
-        """Forget some of the parties that neither wait nor run and whose usage no longer counts."""
+        """Forget some of the parties that neither wait nor run, and whose usage no longer counts."""
         scale = min((pool.epoch.scale for pool in self.pools.values()), default=0.0)
         floor = _WORTH * scale * self.ledger.growth(now)
         for _ in range(min(_SWEEP, len(self._sweep))):
@@ -171,7 +171,7 @@ class Fleet:
                 continue
             if now <= account.left + PAUSE:
                 continue
-            # The last user stays while its tenant's own usage, the sum over many, still counts.
+            # The last user is kept while the tenant's own usage, the sum over many users, still counts.
             if account.tenant.children > 1 or account.tenant.grown <= floor:
                 self._drop(account)
 
@@ -211,7 +211,7 @@ class Fleet:
         )
 
     def restore(self, now: float, saved: Saved, age: float) -> None:
-        """Add usage saved `age` seconds ago to the accounts, decayed since."""
+        """Add usage that was saved `age` seconds ago to the accounts, decayed since then."""
         for party in (*saved.users, *saved.tenants):
             if not (isfinite(party.usage) and party.usage >= 0.0):
                 raise ValueError(f"saved usage of {party.tenant}/{party.user} is not a finite amount")
@@ -224,7 +224,7 @@ class Fleet:
             group = party.tenant if two else ""
             user = self.ledger.user((party.tenant, party.user), group, 1.0, 1.0)
             user.grown += party.usage * grown
-            if group not in named:  # `levels` was another: as when it changes, the sum of its users
+            if group not in named:  # `levels` was different then: use the sum of its users, as when it changes
                 user.tenant.grown += party.usage * grown
         for account in (*self.ledger.users.values(), *self.ledger.tenants.values()):
             account.charges += 1

@@ -1,6 +1,6 @@
 """Slots: how many requests each backend may run, and which backend takes the next one.
 
-Owns the counts per gate (one backend's slot group) and the choice of a gate for a pool. Must not know parties or ranks.
+Owns the counts per gate (the slots of one backend) and the choice of a gate for a pool. Must not know parties or ranks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 class Gate:
-    """One backend's slots. Lowering `slots` never ends what runs: it grants nothing until enough has ended."""
+    """One backend's slots. Lowering `slots` ends no running requests; nothing is granted until enough of them have
+    ended."""
 
     __slots__ = ("name", "past", "pools", "running", "slots")
 
@@ -24,12 +25,13 @@ class Gate:
         self.slots = slots
         self.running = 0
         self.past: set[int] | None = None
-        """While the gate is on trial: what ran before and still does. It has a slot each beside those of the trial."""
+        """While the gate is on trial: the requests that ran before and still run. Each has a slot in addition to those
+        of the trial."""
         self.pools: list[Pool] = []
 
     def try_beside(self, running: list[int] | None) -> None:
-        """On trial `slots` are for new requests, beside those that run; told again, nothing begins anew. None: no trial
-        (any more)."""
+        """Start a trial: `slots` are for new requests, in addition to those that run. No effect during a trial. None:
+        end the trial."""
         if running is None:
             self.past = None
             return
@@ -46,8 +48,8 @@ Place = tuple[Gate, int]
 
 
 def best_gate(places: Sequence[Place], avoid: tuple[str, ...] = ()) -> Gate | None:
-    """The gate for the next request: lowest preference, then most free slots, then as listed; None if all are full.
-    Those of `avoid` count as full while another has slots, free or not."""
+    """The gate for the next request: lowest preference, then most free slots, then in the order given; None if all are
+    full. Gates in `avoid` count as full as long as another gate has slots, free or not."""
     if avoid:
         others = [place for place in places if place[0].name not in avoid]
         places = others if any(gate.slots > 0 for gate, _ in others) else places
@@ -66,13 +68,14 @@ def best_gate(places: Sequence[Place], avoid: tuple[str, ...] = ()) -> Gate | No
 
 
 def home_gate(places: Sequence[Place], conversation: int, load: float, avoid: tuple[str, ...] = ()) -> Gate | None:
-    """The gate that a conversation prefers among those with a free slot; None where every one has too much to do, or is
-    one of `avoid`.
+    """The gate that a conversation prefers among those with a free slot; None if each of them has too much to do or is
+    in `avoid`.
 
-    Of the lowest preference, as in `best_gate`; there each conversation has an order of its own (highest random weight,
-    Thaler and Ravishankar 1998, weighted by slots: twice the slots, twice the homes): when gates come and go, only the
-    conversations of those move. The first one that runs at most `load` times its part of the requests takes it (bounded
-    loads, Mirrokni et al. 2018). What runs beyond the slots of a gate, as on one that is closed, is nobody's part.
+    Considers the gates of the lowest preference, as `best_gate` does. Each conversation has its own order of them
+    (highest random weight, Thaler and Ravishankar 1998, weighted by slots: twice the slots, twice the conversations),
+    so when gates come and go, only their own conversations move. The first gate that runs at most `load` times its fair
+    part of the requests takes it (bounded loads, Mirrokni et al. 2018). Requests beyond the slots of a gate, for
+    example on a closed one, count for no gate's part.
     """
     free = [place for place in places if place[0].running < place[0].slots and place[0].name not in avoid]
     if not free:
@@ -92,6 +95,6 @@ def home_gate(places: Sequence[Place], conversation: int, load: float, avoid: tu
 
 
 def _weight(conversation: int, gate: Gate) -> float:
-    """ln(u) / slots, where u in (0, 1] is the gate's own number for the conversation."""
+    """ln(u) / slots, where u in (0, 1] is a number derived from the gate and the conversation."""
     drawn = int.from_bytes(blake2b(gate.name.encode(), digest_size=6, key=b"%d" % conversation).digest(), "big")
     return log((drawn + 1) / (1 << 48)) / gate.slots

@@ -1,7 +1,7 @@
-"""The facts that cross the scheduler's border: a request for a slot and the answers to it.
+"""The scheduler's interface records: a request for a slot and the possible answers.
 
-Owns the record types only. Must not know queues, ranks, clocks or asyncio. All records are frozen and hold nothing
-but strings and numbers, so they are built without the garbage collector (gc=False).
+Record types only. Must not know queues, ranks, clocks or asyncio. All records are frozen and contain only strings and
+numbers, so they are created without garbage collection (gc=False).
 
 Units: times are seconds of the caller's clock, costs are *cost units* (weighted tokens, see `estimate.cost`), shares
 are relative weights (1.0 is an ordinary party), offsets are points of the priority formula.
@@ -32,14 +32,15 @@ class Ticket(msgspec.Struct, frozen=True, gc=False):
     class_offset: float = 0.0
     """Points added to the priority: the request's class (batch -20, interactive 0, system +20)."""
     timeout: float = 60.0
-    """Seconds it may wait. Zero or less: only an immediate grant will do."""
+    """Seconds it may wait. Zero or less: only an immediate grant is acceptable."""
     tag: str = ""
-    """Opaque to the scheduler, given back by `waiting`."""
+    """Opaque to the scheduler; returned by `waiting`."""
     avoid: tuple[str, ...] = ()
-    """Gates that failed this request. On its arrival they are full for it while another of its pool has slots; once it
-    waits, the first slot of any gate is as good as another."""
+    """Gates that failed this request. When it arrives they count as full for it, as long as another gate of its pool
+    has slots. Once it waits, it takes the first free slot of any gate."""
     conversation: int = 0
-    """0 or a number below 2**63: tickets of the same one prefer the same gate (setting `affinity`). 0: any gate."""
+    """0, or a number below 2**63: tickets with the same number prefer the same gate (setting `affinity`). 0: any
+    gate."""
 
 
 class Refusal(enum.Enum):
@@ -48,11 +49,11 @@ class Refusal(enum.Enum):
     QUEUE_FULL = "queue_full"
     """The party already has as many waiting requests as one party may have."""
     QUEUE_TIMEOUT = "queue_timeout"
-    """It waited as long as it may, or its own backlog makes that certain."""
+    """It has waited as long as it may, or its own backlog makes that certain."""
     EVICTED = "evicted"
-    """All queues together were full and this party's was the longest for its share."""
+    """All queues together were full, and this party's was the longest for its share."""
     RESERVED = "reserved"
-    """An exclusive window of somebody else outlasts the queue timeout."""
+    """An exclusive window of another party outlasts the queue timeout."""
     DRAINING = "draining"
     """The scheduler is closing."""
     UNKNOWN_POOL = "unknown_pool"
@@ -67,7 +68,7 @@ class Granted(msgspec.Struct, frozen=True, gc=False):
     waited: float
     """Seconds from submit to grant."""
     rank: int = 0
-    """Requests expected to go first when it was submitted ("about"); 0 when it was granted at once."""
+    """Approximate number of requests ahead when it was submitted; 0 if it was granted at once."""
     queue_len: int = 0
     """Requests waiting for the model when it was submitted."""
     usage: float = 0.0
@@ -80,17 +81,17 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
     id: int
     reason: Refusal
     ahead: int = 0
-    """Requests that would have gone first ("about")."""
+    """Approximate number of requests ahead of it."""
     estimate: float = 0.0
-    """About how many seconds it would have waited; 0 when nothing is known."""
+    """Approximate seconds it would have waited; 0 if nothing is known."""
     retry_after: float = 1.0
-    """Seconds after which a retry makes sense: at least 1, at most 720, jittered per party by up to 20 %. A caller
-    that writes `Retry-After` rounds it up."""
+    """Seconds after which a retry makes sense: 1 to 720, jittered per party by up to 20 %. Round it up for a
+    `Retry-After`."""
     waited: float = 0.0
 
 
 class Queued(msgspec.Struct, frozen=True, gc=False):
-    """The ticket waits; a later decision names its id."""
+    """The ticket waits; a later decision has the same id."""
 
     id: int
     rank: int
@@ -101,14 +102,14 @@ Decision = Granted | Refused
 
 
 class Place(msgspec.Struct, frozen=True, gc=False):
-    """Where a waiting request stands. Both figures are estimates and may also rise: this is a priority queue."""
+    """The place of a waiting request. Both figures are estimates and may rise, since this is a priority queue."""
 
     id: int
     pool: str
     tag: str
     ahead: int
     estimate: float
-    """About how many more seconds; 0 when nothing has ended on the model yet."""
+    """Approximate seconds still to wait; 0 if no request has ended on the model yet."""
     waited: float
 
 
@@ -139,24 +140,24 @@ class PartyStats(msgspec.Struct, frozen=True):
     queued: int
     running: int
     grants: int
-    """Since the account exists; idle accounts are forgotten."""
+    """Since the account was created; idle accounts are forgotten."""
     waited: float
-    """Seconds, sum over those grants."""
+    """Seconds, the sum over those grants."""
 
 
 class Backlog(msgspec.Struct, frozen=True, gc=False):
-    """A party with waiting requests, on one pool."""
+    """A party with waiting requests in one pool."""
 
     group: tuple[str, ...]
-    """Whom its turns are compared with: (pool,) for tenants, (pool, tenant) for the users of one tenant."""
+    """The parties it is compared with: (pool,) for tenants, (pool, tenant) for the users of one tenant."""
     party: tuple[str, str]
     since: float
-    """Since when it has had a request waiting; asking again within seconds of a refusal is no break."""
+    """Since when it has always had a request waiting; a retry within seconds of a refusal does not interrupt this."""
     share: float
     served: float
-    """Cost units charged to it here, ever; requests in flight by their estimates."""
+    """Cost units ever charged to it here; requests in flight count with their estimates."""
     ended: int
-    """How many of its requests ended here with a cost, ever."""
+    """How many of its requests have ended here with a cost, ever."""
 
 
 class GateStats(msgspec.Struct, frozen=True):
@@ -181,9 +182,9 @@ class Stats(msgspec.Struct, frozen=True):
     refused: dict[str, int]
     """By `Refusal` value."""
     stray_releases: int
-    """Releases of ids that hold no slot (a second release, an unknown id). They change nothing."""
+    """Releases of ids that hold no slot (a second release, an unknown id). They have no effect."""
     mismatches: int = 0
-    """See `aio.Scheduler.mismatches`; a core by itself has none."""
+    """See `aio.Scheduler.mismatches`; always 0 for a core alone."""
 
 
 class SavedPool(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
-"""One party on one pool: its waiting requests and what ranks it there.
+"""One party in one pool: its waiting requests and what determines its rank there.
 
-Owns the first-in-first-out queue per class of a party and the choice among its classes. Must not know other parties,
-slots or how ranks are computed.
+Owns the first-in-first-out queue of each class of a party and the choice among its classes. Must not know other
+parties, slots or how ranks are computed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 _GAP_WEIGHT: Final = 0.3
 _MEAN_WEIGHT: Final = 0.1
 PAUSE: Final = 10.0
-"""Seconds between a refusal, or giving up, and asking again that do not end a backlog."""
+"""A backlog goes on if the party asks again within this many seconds after a refusal or giving up."""
 
 
 class Node:
-    """What ranks one party (a user, or a tenant over its users) on one pool."""
+    """What determines the rank of one party (a user, or a tenant over its users) in one pool."""
 
     __slots__ = (
         "account",
@@ -50,40 +50,41 @@ class Node:
         self.ranking = ranking
         self.free = free
         self.n = 0
-        """Waiting requests, alive ones."""
+        """Waiting requests, without cancelled ones."""
         self.running = 0
         self.inside = False
-        """Competes in its ranking."""
+        """Whether it competes in its ranking."""
         self.number = 0
-        """Names its live entry in the ranking; 0: none."""
+        """Identifies its live entry in the ranking; 0: none."""
         self.tie = 0
-        """Id of its head: older goes first among equals."""
+        """Id of its head: among equals, the older one goes first."""
         self.offset = 0.0
         self.since = 0.0
         self.backlog = 0.0
-        """Since when it has had a request waiting, see `opens`."""
+        """Since when it has always had a request waiting, see `opens`."""
         self.left = -inf
-        """When its last waiting request went unserved."""
+        """When its last waiting request left without being served."""
         self.served = 0.0
-        """Cost units charged here, ever; unlike usage they do not fade."""
+        """Cost units ever charged here; unlike usage they do not decay."""
         self.paid = -inf
         self.mean = 0.0
         """Mean actual cost of its requests here; 0 until one has ended."""
         self.ended = 0
         self.lift = 0.0
-        """What the return from idleness added, as a grown sum."""
+        """What its return from idleness added, as a grown sum."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'/'.join(self.account.key)} n={self.n} running={self.running}>"
 
     def opens(self, now: float) -> None:
-        """Its first waiting request has come. Who went unserved and soon asks again was never without a queue."""
+        """Its first waiting request has come. A party that was not served and asks again soon has never been without a
+        queue."""
         if now > self.left + PAUSE:
             self.backlog = now
         self.left = -inf
 
     def learn(self, cost: float) -> None:
-        """Take the actual cost of an ended request into the running mean (of ten, then exponential with 0.1)."""
+        """Update the running mean (of ten, then exponential with 0.1) with the actual cost of an ended request."""
         self.ended = n = self.ended + 1
         self.mean += (cost - self.mean) * (_MEAN_WEIGHT if n > 10 else 1.0 / n)
 
@@ -97,12 +98,12 @@ class Tenant(Node):
         super().__init__(account, ranking, free)
         self.users = users
         self.began = 0.0
-        """Since when somebody of it waits."""
+        """Since when one of its users has been waiting."""
         self.offsets: dict[float, int] | None = None
-        """Its waiting users by class offset; None while no class is in play. It competes with the highest."""
+        """Its waiting users by class offset; None while no classes are used. It competes with the highest offset."""
 
     def offer(self, offset: float) -> bool:
-        """A waiting user of this class more. True if the tenant's own class rose."""
+        """One more waiting user of this class. True if the tenant's own class rose."""
         counts = self.offsets
         if counts is None:
             return False
@@ -111,7 +112,7 @@ class Tenant(Node):
         return self.offset > old
 
     def withdraw(self, offset: float) -> None:
-        """A waiting user of this class less. If the tenant's own class fell, its key is to be looked at again."""
+        """One waiting user of this class less. If the tenant's own class fell, its key must be checked again."""
         counts = self.offsets
         if counts is None:
             return
@@ -132,7 +133,7 @@ class User(Node):
     def __init__(self, owner: UserAccount, tenant: Tenant, free: float) -> None:
         super().__init__(owner, tenant.users, free)
         self.owner = owner
-        """Its account, as the kind it is."""
+        """Its account, with its precise type."""
         self.tenant = tenant
         self.fifo: deque[Request] = deque()
         """Waiting requests of class `klass`; the first is alive."""
@@ -140,15 +141,15 @@ class User(Node):
         self.extra: dict[float, deque[Request]] | None = None
         """Waiting requests of other classes by offset; the first of each is alive."""
         self.dead = 0
-        """Cancelled requests still standing in the queues."""
+        """Cancelled requests that are still in the queues."""
         self.gap = 0.0
-        """Mean seconds between dispatches out of the queue it has now; 0: unknown. An older queue says nothing of this
-        one, and a figure that is too bad to wait with could never be learnt anew."""
+        """Mean seconds between dispatches from its present queue; 0: unknown. Earlier queues do not count: they say
+        nothing about this one, and a figure that is too bad for waiting could never be corrected."""
         self.last = -inf
-        """When the last of them was."""
+        """Time of the last dispatch."""
 
     def append(self, request: Request) -> bool:
-        """The request waits behind the others of its class. True if the head may have changed."""
+        """Put the request at the end of its class. True if the head may have changed."""
         offset = request.ticket.class_offset
         self.n += 1
         if self.n == 1:
@@ -166,7 +167,7 @@ class User(Node):
         return True
 
     def pop(self, now: float) -> Request:
-        """Take the head out, because it is dispatched; learn the gap between own dispatches."""
+        """Remove the head, which is dispatched; learn the time between dispatches."""
         self.n -= 1
         if self.last != -inf:
             gap = now - self.last
@@ -192,8 +193,8 @@ class User(Node):
         return head
 
     def pick(self, per_wait: float) -> Request:
-        """Choose the class to serve next, make it current, return its head. A class is worth its offset in waiting
-        time of the request itself, so no class of a party starves behind another of the same party."""
+        """Choose the class to serve next, make it current, return its head. Classes compare by their offset plus the
+        waiting time of their oldest request, so no class of a party starves behind another one of the same party."""
         queues = self.extra
         if queues is None:
             return self.fifo[0]
@@ -211,7 +212,7 @@ class User(Node):
         return sorted(self.waiting(), key=lambda r: (per_wait * r.arrival - r.ticket.class_offset, r.id))
 
     def newest(self) -> Request:
-        """The newest waiting request. Drops the dead ones behind it, so that a long queue is not searched each time."""
+        """The newest waiting request. Drops dead requests after it, so that a long queue is not searched each time."""
         queues = (self.fifo, *(self.extra or {}).values())
         for queue in queues:
             while queue and queue[-1].state != QUEUED:

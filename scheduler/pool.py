@@ -1,8 +1,7 @@
 """One model's queue: who waits for it and who goes next.
 
-Owns the two-level choice (tenant, then user) and the parties' state on this model. Must not know slots (the core, or an
-outside caller, says when one is free), deadlines, asyncio or a clock of its own. What a request costs its party from
-its start to its end is in `charging`.
+Owns the two-level choice (tenant, then user) and the parties' state for this model. Must not know slots (the core, or
+another caller, says when one is free), deadlines, asyncio or a clock. What a request costs its party is in `charging`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 _TINY: Final = 1e-9
 _NO_UNIT: Final = 1e12
-"""Service time before any is known: waits then only break ties."""
+"""Service time before any is known: waiting times then only break ties."""
 
 
 class Pool:
@@ -64,11 +63,11 @@ class Pool:
         self.nodes: dict[tuple[str, str], User] = {}
         self.tenants: dict[str, Tenant] = {}
         self.parked: dict[User, None] = {}
-        """Parties that wait but may not run until a window ends."""
+        """Waiting parties that may not run until a window ends."""
         self.windows: list[Window] = []
         """Reservation windows that bind now."""
         self.plain = True
-        """No class offset was ever seen here: tenants need no account of their users' classes."""
+        """No class offset was ever used here: tenants need not track their users' classes."""
         self.commons = Commons([self])
         self.epoch = self._new_epoch(now)
         self.root: Ranking[Tenant] = Ranking(self.epoch)
@@ -94,11 +93,11 @@ class Pool:
         )
 
     def refreeze(self, now: float) -> None:
-        """A landmark: freeze S, C, slots and the decay of now; rankings follow in slices."""
+        """A landmark: freeze S, C, slots and the present decay; the rankings follow in slices."""
         self.epoch = self._new_epoch(now)
 
     def resize(self, now: float, slots: float) -> None:
-        """Tell how many slots the model has; changes the usage scale, not who runs."""
+        """Set the number of slots of the model; this changes the usage scale, not who runs."""
         self.slots = slots
         self.commons.resized(now)
 
@@ -107,7 +106,7 @@ class Pool:
         return [self.root, *(tenant.users for tenant in self.tenants.values())]
 
     def rescale(self, now: float, factor: float) -> None:
-        """The ledger moved its origin: all stored sums are worth `factor` of what they were (0: nothing)."""
+        """The ledger has moved its origin: multiply all stored sums by `factor` (0: clear them)."""
         for node in (*self.nodes.values(), *self.tenants.values()):
             node.lift *= factor
         epochs = {id(epoch): epoch for ranking in self.rankings() for epoch in (ranking.epoch, ranking.coming)}
@@ -145,7 +144,7 @@ class Pool:
         return self.node(ticket)
 
     def _tenant(self, account: UserAccount) -> Tenant:
-        """The node of the account's tenant, made if need be."""
+        """The node of the account's tenant, created if necessary."""
         owner = account.tenant
         tenant = self.tenants.get(owner.key[0])
         if tenant is None:
@@ -155,13 +154,13 @@ class Pool:
         return tenant
 
     def forget(self, account: UserAccount) -> None:
-        """Drop an idle user's node; call after the ledger dropped the account."""
+        """Drop an idle user's node, after the ledger has dropped the account."""
         self.nodes.pop(account.key, None)
         if not account.tenant.children:
             self.tenants.pop(account.tenant.key[0], None)
 
     def regroup(self, now: float) -> None:
-        """The accounts have other tenants now (`levels` changed): put every node under the right one."""
+        """The accounts have other tenants now (`levels` changed): move every node to the right one."""
         waiting = [node for node in self.nodes.values() if node.inside]
         for node in waiting:
             self._leave(node)
@@ -178,7 +177,7 @@ class Pool:
             self._enter(node)
 
     def _lift(self, now: float, node: Node) -> None:
-        """The party returns from idleness: bound how far it is ahead of those that stayed, but never put it behind the
+        """The party returns from idleness: limit its advantage over those that stayed, but never put it behind the
         usage of the one that would go next."""
         account, ranking = node.account, node.ranking
         node.lift = 0.0
@@ -195,7 +194,7 @@ class Pool:
     # -- waiting -----------------------------------------------------------------------------------------------
 
     def enqueue(self, now: float, request: Request) -> None:
-        """The request waits behind its party's others of its class."""
+        """Put the request at the end of its class in the party's queue."""
         node = request.node
         tenant = node.tenant
         if not self.averages.samples:
@@ -223,7 +222,7 @@ class Pool:
         self.advance(tenant)
 
     def remove(self, now: float, request: Request) -> None:
-        """A waiting request goes (cancelled, expired, evicted); usage is untouched."""
+        """A waiting request leaves (cancelled, expired, evicted); usage does not change."""
         request.state = OVER
         node = request.node
         tenant = node.tenant
@@ -244,7 +243,7 @@ class Pool:
             del self.parked[node]
 
     def _head(self, now: float, node: User) -> None:
-        """Take over what ranks the party from its head."""
+        """Copy from its head what determines the party's rank."""
         head = node.pick(self.epoch.per_wait)
         node.since = head.arrival if head.arrival > node.paid else node.paid
         node.tie = head.id
@@ -253,7 +252,7 @@ class Pool:
             node.offset += sum(window.bonus(now, node.account.key) for window in self.windows)
 
     def _new_head(self, now: float, node: User) -> None:
-        """The head may be another: re-rank. A parked party competes again; `choose` parks it anew if it must."""
+        """The head may have changed: rank the party again. If it was parked, `choose` parks it again if necessary."""
         old = node.offset
         self._head(now, node)
         if node.inside:
@@ -279,7 +278,7 @@ class Pool:
         if not node.ranking.active:
             self.root.leave(tenant)
 
-    # A tenant competes with the highest class among its users' heads. A fall of it is found at the top of the ranking.
+    # A tenant competes with the highest class among its users' heads. A fall of it is noticed when its ranking is read.
 
     def _count_classes(self) -> None:
         self.plain = False
@@ -298,18 +297,18 @@ class Pool:
     # -- reservations ------------------------------------------------------------------------------------------
 
     def eligible(self, now: float, request: Request) -> bool:
-        """Whether the windows that bind now let this request start."""
+        """Whether the windows that bind now allow this request to start."""
         key, seconds = request.node.account.key, self.averages.expected(request.cost)
         return all(window.admits(now, key, seconds) for window in self.windows)
 
     def blocked_for(self, now: float, node: User) -> float:
-        """Seconds until no exclusive window of somebody else is left, plus the party's own backlog."""
+        """Seconds until the last exclusive window of another party ends, plus the party's own backlog."""
         ends = [w.end for w in self.windows if w.mode == "exclusive" and not w.holds(node.account.key)]
         own = node.n * self.averages.service / max(self.slots, 1.0)
         return max(ends, default=now) - now + own
 
     def bind(self, now: float, windows: list[Window]) -> None:
-        """Other windows bind from now on: everybody competes again under them, with `since` unchanged."""
+        """Other windows bind from now on: all parties compete again, with `since` unchanged."""
         self.windows = windows
         if windows and self.plain:
             self._count_classes()
@@ -319,7 +318,7 @@ class Pool:
     # -- choice ------------------------------------------------------------------------------------------------
 
     def choose(self, now: float) -> User | None:
-        """The party whose head goes next, or None if nobody waits who may run."""
+        """The party whose head goes next, or None if nobody waits that may run."""
         root, epoch = self.root, self.epoch
         if root.epoch is not epoch or root.fresh is not None:
             root.advance(epoch)
@@ -339,7 +338,7 @@ class Pool:
             self.parked[node] = None
 
     def advance(self, tenant: Tenant) -> None:
-        """Spend one slice on each ranking that is on its way to another epoch."""
+        """Process one slice of each ranking that is moving to another epoch."""
         root, ranking = self.root, tenant.users
         if root.fresh is not None or root.epoch is not self.epoch:
             root.advance(self.epoch)
@@ -347,12 +346,12 @@ class Pool:
             ranking.advance(self.epoch)
 
     def priority(self, now: float, node: Node) -> float:
-        """The formula's points of a waiting party now (see `ranking`)."""
+        """The points of a waiting party now, by the formula in `ranking`."""
         epoch = node.ranking.epoch
         return self.settings.base_priority + epoch.per_wait * (now - epoch.at) - epoch.rank(node)
 
     def take(self, now: float, node: User) -> Request:
-        """Dispatch the head of the party that `choose` just returned."""
+        """Dispatch the head of the party that `choose` has just returned."""
         tenant, ranking, root = node.tenant, node.ranking, self.root
         account, owner = node.owner, tenant.account
         request = node.pop(now)
@@ -369,7 +368,7 @@ class Pool:
         users, tenants = self.commons.crowd(node)
         start(now, request, users * tenants / owner.share, tenants)
         tenant.since = tenant.began if tenant.began > tenant.paid else tenant.paid
-        tenant.tie = request.id  # else among equals one that never stops waiting would always be the oldest
+        tenant.tie = request.id  # otherwise, among equals, a tenant that never stops waiting would always be the oldest
         if not node.n:
             self._leave(node)
         elif self.plain:
@@ -387,7 +386,7 @@ class Pool:
         return request
 
     def admit(self, now: float, request: Request) -> None:
-        """Dispatch a request of a party without a queue at once, past the ranking: only while nobody eligible waits."""
+        """Dispatch a request of a party without a queue, bypassing the ranking: only while nobody eligible waits."""
         node = request.node
         tenant = node.tenant
         if not self.averages.samples:
@@ -397,7 +396,7 @@ class Pool:
         if not tenant.running and not tenant.n:
             self._lift(now, tenant)
         start(now, request, node.account.share, tenant.account.share)
-        if tenant.n:  # others of it may not run now: the tenant is owed nothing of what it has just been given
+        if tenant.n:  # others of it may not run now: the tenant is not owed the service it has just got
             tenant.since = tenant.began if tenant.began > tenant.paid else tenant.paid
 
 

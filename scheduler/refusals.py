@@ -1,7 +1,7 @@
-"""Why a request may not wait, and what the refused are told: how long it would have been and when to come back.
+"""Why a request may not wait, and what a refusal tells: how long it would have waited and when to retry.
 
-Owns the bounds that a party meets by its own doing or by a reservation. Must not know the bound on all queues together
-(the core evicts), and changes nothing.
+Owns the limits that concern a party alone, and reservations. The limit on all queues together belongs to the core,
+which evicts. Changes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def barred(now: float, request: Request, settings: Settings) -> Refusal | None:
-    """Why the request may not even wait, whatever the queues of others; None if it may."""
+    """Why the request may not even start to wait, whatever the queues of others; None if it may."""
     pool, node, timeout = request.pool, request.node, request.ticket.timeout
     if node.n >= settings.user_cap:
         return Refusal.QUEUE_FULL
@@ -30,12 +30,12 @@ def barred(now: float, request: Request, settings: Settings) -> Refusal | None:
 
 
 def refused(now: float, request: Request, reason: Refusal) -> Refused:
-    """A refusal that says when to come back."""
+    """A refusal that says when to retry."""
     pool, node = request.pool, request.node
     ahead, seconds = place(pool, now, node, node.n)
     if reason is Refusal.RESERVED:
         seconds = pool.blocked_for(now, node)
-    # Spread by party, so that a party's figure still grows with its own backlog.
+    # Jittered per party, so that a party's figure still grows with its own backlog.
     spread = 1.0 + 0.2 * (crc32("/".join(node.account.key).encode()) / 0xFFFFFFFF)
     retry = min(max(seconds, 1.0), 600.0) * spread
     return Refused(request.id, reason, ahead, seconds, retry, now - request.arrival)

@@ -1,5 +1,5 @@
-"""A ticket inside: what the scheduler keeps of a request from its arrival to its end, and the bounds of a ticket's
-numbers. Must not know any rule of the order."""
+"""The scheduler's own record of a ticket, from its arrival to its end, and the bounds of a ticket's numbers. Must not
+know any rule of the order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_OFFSET: Final = 1e4
 
 
 class Request:
-    """A ticket inside."""
+    """A ticket inside the scheduler."""
 
     __slots__ = (  # noqa: RUF023  # in the order of `__init__`
         "id", "ticket", "pool", "node", "arrival", "cost", "charged", "factor", "deadline", "state", "started", "gate",
@@ -41,7 +41,7 @@ class Request:
         self.arrival = arrival
         self.cost = cost
         self.charged = 0.0  # cost units so far: the estimate, then the corrections of its stream
-        self.factor = 1.0  # what part of the cost counts as usage: 0 inside a paid window
+        self.factor = 1.0  # the fraction of its cost that counts as usage: 0 inside a paid window
         self.deadline = inf
         self.state = QUEUED
         self.started = 0.0
@@ -56,7 +56,7 @@ class Request:
 
 
 def clamped(ticket: Ticket) -> Ticket:
-    """The ticket with finite values brought into range; `ValueError` for NaN and infinities."""
+    """The ticket with finite values clamped to their ranges; `ValueError` for NaN and infinities."""
     numbers = (ticket.cost, ticket.share, ticket.tenant_share, ticket.class_offset)
     if not all(map(isfinite, numbers)) or isnan(ticket.timeout):
         raise ValueError("ticket: cost, shares and class_offset must be finite, timeout a number")

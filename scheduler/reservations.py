@@ -1,8 +1,7 @@
 """Exclusive and preferred windows: who may run when.
 
 Owns the window record and the calendar of boundaries. Must not know queues, storage or HTTP. Windows are plain data in
-the caller's clock: a caller that stores them in wall-clock time converts when it hands them in, which is also how they
-survive a restart.
+the caller's clock. A caller that stores them in wall-clock time converts them here, so they also survive a restart.
 """
 
 from __future__ import annotations
@@ -14,14 +13,15 @@ from typing import Literal
 import msgspec
 
 PREFERRED_POINTS = 1000.0
-"""What the holder of a `preferred` window gains: more than any usage or wait can weigh with ordinary settings."""
+"""Points for the holder of a `preferred` window: more than any usage or wait can outweigh with ordinary settings."""
 
 
 class Window(msgspec.Struct, frozen=True):
     """A reservation. `ValueError` for an end before the start, an infinite time or a usage factor outside 0..1.
 
-    `exclusive`: inside, only the holder is started; before it, for about the 95th percentile of the service time, only
-    requests of others that are expected to end in time. `preferred`: the holder goes first, others use what it leaves.
+    `exclusive`: during the window only the holder's requests are started. Before it, for about the 95th percentile of
+    the service time, requests of others are started only if they are expected to end in time. `preferred`: the holder
+    goes first, and others use what it leaves.
     """
 
     id: str
@@ -31,10 +31,10 @@ class Window(msgspec.Struct, frozen=True):
     user: str | None = None
     """None: every user of the tenant."""
     pools: frozenset[str] | None = None
-    """None: all models. Each stands for the pools too that have a tab and something more behind its name."""
+    """None: all models. A name also covers the pools whose name is that name, a tab and more text."""
     mode: Literal["exclusive", "preferred"] = "preferred"
     usage_factor: float = 0.0
-    """What part of the holder's cost inside the window counts as usage."""
+    """The fraction of the holder's cost inside the window that counts as usage."""
 
     def __post_init__(self) -> None:
         if not (isfinite(self.start) and isfinite(self.end) and self.start < self.end):
@@ -43,7 +43,7 @@ class Window(msgspec.Struct, frozen=True):
             raise ValueError(f"reservation {self.id}: usage_factor must be within 0..1")
 
     def covers(self, pool: str) -> bool:
-        """Whether the window concerns this model."""
+        """Whether the window applies to this model."""
         return self.pools is None or pool.partition("\t")[0] in self.pools
 
     def holds(self, key: tuple[str, str]) -> bool:
@@ -51,7 +51,7 @@ class Window(msgspec.Struct, frozen=True):
         return key[0] == self.tenant and (self.user is None or key[1] == self.user)
 
     def admits(self, now: float, key: tuple[str, str], seconds: float) -> bool:
-        """Whether a request of `key` that is expected to run for `seconds` may start now."""
+        """Whether a request of `key` with this expected duration may start now."""
         if self.mode == "preferred" or now >= self.end or self.holds(key):
             return True
         return now < self.start and now + seconds <= self.start
@@ -62,18 +62,18 @@ class Window(msgspec.Struct, frozen=True):
         return PREFERRED_POINTS if inside and self.holds(key) else 0.0
 
     def factor(self, now: float, key: tuple[str, str]) -> float:
-        """What part of a cost of the party counts as usage now."""
+        """The fraction of a cost of the party that counts as usage now."""
         return self.usage_factor if self.start <= now < self.end and self.holds(key) else 1.0
 
 
 class Calendar:
-    """All windows that are not over."""
+    """All windows that have not ended."""
 
     def __init__(self) -> None:
         self.windows: dict[str, Window] = {}
 
     def replace(self, now: float, windows: dict[str, Window]) -> None:
-        """Take these, by id, instead of all earlier ones; those that are over are dropped."""
+        """Replace all windows by these, by id; those that have ended are dropped."""
         self.windows = windows
         self.prune(now)
 
@@ -82,19 +82,19 @@ class Calendar:
         return [w for w in self.windows.values() if w.covers(pool) and _from(w, lead) <= now < w.end]
 
     def next_boundary(self, now: float, pool: str, lead: float) -> float:
-        """When `binding` or what a window means changes next for this model; infinity if never."""
+        """The next time at which `binding`, or the effect of a window, changes for this model; infinity if never."""
         times = (t for w in self.windows.values() if w.covers(pool) for t in (_from(w, lead), w.start, w.end))
         return min((t for t in times if t > now), default=inf)
 
     def prune(self, now: float) -> None:
-        """Drop the windows that are over."""
+        """Drop the windows that have ended."""
         over = [window.id for window in self.windows.values() if window.end <= now]
         for name in over:
             del self.windows[name]
 
 
 def by_id(windows: Iterable[Window]) -> dict[str, Window]:
-    """The windows by their ids; `ValueError` for an id twice."""
+    """The windows by their ids; `ValueError` for a duplicate id."""
     named: dict[str, Window] = {}
     for window in windows:
         if window.id in named:

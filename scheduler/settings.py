@@ -1,7 +1,7 @@
 """The scheduler's settings: names, defaults, ranges and their meaning, in one table.
 
-Owns the `Settings` record and its checks; documentation is generated from the same fields (`describe`). Must not know
-how a setting acts.
+Owns the `Settings` record and its checks; the documentation is generated from the same fields (`describe`). Must not
+know what a setting does.
 """
 
 from __future__ import annotations

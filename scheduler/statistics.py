@@ -34,7 +34,7 @@ def collect(core: Core, now: float) -> Stats:
 
 
 def backlogs(core: Core) -> list[Backlog]:
-    """Who has requests waiting at this moment: users beside the others of their tenant, tenants beside each other."""
+    """Who has requests waiting now: users, compared within their tenant, and tenants, compared with each other."""
     found: list[Backlog] = []
     for pool in core.fleet.pools.values():
         found.extend(_backlog((pool.name,), tenant) for tenant in pool.tenants.values() if tenant.n)
@@ -75,7 +75,7 @@ def _party(ledger: Ledger, account: UserAccount, now: float) -> PartyStats:
 
 
 def _tenants(ledger: Ledger, now: float) -> tuple[PartyStats, ...]:
-    """Tenants, their counts summed over the users that are remembered."""
+    """Tenants, with counts summed over their remembered users."""
     users: dict[int, list[UserAccount]] = {}
     for account in ledger.users.values():
         users.setdefault(id(account.tenant), []).append(account)

@@ -1,7 +1,7 @@
-"""The scheduler for a caller that owns the slots and the clock: a simulator, a worker loop, another program's pool.
+"""The scheduler for a caller that manages slots and time itself: a simulator, a worker loop, another program's pool.
 
-Owns nothing but the adaptation: requests go in, `next` says who runs whenever the caller has a free slot. Must not know
-gates, deadlines or asyncio; nothing is refused and nothing expires unless the settings say so.
+Only an adapter: requests go in, and `next` says who runs whenever the caller has a free slot. Must not know gates,
+deadlines or asyncio; nothing is refused and nothing expires unless the settings say so.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from scheduler.request import MAX_COST, MAX_SHARE, MIN_SHARE, QUEUED, RUNNING, R
 from scheduler.settings import Settings
 
 Client = Sequence[str]
-"""(tenant, user, key); the key is not a party of its own."""
+"""(tenant, user, key); the key does not form a party of its own."""
 
 
 class SyncScheduler:
-    """Fair order without slots. Times are seconds of the caller's clock (a step back, and NaN, count as no step),
+    """A fair order without slots. Times are seconds of the caller's clock (NaN and a step back count as no step);
     tokens are cost units.
 
-    The number of slots of a model only scales its usage; tell it with `set_slots`, else it is the most that ever ran.
-    `user_cap` (None: no cap) bounds one user's waiting requests per model.
+    The number of slots of a model only scales its usage. Set it with `set_slots`; by default it is the highest number
+    that ever ran. `user_cap` (None: no limit) bounds the waiting requests of one user per model.
     """
 
     def __init__(self, settings: Settings | None = None, now: float = 0.0, user_cap: int | None = None) -> None:
@@ -40,20 +40,20 @@ class SyncScheduler:
         self._last_id = 0
 
     def set_slots(self, model: str, slots: int, now: float) -> None:
-        """Tell how many requests of the model can run at a time."""
+        """Set how many requests of the model can run at a time."""
         self._told.add(model)
         self._pool(model, self._step(now)).resize(self._now, float(max(1, slots)))
 
     def set_share(self, tenant: str, user: str, share: float) -> None:
-        """Weight of a user among the users of its tenant; holds from its next request."""
+        """Weight of a user among the users of its tenant; applies from its next request."""
         self._shares[tenant, user] = min(max(share, MIN_SHARE), MAX_SHARE)
 
     def set_tenant_share(self, tenant: str, share: float) -> None:
-        """Weight of a tenant among tenants; holds from its next request."""
+        """Weight of a tenant among tenants; applies from its next request."""
         self._tenant_shares[tenant] = min(max(share, MIN_SHARE), MAX_SHARE)
 
     def enqueue(self, client: Client, model: str, est_tokens: float, now: float) -> Request | None:
-        """A request waits. Returns its handle, or None if its user has too many waiting. Estimates below 0 or NaN
+        """Add a waiting request. Returns its handle, or None if its user has too many waiting. Estimates below 0 or NaN
         count as 0."""
         now = self._step(now)
         pool = self._pools.get(model) or self._pool(model, now)
@@ -71,7 +71,7 @@ class SyncScheduler:
         return request
 
     def next(self, model: str, now: float) -> Request | None:
-        """The request that runs now, or None if nobody waits for the model. The caller has a free slot for it."""
+        """The request to run now, or None if nobody waits for the model. Call it when the model has a free slot."""
         now = self._step(now)
         pool = self._pools.get(model)
         if pool is None:
@@ -85,7 +85,7 @@ class SyncScheduler:
         return request
 
     def finish(self, handle: Request, actual_tokens: float, now: float) -> None:
-        """A running request ended. 0: it produced nothing and is refunded. A second call does nothing."""
+        """A running request has ended. 0: it produced nothing and is refunded. A second call has no effect."""
         now = self._step(now)
         if handle.state == RUNNING:
             charging.finish(now, handle, _cost(actual_tokens))
@@ -97,7 +97,8 @@ class SyncScheduler:
             charging.charge(now, handle, _cost(extra_tokens))
 
     def cancel(self, handle: Request, now: float) -> None:
-        """A request is given up: waiting, it leaves; running, it ends with cost 0; over, nothing happens."""
+        """Give a request up: if it waits, it leaves; if it runs, it ends with cost 0; if it has ended, nothing
+        happens."""
         now = self._step(now)
         if handle.state == QUEUED:
             handle.pool.remove(now, handle)

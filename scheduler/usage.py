@@ -1,11 +1,11 @@
-"""What each party used lately: decayed cost, including the estimates of what is in flight.
+"""The recent use of each party: decayed cost, including the estimates of requests in flight.
 
 Owns the accounts and the arithmetic of decay. Must not know queues, ranks or pools.
 
-*Landmark decay.* Usage is U(t) = sum of cost_i * 2^(-(t - t_i)/half_life). Stored is the grown sum
-u = sum of cost_i * e^(rate * (t_i - origin)), rate = ln 2 / half_life, so that U(t) = u * e^(-rate * (t - origin)):
-time passes without touching an account, and any ratio of two usages is the ratio of the stored numbers. Before the
-exponent leaves the range of a double the origin moves (`Ledger.rebase`).
+*Landmark decay.* Usage is U(t) = sum of cost_i * 2^(-(t - t_i)/half_life). Stored is the grown sum u = sum of cost_i *
+e^(rate * (t_i - origin)), rate = ln 2 / half_life, so that U(t) = u * e^(-rate * (t - origin)): time passes without
+changing an account, and the ratio of two usages is the ratio of the stored numbers. Before the exponent leaves the
+range of a double, the origin is moved (`Ledger.rebase`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from scheduler.party import Node
 
 REBASE_AT: Final = 200.0
-"""Growth exponent at which the origin moves: e^200 * 1e12 is far inside a double, and it is once a day by default."""
+"""Growth exponent at which the origin is moved: e^200 * 1e12 is far within a double; by default this is once a day."""
 FORGET_AT: Final = 600.0
-"""A gap of this many rates leaves nothing of any usage (e^-600): accounts are cleared instead of scaled."""
+"""After a gap of this many decay times nothing is left of any usage (e^-600): accounts are cleared instead of
+scaled."""
 
 
 class Account:
-    """A tenant's account, and what every account has."""
+    """The account of a tenant, and the base of a user's account."""
 
     __slots__ = ("charges", "children", "grown", "key", "nodes", "running", "share")
 
@@ -32,11 +33,12 @@ class Account:
         self.share = share
         self.grown = 0.0
         self.charges = 0
-        """How often `grown` or a tenant's class changed for the worse: keys made before are to be looked at again."""
+        """Incremented when `grown` or a tenant's class changes for the worse: keys computed before must be checked
+        again."""
         self.nodes: list[Node] = []
-        """Its places in rankings, one per pool where it is waiting and eligible."""
+        """Its places in rankings, one per pool in which it is waiting and eligible."""
         self.children = 0
-        """Users of a tenant that have an account."""
+        """Number of a tenant's users that have an account."""
         self.running = 0
 
     def __repr__(self) -> str:
@@ -53,7 +55,7 @@ class UserAccount(Account):
         self.tenant = tenant
         self.grants = 0
         self.left = -inf
-        """When a queue of it last ended unserved."""
+        """When a queue of it last ended without being served."""
         self.queued = 0
         self.waited = 0.0
 
@@ -65,17 +67,17 @@ class Ledger:
         self.origin = now
         self.rate = log(2.0) / half_life
         self.limit = now + REBASE_AT / self.rate
-        """Time from which `rebase` is due."""
+        """The time at which `rebase` becomes due."""
         self.users: dict[tuple[str, str], UserAccount] = {}
         self.tenants: dict[str, Account] = {}
         self.falls = 0
-        """How often the share of a user fell: each of its queues has become longer for its share."""
+        """How often the share of a user was lowered, which makes each of its queues longer for its share."""
         self._at = now
         self._growth = 1.0
 
     def growth(self, now: float) -> float:
-        """e^(rate * (now - origin)): what a cost incurred now adds to the stored sum, per unit. Bounded: a view of an
-        idle scheduler may come long after `limit`, when every usage is 0 for all purposes."""
+        """e^(rate * (now - origin)): what a cost incurred now adds to the stored sum, per unit. Bounded, since an idle
+        scheduler may be looked at long after `limit`, when every usage is practically 0."""
         if now != self._at:
             self._at = now
             self._growth = exp(min(self.rate * (now - self.origin), FORGET_AT))
@@ -86,7 +88,7 @@ class Ledger:
         return exp(self.rate * (then - self.origin))
 
     def user(self, key: tuple[str, str], group: str, share: float, group_share: float) -> UserAccount:
-        """The account of the user `key` = (tenant, user), opened under the tenant account `group` if need be."""
+        """The account of the user `key` = (tenant, user), created under the tenant account `group` if necessary."""
         account = self.users.get(key)
         if account is None:
             parent = self.tenants.get(group)
@@ -101,7 +103,7 @@ class Ledger:
         return account.grown / self.growth(now)
 
     def drop(self, account: UserAccount) -> None:
-        """Forget an idle user, and its tenant with its last user."""
+        """Forget an idle user, and its tenant if it was the last user."""
         del self.users[account.key]
         tenant = account.tenant
         tenant.children -= 1
@@ -123,8 +125,8 @@ class Ledger:
             parent.running += account.running
 
     def rebase(self, now: float, half_life: float) -> float:
-        """Move the origin to `now` (and change the rate). Returns the factor all stored sums, here and elsewhere
-        (lifts, levels), are multiplied by; 0.0 when so much time passed that nothing is left of them."""
+        """Move the origin to `now` (and change the rate). Returns the factor by which all stored sums, here and
+        elsewhere (lifts, levels), must be multiplied; 0.0 if so much time has passed that nothing is left of them."""
         exponent = self.rate * (now - self.origin)
         factor = exp(-exponent) if exponent < FORGET_AT else 0.0
         for account in self.users.values():
