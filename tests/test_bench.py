@@ -74,7 +74,7 @@ def test_a_broken_run_gives_no_figure() -> None:
     assert goal([FACTS, row("nginx", 0, 10), row("fairgate", 0, 20, errors=1)], "JSON 1 KB, x nginx").count("not") == 1
 
 
-def test_what_was_not_measured_is_said() -> None:
+def test_a_report_names_what_was_not_measured() -> None:
     assert "not measured" in goal(ROWS, "MB per 1 000 open streams")
     memory = {"memory": "fairgate", "rest_mb": 40.0, "start_s": 0.4, "troubles": {}, "M5": {"each_1000_mb": 4.0}}
     assert goal([*ROWS, memory], "MB per 1 000 open streams").split("|")[5:7] == [" met ", " missed "]
@@ -97,7 +97,9 @@ def test_every_plan_names_scenarios_that_exist_and_some_gateway_can_run() -> Non
 
 
 @pytest.mark.parametrize(("now", "code"), [(109.0, 0), (111.0, 1)])
-def test_ten_per_cent_more_is_worse(tmp_path: Path, now: float, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_figure_more_than_ten_per_cent_above_the_kept_one_is_worse(
+    tmp_path: Path, now: float, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     kept = tmp_path / "kept.json"
     kept.write_text(json.dumps({"figures": {"exchange": 100}}))
     assert compare.conclude({"exchange": now}, "instructions", Namespace(against=kept, save=None)) == code

@@ -460,7 +460,7 @@ def test_a_store_that_is_not_there_is_said_and_not_made(words: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("words", ["tenants create acme", "settings set wait_weight 1"])
-def test_what_may_come_first_makes_the_store(words: str, cli: Cli) -> None:
+def test_commands_that_may_be_the_first_create_the_store(words: str, cli: Cli) -> None:
     done = cli.run(*words.split())
     assert (done.returncode, f"{cli.store} is a new store" in done.stderr) == (0, True)
 

@@ -29,7 +29,7 @@ def tree(module: str) -> ast.Module:
 
 
 @pytest.mark.parametrize("module", modules())
-def test_no_records(module: str) -> None:
+def test_compiled_modules_have_no_msgspec_records(module: str) -> None:
     classes = [node for node in ast.walk(tree(module)) if isinstance(node, ast.ClassDef)]
     records = [node.name for node in classes if any("Struct" in ast.unparse(base) for base in node.bases)]
     assert not records, "keep them in a module of their own"

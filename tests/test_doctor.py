@@ -42,7 +42,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=ROOT)
 
 
-def test_all_is_well(tmp_path: Path) -> None:
+def test_a_sound_configuration_has_no_findings(tmp_path: Path) -> None:
     """Nothing found, of a URL as SDKs want it neither."""
     engine = ollama("llama3:8b")
     asyncio.run(_made(tmp_path / "x.db"))
@@ -106,7 +106,9 @@ def test_the_extra_of_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "f7Zq2" not in repr(checks)
 
 
-def test_the_issuer_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_issuer_whose_keys_cannot_be_fetched_or_are_writable_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """K9: its keys are fetched as the gateway does; all may read a file of them, its owner change it."""
     issuer = Issuer(RSA)
 
@@ -134,7 +136,7 @@ def test_the_issuer_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert ("PyJWT is not installed" in missing.says, missing.do) == (True, "pip install 'fairgate[jwt]'")
 
 
-def test_the_provider_of_the_consoles_logins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_login_provider_that_cannot_work_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """O8: it is asked as when somebody logs in."""
     file = tmp_path / "fairgate.yaml"
     provider = Provider()

@@ -88,7 +88,7 @@ def test_loggers_have_the_products_name() -> None:
     assert [name for name in sorted(names) if not name.startswith("fairgate.")] == []
 
 
-def test_the_measures_measure() -> None:
+def test_the_checks_of_this_file_find_what_they_look_for() -> None:
     body = "".join(f"    x = {i}\n" for i in range(FUNCTION_MOST))
     assert code_lines(f'def f():\n    """One.\n\n    Two."""\n    # note\n\n{body}') == {"f:1": FUNCTION_MOST + 1}
     assert swallowed("try:\n    f()\nexcept Exception:\n    pass") == [3]

@@ -125,7 +125,7 @@ def test_fields_named_after_secrets_are_hidden(name: str, out: io.StringIO) -> N
     assert "any words" not in out.getvalue()
 
 
-def test_ordinary_text_stays(out: io.StringIO) -> None:
+def test_scrubbing_leaves_ordinary_text_alone(out: io.StringIO) -> None:
     """O3: a log that hides what an operator needs is none."""
     texts = [
         "tokens=12 prompt_tokens: 7",
@@ -178,7 +178,7 @@ def test_whatever_a_field_holds_a_line_is_written(value: object, out: io.StringI
     assert "Ab3dEf7hIj" not in out.getvalue()
 
 
-def test_size_is_bounded(out: io.StringIO) -> None:
+def test_long_values_are_cut(out: io.StringIO) -> None:
     """O3"""
     running = logs.setup(stream=out)
     cycle: list[Any] = []

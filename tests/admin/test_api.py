@@ -43,7 +43,7 @@ class Tour:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_every_route(store_url: str, tmp_path: Path, workers: int) -> None:
+def test_every_route_does_what_the_command_line_does(store_url: str, tmp_path: Path, workers: int) -> None:
     """O8, U7: what the command line does to a store, with the same results, and each change a row."""
 
     async def body() -> None:

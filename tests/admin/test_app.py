@@ -254,7 +254,7 @@ def test_headers_methods_and_unknown_paths(path: str) -> None:
     run(body)
 
 
-def test_it_leaves_signals_alone() -> None:
+def test_the_admin_listener_leaves_signal_handlers_alone() -> None:
     """H13: SIGTERM and SIGINT belong to the application."""
 
     async def body() -> None:

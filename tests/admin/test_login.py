@@ -302,7 +302,9 @@ def test_an_endpoint_that_cannot_be_asked_lets_nobody_in(tmp_path: Path) -> None
     ("secret", "methods", "basic"),
     [("", None, False), (SECRET, None, True), (SECRET, ["client_secret_post"], False), ("", ["none"], False)],
 )
-def test_how_the_console_says_who_it_is(secret: str, methods: list[str] | None, basic: bool, tmp_path: Path) -> None:
+def test_the_client_authenticates_to_the_provider_by_the_method_it_supports(
+    secret: str, methods: list[str] | None, basic: bool, tmp_path: Path
+) -> None:
     """RFC 6749, 2.3.1; the secret goes nowhere else."""
     provider = Provider(secret)
     provider.methods = methods
@@ -387,7 +389,7 @@ def test_sessions_end_and_are_bounded() -> None:
     assert sessions.find(kept[-1]) is None
 
 
-def test_what_it_takes_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_login_that_cannot_work_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
     section = Oidc(issuer="https://a", client_id="b", url="https://c/admin/", role_claim=("d",), read=("e",), ca="none")
     with pytest.raises(ConfigError, match=r"admin\.oidc\.ca: "):
         api._login(section, msgspec.UNSET)  # type: ignore[arg-type]  # not reached

@@ -47,7 +47,7 @@ WHOLE = {"total_duration": 2_000_000_000, "prompt_eval_duration": 2_000_000_000,
 STREAMED = {"total_duration": 3_000_000_000, "prompt_eval_duration": 2_000_000_000, "eval_duration": 1_000_000_000}
 
 
-def test_a_whole_answer() -> None:
+def test_a_whole_completion_becomes_an_ollama_answer() -> None:
     """A4"""
     said = {"content": "hi", "reasoning": "hm"}
     message = {"role": "assistant", "content": "hi", "thinking": "hm"}
@@ -102,7 +102,7 @@ def test_a_stream(make: Any, part: str) -> None:
     assert last == LAST | STREAMED
 
 
-def test_what_is_said_of_tokens() -> None:
+def test_log_probabilities_are_translated() -> None:
     """A4: in the same words, whole and streamed, on one line; forms that are none are left out."""
     tokens = [{"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": [{"token": "b", "logprob": -2.0}]}]
     said = {"content": tokens, "refusal": None}

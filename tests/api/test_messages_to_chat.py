@@ -56,7 +56,7 @@ PLAIN = {"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content"
         ),
     ],
 )
-def test_members(members: dict[str, Any], becomes: dict[str, Any]) -> None:
+def test_members_of_a_messages_request_are_translated(members: dict[str, Any], becomes: dict[str, Any]) -> None:
     """A4, A6: what has a counterpart; the rest is left out."""
     assert made(**members) == PLAIN | becomes
 
@@ -93,7 +93,7 @@ def test_system_messages_between_turns_move_to_the_front() -> None:
         assert [(turn["role"], turn["content"]) for turn in others] == expected
 
 
-def test_texts_and_images() -> None:
+def test_texts_and_images_are_translated() -> None:
     """A4: texts alone are one string, which every chat template takes."""
     url = {"type": "image", "source": {"type": "url", "url": "https://a/b.png"}}
     assert turns(("user", [text("a"), text("b")])) == [{"role": "user", "content": "a\nb"}]

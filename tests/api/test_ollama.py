@@ -191,7 +191,7 @@ def test_tags_pass_the_engines_record_on_under_our_name() -> None:
     assert entry == {k: v for k, v in RECORD.items() if k != "remote_host"} | {"name": "alias", "model": "alias"}
 
 
-def test_tags_of_a_model_that_no_ollama_serves() -> None:
+def test_tags_of_a_model_that_another_engine_serves() -> None:
     (entry,) = json.loads(Ollama().models([ModelInfo(name="q", created=86400, size=3, digest="d")]))["models"]
     assert entry == {
         "name": "q", "model": "q", "modified_at": "1970-01-02T00:00:00Z", "size": 3, "digest": "d", "details": {},
@@ -207,7 +207,7 @@ def test_every_entry_has_a_digest_to_cut() -> None:
         assert {len(digest) for digest in digests} == {64}
 
 
-def test_running_models() -> None:
+def test_running_models_are_listed_with_the_engines_own_facts() -> None:
     running: dict[str, object] = {
         "size_vram": 9,
         "expires_at": "2026-01-02T03:04:05Z",

@@ -68,7 +68,7 @@ def test_what_a_request_says(given: dict[str, Any], made: dict[str, Any]) -> Non
     }
 
 
-def test_images_are_parts_of_what_is_said() -> None:
+def test_images_become_parts_of_the_message() -> None:
     """A4"""
     parts = [
         {"type": "text", "text": "what?"},

@@ -59,7 +59,7 @@ def test_the_view_of_a_chat_body() -> None:
     )
 
 
-def test_the_view_where_the_client_said_nothing_or_null() -> None:
+def test_absent_and_null_members_give_the_defaults() -> None:
     nulls = chat(b'"stream":null,"max_tokens":null,"n":null,"user":null,"stream_options":null')
     for body in (chat(), nulls):
         ask = read(body)

@@ -43,7 +43,7 @@ def test_every_row_declares_who_may_use_it(row: Endpoint) -> None:
         ("POST", "/v1/messages/count_tokens", Kind.COUNT, "messages"),
     ],
 )
-def test_metered_routes(method: str, path: str, kind: Kind, scope: str) -> None:
+def test_routes_of_engines_are_metered_and_need_a_scope(method: str, path: str, kind: Kind, scope: str) -> None:
     """A1, A2, K7."""
     row = ROUTES.match(method, path)
     assert (row.kind, row.scope, row.metered, row.access) == (kind, scope, True, Access.KEY)

@@ -101,7 +101,7 @@ def test_a_disabled_end_user_is_refused_within_a_second() -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 257, "tab\there"])
-def test_a_name_that_is_none_is_an_error(name: str) -> None:
+def test_an_invalid_name_of_an_end_user_is_an_error(name: str) -> None:
     async def test(g: Gateway, engine: Engine) -> None:
         ui = await g.add_key(user="ui", on_behalf=True)
         assert await ask(g, ui, user=name) == 400

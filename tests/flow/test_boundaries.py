@@ -299,7 +299,7 @@ def test_a_trusted_proxy_stands_for_many_clients() -> None:
 
 
 @pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n\r\n", b"GET / HT"], ids=["without a host", "in no time"])
-def test_what_was_no_request_is_answered_like_everything_else(sent: bytes) -> None:
+def test_a_malformed_request_is_answered_with_all_usual_fields(sent: bytes) -> None:
     """H7, H11"""
 
     async def test(g: Gateway, engine: Engine) -> None:

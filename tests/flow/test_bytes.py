@@ -354,7 +354,9 @@ def parsed(payload: list[bytes]) -> list[tuple[Any, ...]]:
 
 @EXAMPLES
 @given(stream=sse(), wire=wires, asked=st.booleans())
-def test_event_streams(bench: Bench, stream: Stream, wire: Wire, asked: bool) -> None:
+def test_an_event_stream_passes_byte_for_byte_but_for_a_usage_frame_nobody_asked_for(
+    bench: Bench, stream: Stream, wire: Wire, asked: bool
+) -> None:
     """A7, H1: byte for byte, whatever the cuts; only the usage frame is hidden from who did not ask."""
     before, after = b"".join(stream.frames), stream.done
     options = {"stream_options": {"include_usage": True}} if asked else {}
@@ -367,7 +369,7 @@ def test_event_streams(bench: Bench, stream: Stream, wire: Wire, asked: bool) ->
 
 @EXAMPLES
 @given(lines=ndjson(), wire=wires)
-def test_lines(bench: Bench, lines: list[Sent], wire: Wire) -> None:
+def test_a_stream_of_lines_passes_byte_for_byte(bench: Bench, lines: list[Sent], wire: Wire) -> None:
     """A2, H1: byte for byte, whatever the cuts."""
     writes = encoded(b"".join(lines), b"application/x-ndjson", wire)
     got = bench.exchange("/api/chat", chat(MODEL), wire, writes)
@@ -376,7 +378,7 @@ def test_lines(bench: Bench, lines: list[Sent], wire: Wire) -> None:
 
 @EXAMPLES
 @given(events=messages(), wire=wires)
-def test_messages(bench: Bench, events: list[Sent], wire: Wire) -> None:
+def test_an_anthropic_stream_passes_byte_for_byte(bench: Bench, events: list[Sent], wire: Wire) -> None:
     """A3, H1: byte for byte, whatever the cuts, and metered by its first event and its last."""
     writes = encoded(b"".join(events), b"text/event-stream", wire)
     got = bench.exchange("/v1/messages", chat(MODEL, stream=True), wire, writes)
@@ -385,7 +387,7 @@ def test_messages(bench: Bench, events: list[Sent], wire: Wire) -> None:
 
 @EXAMPLES
 @given(stream=sse(), lines=ndjson(), wire=wires, asked=st.booleans(), ollama=st.booleans())
-def test_an_engines_error(
+def test_an_engines_error_in_a_stream_is_replaced_by_our_own(
     bench: Bench, stream: Stream, lines: list[Sent], wire: Wire, asked: bool, ollama: bool
 ) -> None:
     """H8: what came before the error byte for byte, then our own words, whatever the cuts."""
@@ -404,7 +406,7 @@ def test_an_engines_error(
 
 @EXAMPLES
 @given(answer=plain(), wire=wires)
-def test_plain_answers(bench: Bench, answer: tuple[str, Sent], wire: Wire) -> None:
+def test_a_plain_answer_passes_byte_for_byte(bench: Bench, answer: tuple[str, Sent], wire: Wire) -> None:
     """A1, A2, H1: byte for byte, whatever the framing."""
     path, payload = answer
     got = bench.exchange(path, chat(MODEL, stream=False), wire, encoded(payload, b"application/json", wire))

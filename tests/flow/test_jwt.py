@@ -281,7 +281,7 @@ def test_a_gateway_that_ends_fetches_no_more() -> None:
     uvloop.run(main())
 
 
-def test_what_is_counted() -> None:
+def test_statistics_count_signatures_and_fetches_of_keys() -> None:
     """O2: bounded labels, and the age of the issuer's keys."""
 
     async def main() -> None:

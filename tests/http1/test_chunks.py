@@ -149,7 +149,7 @@ def test_nothing_behind_the_end_is_walked() -> None:
     assert walker.walk(b"garbage") == 0
 
 
-def test_encode_chunk() -> None:
+def test_a_payload_is_encoded_as_one_chunk() -> None:
     """An empty payload must not become the last chunk."""
     assert encode_chunk(b"hello") == b"5\r\nhello\r\n"
     assert encode_chunk(b"") == b""

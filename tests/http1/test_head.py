@@ -32,7 +32,7 @@ def _judge(head: bytes) -> None:
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.id)
-def test_rules_alone_refuse(case: corpus.Case) -> None:
+def test_our_own_rules_refuse_without_llhttp(case: corpus.Case) -> None:
     """H2: were llhttp lax, the verdict would be the same."""
     end = case.send.index(b"\r\n\r\n") + 4
     with pytest.raises(WireError) as caught:
@@ -40,7 +40,7 @@ def test_rules_alone_refuse(case: corpus.Case) -> None:
     assert str(caught.value.status) == case.want
 
 
-def test_enough_cases() -> None:
+def test_the_filter_leaves_most_of_the_corpus() -> None:
     """The filter above leaves most of the corpus."""
     assert len(REFUSED) > 180
 
@@ -59,7 +59,7 @@ def test_enough_cases() -> None:
         (b"", 10, False),
     ],
 )
-def test_keep_alive(value: bytes | None, version: int, kept: bool) -> None:
+def test_close_wins_over_keep_alive(value: bytes | None, version: int, kept: bool) -> None:
     """H1: RFC 9112 section 9.3."""
     assert rules.keep_alive({} if value is None else {b"connection": value}, version) is kept
 

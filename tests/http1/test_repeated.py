@@ -102,7 +102,7 @@ def test_corpus_behind_a_valid_request(case: corpus.Case) -> None:
     [case for case in REQUESTS if "part" not in case.want and "closed" not in case.want],
     ids=lambda case: case.id,
 )
-def test_corpus_behind_itself(case: corpus.Case) -> None:
+def test_a_repeated_head_of_the_corpus_gets_the_same_verdict(case: corpus.Case) -> None:
     """What was accepted is read the same way again, and again, between other requests."""
     fresh = RequestReader(case.limits)
     once = _said(fresh, case.send, len(case.send))

@@ -42,7 +42,7 @@ def test_searched_bytes_are_not_searched_again() -> None:
         assert parse_response_head(HEAD, "POST", cut) is not None
 
 
-def test_longest_head() -> None:
+def test_a_response_head_of_the_maximum_length_is_read_and_a_longer_one_refused() -> None:
     fill = HEAD_BYTES - len(HEAD) - len(b"X: \r\n")
     longest = HEAD[:-2] + b"X: " + b"y" * fill + b"\r\n\r\n"
     assert parse_response_head(longest, "POST") is not None

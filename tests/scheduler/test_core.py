@@ -441,7 +441,7 @@ def test_retry_after_grows_with_the_own_backlog() -> None:
     assert all(1.0 <= figure <= 720.0 for figure in figures)
 
 
-def test_position_and_estimate() -> None:
+def test_a_waiting_ticket_knows_its_position_and_estimated_wait() -> None:
     made = core(slots=2)
     running = [granted(made, 0.0, "a"), granted(made, 0.0, "a")]
     made.release(10.0, running[0], 100.0)

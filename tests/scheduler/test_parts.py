@@ -128,7 +128,9 @@ def test_the_explanation_adds_up_and_follows_the_order() -> None:
     assert rank(Case([])) == []
 
 
-def test_the_command_explains(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_ranks_the_example_arguments_and_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main([]) == 0
     assert "bob is 15.92 points ahead of ann, who would go first once owed 199 s more." in capsys.readouterr().out
     assert main(["a:100:5", "b:0:0:2:20", "--slots", "2"]) == 0

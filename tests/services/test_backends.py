@@ -375,7 +375,7 @@ def test_routes_prefer_loaded_then_weight() -> None:
     run(body)
 
 
-def test_latest_and_terms() -> None:
+def test_a_name_without_a_tag_means_latest_and_gets_the_overrides_of_the_model() -> None:
     """R4, A9: `name` is `name:latest`; overrides apply to both spellings."""
 
     async def body() -> None:
@@ -772,7 +772,7 @@ def test_what_requests_of_before_a_reload_tell_is_passed_on_whatever_the_new_gen
     run(body)
 
 
-def test_nothing_is_configured() -> None:
+def test_without_backends_there_are_no_models() -> None:
     """R2: no backends is a valid, empty world."""
 
     async def body() -> None:

@@ -6,7 +6,7 @@ from gateway.services.bounded import put
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 63, 64, 1000])
-def test_the_youngest_stay(most: int) -> None:
+def test_the_newest_entries_are_kept(most: int) -> None:
     """Never more than `most`, never much less, and always the last ones that were put, in their order."""
     cache: dict[int, int] = {}
     for number in range(5 * most + 3):

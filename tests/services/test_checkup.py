@@ -52,7 +52,7 @@ def test_the_defaults_are_safe(check: Callable[[Config], list[Finding]]) -> None
         (Config(listen="0.0.0.0:8080", hsts=True, trusted_proxies=["10.0.0.0/8"]), []),
     ],
 )
-def test_listeners(config: Config, expected: list[str]) -> None:
+def test_an_exposed_admin_listener_or_keys_in_clear_text_are_reported(config: Config, expected: list[str]) -> None:
     """O8: the admin listener is not on a public address."""
     assert levels(checkup.listeners(config)) == expected
 
@@ -67,7 +67,9 @@ def test_listeners(config: Config, expected: list[str]) -> None:
         (Tracing(endpoint="https://otel.example/v1/traces", headers={"a": "b"}), True, []),
     ],
 )
-def test_tracing(tracing: Tracing, installed: bool, expected: list[str]) -> None:
+def test_tracing_without_its_package_or_with_headers_in_clear_text_is_reported(
+    tracing: Tracing, installed: bool, expected: list[str]
+) -> None:
     """O4"""
     assert levels(checkup.tracing(tracing, installed)) == expected
 
@@ -132,13 +134,13 @@ def test_tokens_of_an_issuer() -> None:
     assert levels(checkup.tokens(Jwt(**some, create_users=True, tenants=("x",)), "")) == []
 
 
-def test_a_certificate_ends() -> None:
+def test_a_certificate_that_ends_soon_or_has_ended_is_reported() -> None:
     now = 1_800_000_000.0
     ends = [checkup.certificate("c", now + days * DAY, now) for days in (90, 13, -1)]
     assert [levels(found) for found in ends] == [[], ["warning"], ["problem"]]
 
 
-def test_sqlite_file() -> None:
+def test_a_missing_too_new_or_readable_sqlite_file_is_reported() -> None:
     (missing,) = checkup.sqlite("/d/f", SqliteFacts(False, 0, 0, 4))
     assert (missing.level, "no store /d/f" in missing.says) == ("warning", True)
     assert checkup.sqlite("f", SqliteFacts(True, 0o600, 3, 4)) == []
@@ -179,7 +181,7 @@ def test_models_of_an_engine() -> None:
     assert levels(checkup.models(ENGINE, Sighting())) == ["warning"]
 
 
-def test_open_files() -> None:
+def test_a_limit_of_open_files_that_is_too_low_is_reported() -> None:
     assert checkup.file_limit(100, -1) == checkup.file_limit(100, 100) == []
     assert levels(checkup.file_limit(100, 99)) == ["warning"]
 

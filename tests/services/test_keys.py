@@ -574,7 +574,7 @@ def test_an_error_nobody_foresaw_does_not_end_the_watch(url: str) -> None:
     asyncio.run(body())
 
 
-def test_changes_that_are_no_longer_told_may_be_any(url: str) -> None:
+def test_an_incomplete_log_of_changes_empties_the_cache(url: str) -> None:
     """K3: a log of changes that was cut short since the last look leaves nothing in the cache."""
 
     class Cut(Gate):
@@ -592,7 +592,7 @@ def test_changes_that_are_no_longer_told_may_be_any(url: str) -> None:
     asyncio.run(body())
 
 
-def test_a_change_acts_once(url: str) -> None:
+def test_a_change_is_applied_once(url: str) -> None:
     """K3: what was applied is not read again at every look, or caches and verifications would never hold."""
 
     class Counting(Gate):

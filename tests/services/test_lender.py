@@ -43,7 +43,7 @@ class World:
             await asyncio.sleep(0)
 
 
-def test_renewals_are_gathered() -> None:
+def test_renewals_that_are_due_soon_share_a_round() -> None:
     """Meters that were first asked for one by one are renewed together: a round is a transaction. None comes late."""
 
     async def body() -> None:

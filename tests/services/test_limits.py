@@ -61,7 +61,7 @@ def test_tokens_a_minute_are_charged_as_used(form: Form) -> None:
     run(form, body)
 
 
-def test_open_requests(form: Form) -> None:
+def test_open_requests_count_until_they_are_settled_once(form: Form) -> None:
     """L1: held to the end, whatever it was; settling twice gives back once."""
     who = asker(Limits(concurrent=2))
 
@@ -636,7 +636,7 @@ def test_headroom_leaves_something_for_others() -> None:
     assert decide(row, claim("i", 1, need=80, want=1000), 0, 10).granted == 75
 
 
-def test_windows() -> None:
+def test_windows_are_days_and_months_in_utc() -> None:
     """Days and months of UTC; also in leap years and at the year's end."""
     for wall, name, end in [
         (1_709_164_800.0, "day/2024-02-29", 1_709_251_200.0),

@@ -197,7 +197,7 @@ def test_a_scrape_shows_what_was_counted() -> None:
         assert value(made, name, **labels, **({"outcome": "done"} if "requests_total" in name else {})) == number, name
 
 
-def test_what_is_known_beforehand_stands_at_zero() -> None:
+def test_series_with_known_labels_start_at_zero() -> None:
     """O2: `rate` and `increase` see no rise in a series that begins with its first event, so an alert would miss it."""
     quiet = metrics()
     for code in LABELS["code"]:
@@ -238,7 +238,7 @@ def test_both_formats_parse_and_hold_the_whole_table(accept: str) -> None:
         assert shown[name].samples, name
 
 
-def test_processes_add_up() -> None:
+def test_counters_of_several_processes_add_up() -> None:
     """O2: what several processes counted, as one page; a label a process does not know yet is not lost."""
     one, other = busy(), busy()
     other.know(models=["late"])

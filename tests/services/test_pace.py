@@ -22,7 +22,7 @@ def test_the_pace_of_a_model_is_learned_in_some_requests(per_token: float) -> No
     assert pace.seconds("m", 100, 0) == pytest.approx(10 * per_token, rel=0.05)
 
 
-def test_what_did_nothing_teaches_nothing() -> None:
+def test_a_request_without_tokens_does_not_change_the_pace() -> None:
     pace = Pace()
     pace.observe("m", 0, 0, 60.0)
     assert pace.seconds("m", 0, 1) == FIRST

@@ -32,7 +32,7 @@ async def refused(keys: KeyService, token: bytes, ip: str = IP) -> None:
         await answer(keys, token, ip)
 
 
-def test_reads_go_together(url: str) -> None:
+def test_concurrent_reads_of_keys_share_one_query(url: str) -> None:
     """Hundreds of unknown ids at once are a handful of reads, and each gets its own answer."""
 
     async def body() -> None:

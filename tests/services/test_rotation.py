@@ -98,7 +98,7 @@ def test_a_second_successor_lives_as_long_as_the_first(store_url: str, days: int
     asyncio.run(body())
 
 
-def test_what_cannot_be_rotated(store_url: str) -> None:
+def test_a_revoked_or_unknown_key_and_a_wrong_overlap_are_refused(store_url: str) -> None:
     """K3: a revoked key does not come back by its successor."""
 
     async def body() -> None:

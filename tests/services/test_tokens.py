@@ -276,7 +276,7 @@ def test_ids_of_the_store_are_no_names(url: str) -> None:
     asyncio.run(body())
 
 
-def test_only_the_tenants_that_are_named(url: str) -> None:
+def test_only_tokens_of_the_configured_tenants_are_accepted(url: str) -> None:
     async def body() -> None:
         async with ring(url) as it, door(it.store, shown_at(WRITTEN, tenants=("other",))) as keys:
             other = await accounts.create_tenant(it.store, "other")
@@ -596,7 +596,7 @@ def test_the_token_is_not_kept(url: str) -> None:
     asyncio.run(body())
 
 
-def test_without_a_section_a_token_is_nothing(url: str) -> None:
+def test_without_a_jwt_section_tokens_are_refused(url: str) -> None:
     async def body() -> None:
         async with ring(url) as it, service(it.store) as keys:
             with pytest.raises(Unauthenticated, match="Incorrect API key"):

@@ -57,7 +57,7 @@ def test_every_change_of_who_may_do_what_is_a_row(store_url: str) -> None:
     asyncio.run(body())
 
 
-def test_what_was_not_done_is_no_row(store_url: str) -> None:
+def test_a_change_that_was_not_made_leaves_no_row(store_url: str) -> None:
     """U7: one transaction: a refused change leaves none, nor one that found nothing."""
 
     async def body() -> None:

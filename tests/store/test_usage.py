@@ -359,7 +359,7 @@ def test_a_sketch_is_as_good_as_it_says(rank: int) -> None:
         assert percentile(counts(sketch(values)), rank) == near(nearest(values, rank))
 
 
-def test_sketches_add() -> None:
+def test_adding_two_sketches_gives_the_sketch_of_all_values() -> None:
     one, other = [2000, 10**7], [5, 2100, 10**12, 10**12]
     both = sketch_add(sketch(one), sketch(other))
     assert both == sketch(one + other)
