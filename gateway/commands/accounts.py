@@ -1,4 +1,4 @@
-"""`fairgate tenants|users|keys`: who may use the gateway. Must not know how a key is verified."""
+"""`fairgate tenants|users|keys`: manages who may use the gateway. Must not know how a key is verified."""
 
 import argparse
 import time
@@ -198,7 +198,8 @@ def list_users(args: argparse.Namespace) -> int:
     async def work(store: Store, _: Config) -> tuple[dict[str, str], list[User]]:
         tenant = await accounts.find_tenant(store, args.tenant) if args.tenant else None
         users = await store.users(tenant.id if tenant else None)
-        return {t.id: t.name for t in await store.tenants()}, users  # last: nobody's tenant is missing
+        # Read last, so that the tenant of no user is missing
+        return {t.id: t.name for t in await store.tenants()}, users
 
     tenants, users = with_store(args, work)
     if args.json:
@@ -253,7 +254,7 @@ def create_key(args: argparse.Namespace) -> int:
 
 
 def _show_token(args: argparse.Namespace, key: Key, token: str, **more: Any) -> None:
-    """The key alone goes to standard output, so that it can be sent to a file."""
+    """Print only the key to standard output, so that it can be redirected to a file."""
     if args.json:
         show_json({"token": token, **accounts.public(key), **more})
     else:
@@ -263,7 +264,7 @@ def _show_token(args: argparse.Namespace, key: Key, token: str, **more: Any) -> 
 
 
 def rotate_key(args: argparse.Namespace) -> int:
-    """The new key is printed; the old one expires after the overlap."""
+    """Print the new key; the old one expires after the overlap."""
     old, key, token = with_store(
         args, lambda store, config: accounts.rotate_key(store, args.id, args.overlap, config.identity)
     )
@@ -280,7 +281,7 @@ def list_keys(args: argparse.Namespace) -> int:
     async def work(store: Store, _: Config) -> tuple[dict[str, tuple[str, str]], list[Key]]:
         tenant = await accounts.find_tenant(store, args.tenant) if args.tenant else None
         user = await accounts.find_user(store, tenant, args.user) if tenant and args.user else None
-        # In this order: no key's user and no user's tenant is missing, whoever is made meanwhile.
+        # In this order no key's user and no user's tenant is missing, whoever is created meanwhile.
         keys = await store.keys(user.id if user else None, tenant.id if tenant else None)
         users = await store.users(tenant.id if tenant else None)
         tenants = {t.id: t.name for t in await store.tenants()}
@@ -296,7 +297,7 @@ def list_keys(args: argparse.Namespace) -> int:
 
 
 def _end(key: Key) -> str:
-    """`-` would read like something that is not known."""
+    """When a key ends. Not `-`, which would read as unknown."""
     return "never" if key.expires_at is None else when(key.expires_at)
 
 

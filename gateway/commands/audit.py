@@ -127,7 +127,7 @@ def show_actions(args: argparse.Namespace) -> int:
 
 
 def _what(body: str | None) -> str:
-    """The act and what is given in it, without what is empty or not set."""
+    """The action and its arguments, without empty or unset ones."""
     if body is None:
         return "cleared"
     told = json.loads(body)
@@ -141,7 +141,7 @@ def _what(body: str | None) -> str:
 
 
 def show_verified(args: argparse.Namespace) -> int:
-    """0: every chain is whole. 1: the first broken row of each broken chain is named."""
+    """0: every chain is intact. 1: names the first broken row of each broken chain."""
 
     async def work(store: Store, config: Config) -> list[trail.Verified]:
         return await trail.verify(store, _anchors(args.anchors, store, config))
@@ -158,8 +158,8 @@ def show_verified(args: argparse.Namespace) -> int:
 
 
 def _anchors(named: Path | None, store: Store, config: Config) -> trail.Anchors:
-    """The file that was named must be there; the configured ones may not have been written yet. Without a name each
-    worker has its own, in its spool."""
+    """The anchors of all writers. A file named on the command line must exist; configured ones may not have been
+    written yet. Without a configured file each worker has its own, in its spool."""
     if named is not None:
         return trail.read_anchors(named)
     one = [Path(config.audit.anchors)] if config.audit.anchors else []
@@ -189,7 +189,8 @@ def _verdict(chain: trail.Verified) -> str:
 
 
 def write_export(args: argparse.Namespace) -> int:
-    """An earlier export is overwritten only once the store is open. Only its owner reads a new one, as the store."""
+    """An earlier export is overwritten only once the store is open. Like the store, a new export is readable by its
+    owner only."""
 
     async def work(store: Store, _: Config) -> int:
         rows = trail.export(store, args.since, args.until)
@@ -221,7 +222,7 @@ async def _write(file: TextIO, rows: AsyncIterator[dict[str, object]], *, as_csv
 
 
 def inert(value: object) -> object:
-    """Clients choose model names: none may become a formula in a spreadsheet (OWASP: CSV injection)."""
+    """A value that a spreadsheet does not run as a formula: clients choose model names (OWASP: CSV injection)."""
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
@@ -229,8 +230,8 @@ def inert(value: object) -> object:
 
 
 def drop_months(args: argparse.Namespace) -> int:
-    """Prints what was dropped. What is left still verifies, from its oldest row on."""
-    from gateway.store.postgresql import drop_partitions  # the embedded form starts without the driver
+    """Print what was dropped. The remaining rows can still be verified, from the oldest one on."""
+    from gateway.store.postgresql import drop_partitions  # the embedded store must not need the driver
 
     if args.before > time.time_ns() // 1000:
         raise CommandError("--before is in the future: a month that is not over is never dropped")

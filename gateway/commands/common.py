@@ -1,7 +1,7 @@
-"""What all commands share: the options that name a store, how results are shown, which errors are a person's.
+"""Shared by all commands: the options that name a store, the output of results, and the errors to explain to a person.
 
-A command is a function of the parsed arguments that returns its exit code: 0 done, 1 could not be done. Results go to
-standard output, as a table or (`--json`) as one JSON document; sentences for the person go to standard error.
+A command is a function of the parsed arguments that returns its exit code: 0 success, 1 failure. Results go to standard
+output, as a table or (`--json`) as one JSON document; sentences for the person go to standard error.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from gateway.store.facts import sqlite_path
 
 T = TypeVar("T")
 Commands = Any
-"""argparse's own type of a group of commands is private."""
+"""argparse's own type for a group of commands is private."""
 Run = Callable[[argparse.Namespace], int]
 _MOST_ROWS = 100_000
 
 
 class CommandError(Exception):
-    """The command cannot be done; the message is for the person."""
+    """The command failed; the message is for the person."""
 
 
 def json_option(parser: argparse.ArgumentParser) -> None:
@@ -41,30 +41,30 @@ def json_option(parser: argparse.ArgumentParser) -> None:
 
 
 def config_option(parser: argparse.ArgumentParser, summary: str) -> None:
-    """`--config FILE`, else the file that FAIRGATE_CONFIG names, else None."""
+    """`--config FILE`, else the file named by FAIRGATE_CONFIG, else None."""
     parser.add_argument("--config", type=Path, metavar="FILE", default=config_named(), help=summary)
 
 
 def config_named() -> Path | None:
-    """The file that FAIRGATE_CONFIG names."""
+    """The file named by FAIRGATE_CONFIG."""
     named = os.environ.get("FAIRGATE_CONFIG")
     return Path(named) if named else None
 
 
 def rows_option(parser: argparse.ArgumentParser) -> None:
-    """`--rows`: as many as a table may have."""
+    """`--rows`: the maximum rows of a table."""
     parser.add_argument("-n", "--rows", type=whole(1, _MOST_ROWS), default=20, help="number of rows (default: 20)")
 
 
 def store_options(parser: argparse.ArgumentParser) -> None:
-    """`--store` names it; else the configuration does; else the default of the configuration."""
+    """The store is named by `--store`, else by the configuration, else by the configuration's default."""
     parser.add_argument("--store", metavar="URL", help="SQLite file or URL (default: as configured, else fairgate.db)")
     config_option(parser, "configuration file that names the store")
     json_option(parser)
 
 
 def verb(verbs: Commands, name: str, run: Run, summary: str) -> argparse.ArgumentParser:
-    """One of a family's commands on a store."""
+    """Declare one of a family's commands that work on a store."""
     parser: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=summary)
     parser.set_defaults(run=run)
     store_options(parser)
@@ -79,8 +79,8 @@ def configuration(args: argparse.Namespace) -> cfg.Config:
 def with_store(
     args: argparse.Namespace, work: Callable[[Store, cfg.Config], Awaitable[T]], *, begins: bool = False
 ) -> T:
-    """Run `work` with the store open. Only what can be the first act on a store (`begins`) makes a missing one: a
-    command called in the wrong folder must not answer from an empty store."""
+    """Run `work` with the store open. A missing store is created only by commands that can be the first to use one
+    (`begins`): in the wrong folder, a command must not answer from an empty store."""
 
     async def run() -> T:
         config = configuration(args)
@@ -100,19 +100,19 @@ def with_store(
 
 
 def missing_store(url: str) -> Path | None:
-    """The whole path of an embedded store that is not there yet."""
+    """The full path of an embedded store that does not exist yet."""
     path = sqlite_path(url)
     return path.absolute() if path is not None and not path.exists() else None
 
 
 async def holders(store: Store) -> dict[str, str]:
-    """id -> name of every tenant and user."""
+    """Id -> name of every tenant and user."""
     tenants, users = await store.tenants(), await store.users()
     return {each.id: each.name for each in tenants} | {each.id: each.name for each in users}
 
 
 def actor() -> str:
-    """Who runs the command, for the record (U7). A container's user may have no name."""
+    """The person who runs the command, for the record (U7). A container's user may have no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -120,7 +120,7 @@ def actor() -> str:
 
 
 def shared_store(args: argparse.Namespace) -> str:
-    """The URL of a PostgreSQL store, for what only that has."""
+    """The URL of a PostgreSQL store, for commands that need one."""
     url: str = args.store or configuration(args).store
     if not url.startswith(("postgresql://", "postgres://")):
         raise CommandError("this is for PostgreSQL stores; an embedded one does not need it")
@@ -128,12 +128,12 @@ def shared_store(args: argparse.Namespace) -> str:
 
 
 def say(sentence: str) -> None:
-    """To the person, beside the result."""
+    """Tell the person something that is not part of the result."""
     print(sentence, file=sys.stderr)
 
 
 _CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
-"""Control characters that JSON leaves as they are."""
+"""Control characters that JSON does not escape."""
 
 
 def show_json(document: Any) -> None:
@@ -142,17 +142,17 @@ def show_json(document: Any) -> None:
 
 
 _OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-"""What terminals obey instead of showing it: controls, ends of lines, directions of writing."""
+"""Characters that terminals act on instead of showing them: controls, line ends, changes of writing direction."""
 
 
 def harmless(text: str, keep: str = "") -> str:
-    """`text` for a terminal, with escapes in place of what it would obey, apart from what is to `keep`. Clients choose
-    names of models, and what stands in prompts."""
+    """`text` for a terminal, with such characters escaped, except those to `keep`. Clients choose model names, and the
+    content of prompts."""
     return _OBEYED.sub(lambda c: c[0] if c[0] in keep else c[0].encode("unicode_escape").decode(), text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Left-aligned columns, two blanks apart."""
+    """Left-aligned columns, separated by two blanks."""
     cells = [list(header), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[n]) for row in cells) for n in range(len(header))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells]
@@ -178,7 +178,7 @@ def when(micros: int | None) -> str:
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
-    """The type of whole numbers of a range."""
+    """An argparse type for integers in a range."""
 
     def number(text: str) -> int:
         with contextlib.suppress(ValueError):
@@ -198,7 +198,7 @@ def moment(text: str, zone: datetime.tzinfo | None = datetime.UTC) -> int:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """`a,b` -> ("a", "b"). None at all is no list: an unset variable of a script would narrow nothing."""
+    """`a,b` -> ("a", "b"). An empty list is refused: an unset variable in a script would restrict nothing."""
     found = tuple(name.strip() for name in text.split(",") if name.strip())
     if not found:
         raise argparse.ArgumentTypeError("empty; leave it out instead")

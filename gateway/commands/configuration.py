@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
 
 
 def check_config(args: argparse.Namespace) -> int:
-    """Says what the file amounts to; the first fault ends it with exit code 1."""
+    """Print a summary of the file; the first fault ends it with exit code 1."""
     try:
         config = loading.load(args.file)
     except cfg.ConfigError as err:
@@ -39,6 +39,6 @@ def check_config(args: argparse.Namespace) -> int:
 
 
 def print_schema(_: argparse.Namespace) -> int:
-    """JSON with and without `--json`: a schema has no other form."""
+    """Prints JSON with and without `--json`, since a schema has no other form."""
     show_json(cfg.schema())
     return 0

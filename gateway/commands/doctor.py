@@ -1,7 +1,7 @@
-"""`fairgate doctor`: gathers the facts of a configuration and its environment and says what is unsafe (O5).
+"""`fairgate doctor`: gathers facts about a configuration and its environment, and reports what is unsafe (O5).
 
-Changes nothing and starts nothing. What the facts mean is `services.checkup`'s to say. Exit codes: 0 no problems (there
-may be warnings), 1 problems, 2 wrong usage.
+Changes nothing and starts nothing. `services.checkup` judges the facts. Exit codes: 0 no problems (there may be
+warnings), 1 problems, 2 wrong usage.
 """
 
 import argparse
@@ -36,7 +36,7 @@ REDIS_SECONDS = 2.0
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One thing that was looked at."""
+    """One thing that was checked."""
 
     name: str
     level: str
@@ -55,7 +55,7 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """A line for each check, with each finding and its remedy below."""
+    """Print a line for each check, with its findings and their remedies below."""
     checks = asyncio.run(examine(args.config))
     if args.json:
         show_json(checks)
@@ -70,7 +70,7 @@ def _lines(check: Check) -> list[str]:
 
 
 async def examine(path: Path | None) -> list[Check]:
-    """All checks, in the order in which they are shown; a configuration that cannot be read ends them."""
+    """All checks in the order in which they are shown; if the configuration cannot be read, there are no others."""
     try:
         config, raw = (cfg.Config(), {}) if path is None else _read(path)
     except cfg.ConfigError as err:
@@ -104,7 +104,7 @@ async def examine(path: Path | None) -> list[Check]:
 
 
 def _read(path: Path) -> tuple[cfg.Config, Any]:
-    """The configuration, and what stands in the file before references are followed. Raises ConfigError."""
+    """The configuration, and the file's data before references are resolved. Raises ConfigError."""
     return loading.load(path), source.read(path.read_text(encoding="utf-8"))
 
 
@@ -133,7 +133,7 @@ def _mode(path: str, judge: Callable[[int], list[Finding]]) -> list[Finding]:
 
 
 def _tls(tls: cfg.Tls | None) -> list[Finding]:
-    """The certificate and the key as the gateway would load them, and the certificate's end."""
+    """Loads the certificate and the key as the gateway would; also checks when the certificate ends."""
     if tls is None:
         return []
     try:
@@ -159,7 +159,7 @@ async def _store(url: str) -> list[Finding]:
 
 
 def _redaction(name: str) -> list[Finding]:
-    """Imports it, as the gateway does."""
+    """Imports the redaction function as the gateway would."""
     try:
         redaction(name)
     except cfg.ConfigError as err:
@@ -170,7 +170,7 @@ def _redaction(name: str) -> list[Finding]:
 
 
 async def _tokens(section: Jwt) -> list[Finding]:
-    """The issuer's keys are read as the gateway reads them."""
+    """Fetches the issuer's keys as the gateway would."""
     try:
         from gateway.services.jwks import fault_of
     except ImportError:
@@ -179,7 +179,7 @@ async def _tokens(section: Jwt) -> list[Finding]:
 
 
 async def _login(section: Oidc) -> list[Finding]:
-    """The provider is asked as it is when somebody logs in."""
+    """Asks the provider as for a login."""
     try:
         from gateway.admin.oidc import fault_of
     except ImportError:

@@ -1,4 +1,4 @@
-"""`fairgate limits`: what tenants, users and keys may use, and what they used. Must not know how it is counted."""
+"""`fairgate limits`: what tenants, users and keys may use, and what they have used. Must not know how it is counted."""
 
 import argparse
 import re
@@ -27,7 +27,7 @@ FLAGS: dict[str, tuple[str, str]] = {
     "gpu_seconds_total": ("--gpu-seconds-total", "seconds of a backend's slot in total"),
 }
 REMOVED = 0
-"""What the word `none` becomes: no number a limit may have."""
+"""The value for the word `none`; not a valid limit."""
 
 
 def add(commands: Commands) -> None:
@@ -61,7 +61,7 @@ def _number(text: str) -> int:
 
 
 def limits_of(args: argparse.Namespace, before: Limits = Limits()) -> Limits:  # noqa: B008  # frozen
-    """`before` with what the flags change."""
+    """`before` with the changes given as flags."""
     given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
     changes = {name: None if number == REMOVED else number for name, number in given.items()}
     return allowances.changed(before, changes)
@@ -113,13 +113,13 @@ def _write(args: argparse.Namespace, of: Callable[[Owner], Limits]) -> int:
 
 
 def shown_limits(limits: Limits) -> str:
-    """In one line, for tables."""
+    """On one line, for tables."""
     given = msgspec.structs.asdict(limits).items()
     return ", ".join(f"{FLAGS[name][0][2:]} {value}" for name, value in given if value is not None) or "not limited"
 
 
 async def _owner(store: Store, args: argparse.Namespace) -> Owner:
-    """Whom the options name."""
+    """The tenant, user or key that the options name."""
     if not (args.key or args.tenant):
         raise CommandError("name a --tenant, a --user of a --tenant, or a --key")
     return await allowances.owner_of(store, tenant=args.tenant or "", user=args.user or "", key=args.key or "")

@@ -1,4 +1,4 @@
-"""`fairgate migrate`: bring a PostgreSQL store up to date and let the gateways' role use it (O6, U4)."""
+"""`fairgate migrate`: migrates a PostgreSQL store and grants the gateways' role what it needs (O6, U4)."""
 
 import argparse
 import asyncio
@@ -22,8 +22,8 @@ def add(commands: Commands) -> None:
 
 
 def migrate(args: argparse.Namespace) -> int:
-    """Prints each migration applied and each grant made. Doing it again changes nothing."""
-    from gateway.store.postgresql import migrate as apply  # the embedded form starts without the driver
+    """Print each migration applied and each grant made. Repeating it changes nothing."""
+    from gateway.store.postgresql import migrate as apply  # the embedded store must not need the driver
 
     done = asyncio.run(apply(shared_store(args), args.app_role))
     if args.json:

@@ -1,7 +1,7 @@
-"""`fairgate models`: what the configured engines have now, and under which other names it may be asked for (O5).
+"""`fairgate models`: which models the configured engines have now, and by which other names they can be requested (O5).
 
-Looks at each engine once, as discovery does; needs no gateway and no store. Must not know keys: what one of them may
-use is `GET /v1/models` with it. Exit code 1: an engine did not answer, so the list may lack models.
+Looks at each engine once, as discovery does; needs neither a gateway nor a store. Must not know keys: `GET /v1/models`
+with a key lists what that key may use. Exit code 1: an engine did not answer, so models may be missing.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """A line for each model; engines that do not answer are said."""
+    """Print a line for each model, and name engines that do not answer."""
     config = configuration(args)
     if not config.backends:
         raise CommandError("no backends are configured: name a file with --config or FAIRGATE_CONFIG")
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _look_at_all(config: cfg.Config) -> dict[str, Sighting | str]:
-    """Backend -> what it has, or why that is not known."""
+    """Backend -> its models, or why they are not known."""
     sightings = await asyncio.gather(*(_look_at(backend, config.discovery.timeout) for backend in config.backends))
     return {backend.name: sighting for backend, sighting in zip(config.backends, sightings, strict=True)}
 

@@ -1,4 +1,4 @@
-"""`fairgate prompts`: keep what a key asks, see it, delete it (U5). Every one of these acts is a row itself (U7)."""
+"""`fairgate prompts`: keep a key's prompts, show them, delete them (U5). Each of these actions is recorded (U7)."""
 
 import argparse
 
@@ -88,7 +88,7 @@ def _described(prompt: Prompt) -> dict[str, object]:
 
 
 def show(args: argparse.Namespace) -> int:
-    """Request ids may be the client's own, so there may be several."""
+    """There may be several: clients may choose request ids."""
 
     async def work(store: Store, _: Config) -> list[Prompt]:
         found = await store.prompt(args.id, now_us())
@@ -110,7 +110,8 @@ def _text(prompt: Prompt) -> str:
 
 
 def delete(args: argparse.Namespace) -> int:
-    """Noted first: deleting many takes steps, and whatever ends them the act is on record."""
+    """Recorded first: deleting many prompts takes several steps, and the action must be on record even if they are
+    interrupted."""
 
     async def work(store: Store, _: Config) -> int:
         await _note(store, args.request or args.key or "all", "purge")

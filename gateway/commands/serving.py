@@ -68,7 +68,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _logging(settings: config.Config) -> Iterator[None]:
-    """JSON lines on standard error; the configured secrets never appear in them."""
+    """JSON lines on standard error, in which configured secrets are hidden."""
     logging = logs.setup(settings.log.level, secrets=loading.secrets(settings))
     try:
         yield
@@ -77,7 +77,7 @@ def _logging(settings: config.Config) -> Iterator[None]:
 
 
 def _run(main: Coroutine[Any, Any, T]) -> T:
-    """On uvloop; what cannot be started is one sentence, not a trace."""
+    """Run on uvloop; a failed start gives one sentence instead of a traceback."""
     try:
         with contextlib.closing(asyncio.Runner(loop_factory=uvloop.new_event_loop)) as runner:
             return runner.run(main)
@@ -91,7 +91,7 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
 
 
 def _inner(error: Exception) -> Exception:
-    """What made the services stop: the task groups around them wrap it."""
+    """The error that stopped the services, taken out of the exception groups around it."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

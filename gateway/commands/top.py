@@ -1,6 +1,6 @@
-"""`fairgate top`: what the gateway does right now, in a terminal: backends, queues, and who uses how much.
+"""`fairgate top`: shows in a terminal what the gateway does right now: backends, queues, and who uses how much.
 
-Owns the picture. Reads `/stats` of the admin listener and, for names instead of ids, the store. `picture` is pure.
+Reads `/stats` of the admin listener and, to show names instead of ids, the store. `picture` is pure.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from gateway.store.base import StoreError
 
 HOME, CLEAR_BELOW, CLEAR_LINE = "\x1b[H", "\x1b[J", "\x1b[K"
 SHOW_ALTERNATE, SHOW_MAIN = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"
-"""Without the cursor, and a line longer than the terminal is wide ends there: wrapped, it would move those below."""
+"""Hides the cursor and stops wrapping long lines, which would move the lines below."""
 BOLD, DIM, RED, GREEN, YELLOW, CYAN, PLAIN = (f"\x1b[{n}m" for n in (1, 2, 31, 32, 33, 36, 0))
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 STATES = {"closed": ("up", GREEN), "half_open": ("trial", YELLOW), "open": ("down", RED)}
-"""What a breaker's state says of its engine."""
+"""Breaker state -> how the engine is shown."""
 UNSEEN = ("unseen", RED)
 
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _names(args: argparse.Namespace, config: Config) -> Mapping[str, str]:
-    """Without a store, as on another machine than the gateway's or while it is away, ids stand for names."""
+    """Id -> name. Without the store (on another machine, or while it is down) ids are shown."""
     path = missing_store(args.store or config.store)
     lacks = f"there is no store {path}"
     if path is None:
@@ -119,7 +119,7 @@ async def _watch(http: httpx.AsyncClient, names: Mapping[str, str], interval: fl
 
 
 def picture(stats: Mapping[str, Any], names: Mapping[str, str], width: int, *, colour: bool = True) -> list[str]:
-    """The screen, a line each. `stats`: the object of `/stats`; `width` in columns."""
+    """The screen as lines. `stats`: the object of `/stats`; `width` in columns."""
     scheduler = stats["scheduler"]
     lines = [
         *_headline(stats, scheduler),
@@ -177,7 +177,7 @@ def _queues(pools: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _parties(parties: Iterable[Mapping[str, Any]], names: Mapping[str, str], width: int) -> list[str]:
-    """Users by recent usage; the bar is each one's part of all of it."""
+    """Users by recent usage; the bar is each user's part of the total."""
     rows = sorted(parties, key=lambda party: (-party["usage"], party["user"]))
     total = sum(party["usage"] for party in rows) or 1.0
     heads = f"{'USER':<28} {'USAGE':>9} {'SHARE':>6} {'QUEUED':>7} {'RUNNING':>8} {'WAIT':>7}"

@@ -1,4 +1,4 @@
-"""`fairgate usage`: what was used, by whom, when, how fast and at what price (U6)."""
+"""`fairgate usage`: who used what and when, how fast it was, and what it cost (U6)."""
 
 import argparse
 import csv
@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
 
 
 def _hour(text: str) -> int:
-    """An argparse type: as `moment`, of what usage is kept by."""
+    """An argparse type: like `moment`, but for whole hours only, by which usage is kept."""
     found = moment(text)
     if found % HOUR_US:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole hour; usage is kept by the hour")
@@ -47,7 +47,7 @@ def _hour(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """A row for each group; prices come from the configuration."""
+    """Print a row for each group; prices come from the configuration."""
     rows, names = with_store(args, lambda store, config: _read(args, store, config))
     shown = [{args.by: name, **msgspec.structs.asdict(row)} for name, row in zip(names, rows, strict=True)]
     if args.json:
