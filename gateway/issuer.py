@@ -1,6 +1,5 @@
-"""The sections about identity providers: `jwt`, whose tokens are taken and what they become (K9), and `admin.oidc`, who
-may log in to the console (O8). Pure. Must not know how tokens are verified or keys fetched.
-"""
+"""The configuration sections about identity providers: `jwt`, whose tokens are accepted and what they stand for (K9),
+and `admin.oidc`, who may log in to the console (O8). Pure. Must not know how tokens are verified or keys fetched."""
 
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -58,7 +57,7 @@ class Jwt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True,
 
     @property
     def written_out(self) -> bool:
-        """Whether `jwks` is the keys themselves: what `file:` led to."""
+        """Whether `jwks` contains the keys themselves, because it was a `file:` reference."""
         return self.jwks.lstrip().startswith("{")
 
 
@@ -99,12 +98,12 @@ class Oidc(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     @property
     def secure(self) -> bool:
-        """Whether browsers come by https."""
+        """Whether browsers use https."""
         return self.url.startswith("https:")
 
     @property
     def tokens(self) -> Jwt:
-        """How its ID tokens are checked. They become no users, so there is no tenant."""
+        """How its ID tokens are verified. They do not become users, so there is no tenant."""
         return Jwt(
             issuer=self.issuer,
             audience=self.client_id,
@@ -116,7 +115,7 @@ class Oidc(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 def oidc_fault(section: Oidc) -> str:
-    """As `jwt_fault`."""
+    """Like `jwt_fault`, for this section."""
     if fault := fetch_fault(section.issuer):
         return f"issuer: {fault}"
     if fault := fetch_fault(section.url):
@@ -129,7 +128,7 @@ def oidc_fault(section: Oidc) -> str:
 
 
 def jwt_fault(section: Jwt) -> str:
-    """The setting that cannot be meant and why, as `NAME: REASON`; or nothing."""
+    """The invalid setting and the reason, as `NAME: REASON`; empty if the section is valid."""
     if not section.written_out and (fault := fetch_fault(section.jwks)):
         return f"jwks: {fault}"
     if bool(section.tenant) == bool(section.tenant_claim):
