@@ -34,7 +34,6 @@ class Result:
     """2 * slots * C_max, in C: VTC's bound on that gap."""
     drought: float
     """Longest time a user had a queue and nothing was started for it, in S."""
-    heavy_part: float
     roles: dict[str, float]
     """Service by role, in C."""
     told: float
@@ -81,7 +80,6 @@ def run(scenario: Scenario, make: Callable[[], Any], seed: int) -> Result:
         gap=max(served) - min(served) if len(served) > 1 else float("nan"),
         bound=2 * scenario.models[0].slots * simulation.max_cost / COST,
         drought=max(tally.drought for tally in simulation.users.values()) / SERVICE,
-        heavy_part=sum(tally.service for tally in heavy) / sum(t.service for t in simulation.users.values()),
         roles=roles,
         told=_told(simulation),
     )
