@@ -62,8 +62,6 @@ def settle(x: Exchange, rt: Runtime, ended: float) -> None:
         return
     seconds = ended - x.granted_at if x.granted_at else 0.0
     rt.limits.settle(reservation, usage.prompt_tokens + usage.completion_tokens, seconds)
-    if usage.reported and x.outcome is Outcome.DONE:
-        rt.limits.pace.observe(x.route.model, usage.prompt_tokens, usage.completion_tokens, seconds)
 
 
 def limit_fields(limits: Quota, principal: Principal, now: float) -> bytes:

@@ -40,7 +40,7 @@ def settle(x: Exchange, rt: Runtime) -> None:
     upstream, x.upstream = x.upstream, None
     if upstream is not None:
         upstream.release()
-    cost_units = _cost(x, rt, works_on)
+    cost_units = _cost(x, rt, works_on, ended)
     if works_on and x.lease is not None:
         rt.zombies.keep(x.lease, cost_units, x.route.terms.total)
     elif x.lease is not None:
@@ -138,10 +138,12 @@ def _counted(x: Exchange) -> Usage:
     return usage
 
 
-def _cost(x: Exchange, rt: Runtime, works_on: bool) -> float:
-    """Cost units to charge (scheduler.md 5.3): the actual cost if reported, nothing if no engine worked. If the engine
-    `works_on` after the client has left, the expected cost is charged, since the whole answer is produced; otherwise
-    leaving early would be free."""
+def _cost(x: Exchange, rt: Runtime, works_on: bool, ended: float) -> float:
+    """Cost units to charge (scheduler.md 5.3): the actual cost if reported, nothing if no engine worked.
+
+    Leaving early is not free. If the engine `works_on` after the client has left, the whole answer is produced and the
+    expected cost is charged. Nothing of a plain answer is seen before its end; what may have been produced is charged.
+    """
     if works_on and x.outcome in GIVEN_UP:
         return expected_cost(x, rt)
     usage = x.usage
@@ -150,10 +152,12 @@ def _cost(x: Exchange, rt: Runtime, works_on: bool) -> float:
     prompt = float(usage.prompt_tokens)
     if not usage.reported and not prompt:
         prompt = rt.estimator.input_tokens(x.route.model, x.ask.input_bytes)
+    output = float(usage.completion_tokens)
+    if not output and x.outcome in GIVEN_UP and not x.ask.stream:
+        unseen = rt.limits.pace.tokens(x.route.model, prompt, ended - x.sent_at)
+        output = min(unseen, float(quota.max_output(x)))
     uncached = max(0.0, prompt - usage.cached_tokens)
-    return cost(
-        rt.estimator.settings, uncached, usage.cached_tokens, usage.completion_tokens, x.route.terms.cost_factor
-    )
+    return cost(rt.estimator.settings, uncached, usage.cached_tokens, output, x.route.terms.cost_factor)
 
 
 def _works_on(x: Exchange) -> bool:
@@ -172,6 +176,7 @@ def _learn(x: Exchange, rt: Runtime, ended: float) -> None:
         rt.estimator.observe(
             x.route.model, who.tenant, who.user, x.ask.input_bytes, usage.prompt_tokens, usage.completion_tokens
         )
+        rt.limits.pace.observe(x.route.model, usage.prompt_tokens, usage.completion_tokens, ended - x.granted_at)
         if x.relay is not None and x.relay.tap is not None and usage.completion_tokens > 1:
             per_token = (ended - x.first_byte_at) / (usage.completion_tokens - 1)
             x.runtime.backends.measured(x.backend.name, per_token, x.granted_at, ended)

@@ -1,4 +1,4 @@
-"""Learns how long a model keeps a slot busy, to estimate reservations of GPU time.
+"""Learns how long a model keeps a slot busy, to estimate reservations of GPU time and the cost of unfinished answers.
 
 Must not know budgets or requests. Output is generated token by token while a prompt is processed in parallel, so a
 prompt token counts as a tenth of an output token here.
@@ -25,6 +25,10 @@ class Pace:
     def seconds(self, model: str, tokens_in: float, tokens_out: float) -> float:
         """Expected seconds that such a request holds a slot."""
         return self._rate(model) * (tokens_out + PROMPT_WEIGHT * tokens_in)
+
+    def tokens(self, model: str, tokens_in: float, seconds: float) -> float:
+        """Output tokens that a request with such a prompt is expected to have after so long."""
+        return max(0.0, seconds / self._rate(model) - PROMPT_WEIGHT * tokens_in)
 
     def observe(self, model: str, tokens_in: int, tokens_out: int, seconds: float) -> None:
         """Learn from a finished request whose tokens were reported."""

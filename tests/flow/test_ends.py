@@ -213,6 +213,25 @@ def test_a_stream_with_its_own_end_is_whole_when_the_gateway_ends() -> None:
     run(never_ending(SSE_HEAD, chunk(frame("a")), chunk(DONE)), test)
 
 
+@pytest.mark.parametrize(("stream", "tokens"), [(False, 500), (True, 0)])
+def test_what_a_plain_answer_may_have_had_is_not_free_in_fair_use(stream: bool, tokens: int) -> None:
+    """scheduler.md 5.3: nothing is seen of it before its end, so whoever leaves early pays for the time it took."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        g.app.limits.pace.observe("m", 0, 10**12, 1.0)  # an engine that has made any number of tokens by now
+        client = await g.connect()
+        await client.send(g.request(CHAT, chat(stream=stream, max_tokens=500)))
+        await asyncio.wait_for(engine.chats.get(), WAIT)
+        client.close()
+        (row,) = await g.records(1)
+        assert (row["outcome"], row["completion_tokens"]) == ("client_gone", 0)
+        (party,) = g.app.scheduler.stats().parties
+        weight = g.app.estimator.settings.output_weight
+        assert party.usage == pytest.approx(row["prompt_tokens"] + weight * tokens, abs=2)
+
+    run(hang, test)
+
+
 def test_a_stream_that_breaks_off_counts_for_the_record_what_it_counts_for_limits() -> None:
     """A7, L2: the frames that came, and the prompt by estimate; what breaks before a frame counts nothing."""
 

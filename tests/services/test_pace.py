@@ -26,3 +26,9 @@ def test_a_request_without_tokens_does_not_change_the_pace() -> None:
     pace = Pace()
     pace.observe("m", 0, 0, 60.0)
     assert pace.seconds("m", 0, 1) == FIRST
+
+
+def test_what_may_have_been_produced_by_now_is_the_other_way_round() -> None:
+    pace = Pace()
+    assert pace.tokens("m", 100, pace.seconds("m", 100, 400)) == pytest.approx(400)
+    assert pace.tokens("m", 100, 0.0) == 0.0
