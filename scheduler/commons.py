@@ -1,7 +1,7 @@
 """The common figures by which models that share backends are ranked: one S, one C, one number of slots, one crowd.
 
-Owns these figures for pools that have a gate in common, directly or through other pools. Must not know ranks or who
-goes next.
+Owns these figures for pools that have a gate in common, directly or through other pools, and the choice between the
+heads of their queues. Must not know how a queue is ranked.
 
 The heads of these queues compete for the next slot of a shared gate, and usage is counted over all models. If each
 model were measured in its own units, a little usage would weigh more before a small model than much usage before a
@@ -11,14 +11,19 @@ requests differ in size. A model that shares nothing is ranked by its own figure
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from scheduler.averages import Averages, mixed
 
 if TYPE_CHECKING:
-    from scheduler.party import User
+    from scheduler.gates import Gate
+    from scheduler.party import Node, User
     from scheduler.pool import Pool
     from scheduler.position import Snapshot
+
+LOAD: Final = 5.0
+"""Mean service times by which a request waits longer if its model must be loaded, beside requests for loaded models.
+Without this, an engine that cannot hold two models at once would load one for every turn, and do little else."""
 
 
 class Commons:
@@ -120,3 +125,22 @@ def linked(pool: Pool) -> list[Pool]:
                 found.update(dict.fromkeys(new))
                 waiting += new
     return list(found)
+
+
+def first(now: float, gate: Gate) -> tuple[Pool, User] | None:
+    """The best head over all models that the gate serves; their points have the same unit. Compares tenants first, then
+    the users of the best tenant."""
+    heads: list[tuple[Pool, User]] = [
+        (pool, node) for pool in gate.pools if pool.queued and (node := pool.choose(now)) is not None
+    ]
+    if len(heads) < 2:
+        return heads[0] if heads else None
+    later = {pool: LOAD * pool.settings.wait_weight for pool, _ in heads if gate.would_load(pool)}
+
+    def points(pool: Pool, node: Node, tie: int) -> tuple[float, int]:
+        return pool.priority(now, node) - later.get(pool, 0.0), -tie
+
+    if len({node.owner.tenant for _, node in heads}) > 1:
+        tenant = max(heads, key=lambda head: points(head[0], head[1].tenant, head[1].tie))[1].owner.tenant
+        heads = [head for head in heads if head[1].owner.tenant is tenant]
+    return max(heads, key=lambda head: points(head[0], head[1], head[1].tie))

@@ -19,6 +19,7 @@ from math import inf, isnan
 from typing import Final
 
 from scheduler import charging
+from scheduler.commons import first
 from scheduler.crowd import Crowd, load
 from scheduler.deadlines import Deadlines
 from scheduler.fleet import Fleet
@@ -250,6 +251,7 @@ class Core:
 
     def _start(self, gate: Gate, request: Request, waited: float) -> Granted:
         gate.running += 1
+        gate.latest = request.pool
         self.running += 1
         self.granted += 1
         request.gate = gate
@@ -275,7 +277,7 @@ class Core:
     def _fill(self, now: float, gate: Gate, decided: list[Decision]) -> None:
         """Give the gate's free slots to the best heads that it may serve."""
         while gate.running < gate.slots:
-            best = self._best(now, gate.pools)
+            best = first(now, gate)
             if best is None:
                 return
             pool, node = best
@@ -284,19 +286,6 @@ class Core:
             if request.deadline < inf:
                 self._deadlines.live -= 1
             decided.append(self._start(gate, request, now - request.arrival))
-
-    def _best(self, now: float, pools: list[Pool]) -> tuple[Pool, User] | None:
-        """The best head over several models. They share this gate, so their points have the same unit (`commons`).
-        Compares tenants first, then the users of the best tenant."""
-        heads: list[tuple[Pool, User]] = [
-            (pool, node) for pool in pools if pool.queued and (node := pool.choose(now)) is not None
-        ]
-        if len(heads) < 2:
-            return heads[0] if heads else None
-        if len({node.owner.tenant for _, node in heads}) > 1:
-            first = max(heads, key=lambda head: (head[0].priority(now, head[1].tenant), -head[1].tie))[1].owner.tenant
-            heads = [head for head in heads if head[1].owner.tenant is first]
-        return max(heads, key=lambda head: (head[0].priority(now, head[1]), -head[1].tie))
 
     # -- events ------------------------------------------------------------------------------------------------
 
@@ -392,8 +381,9 @@ class Core:
         return decided
 
     def set_pool(self, now: float, name: str, places: Sequence[tuple[str, int]]) -> Sequence[Decision]:
-        """Define a model's queue, or change the gates that serve it: (gate, preference), lower preference first.
-        `KeyError` for an unknown gate, `ValueError` for one named twice. Without gates its tickets wait."""
+        """Define a model's queue, or change the gates that serve it: (gate, preference), lower preference first,
+        above 0 where the model would have to be loaded. `KeyError` for an unknown gate, `ValueError` for one named
+        twice. Without gates its tickets wait."""
         found = self.fleet.places(name, places)
         now, others = self._begin(now)
         decided = list(others)

@@ -18,7 +18,7 @@ class Gate:
     """One backend's slots. Lowering `slots` ends no running requests; nothing is granted until enough of them have
     ended."""
 
-    __slots__ = ("name", "past", "pools", "running", "slots")
+    __slots__ = ("latest", "name", "past", "pools", "running", "slots")
 
     def __init__(self, name: str, slots: int) -> None:
         self.name = name
@@ -28,6 +28,22 @@ class Gate:
         """While the gate is on trial: the requests that ran before and still run. Each has a slot in addition to those
         of the trial."""
         self.pools: list[Pool] = []
+        self.latest: Pool | None = None
+        """The model whose request was the last to start here."""
+
+    def would_load(self, pool: Pool) -> bool:
+        """Whether the backend would have to load this model, as far as is known. If it has begun to load another model
+        that discovery has not seen there yet, it may have evicted every model it had."""
+        latest = self.latest
+        if latest is not None and self._preference(latest) > 0:
+            return pool is not latest
+        return self._preference(pool) > 0
+
+    def _preference(self, pool: Pool) -> int:
+        for gate, preference in pool.places:
+            if gate is self:
+                return preference
+        return 0
 
     def try_beside(self, running: list[int] | None) -> None:
         """Start a trial: `slots` are for new requests, in addition to those that run. No effect during a trial. None:
@@ -44,7 +60,7 @@ class Gate:
 
 
 Place = tuple[Gate, int]
-"""A gate that serves a pool, and its preference (lower first: a backend that has the model loaded)."""
+"""A gate that serves a pool, and its preference (lower first, above 0: the backend would have to load the model)."""
 
 
 def best_gate(places: Sequence[Place], avoid: tuple[str, ...] = ()) -> Gate | None:

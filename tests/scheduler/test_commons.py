@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import groupby
 
 import pytest
 
@@ -247,3 +248,51 @@ def test_who_goes_first_is_told_over_all_models_that_share_the_backend() -> None
     assert isinstance(refused, Refused)
     assert refused.ahead == 10
     assert 210.0 <= refused.retry_after <= 252.0
+
+
+def turns(made: Core, seen: bool) -> str:
+    """The models of many requests of a second each, one after the other; two users always have some waiting. `seen`: it
+    is known at once that the backend has nothing but the latest model."""
+    waiting: dict[int, str] = {}
+
+    def ask(model: str) -> Granted | Queued:
+        answer, _ = made.submit(made.now, Ticket(model, "t", model, cost=100.0))
+        assert not isinstance(answer, Refused)
+        waiting[answer.id] = model
+        return answer
+
+    running = ask("a")
+    for model in "abab":
+        ask(model)
+    order = ""
+    for _ in range(200):
+        model = waiting.pop(running.id)
+        ask(model)
+        order += model
+        for each in "ab" if seen else "":
+            made.set_pool(made.now, each, [("g", int(each != model))])
+        (running,) = grants(made.release(made.now + 1.0, running.id, 100.0))
+    return order
+
+
+def grants(decided: Sequence[Decision]) -> list[Granted]:
+    return [each for each in decided if isinstance(each, Granted)]
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_models_that_do_not_fit_beside_each_other_have_some_turns_each(seen: bool) -> None:
+    """They are not loaded for every turn; both users get the same all the same, and none waits long."""
+    made = core(1, ("a", "b"))
+    made.set_pool(0.0, "b", [("g", 1)])
+    run(made, "a", 1.0, 100.0)
+    order = turns(made, seen)
+    stays = [len(list(stay)) for _, stay in groupby(order)]
+    assert len(order) / len(stays) > 2.5
+    assert max(stays) < 10
+    assert abs(order.count("a") - order.count("b")) < 10
+
+
+def test_models_that_are_loaded_have_turns_one_by_one() -> None:
+    made = core(1, ("a", "b"))
+    run(made, "a", 1.0, 100.0)
+    assert len([*groupby(turns(made, seen=False))]) > 150
