@@ -119,6 +119,17 @@ def test_a_rotated_key_is_shown_once_and_names_what_it_replaces(cli: Cli) -> Non
     assert "no key" in cli.refused("keys", "rotate", "nothing")
 
 
+def test_shares_change(cli: Cli) -> None:
+    """S: weights are not for ever."""
+    cli.json("tenants", "create", "acme")
+    cli.json("users", "create", "ann", "--tenant", "acme", "--share", "2")
+    assert cli.json("tenants", "share", "acme", "3")["status"] == "share 3"
+    assert cli.json("users", "share", "ann", "0.5", "--tenant", "acme")["status"] == "share 0.5"
+    assert (cli.json("tenants", "list")[0]["share"], cli.json("users", "list")[0]["share"]) == (3, 0.5)
+    assert "0.001 to 1000" in cli.refused("tenants", "share", "acme", "nan")
+    assert "no tenant" in cli.refused("tenants", "share", "nobody", "1")
+
+
 def test_disabling_and_enabling(cli: Cli) -> None:
     """K6"""
     cli.json("tenants", "create", "acme")

@@ -55,6 +55,12 @@ class NewTenant(Ask, frozen=True, kw_only=True):
     limits: Limits = NO_LIMITS
 
 
+class NewShare(Ask, frozen=True, kw_only=True):
+    """As `fairgate tenants share` and `fairgate users share`."""
+
+    share: float
+
+
 class NewUser(Ask, frozen=True, kw_only=True):
     """As `fairgate users create`."""
 

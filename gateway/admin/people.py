@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.admin.asks import Ask, LimitChanges, NewKey, NewTenant, NewUser, OfTenant, OfUser, Part, Rotation
+from gateway.admin.asks import Ask, LimitChanges, NewKey, NewShare, NewTenant, NewUser, OfTenant, OfUser, Part, Rotation
 from gateway.admin.call import Call, listed, page
 from gateway.errors import BadRequest, Forbidden
 from gateway.services import accounts, allowances
@@ -59,6 +59,10 @@ async def _able_tenant(call: Call, *, disabled: bool) -> object:
     return found
 
 
+async def share_tenant(call: Call) -> object:
+    return await accounts.share_tenant(call.store, call.path["tenant"], call.asked(NewShare).share)
+
+
 # ---- users
 
 
@@ -98,6 +102,11 @@ async def _able_user(call: Call, *, disabled: bool) -> User:
     found = await accounts.able_user(call.store, await tenant(call), call.path["user"], disabled=disabled)
     call.forget(found.id)
     return found
+
+
+async def share_user(call: Call) -> object:
+    share = call.asked(NewShare).share
+    return await accounts.share_user(call.store, await tenant(call), call.path["user"], share)
 
 
 # ---- keys

@@ -46,6 +46,9 @@ def _add_tenants(parser: argparse.ArgumentParser) -> None:
     disable.add_argument("name")
     enable = verb(verbs, "enable", enable_tenant, "Enable a disabled tenant again.")
     enable.add_argument("name")
+    share = verb(verbs, "share", share_tenant, "Change the share of a tenant. Takes effect within a second.")
+    share.add_argument("name")
+    share.add_argument("share", type=float, help="weight of fair use among tenants")
 
 
 def _add_users(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +61,10 @@ def _add_users(parser: argparse.ArgumentParser) -> None:
     disable.add_argument("name")
     enable = verb(verbs, "enable", enable_user, "Enable a disabled user again.")
     enable.add_argument("name")
-    for each in (create, disable, enable):
+    share = verb(verbs, "share", share_user, "Change the share of a user. Takes effect within a second.")
+    share.add_argument("name")
+    share.add_argument("share", type=float, help="weight of fair use within the tenant")
+    for each in (create, disable, enable, share):
         each.add_argument("--tenant", required=True, help="name or id")
     listing = verb(verbs, "list", list_users, "List users.")
     listing.add_argument("--tenant", help="only of this tenant")
@@ -178,6 +184,12 @@ def _set_tenant(args: argparse.Namespace, *, disabled: bool) -> int:
     return 0
 
 
+def share_tenant(args: argparse.Namespace) -> int:
+    tenant = with_store(args, lambda store, _: accounts.share_tenant(store, args.name, args.share))
+    _show_done(args, tenant.id, f"share {tenant.share:g}")
+    return 0
+
+
 # -- users
 
 
@@ -224,6 +236,16 @@ def _set_user(args: argparse.Namespace, *, disabled: bool) -> int:
         return await accounts.able_user(store, tenant, args.name, disabled=disabled)
 
     _show_done(args, with_store(args, work).id, "disabled" if disabled else "enabled")
+    return 0
+
+
+def share_user(args: argparse.Namespace) -> int:
+    async def work(store: Store, _: Config) -> User:
+        tenant = await accounts.find_tenant(store, args.tenant)
+        return await accounts.share_user(store, tenant, args.name, args.share)
+
+    user = with_store(args, work)
+    _show_done(args, user.id, f"share {user.share:g}")
     return 0
 
 

@@ -295,6 +295,22 @@ async def able_user(store: Store, tenant: Tenant, ref: str, *, disabled: bool) -
     return msgspec.structs.replace(user, disabled_at=at)
 
 
+async def share_tenant(store: Store, ref: str, share: float) -> Tenant:
+    """Give a tenant another share -> the tenant as it is now."""
+    _checked_share(share)
+    tenant = await find_tenant(store, ref)
+    await store.set_share("tenant", tenant.id, share)
+    return msgspec.structs.replace(tenant, share=share)
+
+
+async def share_user(store: Store, tenant: Tenant, ref: str, share: float) -> User:
+    """Give a user another share -> the user as it is now."""
+    _checked_share(share)
+    user = await find_user(store, tenant, ref)
+    await store.set_share("user", user.id, share)
+    return msgspec.structs.replace(user, share=share)
+
+
 async def able_key(store: Store, key_id: str, *, disabled: bool) -> None:
     """Disable or enable a key."""
     if not await store.disable_key(key_id, now_us() if disabled else None):

@@ -270,6 +270,10 @@ class Store(Protocol):
         """Replace the limits of a row; False if there is none with that id."""
         ...
 
+    async def set_share(self, kind: Literal["tenant", "user"], row_id: str, share: float) -> bool:
+        """Change the weight of a row in fair use; False when there is none with that id."""
+        ...
+
     async def set_prompt_days(self, key_id: str, days: int) -> bool:
         """Keep the key's prompts for so many days, or (0) not; False if there is no such key."""
         ...

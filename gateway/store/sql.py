@@ -257,6 +257,10 @@ class SqlStore(OperationsSql, PromptsSql, UsageSql):
     async def set_limits(self, kind: Literal["tenant", "user", "key"], row_id: str, limits: Limits) -> bool:
         return await self._act(_SET_LIMITS[kind], (row_id, _flat(limits)), kind, "limit", limits=limits)
 
+    async def set_share(self, kind: Literal["tenant", "user"], row_id: str, share: float) -> bool:
+        sql = f"UPDATE {kind}s SET share = $2 WHERE id = $1"  # noqa: S608 -- constants
+        return await self._act(sql, (row_id, share), kind, "share", share=share)
+
     async def set_prompt_days(self, key_id: str, days: int) -> bool:
         sql = "UPDATE keys SET prompt_days = $2 WHERE id = $1"
         did = "keep prompts" if days else "keep no prompts"

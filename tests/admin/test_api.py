@@ -66,6 +66,8 @@ async def _people(tour: Tour) -> None:
     assert (await tour.do("GET", "/tenants/lab"))["id"] == made["id"]
     assert (await tour.do("POST", f"/tenants/{made['id']}/disable"))["disabled_at"] is not None
     assert (await tour.do("POST", "/tenants/lab/enable"))["disabled_at"] is None
+    assert (await tour.do("PUT", "/tenants/lab/share", {"share": 3}))["share"] == 3
+    assert (await tour.do("GET", "/tenants/lab"))["share"] == 3
     person = await tour.do("POST", "/tenants/lab/users", {"name": "lea"}, 201)
     assert person["tenant"] == made["id"]
     assert [row["name"] for row in (await tour.do("GET", "/users"))["data"]] != []
@@ -73,6 +75,7 @@ async def _people(tour: Tour) -> None:
     assert (await tour.do("GET", "/tenants/lab/users/lea")) == person
     assert (await tour.do("POST", "/tenants/lab/users/lea/disable"))["disabled_at"] is not None
     assert (await tour.do("POST", "/tenants/lab/users/lea/enable"))["disabled_at"] is None
+    assert (await tour.do("PUT", "/tenants/lab/users/lea/share", {"share": 0.5}))["share"] == 0.5
 
 
 async def _limits(tour: Tour) -> None:
@@ -395,6 +398,7 @@ WRONG = [
     ("POST", "/tenants", {"name": "acme"}, 409, None),
     ("POST", "/tenants", ["x"], 400, None),
     ("POST", "/tenants/acme/disable", {"now": True}, 400, "now"),
+    ("PUT", "/tenants/acme/share", {}, 400, "share"),
     ("GET", "/tenants/nobody", None, 404, None),
     ("GET", "/tenants?limit=201", None, 400, "limit"),
     ("GET", "/tenants?limit=0", None, 400, "limit"),

@@ -346,6 +346,23 @@ def test_how_long_a_model_took_is_what_its_next_request_is_expected_to_take() ->
     run(plain, test)
 
 
+def test_another_share_reaches_the_queue() -> None:
+    """S: of user and tenant, with the next request after a second at the latest."""
+
+    async def test(g: Gateway, engine: Engine) -> None:
+        tenant = await find_tenant(g.store, "t")
+        (user,) = await g.store.users(tenant.id)
+        await g.ask(CHAT, chat())
+        await g.store.set_share("tenant", tenant.id, 2.0)
+        await g.store.set_share("user", user.id, 3.0)
+        stats = g.app.scheduler.stats
+        async with asyncio.timeout(WAIT):
+            while (stats().tenants[0].share, stats().parties[0].share) != (2.0, 3.0):
+                await g.ask(CHAT, chat())
+
+    run(plain, test)
+
+
 def test_open_requests_are_counted_until_they_end() -> None:
     """L1"""
 

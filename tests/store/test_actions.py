@@ -23,6 +23,8 @@ def test_every_change_of_who_may_do_what_is_a_row(store_url: str) -> None:
             key, token = await accounts.create_key(store, user, KeyTerms(name="laptop"), CHEAP)
             _, fresh, _ = await accounts.rotate_key(store, key.id, 1.0, CHEAP)
             await store.set_limits("user", user.id, Limits(requests_per_minute=5))
+            await store.set_share("tenant", tenant.id, 2.5)
+            await store.set_share("user", user.id, 0.5)
             await store.set_prompt_days(key.id, 7)
             for at in (1, None):
                 await store.disable_tenant(tenant.id, at)
@@ -38,6 +40,8 @@ def test_every_change_of_who_may_do_what_is_a_row(store_url: str) -> None:
                 ("key", fresh.id, "create"),
                 ("key", key.id, "expire"),
                 ("user", user.id, "limit"),
+                ("tenant", tenant.id, "share"),
+                ("user", user.id, "share"),
                 ("key", key.id, "keep prompts"),
                 ("tenant", tenant.id, "disable"),
                 ("user", user.id, "disable"),
