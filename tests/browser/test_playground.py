@@ -197,6 +197,29 @@ def test_typed_events_of_responses_are_rendered(page: Any, demo: Demo) -> None:
     assert "Cut off" in page.text_content("#notice")
 
 
+def test_a_long_answer_is_laid_out_as_often_as_it_is_seen(page: Any, demo: Demo) -> None:
+    """Asking for the height of the text at every token takes minutes for a long one. The end is in view."""
+    piece = f"data: {json.dumps({'choices': [{'delta': {'content': 'word '}}]})}\n\n"
+    answer = {"status": 200, "content_type": "text/event-stream", "body": piece * 2000 + "data: [DONE]\n\n"}
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(**answer))
+    ready(page, demo, "/v1/chat/completions")
+    page.evaluate(
+        """() => {
+          const view = document.getElementById("view");
+          const own = Object.getOwnPropertyDescriptor(Element.prototype, "scrollHeight").get;
+          window.asked = 0;
+          Object.defineProperty(view, "scrollHeight", { get() { window.asked += 1; return own.call(this); } });
+        }"""
+    )
+    page.click("#run")
+    finished(page)
+    assert page.text_content(".said") == "word " * 2000
+    page.wait_for_function("() => window.asked")
+    asked, below = page.evaluate("() => [window.asked, view.scrollHeight - view.scrollTop - view.clientHeight]")
+    assert asked < 200
+    assert abs(below) < 2
+
+
 def words(command: str) -> list[str]:
     """The arguments that a shell gives to curl."""
     printed = subprocess.run(
