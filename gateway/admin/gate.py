@@ -103,7 +103,7 @@ def check_scope(who: Principal, scope: str) -> None:
     """Raises Forbidden."""
     if scope not in who.scopes:
         log.warning("an admin lacks the scope for what was asked", extra={"key": who.key, "scope": scope})
-        raise Forbidden(f"This key lacks the scope {scope!r}.")
+        raise Forbidden(f"This takes the scope {scope!r}, which is not among yours.")
 
 
 async def body_of(request: Request) -> bytes:

@@ -1,13 +1,15 @@
 """The console in headless Chromium, served by a real gateway: what an operator does, and what it must not do."""
 
+import contextlib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from tests.admin.desk import Desk, desk
+from tests.admin.desk import BASE, Desk, desk
 from tests.admin.test_login import independent
 from tests.browser.chromium import MARKS, launched, watched
 
@@ -176,31 +178,106 @@ def test_the_key_is_forgotten(page: Any, office: Desk) -> None:
     assert page.evaluate("() => key") == ""
 
 
-def test_a_person_logs_in_at_another_site_and_out_again(
-    browser: Any, portal: BlockingPortal, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """O8: the browser's own rules for cookies hold, the provider being another site; a reload keeps the session."""
+def test_a_second_click_is_no_second_key_and_the_first_is_shown(page: Any, office: Desk) -> None:
+    """O8: a key is shown once, so nothing that fails afterwards takes it away."""
+    enter(page, office.keys["admin"])
+    page.wait_for_selector("#tabs:visible")
+    view(page, "people")
+    keys = part(page, "Keys")
+    keys.get_by_role("cell", name="acme/ann").first.wait_for()
+    asked: list[Any] = []
+
+    def answer(route: Any) -> None:
+        asked.append(route.request.method)
+        if asked[-1] == "GET":
+            route.fulfill(status=503, json={"error": {"code": "x", "message": "not now", "param": None}})
+        else:
+            route.continue_()
+
+    page.route("**/v1/keys**", answer)
+    keys.locator("input[name=tenant]").fill("acme")
+    keys.locator("input[name=user]").fill("ann")
+    with page.expect_response(lambda told: told.status == 503):
+        keys.locator("form button").dblclick()
+    page.locator("#note code").filter(has_text="fg_").wait_for()
+    assert asked.count("POST") == 1
+    assert "not now" not in page.text_content("#note")
+
+
+def test_what_runs_is_looked_at_again_after_a_fault(page: Any, office: Desk) -> None:
+    """One look that fails is said, and is not the last."""
+    enter(page, office.keys["read"])
+    part(page, "fairgate .*: ready").wait_for()
+    page.route("**/v1/stats", lambda route: route.abort(), times=1)
+    page.wait_for_selector("#note.bad:visible")
+    page.wait_for_selector("#note", state="hidden")
+
+
+def test_a_key_that_is_revoked_closes_the_console(page: Any, office: Desk, portal: BlockingPortal) -> None:
+    """K3: and nothing of what it showed stays."""
+    enter(page, office.keys["other"])
+    part(page, "fairgate .*: ready").wait_for()
+    path = f"{BASE}/keys/{office.ids['other']}/revoke"
+    assert portal.call(lambda: office.ask("POST", path)).status_code == 200
+    part(page, "Closed").filter(has_text="revoked").wait_for()
+    assert page.is_hidden("#tabs")
+
+
+def test_the_head_fits_a_small_screen(page: Any, office: Desk) -> None:
+    page.set_viewport_size({"width": 360, "height": 700})
+    enter(page, office.keys["read"])
+    page.wait_for_selector("#leave:visible")
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
+
+
+@contextlib.contextmanager
+def logged_in(browser: Any, portal: BlockingPortal, folder: Path, **roles: list[str]) -> Iterator[Any]:
+    """The console of a gateway of its own, just after a login at another site as somebody with the role `ops`."""
     with portal.wrap_async_context_manager(independent()) as issuer:
         section = {"issuer": issuer, "client_id": "console", "client_secret": "any", "role_claim": ["groups"]}
-        opening = desk(tmp_path_factory.mktemp("login"), admin={"oidc": section | {"read": ["ops"]}})
-        with portal.wrap_async_context_manager(opening) as office:
+        with portal.wrap_async_context_manager(desk(folder, admin={"oidc": section | roles})) as office:
             home = f"http://127.0.0.1:{office.gateway.admin_port}"
             with watched(browser, home, "/admin/", issuer) as page:
                 page.click("#login:visible")
                 page.fill("input[name=sub]", "ann@lab")
                 page.press("input[name=sub]", "Enter")
-                page.wait_for_selector("#tabs:visible")
-                assert page.url == f"{home}/admin/"
-                assert "ann@lab: admin:read" in page.text_content("#note")
-                view(page, "people")
-                submit(part(page, "Tenants"), name="more")
-                page.locator("#note.bad").filter(has_text="admin:write").wait_for()
-                page.reload()
-                page.wait_for_selector("#tabs:visible")
-                assert page.evaluate("() => document.cookie") == ""
-                page.get_by_role("button", name="Log out").click()
-                page.get_by_text("You are logged out.").wait_for()
-                page.wait_for_selector("#login:visible")
-                page.reload()
-                page.wait_for_selector("#login:visible")
-                assert page.is_hidden("#tabs")
+                page.wait_for_url(f"{home}/admin/")
+                yield page
+
+
+def test_a_person_logs_in_at_another_site_and_out_again(browser: Any, portal: BlockingPortal, tmp_path: Path) -> None:
+    """O8: the browser's own rules for cookies hold, the provider being another site; a reload keeps the session."""
+    with logged_in(browser, portal, tmp_path, read=["ops"]) as page:
+        page.wait_for_selector("#tabs:visible")
+        assert "ann@lab: admin:read" in page.text_content("#note")
+        view(page, "people")
+        submit(part(page, "Tenants"), name="more")
+        page.locator("#note.bad").filter(has_text="admin:write").wait_for()
+        page.reload()
+        page.wait_for_selector("#tabs:visible")
+        assert page.evaluate("() => document.cookie") == ""
+        page.route("**/logout", lambda route: route.fulfill(status=503, body="busy"), times=1)
+        page.get_by_role("button", name="Log out").click()
+        page.locator("#note.bad").filter(has_text="still logged in").wait_for()
+        page.get_by_role("button", name="Log out").click()
+        page.get_by_text("You are logged out.").wait_for()
+        page.wait_for_selector("#login:visible")
+        page.reload()
+        page.wait_for_selector("#login:visible")
+        assert page.is_hidden("#tabs")
+
+
+def test_a_session_that_is_over_is_said(browser: Any, portal: BlockingPortal, tmp_path: Path) -> None:
+    """O8: who logged in sent no key, and is not told to."""
+    with logged_in(browser, portal, tmp_path, read=["ops"]) as page:
+        part(page, "fairgate .*: ready").wait_for()
+        page.context.clear_cookies()
+        page.get_by_text("Your session is over. Log in again.").wait_for()
+        page.wait_for_selector("#login:visible")
+        assert page.is_hidden("#tabs")
+
+
+def test_a_person_who_may_not_read_is_told_so(browser: Any, portal: BlockingPortal, tmp_path: Path) -> None:
+    """O8: a login that worked does not look like none."""
+    with logged_in(browser, portal, tmp_path, write=["ops"]) as page:
+        page.locator("#note.bad").filter(has_text="admin:read").wait_for()
