@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.admin.asks import Ask
 from gateway.admin.call import Call, Managed, Office
 from gateway.admin.console import page
 from gateway.admin.gate import Gate, body_of, check_scope
@@ -84,6 +85,8 @@ class AdminApi:
         check_scope(who, row.scope)
         body = b"" if row.scope == READ else await body_of(request)
         call = Call(self._office, who, named, request.scope["query_string"], body)
+        if not row.asks:
+            call.query(Ask)
         answer = await row.answer(call)
         if row.scope != READ:
             told = {"method": row.method, "route": BASE + row.path, "key": who.key, "status": row.status}

@@ -5,6 +5,8 @@ Must not know HTTP beyond the bytes of a query and a body.
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol, TypeVar, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
@@ -13,7 +15,7 @@ import msgspec
 from gateway.admin.sessions import PERSON
 from gateway.admin.state import Gateway, HasStats
 from gateway.config import Config
-from gateway.errors import BadRequest
+from gateway.errors import BadRequest, Unavailable
 from gateway.services.backend_facts import BackendStats, Seen
 from gateway.services.keys import KeyService
 from gateway.services.moments import moment
@@ -26,6 +28,8 @@ Asked = TypeVar("Asked", bound=msgspec.Struct)
 MOST_PARAMETERS: Final = 32
 REPORTS_AT_ONCE: Final = 2
 """Concurrent reports and searches of the trail: each costs the store more than a request does."""
+TURN_SECONDS: Final = 5.0
+"""As long as a store that does not answer delays the change before."""
 
 
 class Watched(HasStats[tuple[BackendStats, ...]], Protocol):
@@ -46,12 +50,27 @@ class Managed(Gateway, Protocol):
 
 
 class Office:
-    """What all requests share: the gateway, the service for keys, and a limit for slow answers."""
+    """What all requests share: the gateway, the service for keys, and turns for slow answers and for changes."""
 
     def __init__(self, gateway: Managed, keys: KeyService) -> None:
         self.gateway = gateway
         self.keys = keys
         self.reports = asyncio.Semaphore(REPORTS_AT_ONCE)
+        self._changes = asyncio.Lock()
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """For a change that depends on the present state, so that none overwrites another. What takes a key, user or
+        tenant away never waits for a turn. Raises Unavailable."""
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._changes.acquire()
+        except TimeoutError as err:
+            raise Unavailable("Other changes are still under way. Try again.", retry_after=1.0) from err
+        try:
+            yield
+        finally:
+            self._changes.release()
 
 
 class Call:

@@ -3,6 +3,7 @@
 Admin keys can be created, rotated and enabled only on the host, so revoking a stolen one ends its power for good.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -212,16 +213,17 @@ async def change_limits(call: Call) -> object:
     changes = {name: value for name, value in asked.items() if value is not msgspec.UNSET}
     if not changes:
         raise BadRequest("Say which limits to change.")
-    owner = await _owner(call)
-    return await _put(call, owner, allowances.changed(owner.limits, changes))
+    return await _put(call, lambda before: allowances.changed(before, changes))
 
 
 async def clear_limits(call: Call) -> object:
     call.asked(Ask)
-    return await _put(call, await _owner(call), Limits())
+    return await _put(call, lambda before: Limits())
 
 
-async def _put(call: Call, owner: Owner, wanted: Limits) -> object:
-    owner = await allowances.put(call.store, owner, wanted)
+async def _put(call: Call, of: Callable[[Limits], Limits]) -> object:
+    async with call.office.turn():
+        owner = await _owner(call)
+        owner = await allowances.put(call.store, owner, of(owner.limits))
     call.forget(owner.id)
     return _limits(owner)

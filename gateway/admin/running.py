@@ -59,13 +59,15 @@ async def setting(call: Call) -> object:
 
 async def set_setting(call: Call) -> object:
     value = msgspec.json.encode(call.asked(NewValue).value).decode()
-    await tuning.set_setting(call.store, call.config, call.path["setting"], value)
+    async with call.office.turn():
+        await tuning.set_setting(call.store, call.config, call.path["setting"], value)
     return await setting(call)
 
 
 async def clear_setting(call: Call) -> object:
     call.asked(Ask)
-    await tuning.clear_setting(call.store, call.path["setting"])
+    async with call.office.turn():
+        await tuning.clear_setting(call.store, call.path["setting"])
     return await setting(call)
 
 
@@ -90,17 +92,22 @@ async def new_reservation(call: Call) -> object:
         note=asked.note,
         approve=asked.approve,
     )
-    return await tuning.reserve(call.store, wish)
+    async with call.office.turn():
+        return await tuning.reserve(call.store, wish)
 
 
 async def approve(call: Call) -> object:
-    call.asked(Ask)
-    return await tuning.decide(call.store, call.path["reservation"], approve=True)
+    return await _decide(call, approve=True)
 
 
 async def cancel(call: Call) -> object:
+    return await _decide(call, approve=False)
+
+
+async def _decide(call: Call, *, approve: bool) -> object:
     call.asked(Ask)
-    return await tuning.decide(call.store, call.path["reservation"], approve=False)
+    async with call.office.turn():
+        return await tuning.decide(call.store, call.path["reservation"], approve=approve)
 
 
 # ---- usage and records

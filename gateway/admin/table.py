@@ -17,13 +17,14 @@ READ, WRITE = ADMIN_SCOPES
 
 @dataclass(frozen=True)
 class Row:
-    """`path` is relative to BASE; each of its `{names}` matches one segment."""
+    """`path` is relative to BASE; each of its `{names}` matches one segment. `asks`: whether it takes a query."""
 
     method: str
     path: str
     answer: Callable[[Call], Awaitable[object]]
     says: str
     status: int = 200
+    asks: bool = False
 
     @property
     def scope(self) -> str:
@@ -47,8 +48,10 @@ ROWS = (
     Row("GET", "/self", running.myself, "whose key this is, and its scopes"),
     Row("GET", "/stats", running.stats, "queues, slots, shares, connections; the same as `/stats`"),
     Row("GET", "/backends", running.backends, "the current state of the engines"),
-    Row("GET", "/models", running.models, "models, their backends and aliases; the same as `fairgate models`"),
-    Row("GET", "/tenants", people.tenants, "tenants by name"),
+    Row(
+        "GET", "/models", running.models, "models, their backends and aliases; the same as `fairgate models`", asks=True
+    ),
+    Row("GET", "/tenants", people.tenants, "tenants by name", asks=True),
     Row("POST", "/tenants", people.new_tenant, "create a tenant", 201),
     Row("GET", TENANT, people.tenant, "one tenant"),
     Row("POST", f"{TENANT}/disable", people.disable_tenant, "refuse all keys of a tenant"),
@@ -57,8 +60,8 @@ ROWS = (
     Row("GET", f"{TENANT}/limits", people.limits, "limits of a tenant, and how much of the budgets is spent"),
     Row("PATCH", f"{TENANT}/limits", people.change_limits, "change the named limits; null removes one"),
     Row("DELETE", f"{TENANT}/limits", people.clear_limits, "remove all limits"),
-    Row("GET", "/users", people.users, "users, of all tenants or of `tenant`"),
-    Row("GET", f"{TENANT}/users", people.users_of_tenant, "users of a tenant by name"),
+    Row("GET", "/users", people.users, "users, of all tenants or of `tenant`", asks=True),
+    Row("GET", f"{TENANT}/users", people.users_of_tenant, "users of a tenant by name", asks=True),
     Row("POST", f"{TENANT}/users", people.new_user, "create a user", 201),
     Row("GET", USER, people.user, "one user"),
     Row("POST", f"{USER}/disable", people.disable_user, "refuse all keys of a user"),
@@ -67,7 +70,7 @@ ROWS = (
     Row("GET", f"{USER}/limits", people.limits, "limits of a user, and how much of the budgets is spent"),
     Row("PATCH", f"{USER}/limits", people.change_limits, "change the named limits; null removes one"),
     Row("DELETE", f"{USER}/limits", people.clear_limits, "remove all limits"),
-    Row("GET", "/keys", people.keys, "keys by age, of all tenants or of `tenant` and its `user`"),
+    Row("GET", "/keys", people.keys, "keys by age, of all tenants or of `tenant` and its `user`", asks=True),
     Row("POST", "/keys", people.new_key, "create a key; `token` is shown only here", 201),
     Row("GET", KEY, people.key, "one key, by its public id"),
     Row("POST", f"{KEY}/rotate", people.rotate_key, "create a key with the same terms; the old one expires", 201),
@@ -77,17 +80,17 @@ ROWS = (
     Row("GET", f"{KEY}/limits", people.limits, "limits of a key, and how much of the budgets is spent"),
     Row("PATCH", f"{KEY}/limits", people.change_limits, "change the named limits; null removes one"),
     Row("DELETE", f"{KEY}/limits", people.clear_limits, "remove all limits"),
-    Row("GET", "/usage", running.usage, "requests, tokens, times and cost; the same as `fairgate usage`"),
+    Row("GET", "/usage", running.usage, "requests, tokens, times and cost; the same as `fairgate usage`", asks=True),
     Row("GET", "/settings", running.settings, "the fair-use settings in force, and where each comes from"),
     Row("GET", "/settings/{setting}", running.setting, "one setting"),
     Row("PUT", "/settings/{setting}", running.set_setting, "change one setting"),
     Row("DELETE", "/settings/{setting}", running.clear_setting, "go back to the configuration's value"),
-    Row("GET", "/reservations", running.reservations, "windows that have not ended"),
+    Row("GET", "/reservations", running.reservations, "windows that have not ended", asks=True),
     Row("POST", "/reservations", running.new_reservation, "request a window, or create it already approved", 201),
     Row("POST", "/reservations/{reservation}/approve", running.approve, "approve a requested window"),
     Row("POST", "/reservations/{reservation}/cancel", running.cancel, "end a window or withdraw a request"),
-    Row("GET", "/audit", running.audit, "the latest rows of the audit trail that match"),
-    Row("GET", "/actions", running.actions, "actions of admins, latest last"),
+    Row("GET", "/audit", running.audit, "the latest rows of the audit trail that match", asks=True),
+    Row("GET", "/actions", running.actions, "actions of admins, latest last", asks=True),
 )
 
 

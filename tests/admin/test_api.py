@@ -404,6 +404,8 @@ WRONG = [
     ("GET", "/tenants?limit=0", None, 400, "limit"),
     ("GET", "/tenants?offset=-1", None, 400, "offset"),
     ("GET", "/tenants?page=1", None, 400, "page"),
+    ("GET", "/settings?limit=1", None, 400, "limit"),
+    ("DELETE", "/tenants/acme/limits?burst=1", None, 400, "burst"),
     ("GET", "/tenants?limit=1&limit=2", None, 400, None),
     ("GET", "/keys?user=ann", None, 400, "tenant"),
     ("GET", "/keys/nobody", None, 404, None),
