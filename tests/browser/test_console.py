@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from gateway.services import accounts
+from gateway.services.accounts import KeyTerms
 from tests.admin.desk import BASE, Desk, desk
 from tests.admin.test_login import independent
 from tests.browser.chromium import MARKS, launched, watched
+from tests.services.keyring import CHEAP, connection
 
 pytestmark = MARKS
 HOSTILE = "<img src=x onerror=document.title='owned'>"
@@ -202,6 +205,36 @@ def test_a_second_click_is_no_second_key_and_the_first_is_shown(page: Any, offic
     page.locator("#note code").filter(has_text="fg_").wait_for()
     assert asked.count("POST") == 1
     assert "not now" not in page.text_content("#note")
+
+
+def test_whose_key_it_is_is_found_among_many(page: Any, office: Desk, portal: BlockingPortal) -> None:
+    """From a tenant to its users, from a user to the keys, where one page does not hold all."""
+
+    async def crowd() -> None:
+        async with connection(office.store) as opened:
+            tenant = await accounts.create_tenant(opened, "zoo")
+            for n in range(101):
+                user = await accounts.create_user(opened, tenant, f"ape{n:03}")
+            await accounts.create_key(opened, user, KeyTerms(name="rope"), CHEAP)
+
+    portal.call(crowd)
+    enter(page, office.keys["admin"])
+    page.wait_for_selector("#tabs:visible")
+    view(page, "people")
+    users, keys = part(page, "Users"), part(page, "Keys")
+    part(page, "Tenants").locator("tr").filter(has_text="zoo").get_by_role("button", name="Users and keys").click()
+    users.get_by_text("Only of zoo.").wait_for()
+    users.get_by_role("button", name="Next").click()
+    users.locator("tr").filter(has_text="zoo/ape100").get_by_role("button", name="Keys").click()
+    keys.get_by_text("Only of zoo/ape100.").wait_for()
+    lines = keys.locator("tbody tr")
+    assert (lines.count(), lines.filter(has_text="rope").filter(has_text="zoo/ape100").count()) == (1, 1)
+    page.on("dialog", lambda asked: asked.dismiss() if "rope of zoo/ape100" in asked.message else asked.accept())
+    lines.get_by_role("button", name="Revoke").click()
+    page.wait_for_selector("#note", state="hidden")
+    assert "active" in lines.text_content()
+    keys.get_by_role("button", name="Show all").click()
+    keys.get_by_role("cell", name="acme/ann").first.wait_for()
 
 
 def test_what_runs_is_looked_at_again_after_a_fault(page: Any, office: Desk) -> None:
