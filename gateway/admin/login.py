@@ -136,9 +136,12 @@ class Login:
         opens = zip(ADMIN_SCOPES, (section.read, section.write), strict=True)
         scopes = frozenset(scope for scope, some in opens if roles.intersection(some))
         name = named(said, section.name_claim)
-        if not name or not scopes:
-            log.warning("a login without a role or a name that is taken here")
+        if not scopes:
+            log.warning("a login without a role that is taken here")
             raise Refused(403, "You are known to the identity provider, but have no role at this gateway.")
+        if not name:
+            log.warning("a login without a name that can be recorded: admin.oidc.name_claim names another claim")
+            raise Refused(403, "The identity provider gives you no name that this gateway can record.")
         return Principal(tenant="", user=name, key=PERSON + name, scopes=scopes)
 
     def _place(self) -> asyncio.Semaphore:

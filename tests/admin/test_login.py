@@ -232,6 +232,8 @@ def test_whoever_is_not_believed_is_not_let_in(tmp_path: Path) -> None:
         for what, members in CLAIMS.items():
             provider.spoil = but(**members)
             await refused(browser, what, 403)
+        provider.spoil = but(sub="auth0|1")
+        assert "no name" in (await browser.log_in()).text
         provider.spoil = but()
         for what, (answer, status) in ANSWERS.items():
             provider.token = answer
