@@ -73,7 +73,7 @@ class KeyService:
         self._wall = wall
         self._salt = secrets.token_bytes(32)
         self._verified: dict[bytes, Grant] = {}
-        self._negative: dict[bytes, float] = {}
+        self._negative: dict[bytes, tuple[float, Refusal]] = {}
         self._proofs: dict[bytes, tuple[str, str]] = {}  # digest -> (key id, stored hash that it matched)
         self._flights: dict[bytes, asyncio.Task[Verdict]] = {}
         self._guesses: Counter[str] = Counter()  # key id -> running verifications of unproven secrets
@@ -115,9 +115,10 @@ class KeyService:
     def _refuse_known(self, digest: bytes, ip: str) -> None:
         now = self._clock()
         self._throttle.check(ip, now)
-        if self._negative.get(digest, now) > now:
+        until, refusal = self._negative.get(digest, (now, Refusal.INVALID))
+        if until > now:
             self._count_failure(ip)
-            raise Unauthenticated(Refusal.INVALID.value)
+            raise Unauthenticated(refusal.value)
 
     # -- slow path
 
@@ -263,7 +264,7 @@ class KeyService:
                 self._used[verdict.key] = int(self._wall() * 1e6)
         elif verdict not in PASSING:
             self._proofs.pop(digest, None)  # the holder of a revoked key is throttled like any stranger
-            bounded.put(self._negative, digest, now + self._config.cache_seconds, self._config.cache_size)
+            bounded.put(self._negative, digest, (now + self._config.cache_seconds, verdict), self._config.cache_size)
 
     def _forget_ended(self, now: float) -> None:
         """Drop expired grants, once per `cache_seconds`: most tokens are used for a short time only."""

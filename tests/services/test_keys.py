@@ -318,6 +318,24 @@ def test_a_key_expires_on_time_though_cached(url: str) -> None:
     asyncio.run(body())
 
 
+def test_why_a_key_is_refused_is_told_its_holder_each_time(url: str) -> None:
+    """Also from memory, and nobody else."""
+
+    async def body() -> None:
+        async with ring(url) as it:
+            await it.store.disable_user(it.user.id, 1)
+            async with service(it.store) as keys:
+                for _ in range(2):
+                    with pytest.raises(Unauthenticated, match="disabled"):
+                        await answer(keys, it.token)
+                wrong = wrong_secret(it.token)
+                for _ in range(2):
+                    with pytest.raises(Unauthenticated, match="Incorrect"):
+                        await answer(keys, wrong)
+
+    asyncio.run(body())
+
+
 def test_the_log_names_a_key_that_lapsed_once_while_it_is_remembered(
     url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
