@@ -29,7 +29,7 @@ MOST_PARAMETERS: Final = 32
 REPORTS_AT_ONCE: Final = 2
 """Concurrent reports and searches of the trail: each costs the store more than a request does."""
 TURN_SECONDS: Final = 5.0
-"""As long as a store that does not answer delays the change before."""
+"""How long a change waits for its turn. A store that does not answer holds up the change before it for as long."""
 
 
 class Watched(HasStats[tuple[BackendStats, ...]], Protocol):
@@ -60,8 +60,8 @@ class Office:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """For a change that depends on the present state, so that none overwrites another. What takes a key, user or
-        tenant away never waits for a turn. Raises Unavailable."""
+        """For changes that depend on the present state, so that none overwrites another. Revoking and disabling never
+        wait for a turn. Raises Unavailable."""
         try:
             async with asyncio.timeout(TURN_SECONDS):
                 await self._changes.acquire()
