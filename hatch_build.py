@@ -20,8 +20,8 @@ COMPILED = {
     "gateway/http1": "chunks client connection eager head message pool reply server wire",
     "gateway/api": "anthropic body dialect frames ollama openai prompt_size stream usage",
     "gateway/flow": "exchange fields forward ids ledger names phases quota relay settle silence ticket",
-    "gateway/services": "audit backends breaker exposition keys limits meters metrics pace principal rights route"
-    " spool tally",
+    "gateway/services": "audit backends breaker budget exposition keys limits meters metrics pace principal rights"
+    " route spool tally",
 }
 """What a request or a frame passes through. A module is left out where it runs once (start, reload, administration),
 or where it defines msgspec records: a compiled class statement loses their options and the types in their unions."""

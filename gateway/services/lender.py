@@ -75,8 +75,10 @@ class Lender(Generic[M]):
 
     def tell(self, meter: M) -> None:
         """The meter has something to report, though nobody waits for it."""
-        if meter.due == math.inf:
-            meter.due = self._clock()
+        now = self._clock()
+        if meter.due > now:
+            meter.due = now
+            self._due.pop(meter, None)
             self._due = {meter: None, **self._due}
             self._bell.set()
 

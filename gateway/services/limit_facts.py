@@ -29,8 +29,10 @@ class LimitStats(msgspec.Struct, frozen=True):
 
 
 class SharedAnswer(msgspec.Struct, frozen=True):
-    """Redis' answer for one meter: the amount granted, what is left there, and whether Redis recently lost its data."""
+    """Redis' answer for one meter: the amount granted, what is left there, whether Redis recently lost its data, and
+    (for open requests) whether another gateway found too few."""
 
     granted: int
     rest: int
     unsure: bool = False
+    sought: bool = False

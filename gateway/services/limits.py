@@ -24,9 +24,10 @@ from typing import Final, Protocol
 
 from gateway.config import Quotas
 from gateway.errors import BudgetSpent, GatewayError, LimitsUnavailable
+from gateway.services.budget import Budget
 from gateway.services.lender import Lender
 from gateway.services.limit_facts import LimitStats
-from gateway.services.meters import GPU, REQUESTS, TOKENS, Bucket, Budget, Gauge, Leased, SharedBucket, SharedGauge
+from gateway.services.meters import GPU, REQUESTS, TOKENS, Bucket, Gauge, Leased, SharedBucket, SharedGauge
 from gateway.services.pace import Pace
 from gateway.store.base import Store, StoreError
 from gateway.store.limits import BUDGETS, Limits, Scoped, window
@@ -202,6 +203,8 @@ class LimitService:
             used: Amounts = (1, tokens, math.ceil(gpu_seconds * 1000), 0)
             for meter in reservation.meters:
                 meter.settle(reservation.amounts[meter.unit], used[meter.unit])
+                if isinstance(meter, SharedGauge) and meter.hand_over(self._clock()) and self._shared is not None:
+                    self._shared.tell(meter)
 
     def forget(self, reservation: Reservation) -> None:
         """The request failed before any token: only the request itself counts. Idempotent."""

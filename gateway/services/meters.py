@@ -1,9 +1,9 @@
 """One limit of one scope, counted here or leased from elsewhere. Pure: time is an argument, nothing waits.
 
-Owns the arithmetic of rates, open requests and budgets on this side of a lease; must not know requests, databases or
-Redis. Every meter has the same methods: `room` (what may be taken now), `take`, `settle` (replace what was taken by the
-actual use) and `refusal` (why not). A `Leased` meter holds a part of something shared: it may spend `free` until
-`until`, and its `claim` and `apply` are one round with the lender.
+Owns the arithmetic of rates and open requests, and of everything leased (budgets: `budget`) on this side of a lease;
+must not know requests, databases or Redis. Every meter has the same methods: `room` (what may be taken now), `take`,
+`settle` (replace what was taken by the actual use) and `refusal` (why not). A `Leased` meter holds a part of something
+shared: it may spend `free` until `until`, and its `claim` and `apply` are one round with the lender.
 
 Amounts are integers: requests, tokens, milliseconds of GPU slot time, open requests. Times are seconds of one monotonic
 clock.
@@ -13,9 +13,8 @@ import itertools
 import math
 from typing import Any, Final
 
-from gateway.errors import BudgetSpent, GatewayError, LimitsUnavailable, RateLimited
+from gateway.errors import GatewayError, LimitsUnavailable, RateLimited
 from gateway.services.limit_facts import SharedAnswer
-from gateway.store.limits import Claim, Standing
 
 REQUESTS: Final = 0
 TOKENS: Final = 1
@@ -28,18 +27,13 @@ EPSILON: Final = 1e-6
 """Rounding errors of rates must not refuse the last whole token."""
 FRESH: Final = 0.25
 """Seconds for which "there is no more" is believed without asking again: refused callers must not flood the lender."""
-REUSED: Final = 600.0
-"""Seconds that an ended lease may rest and still be resumed: a new lease for each burst of use would make the ledger's
-rows long. The ledger remembers each lease for an hour; the rest of that hour allows for differing clocks."""
 HELD_RETRY: Final = 1.0
 """Seconds to wait for what running requests hold: most settle for less than they reserved."""
 
 
-_leases: Final = itertools.count()
-"""Lease numbers, each used once in this process. A meter that was forgotten and created again must not reuse a number:
-the ledger would take its claims for old ones."""
 _claims: Final = itertools.count(1)
-"""Claim numbers for open requests, likewise: Redis knows their holder by process only."""
+"""Claim numbers for open requests, each used once in this process: Redis knows their holder by process only, and would
+take the claims of a meter that was forgotten and created again for old ones."""
 
 
 def who(scope: str) -> str:
@@ -176,7 +170,7 @@ class Leased:
         If the lender had no more and the rest is too little for those who wait, it is given up for one round. Otherwise
         two gateways that each hold a part of the rest would keep it from each other for as long as requests come.
         """
-        target = 2 * self.taken
+        target = self._target()
         if not self.waiting and self.free > target:
             self.free = target
         self.taken = 0
@@ -187,110 +181,16 @@ class Leased:
         self._asked, self._needed = self.waiting, max(0, self.waiting - free)
         return self._needed, max(self._needed, target - free)
 
+    def _target(self) -> int:
+        """How much is worth keeping free, by the use since the last round."""
+        return 2 * self.taken
+
     def _granted(self, granted: int, until: float, now: float) -> None:
         self.waiting = max(0, self.waiting - self._asked)
         self.free += granted
         self.until = until
         self.answered = now
         self.exhausted = granted < self._needed
-
-
-class Budget(Leased):
-    """Tokens or GPU time of one window, leased from the store's ledger. `ends` is the end of the window."""
-
-    __slots__ = ("_lease", "_number", "_reported", "_rests", "_seen", "_told", "ends", "holder", "spent")
-
-    def __init__(self, scope: str, name: str, unit: int, most: int, ends: float, holder: str) -> None:
-        super().__init__(scope, name, unit, most)
-        self.ends = ends
-        self.holder = holder
-        self.spent = 0  # under the current lease
-        self._reported = 0
-        self._told = 0  # the part of `spent` that the ledger has acknowledged
-        self._seen = Standing(0, 0, 0)
-        self._lease = next(_leases)
-        self._number = 0
-        self._rests = math.inf  # when the lease ended
-
-    def retune(self, most: int, ends: float) -> None:
-        """Change the limit: of the leased amount, only what the new limit leaves may be spent."""
-        self.most, self.ends = most, ends
-        self._trim()
-
-    def _trim(self) -> None:
-        self.free = min(self.free, self.left())
-
-    def settle(self, taken: int, used: int) -> None:
-        """Use beyond what was taken is subtracted from `free`, and is reported as spent in the next round."""
-        self.held -= taken
-        self.spent += used
-        self.free += taken - used
-
-    def claim(self, now: float) -> Claim:
-        """The figures for the ledger. A debt (`free` below zero) is already part of `spent`."""
-        if now - self._rests > REUSED:
-            self._begin_lease()
-        self._rests = math.inf  # even if the answer is lost: the ledger may know more than this process
-        need, want = self._wanted()
-        self.free = max(self.free, 0)
-        self._reported = self.spent
-        self._number += 1
-        name = f"{self.holder}.{self._lease}"
-        kept = self.held + self.free
-        return Claim(self.scope, self.name, name, self._number, self.most, self.spent, kept, need, want, self._told)
-
-    def apply(self, standing: Standing, until: float, now: float) -> bool:
-        """True: nothing is held and everything is reported, so no further round is needed until something is asked
-        for."""
-        self._seen, self._told = standing, self._reported
-        self._granted(standing.granted, until, now)
-        self._trim()
-        if self.held or self.free > 0 or self.waiting or self.spent != self._reported:
-            return False
-        self._rests = now
-        return True
-
-    def _begin_lease(self) -> None:
-        """Begin a new lease. The last claim of the previous one was acknowledged, so the ledger knows what it reported;
-        only the rest is reported under the new lease."""
-        self._lease, self._number = next(_leases), 0
-        self.spent, self._reported, self._told = self.spent - self._reported, 0, 0
-
-    @property
-    def untold(self) -> bool:
-        """Whether something was spent after the lease had ended, by a request that took nothing but used something."""
-        return self._rests < math.inf and self.spent != self._reported
-
-    def left(self) -> int:
-        """What nobody has spent, reserved or leased, as far as is known here."""
-        used = self._seen.spent + self.spent - self._told
-        return max(0, self.most - used - self.held - self._seen.others)
-
-    def refusal(self, amount: int, now: float) -> GatewayError:
-        unspent = self.most - self._seen.spent - self.spent + self._told
-        span = self.name.partition("/")[2].partition("/")[0]
-        of = f"the {NOUNS[self.unit]} of {who(self.scope)}" + ("" if span == "total" else f" for this {span}")
-        if amount <= unspent:
-            return RateLimited(f"Running requests hold what is left of {of}.", retry_after=HELD_RETRY)
-        wait = None if self.ends == math.inf else max(1.0, self.ends - now)
-        spent = "are spent" if unspent <= 0 else f"do not suffice: this request may use {self._shown(amount)}"
-        again = "" if wait is None else f"; they return in {duration(wait)}"
-        if amount > self.most:  # it can never fit
-            wait, again = None, "; a smaller max_tokens may fit"
-            spent = f"do not suffice: this request may use {self._shown(amount)}"
-        return BudgetSpent(f"{of[:1].upper()}{of[1:]} {spent} of {self._shown(self.most)}{again}.", retry_after=wait)
-
-    def _shown(self, amount: int) -> str:
-        return f"{amount / 1000:g}" if self.unit == GPU else str(amount)
-
-    def remaining(self, now: float) -> int:
-        return self.left()
-
-    def reset(self, now: float) -> float:
-        return max(0.0, self.ends - now)
-
-    def __repr__(self) -> str:
-        return f"<Budget {self.scope} {self.name} spent={self.spent} held={self.held} free={self.free}>"
 
 
 class SharedBucket(Leased):
@@ -353,13 +253,17 @@ class SharedBucket(Leased):
 
 
 class SharedGauge(Leased):
-    """Open requests counted in Redis."""
+    """Open requests counted in Redis. If another gateway finds none left, a place that becomes free here is handed
+    over, at most one every FRESH, and not asked back for that long: every gateway gets some, and short requests rarely
+    wait for a round."""
 
-    __slots__ = ("_unsure",)
+    __slots__ = ("_hand_over", "_handed", "_peak", "_unsure")
 
     def __init__(self, scope: str, name: str, most: int) -> None:
         super().__init__(scope, name, OPEN, most)
-        self._unsure = False
+        self._unsure = self._hand_over = False
+        self._handed = -math.inf
+        self._peak = 0  # of `held` since the last round
 
     def retune(self, most: int) -> None:
         self.most = most
@@ -368,9 +272,26 @@ class SharedGauge(Leased):
     def _trim(self) -> None:
         self.free = min(self.free, max(0, self.most - self.held))
 
+    def take(self, amount: int) -> None:
+        super().take(amount)
+        self._peak = max(self._peak, self.held)
+
     def settle(self, taken: int, used: int) -> None:
         self.held -= taken
         self.free += taken
+
+    def _target(self) -> int:
+        """However many requests ended since: to keep more than were open at once would only take them from others."""
+        target, self._peak = self._peak - self.held, self.held
+        return target
+
+    def hand_over(self, now: float) -> bool:
+        """Called after `settle`. Whether the lender must be told now that a place is free."""
+        if not self._hand_over or now < self._handed + FRESH:
+            return False
+        self._hand_over, self._handed = False, now
+        self.free = max(0, self.free - 1)
+        return True
 
     def claim(self) -> tuple[Any, ...]:
         """Kind, limit, amount kept, need, want, number of the claim."""
@@ -378,8 +299,9 @@ class SharedGauge(Leased):
         return "gauge", self.most, self.held + self.free, need, want, next(_claims)
 
     def apply(self, answer: SharedAnswer, until: float, now: float) -> bool:
-        self._unsure = answer.unsure
+        self._unsure, self._hand_over = answer.unsure, answer.sought and not answer.rest
         self._granted(answer.granted, until, now)
+        self.exhausted = self.exhausted or (answer.sought and not answer.granted)
         self._trim()
         return not (self.held or self.free or self.waiting)
 

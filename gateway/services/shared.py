@@ -5,9 +5,10 @@ one atomic step. Redis' own clock is used, so gateways need not agree on theirs.
 keeps them in one slot.
 
 A rate's bucket is debited when it is leased: what a gateway held when it died is lost, and the rate refills. Open
-requests are leased by holder: when the lease of a dead gateway ends, its open requests are free again. If Redis has
-lost its data, a gateway that knew it before says so. Then rates fill up from zero, and nobody may open more requests
-until every earlier lease has ended, since nobody knows who holds what.
+requests are leased by holder: when the lease of a dead gateway ends, its open requests are free again. When a holder
+finds too few, the others hear of it and hand over what becomes free: otherwise whoever came first would keep all. If
+Redis has lost its data, a gateway that knew it before says so. Then rates fill up from zero, and nobody may open more
+requests until every earlier lease has ended, since nobody knows who holds what.
 """
 
 import hashlib
@@ -71,31 +72,36 @@ local function bucket(key, rate, most, back, debt, need, want)
     level = level - granted
     redis.call('HSET', key, 'level', string.format('%.6f', level), 'at', now, 'rate', rate)
     redis.call('PEXPIRE', key, math.ceil(math.max(0, most - level) / rate * 1000) + 1000)
-    return {granted, math.floor(level), 0}
+    return {granted, math.floor(level), 0, 0}
 end
 
+-- Of each holder: what it holds, until when, the number of its claim, when it found too little (0: had enough).
 local function gauge(key, most, kept, need, want, number)
-    local others = 0
+    local others, sought, lacked = 0, 0, 0
     local all = redis.call('HGETALL', key)
     for n = 1, #all, 2 do
-        local amount, ends, last = string.match(all[n + 1], '(%d+):(%d+):(%d+)')
+        local amount, ends, last, lack = string.match(all[n + 1], '(%d+):(%d+):(%d+):?(%d*)')
+        lack = tonumber(lack) or 0 -- an older gateway tells none
         if all[n] == holder then
-            if tonumber(last) >= number then return {0, 0, 0} end
+            if tonumber(last) >= number then return {0, 0, 0, 0} end
+            lacked = lack
         elseif tonumber(ends) <= now then
             redis.call('HDEL', key, all[n])
         else
             others = others + tonumber(amount)
+            if now - lack < lease / 4 then sought = 1 end
             if tonumber(ends) > now + lease then -- the clock was set back: no lease is longer than this
-                redis.call('HSET', key, all[n], string.format('%d:%d:%d', amount, now + lease, last))
+                redis.call('HSET', key, all[n], string.format('%d:%d:%d:0', amount, now + lease, last))
             end
         end
     end
     local unsure = lost > 0 and now - lost < lease
     local room = most - others - kept
     local granted = unsure and 0 or lent(room, need, want)
-    redis.call('HSET', key, holder, string.format('%d:%d:%d', kept + granted, now + lease, number))
+    if need > 0 then lacked = (granted < need and not unsure) and now or 0 end
+    redis.call('HSET', key, holder, string.format('%d:%d:%d:%d', kept + granted, now + lease, number, lacked))
     redis.call('PEXPIRE', key, lease * 2)
-    return {granted, math.max(0, room - granted), unsure and 1 or 0}
+    return {granted, math.max(0, room - granted), unsure and 1 or 0, sought}
 end
 
 local answers = {epoch}
@@ -138,7 +144,7 @@ class SharedCounts:
         epoch, *answers = await self._run(keys, arguments)
         self._epoch = epoch
         until, now_ = sent + self._lease, self._clock()
-        made = [SharedAnswer(int(granted), int(rest), bool(unsure)) for granted, rest, unsure in answers]
+        made = [SharedAnswer(int(a), int(b), bool(c), bool(d)) for a, b, c, d in answers]
         return [meter.apply(answer, until, now_) for meter, answer in zip(meters, made, strict=True)]
 
     async def _run(self, keys: list[str], arguments: list[Any]) -> Any:

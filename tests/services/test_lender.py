@@ -4,8 +4,9 @@ import asyncio
 import math
 from collections.abc import Sequence
 
+from gateway.services.budget import Budget
 from gateway.services.lender import ROUND_METERS, Lender
-from gateway.services.meters import TOKENS, Budget
+from gateway.services.meters import TOKENS
 from gateway.store.limits import Standing
 from tests.services.keyring import Clock
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import BudgetSpent, LimitsUnavailable, RateLimited
+from gateway.services.budget import REUSED, Budget
 from gateway.services.limits import FORGET_SECONDS, LimitService, Reservation
-from gateway.services.meters import REUSED, TOKENS, Budget, duration
+from gateway.services.meters import TOKENS, duration
 from gateway.store import open_store
 from gateway.store.limits import Claim, LedgerRow, Limits, decide, window
 from tests.databases import statement

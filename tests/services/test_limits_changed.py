@@ -2,6 +2,7 @@
 PostgreSQL + Redis."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -291,3 +292,89 @@ def test_a_rate_of_redis_says_when_its_debt_is_paid(redis: Redis) -> None:
         await one.close()
 
     asyncio.run(body())
+
+
+# ---- open requests of several gateways
+
+
+def test_a_gateway_that_holds_all_open_requests_hands_some_over(redis: Redis, tmp_path: Path) -> None:
+    """L1, L3: one gateway has more to do than may be open at once, another is asked now and then: both get some, and
+    together no more than the limit."""
+    command(redis.port, "FLUSHALL")
+    form = Form(str(tmp_path / "limits.db"), redis.url())
+    who = asker(Limits(concurrent=3))
+
+    async def body() -> None:
+        async with form.replica() as busy, form.replica() as other:
+            held = [await busy.acquire(who, 1, 0.0) for _ in range(3)]
+            got: list[Reservation] = []
+            for turn in range(40):
+                form.clock.now += 0.3
+                if turn % 4 == 0 and isinstance(found := await outcome(other, who), Reservation):
+                    got.append(found)
+                busy.settle(held.pop(0), 1, 0.0)
+                await answered(busy)
+                while isinstance(found := await outcome(busy, who), Reservation):
+                    held.append(found)
+                assert 0 < len(held) <= 3 - len(got)
+                if len(got) == 2:
+                    return
+            raise AssertionError("who came first keeps all")
+
+    asyncio.run(body())
+
+
+def test_short_requests_go_on_while_some_are_handed_over(redis: Redis, tmp_path: Path) -> None:
+    """One is handed over every FRESH at most: what ends sooner is used again here, without a round."""
+    command(redis.port, "FLUSHALL")
+    form = Form(str(tmp_path / "limits.db"), redis.url())
+    who = asker(Limits(concurrent=3))
+
+    async def body() -> None:
+        async with form.replica() as busy, form.replica() as other:
+            held = [await busy.acquire(who, 1, 0.0) for _ in range(3)]
+            assert isinstance(await outcome(other, who), RateLimited)
+            form.clock.now += FRESH
+            assert isinstance(await outcome(busy, who), RateLimited), "by now it knows of the other"
+            for reservation in held:
+                busy.settle(reservation, 1, 0.0)
+            assert [isinstance(await outcome(busy, who), Reservation) for _ in range(3)] == [True, True, False]
+            await answered(busy)
+            form.clock.now += FRESH
+            assert isinstance(await outcome(other, who), Reservation)
+
+    asyncio.run(body())
+
+
+def test_short_requests_hold_no_more_than_were_open_at_once(redis: Redis) -> None:
+    """L1: however many end between two rounds, the rest may be open elsewhere."""
+    command(redis.port, "FLUSHALL")
+    at, config = Clock(), Quotas(deadline=5.0)
+    busy, other = SharedGauge("key:k", "open", 9), SharedGauge("key:k", "open", 9)
+
+    async def body() -> None:
+        first, second = counts(redis, at, config), counts(redis, at, config)
+        busy.waiting = 2
+        for _ in range(6):
+            await first.ask([busy])
+            for _ in range(20):
+                busy.take(1)
+                busy.take(1)
+                busy.settle(1, 0)
+                busy.settle(1, 0)
+        other.waiting = 7
+        await second.ask([other])
+        assert (busy.free, other.free) == (2, 7)
+        await first.close()
+        await second.close()
+
+    asyncio.run(body())
+
+
+async def answered(service: LimitService) -> None:
+    """Until Redis has heard all that it is to be told now."""
+    lender = service._shared
+    assert lender is not None
+    async with asyncio.timeout(5):
+        while any(meter.due <= lender._clock() for meter in lender._due):
+            await asyncio.sleep(0.001)

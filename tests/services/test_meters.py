@@ -4,8 +4,9 @@ import math
 
 import pytest
 
+from gateway.services.budget import Budget
 from gateway.services.limit_facts import SharedAnswer
-from gateway.services.meters import REQUESTS, TOKENS, Bucket, Budget, Gauge, SharedBucket, SharedGauge
+from gateway.services.meters import REQUESTS, TOKENS, Bucket, Gauge, SharedBucket, SharedGauge
 from gateway.store.limits import Standing
 
 
