@@ -222,16 +222,20 @@ class SharedBucket(Leased):
         self.held -= taken
         self.free += taken - used
 
+    def _beyond(self) -> int:
+        """The part of `held` by which a request larger than the rate exceeds it."""
+        return max(0, self.held - self.most)
+
     def refused(self, now: float) -> bool:
         """Also while a request larger than the rate runs: it holds more than the rate, and may not use it all."""
-        return (self.free < 0 < self.held and now < self.until) or super().refused(now)
+        return (self.free < 0 < self._beyond() and now < self.until) or super().refused(now)
 
     def claim(self) -> tuple[Any, ...]:
         """Kind, rate, maximum, returned amount, debt, need, want. The returned amount is gone here even if the answer
         is lost, and a debt may be reported twice: both err on the safe side."""
         before = max(self.free, 0)
         need, want = self._wanted()
-        self._debt = max(0, -self.free - self.held)
+        self._debt = max(0, -self.free - self._beyond())
         back = before - max(self.free, 0)
         return "bucket", self.rate, self.most, back, self._debt, need, want
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.errors import BudgetSpent, LimitsUnavailable, RateLimited
 from gateway.services.budget import REUSED, Budget
 from gateway.services.limits import FORGET_SECONDS, LimitService, Reservation
-from gateway.services.meters import TOKENS, duration
+from gateway.services.meters import FRESH, TOKENS, duration
 from gateway.store import open_store
 from gateway.store.limits import Claim, LedgerRow, Limits, decide, window
 from tests.databases import statement
@@ -58,6 +58,22 @@ def test_tokens_a_minute_are_charged_as_used(form: Form) -> None:
         assert isinstance(refused, RateLimited)
         form.clock.now += 60
         assert isinstance(await outcome(service, who, 100, 1.0), Reservation), "no time of a GPU was used"
+
+    run(form, body)
+
+
+def test_who_used_more_than_was_held_stops_nobody_while_others_run(form: Form) -> None:
+    """L1, L2: what was used beyond an estimate is paid at once; what is left of the rate is for who comes next."""
+    who = asker(Limits(tokens_per_minute=1000))
+
+    async def body(service: LimitService) -> None:
+        used_more, running = await service.acquire(who, 20, 0.0), await service.acquire(who, 20, 0.0)
+        service.settle(used_more, 900, 0.0)
+        assert isinstance(await outcome(service, who, 100), RateLimited), "80 are left"
+        form.clock.now += FRESH
+        assert isinstance(await outcome(service, who, 80), Reservation)
+        assert isinstance(await outcome(service, who, 10), RateLimited)
+        service.settle(running, 20, 0.0)
 
     run(form, body)
 
