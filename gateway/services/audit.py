@@ -19,6 +19,7 @@ import errno
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -115,7 +116,7 @@ class AuditService:
 
     def put(self, record: AuditRecord, begun: int = 0) -> None:
         """Record a request. `begun` is the number from `begin`, if it was called."""
-        if self._spool.size >= self._limit() or (not begun and self._crowded()):
+        if self._spool.size >= self._limit(begun) or (not begun and self._crowded()):
             self._spool.forget(begun)
             self._dropped += 1
             if begun:
@@ -129,9 +130,12 @@ class AuditService:
         if seq - self._delivered == self._config.batch_rows:
             self._batch_ready.set()
 
-    def _limit(self) -> int:
-        """The bound, plus room for the rows of running requests and of refusals while new requests are denied."""
-        return self._ceiling if self._config.when_full == "deny" else self._config.spool_bytes
+    def _limit(self, begun: int) -> int:
+        """The bound. While new requests are denied, rows of refusals may exceed it up to the ceiling, and rows of
+        running requests without limit: there are never more of them than requests that may be open."""
+        if self._config.when_full != "deny":
+            return self._config.spool_bytes
+        return sys.maxsize if begun else self._ceiling
 
     def _crowded(self) -> bool:
         """Whether the disk refuses (even now, if a retry is due) and the rows in memory have reached their limit."""
