@@ -9,9 +9,10 @@ One request is one server span. Below it are `queue` (the wait for a slot) and a
 which has an event `first_byte` and the tokens (on one span only, so that sums over spans are right).
 """
 
+import io
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import requests
 from opentelemetry.exporter.otlp.proto.http import Compression
@@ -67,14 +68,32 @@ BREATH: Final = 50e-6
 """Seconds that this thread sleeps: otherwise the event loop gets the interpreter only after its switch interval (5
 ms)."""
 
+ANSWER_BYTES: Final = 64 * 1024
+"""Read of a collector's answer. OTLP's answers are a few bytes; `requests` would hold one of any length in memory."""
+
 _ids = RandomIdGenerator()
 
 Attributes = dict[str, str | int | bool]
 
 
+class Session(requests.Session):
+    """Bounds the answers that the exporter reads, and refuses redirects, which the exporter takes for success."""
+
+    def request(self, *args: Any, **options: Any) -> requests.Response:
+        """Raises RequestException, also for a redirect: the spans were not taken."""
+        answer = super().request(*args, **{**options, "stream": True})
+        if 300 <= answer.status_code < 400:
+            answer.close()
+            raise requests.TooManyRedirects("the collector redirects: correct tracing.endpoint")
+        begin = next(answer.iter_content(ANSWER_BYTES), b"")
+        answer.close()
+        answer.raw = io.BytesIO(begin)
+        return answer
+
+
 def otlp(settings: Tracing) -> SpanExporter:
     """The OTLP/HTTP exporter. It ignores proxies and credentials of the environment."""
-    session = requests.Session()
+    session = Session()
     session.trust_env = False
     return OTLPSpanExporter(
         endpoint=settings.endpoint,

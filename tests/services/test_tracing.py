@@ -1,7 +1,9 @@
 """Trace context, sampling, the bounded queue, and the spans as the SDK's own in-memory exporter sees them (O4)."""
 
 import asyncio
+import io
 import itertools
+import socket
 import sys
 import threading
 import time
@@ -16,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from gateway import config as cfg
 from gateway.services.record import AuditRecord
-from gateway.services.spans import ATTRIBUTES, SpanExport
+from gateway.services.spans import ANSWER_BYTES, ATTRIBUTES, SpanExport, otlp
 from gateway.services.tracing import BATCH, Ended, Trace, TracingService, open_tracing, parent_of, passed_on
 from tests.wire import WAIT
 
@@ -249,6 +251,77 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     assert open_tracing(cfg.Tracing()) is None
     with pytest.raises(cfg.ConfigError, match=r"tracing.endpoint.*fairgate\[otel\]"):
         open_tracing(ON)
+
+
+class Answering(threading.Thread):
+    """A collector that gives these bytes to each export, for two of them. `sent`: how many it could send in all;
+    `connections` that were made."""
+
+    def __init__(self, head: bytes, body: bytes = b"") -> None:
+        super().__init__(daemon=True)
+        self.sent = self.connections = 0
+        self._answer = head + b"\r\n\r\n", body
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1/traces"
+        self.start()
+
+    def run(self) -> None:
+        exports = 0
+        while exports < 2:
+            link, _ = self._listener.accept()
+            self.connections += 1
+            with link, link.makefile("rb") as lines:
+                link.settimeout(WAIT)
+                while exports < 2 and (length := self._length(lines)) is not None:
+                    lines.read(length)
+                    exports += 1
+                    if not self._whole(link):
+                        break
+        self._listener.close()
+
+    def _length(self, lines: io.BufferedReader) -> int | None:
+        """Of the body that comes; None at the end of the connection."""
+        fields = [line.lower() for line in iter(lines.readline, b"\r\n") if line] if lines.peek(1) else []
+        return next((int(field[15:]) for field in fields if field.startswith(b"content-length:")), None)
+
+    def _whole(self, link: socket.socket) -> bool:
+        head, body = self._answer
+        link.sendall(head)
+        try:
+            for at in range(0, len(body), 4096):
+                self.sent += link.send(body[at : at + 4096])
+        except OSError:
+            return False
+        return True
+
+
+def exported(collector: Answering) -> list[bool]:
+    """Two exports of a request, and whether they are taken for done."""
+    settings = cfg.Tracing(endpoint=collector.url, timeout=WAIT)
+    export = SpanExport(settings, otlp(settings))
+    done = [export.export([a_request()]) for _ in range(2)]
+    collector.join(WAIT)
+    return done
+
+
+def test_an_answer_without_end_is_not_read() -> None:
+    """O4: whoever listens at the endpoint cannot fill the gateway's memory."""
+    length = 256 * ANSWER_BYTES
+    collector = Answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d" % length, bytes(length))
+    assert exported(collector) == [True, True]
+    assert collector.sent < length
+
+
+def test_connections_to_a_collector_are_kept() -> None:
+    collector = Answering(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 2", b"\n\0")
+    assert exported(collector) == [True, True]
+    assert collector.connections == 1
+
+
+def test_a_collector_that_sends_elsewhere_has_nothing() -> None:
+    """O4: as a proxy does that wants https; the spans are lost, and counted as such."""
+    collector = Answering(b"HTTP/1.1 301 Moved\r\nLocation: https://127.0.0.1:1/v1/traces\r\nContent-Length: 0")
+    assert exported(collector) == [False, False]
 
 
 # ---- spans
