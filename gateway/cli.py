@@ -30,6 +30,7 @@ from gateway.commands import (
 from gateway.commands.common import CommandError, say
 from gateway.config import ConfigError
 from gateway.logs import Scrubber
+from gateway.process import hold_standard_files
 from gateway.services.accounts import AccountError
 from gateway.services.spool import SpoolError
 from gateway.shape import nearest
@@ -86,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command -> exit code. Without a command, list the commands."""
+    hold_standard_files()
     tree = parser()
     if not (sys.argv[1:] if argv is None else argv):
         tree.print_help(sys.stderr)

@@ -5,8 +5,10 @@ import asyncio
 import ctypes
 import gc
 import logging
+import os
 import resource
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -51,6 +53,18 @@ def raise_file_limit(connections: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     if most < wanted:
         log.warning("open-file limit too low for caps.connections", extra={"limit": most, "wanted": wanted})
+
+
+def hold_standard_files() -> None:
+    """Open standard input, output and error on /dev/null if the caller closed them. Otherwise a socket or the store
+    would get their numbers, and libuv aborts the process when one below 3 is closed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)  # None if Python found it closed
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def settle_garbage() -> None:

@@ -278,6 +278,31 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     uvloop.run(main())
 
 
+class Unheard(Gate):
+    """Started with standard input, output and error closed."""
+
+    command = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *Gate.command)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_gateway_with_closed_standard_streams_serves_and_exits(workers: int, tmp_path: Path) -> None:
+    """H13, O3: no socket gets the descriptor of standard error."""
+
+    async def main() -> None:
+        async with Engine(plain) as engine:
+            key = await make_key(tmp_path)
+            gate = Unheard(tmp_path, "one", free_port(), engine.url, workers=workers)
+            async with ended(gate):
+                await gate.ready()
+                client = await Client.connect(gate.port)
+                await client.send(asked(key))
+                assert (await client.answer())[0] == 200
+                gate.terminate()
+                assert await gate.exit_code() == 0
+
+    uvloop.run(main())
+
+
 def test_a_new_process_takes_over_without_a_refused_connection(tmp_path: Path) -> None:
     """H13: with `reuse_port`, under load of new connections and streams, through the end of the old one."""
 
