@@ -119,6 +119,8 @@ async def close_all(*closings: Awaitable[None]) -> None:
 def in_force(old: Config, new: Config) -> tuple[Config, list[str]]:
     """The new configuration, except that settings which need a restart keep their old values; and the names of those
     that differ. Raises ConfigError if the two do not fit together."""
+    if old.backends and not new.backends:
+        raise ConfigError("backends: none is left; the file seems to be empty or half written")
     names = [name for name in RESTART_ONLY if getattr(old, name) != getattr(new, name)]
     if (old.tls is None) != (new.tls is None):
         names.append("tls")

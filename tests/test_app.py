@@ -198,6 +198,8 @@ def test_a_reload_that_fails_changes_nothing() -> None:
             broken = cfg.Backend(name="b", url="https://localhost:1", engine="openai", ca="/nowhere.pem")
             with pytest.raises(OSError, match="No such file"):
                 g.app.reload(replaced(g.app, backends=[broken]))
+            with pytest.raises(cfg.ConfigError, match="backends: none is left"):
+                g.app.reload(cfg.Config())  # of an empty file
             with pytest.raises(cfg.ConfigError, match="tls"):
                 g.app.reload(replaced(g.app, tls=cfg.Tls(cert="/nowhere.pem", key="/nowhere.pem")))
             assert g.app.runtime is runtime
