@@ -5,7 +5,7 @@ Must not know any setting. No message contains a value: it may be a secret.
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -57,10 +57,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _unknown(key: str, path: str, known: Iterable[str]) -> str:
+def _unknown(key: str, path: str, known: Collection[str]) -> str:
     """The message for an unknown key. If it cannot be a name, it is a name and a value without a blank between
     (`key:sk-...`), and only the name is shown."""
-    if not re.fullmatch(r"\w{1,40}", key):
+    if not re.fullmatch(r"\w{1,40}", key) and key.replace("-", "_") not in known:
         name = key.partition(":")[0]
         at = f"{path}.{name}".lstrip(".") if name in known else path
         return f"{at or 'the file'}: a setting is NAME, a colon, a space and its value"
