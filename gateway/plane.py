@@ -312,6 +312,15 @@ def _no_passphrase() -> str:
     raise cfg.ConfigError("tls.key: the key has a passphrase, and nobody can be asked for it; store it without one")
 
 
+def _tls_fault(err: OSError) -> str:
+    """What is wrong, since OpenSSL's messages (`[SSL] PEM lib`) do not tell."""
+    if not isinstance(err, ssl.SSLError):
+        return err.strerror or str(err)
+    if err.reason == "KEY_VALUES_MISMATCH":
+        return "the key does not belong to the certificate"
+    return f"one of them is not a complete PEM file ({err.reason or err})"
+
+
 def tls_context(tls: cfg.Tls | None) -> ssl.SSLContext | None:
     """TLS 1.2+ for a listener (H12). Raises ConfigError."""
     if tls is None:
@@ -328,5 +337,5 @@ def tls_context(tls: cfg.Tls | None) -> ssl.SSLContext | None:
             context.load_verify_locations(tls.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
     except OSError as err:  # ssl.SSLError is a subclass, without a file name
-        raise cfg.ConfigError(f"tls: {err.filename or ', '.join(files)}: {err.strerror or err}") from err
+        raise cfg.ConfigError(f"tls: {err.filename or ', '.join(files)}: {_tls_fault(err)}") from err
     return context

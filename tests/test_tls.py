@@ -15,6 +15,7 @@ import pytest
 import uvloop
 
 from gateway import config as cfg
+from gateway.commands.doctor import examine
 from gateway.errors import ConnectFailed
 from gateway.http1 import listener
 from gateway.http1.facts import Address
@@ -22,6 +23,7 @@ from gateway.http1.pool import Pool
 from gateway.http1.server import CUT
 from gateway.plane import tls_context
 from gateway.services import discovery
+from gateway.services.checkup import Finding
 from gateway.store.base import STORED_COLUMNS
 from tests.flow.engine import DONE, Engine, start_and_hang, stream
 from tests.gateway import Gateway, chat, gateway
@@ -210,15 +212,18 @@ def test_a_reload_brings_another_authority_of_clients_into_force(authority: Auth
     uvloop.run(main())
 
 
-def test_a_file_of_tls_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+def test_a_file_of_tls_that_cannot_be_used_is_named(authority: Authority, tmp_path: Path) -> None:
     """O7: OpenSSL says that a file is missing, or is none, not which."""
+    one, other = authority.issue("one"), authority.issue("other").replace(".pem", ".key")
+    with pytest.raises(cfg.ConfigError, match="the key does not belong to the certificate"):
+        tls_context(cfg.Tls(cert=one, key=other))
     text = tmp_path / "text.pem"
     text.write_text("no certificate")
     for missing in ("cert", "key", "client_ca"):
         section = {"cert": str(text), "key": str(text)} | {missing: str(tmp_path / "none.pem")}
         with pytest.raises(cfg.ConfigError, match=r"tls: .*none\.pem: No such file"):
             tls_context(msgspec.convert(section, cfg.Tls))
-    with pytest.raises(cfg.ConfigError, match=r"tls: .*text\.pem"):
+    with pytest.raises(cfg.ConfigError, match=r"tls: .*text\.pem: one of them is not a complete PEM file"):
         tls_context(cfg.Tls(cert=str(text), key=str(text)))
     for file in ("none.pem", "text.pem"):
         with pytest.raises(OSError, match=file):
@@ -278,6 +283,20 @@ def test_an_engine_is_believed_only_with_a_certificate_of_its_authority(authorit
                     await pool.dial(5.0)
 
     uvloop.run(main())
+
+
+def test_the_doctor_names_the_remedy_for_an_engines_certificate(authority: Authority) -> None:
+    """O5: the engine runs, and there is no firewall."""
+    section = authority.section(authority.issue("server"))
+
+    async def main() -> list[Finding]:
+        async with Engine(stream) as engine, gateway(engine.url, tls=section) as inner:
+            file = authority.folder / "fairgate.yaml"
+            file.write_text(f"backends: [{{name: e, url: 'https://localhost:{inner.port}', engine: openai}}]\n")
+            return (await examine(file))[-1].findings
+
+    (found,) = uvloop.run(main())
+    assert found.do == "renew its certificate, or name in `ca` the authority that signed it"
 
 
 def test_a_reload_reads_the_authority_of_an_engine_anew(authority: Authority) -> None:

@@ -269,12 +269,15 @@ def models(backend: Backend, sighting: Sighting) -> list[Finding]:
 
 
 def unreachable(what: str, why: str) -> list[Finding]:
-    """Something that the gateway needs does not answer."""
-    return [_problem(f"{what}: {why}", "start it, or correct its address; see that no firewall is between")]
+    """Something that the gateway needs does not answer, or its certificate does not verify."""
+    do = "start it, or correct its address; see that no firewall is between"
+    if "CERTIFICATE_VERIFY_FAILED" in why:
+        do = "renew its certificate, or name in `ca` the authority that signed it"
+    return [_problem(f"{what}: {why}", do)]
 
 
 def unreadable(path: str, why: str) -> list[Finding]:
-    return [_problem(f"{path}: {why}", "correct the path or its permissions for the gateway's user")]
+    return [_problem(f"{path}: {why}", "correct the path, the file or its permissions for the gateway's user")]
 
 
 def file_limit(wanted: int, hard: int) -> list[Finding]:
