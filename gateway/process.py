@@ -108,6 +108,13 @@ async def unless_second_signal(drain: Callable[[], Awaitable[None]]) -> None:
         group.cancel_scope.cancel()
 
 
+def cause_of(error: Exception) -> Exception:
+    """The error that stopped the services, taken out of the exception groups around it."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 async def close_all(*closings: Awaitable[None]) -> None:
     """Run all closings concurrently and wait for each: a store that does not answer costs its timeout only once. Raises
     their failures as a group."""

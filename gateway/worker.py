@@ -22,7 +22,7 @@ from gateway.errors import Overloaded
 from gateway.flow.ledger_facts import Waiting
 from gateway.loading import secrets
 from gateway.plane import Plane
-from gateway.process import raise_file_limit, settle_garbage
+from gateway.process import cause_of, raise_file_limit, settle_garbage
 from gateway.services.channel import Channel, ChannelLost
 from gateway.services.messages import (
     Alive,
@@ -140,8 +140,11 @@ async def work(end: socket.socket) -> None:
     logging = logs.setup(welcome.config.log.level, secrets=secrets(welcome.config), fields={"worker": welcome.worker})
     try:
         await _serve(line, welcome)
-    except (ConfigError, StoreError, SpoolError, OSError) as err:
-        line.channel.send(Unfit(str(err)))
+    except Exception as err:
+        cause = cause_of(err)
+        if not isinstance(cause, ConfigError | StoreError | SpoolError | OSError):
+            raise
+        line.channel.send(Unfit(str(cause)))
         line.channel.close()
         await asyncio.sleep(0)
         raise SystemExit(1) from err

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -678,6 +679,12 @@ def test_a_worker_that_cannot_start_is_one_sentence(tmp_path: Path) -> None:
                 assert await gate.exit_code() == 1
                 assert "worker 1 could not start" in gate.log.read_text().splitlines()[-1]
             taken.unlink()
+            gate = Crew(tmp_path, engine.url, tls={"cert": "none.pem", "key": "none.pem"})
+            async with ended(gate):
+                assert await gate.exit_code() == 1
+                last = gate.log.read_text().splitlines()[-1]
+                assert re.search("worker [01] could not start: tls: .*none.pem: No such file", last)
+                assert "Traceback" not in gate.log.read_text()
             async with crew(tmp_path, engine) as first:
                 second = Crew(
                     tmp_path, engine.url, listen=f"127.0.0.1:{first.port}", audit={"spool": str(tmp_path / "s")}

@@ -13,6 +13,7 @@ from gateway import config, loading, logs
 from gateway.app import serve
 from gateway.commands.common import CommandError, config_option, whole
 from gateway.demo import DemoError, Options, demo
+from gateway.process import cause_of
 
 T = TypeVar("T")
 
@@ -82,16 +83,9 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
         with contextlib.closing(asyncio.Runner(loop_factory=uvloop.new_event_loop)) as runner:
             return runner.run(main)
     except Exception as err:
-        cause = _inner(err)
+        cause = cause_of(err)
         if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
             raise CommandError(f"{cause.strerror}; end what listens there, or listen elsewhere") from err
         if isinstance(cause, (DemoError, OSError)):
             raise CommandError(str(cause)) from err
         raise cause from err
-
-
-def _inner(error: Exception) -> Exception:
-    """The error that stopped the services, taken out of the exception groups around it."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
