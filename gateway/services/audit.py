@@ -271,17 +271,17 @@ class AuditService:
             await asyncio.get_running_loop().run_in_executor(self._shipper, self._anchor, head)
 
     def _anchor(self, head: Head) -> None:
-        """Write the head to a file outside of the database: whoever rewrites all rows there cannot rewrite this
-        (U4)."""
+        """Write the head to a file outside of the database: whoever rewrites all rows there cannot rewrite this (U4).
+        A failure is logged and tried again when the next anchor is due; rows do not wait for it."""
         path = Path(self._config.anchors or self._spool.directory / "anchors.jsonl")
         line = {"writer": head.writer, "seq": head.seq, "recorded_at": head.recorded_at, "hash": head.hash.hex()}
-        file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600)
+        seq = head.seq
         try:
-            _append_line(file, json.dumps(line).encode())
-            os.fsync(file)
-        finally:
-            os.close(file)
-        self._anchored = (self._clock(), head.seq)
+            _append_line(path, json.dumps(line).encode())
+        except OSError as err:
+            _log.error("an anchor of the audit trail could not be written: %s: %s", path, err.strerror)
+            _, seq = self._anchored
+        self._anchored = (self._clock(), seq)
 
     # -- life
 
@@ -292,12 +292,13 @@ class AuditService:
         while self._clock() < deadline:
             try:
                 await self._ship_all()
-                if self._head is not None and self._head.seq > self._anchored[1]:
-                    self._anchor(self._head)
                 break
             except (StoreError, OSError) as err:
                 _log.warning("audit rows wait in the spool: %d, %s", self._pending(), err)
                 await asyncio.sleep(_RETRY_FIRST)
+        for _ in range(2):  # the disk may take the whole line after it took a part of it
+            if self._head is not None and self._head.seq > self._anchored[1]:
+                self._anchor(self._head)
         async with self._shipping:
             self._closed = True
         self._batch_ready.set()
@@ -319,15 +320,20 @@ class AuditService:
         )
 
 
-def _append_line(file: int, line: bytes) -> None:
-    """Append a complete line, also after an incomplete one. Raises OSError; a part that the disk has taken is
+def _append_line(path: Path, line: bytes) -> None:
+    """Append and sync a complete line, also after an incomplete one. Raises OSError; a part that the disk has taken is
     removed."""
-    size = os.fstat(file).st_size
-    torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
-    data = b"\n" * torn + line + b"\n"
-    if os.write(file, data) != len(data):
-        os.ftruncate(file, size)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600)
+    try:
+        size = os.fstat(file).st_size
+        torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+        data = b"\n" * torn + line + b"\n"
+        if os.write(file, data) != len(data):
+            os.ftruncate(file, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _payload(record: AuditRecord) -> bytes:

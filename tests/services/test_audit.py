@@ -16,7 +16,7 @@ import pytest
 
 from gateway.config import Audit
 from gateway.services import audit as audit_module
-from gateway.services.audit import AuditService
+from gateway.services.audit import CLOSE_SECONDS, AuditService
 from gateway.services.record import AuditRecord, Opening
 from gateway.services.spool import Spool
 from gateway.services.trail import read_anchors
@@ -570,6 +570,26 @@ def test_anchors_are_written_outside_of_the_database(tmp_path: Path) -> None:
             assert head.seq == 2
 
     asyncio.run(body())
+
+
+def test_no_row_waits_for_an_anchor(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """U3: neither while the gateway runs nor at its end, if the folder of the anchors is gone."""
+    slow: list[float] = []
+
+    async def body() -> None:
+        async with connection(tmp_path / "x.db") as store:
+            settings = config(tmp_path, anchors=str(tmp_path / "none" / "anchors"), anchor_seconds=0.001)
+            async with running(store, settings) as service:
+                for count in range(1, 6):
+                    service.put(FULL)
+                    await until(lambda count=count: service.stats().written == count)  # type: ignore[misc]
+                began = time.monotonic()
+            slow.append(time.monotonic() - began)
+
+    asyncio.run(body())
+    assert "an anchor of the audit trail could not be written" in caplog.text
+    assert "rows wait" not in caplog.text
+    assert slow[0] < CLOSE_SECONDS / 2
 
 
 @pytest.mark.parametrize("cut", [0, 1])
