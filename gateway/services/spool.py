@@ -373,12 +373,16 @@ class Spool:
         return name
 
     def close(self) -> None:
-        """Write what was not flushed and release the directory, even if the disk refuses and this raises SpoolError."""
+        """Write what was not flushed and release the directory, even if the disk refuses and this raises SpoolError,
+        which says how many rows are lost."""
         try:
             self.flush()
             self.sync()
         except OSError as err:
-            raise SpoolError(f"audit spool {self.directory}: {err.strerror}") from err
+            lost: list[Entry] = []
+            _take_entries(b"".join(self._buffer), len(self._buffer), lost)
+            rows = f"; {len(lost)} rows that waited for room are lost" if lost else ""
+            raise SpoolError(f"audit spool {self.directory}: {err.strerror}{rows}") from err
         finally:
             for file in (*self._retired, self._file, self._directory, self._lock):
                 os.close(file)

@@ -242,6 +242,29 @@ def test_a_disk_that_refuses_at_the_end_is_named_and_the_directory_is_let_go(
     again.close()
 
 
+def test_rows_that_a_full_disk_does_not_take_at_the_end_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """U3: what is lost is said; of the request that runs there is an entry on the disk."""
+    spool = opened(tmp_path)
+    running = spool.begin(b"a")
+    spool.flush()
+
+    def full(file: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    for number in (running, 0, 0):
+        spool.end(number, b"b")
+    spool.begin(b"c")
+    with pytest.raises(SpoolError, match=f"{tmp_path}: No space left on device; 3 rows that waited for room are lost"):
+        spool.close()
+    monkeypatch.undo()
+    again = opened(tmp_path)
+    assert [payload for _, payload in again.interrupted] == [b"a"]
+    again.close()
+
+
 def test_only_the_owner_reads_it(tmp_path: Path) -> None:
     spool = opened(tmp_path / "spool")
     assert (tmp_path / "spool").stat().st_mode & 0o077 == 0
