@@ -19,7 +19,7 @@ import pytest
 from gateway.cli import parser
 from gateway.config import Prompts
 from gateway.services.audit import AuditService
-from gateway.services.keyfmt import parse
+from gateway.services.keyfmt import mint, parse
 from gateway.services.principal import Principal
 from gateway.services.prompts import PromptService
 from gateway.store.sketch import ERROR
@@ -162,6 +162,11 @@ def test_what_cannot_be_done_is_one_sentence_and_exit_code_1(cli: Cli) -> None:
     assert "no tenant" in cli.refused("users", "create", "x", "--tenant", "nobody")
     assert "no user" in cli.refused("keys", "create", "--tenant", "acme", "--user", "nobody")
     assert "no key" in cli.refused("keys", "revoke", "nothing")
+    leaked = mint()
+    for command in (["keys", "revoke"], ["keys", "rotate"], ["keys", "disable"], ["prompts", "off"]):
+        said = cli.refused(*command, leaked.token)
+        assert f"its id is {leaked.id}" in said
+        assert leaked.token[20:] not in said
     assert "1 to 365" in cli.refused("keys", "create", *owner, "--expires-days", "366")
     assert "unknown scope" in cli.refused("keys", "create", *owner, "--scopes", "chat,root")
     assert "not both" in cli.refused("keys", "create", *owner, "--models", "a", "--all-models")

@@ -17,7 +17,7 @@ from gateway.commands.common import (
     with_store,
 )
 from gateway.config import Config
-from gateway.services.accounts import LONGEST_DAYS, now_us
+from gateway.services.accounts import LONGEST_DAYS, no_key, now_us
 from gateway.store.base import Store
 from gateway.store.prompts import Prompt
 
@@ -63,7 +63,7 @@ def stop(args: argparse.Namespace) -> int:
 
 def _set_days(args: argparse.Namespace, days: int) -> int:
     if not with_store(args, lambda store, _: store.set_prompt_days(args.key, days)):
-        raise CommandError(f"there is no key {args.key!r}")
+        raise no_key(args.key)
     if args.json:
         show_json({"id": args.key, "prompt_days": days})
     else:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from gateway.config import Identity
-from gateway.services.keyfmt import mint, random_text
+from gateway.services.keyfmt import mint, parse, random_text
 from gateway.services.proofs import hasher
 from gateway.services.rights import SCOPES
 from gateway.shape import nearest
@@ -151,6 +151,12 @@ async def create_key(store: Store, user: User, terms: KeyTerms, identity: Identi
     return key, minted.token
 
 
+def no_key(key_id: str) -> NoSuch:
+    """The error for an id that is not known. Operators paste whole keys too, when one has leaked."""
+    whole = parse(key_id.encode())
+    return NoSuch(f"that is a whole key; its id is {whole[0]}" if whole else f"there is no key {key_id!r}")
+
+
 async def _hashed(secret: bytes, identity: Identity) -> str:
     """Hash a secret in a thread: Argon2id takes 20 ms, for which a gateway's loop would be blocked."""
     return await asyncio.to_thread(hasher(identity).hash, secret)
@@ -167,7 +173,7 @@ async def rotate_key(store: Store, key_id: str, overlap: float, identity: Identi
         raise AccountError(f"the overlap is 0 to {LONGEST_OVERLAP:.0f} hours")
     chain = await store.chain(key_id)
     if chain is None:
-        raise NoSuch(f"there is no key {key_id!r}")
+        raise no_key(key_id)
     old, minted, now = chain.key, mint(), now_us()
     _check_lives(old)
     life = await _life(store, old)
@@ -277,7 +283,7 @@ async def find_key(store: Store, key_id: str) -> Key:
     """By its public id."""
     key = await store.key(key_id)
     if key is None:
-        raise NoSuch(f"there is no key {key_id!r}")
+        raise no_key(key_id)
     return key
 
 
@@ -314,13 +320,13 @@ async def share_user(store: Store, tenant: Tenant, ref: str, share: float) -> Us
 async def able_key(store: Store, key_id: str, *, disabled: bool) -> None:
     """Disable or enable a key."""
     if not await store.disable_key(key_id, now_us() if disabled else None):
-        raise NoSuch(f"there is no key {key_id!r}")
+        raise no_key(key_id)
 
 
 async def revoke_key(store: Store, key_id: str) -> None:
     """Revoke a key for good."""
     if not await store.revoke_key(key_id, now_us()):
-        raise NoSuch(f"there is no key {key_id!r}")
+        raise no_key(key_id)
 
 
 def administers(key: Key) -> bool:
