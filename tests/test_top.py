@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import http.server
+import io
 import json
 import os
 import pty
@@ -72,6 +73,36 @@ def in_a_terminal(command: list[str]) -> str:
                 drawn += more.decode(errors="replace")
         assert top.wait(30) == 0
     return drawn
+
+
+def drawn_until(screen: io.FileIO, words: str) -> None:
+    drawn = ""
+    while words not in drawn:
+        drawn += screen.read(65536).decode(errors="replace")
+
+
+def test_top_goes_on_after_a_restart_of_the_gateway() -> None:
+    """O5: while the gateway is away, the view says so."""
+
+    async def watched() -> None:
+        async with Engine(hang) as engine, gateway(engine.url) as g:
+            admin = await serve_admin("127.0.0.1:0", admin_app(g.app))
+            address = f"127.0.0.1:{admin.port}"
+            command = [sys.executable, "-m", "gateway", "top", "--admin", f"http://{address}", "--interval", "0.2"]
+            ours, its = pty.openpty()
+            top = await asyncio.create_subprocess_exec(*command, stdout=its, stderr=its)
+            os.close(its)
+            with io.FileIO(ours) as screen:
+                await asyncio.to_thread(drawn_until, screen, "ready")
+                await admin.close()
+                await asyncio.to_thread(drawn_until, screen, "no statistics from")
+                admin = await serve_admin(address, admin_app(g.app))
+                await asyncio.to_thread(drawn_until, screen, "ready")
+                top.send_signal(signal.SIGINT)
+                assert await top.wait() == 0
+            await admin.close()
+
+    uvloop.run(watched())
 
 
 class Other(http.server.BaseHTTPRequestHandler):

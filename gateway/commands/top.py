@@ -102,14 +102,20 @@ async def _look(http: httpx.AsyncClient) -> dict[str, Any]:
 
 
 async def _watch(http: httpx.AsyncClient, names: Mapping[str, str], interval: float) -> None:
+    """Draw until interrupted. Raises CommandError if the first look fails; later failures are shown until they end."""
+    stats, away = await _look(http), ""
     sys.stdout.write(SHOW_ALTERNATE)
     try:
         while True:
             size = shutil.get_terminal_size()
-            lines = picture(await _look(http), names, size.columns)[: size.lines - 1]
-            sys.stdout.write(HOME + "".join(f"{line}{CLEAR_LINE}\n" for line in lines) + CLEAR_BELOW)
+            lines = picture(stats, names, size.columns) if stats else [away]
+            sys.stdout.write(HOME + "".join(f"{line}{CLEAR_LINE}\n" for line in lines[: size.lines - 1]) + CLEAR_BELOW)
             sys.stdout.flush()
             await asyncio.sleep(interval)
+            try:
+                stats = await _look(http)
+            except CommandError as err:
+                stats, away = {}, f"{RED}{err}{PLAIN}"
     finally:
         sys.stdout.write(SHOW_MAIN)
         sys.stdout.flush()
