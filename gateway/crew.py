@@ -11,8 +11,8 @@ from typing import Protocol, TypeVar
 
 from gateway.admin.state import WorkerStats
 from gateway.services.channel import Channel, ChannelLost
-from gateway.services.desk import Desk
 from gateway.services.messages import Alive, QuestionsToParent, Ready, ToParent, Unfit, Welcome
+from gateway.services.worker_session import WorkerSession
 
 log = logging.getLogger("fairgate.workers")
 
@@ -40,13 +40,13 @@ class Owner(Protocol):
 
     draining: bool
 
-    def desk(self, worker: "Child", channel: Channel) -> Desk: ...
-    def welcome(self, worker: "Child") -> Welcome: ...
-    def listens(self, worker: "Child") -> None: ...
-    def lost(self, worker: "Child") -> None: ...
+    def session(self, worker: "WorkerProcess", channel: Channel) -> WorkerSession: ...
+    def welcome(self, worker: "WorkerProcess") -> Welcome: ...
+    def listens(self, worker: "WorkerProcess") -> None: ...
+    def lost(self, worker: "WorkerProcess") -> None: ...
 
 
-class Child:
+class WorkerProcess:
     """One worker across restarts of its process. `listening`: it serves now; `settled`: it has served once, or could
     not start."""
 
@@ -63,7 +63,7 @@ class Child:
         self._channel: Channel | None = None
         self._gone = asyncio.Event()
         self._finished = asyncio.Event()
-        self.desk: Desk | None = None
+        self.session: WorkerSession | None = None
 
     def stats(self) -> WorkerStats:
         pid = self._process.pid if self._process is not None else 0
@@ -124,7 +124,7 @@ class Child:
         self._gone = asyncio.Event()
         channel = self._channel = Channel(ToParent, QuestionsToParent, self._lost)
         channel.on({Ready: self._ready, Unfit: self._unfit})
-        self.desk = self._owner.desk(self, channel)
+        self.session = self._owner.session(self, channel)
         try:
             process = await self._spawn(theirs)
         except BaseException:
@@ -184,8 +184,8 @@ class Child:
     def _lost(self) -> None:
         """The process has ended or is ending: give back what it held at once."""
         self.listening = False
-        if self.desk is not None:
-            self.desk.close()
+        if self.session is not None:
+            self.session.close()
         self._owner.lost(self)
         self._gone.set()
 

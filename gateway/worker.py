@@ -27,13 +27,13 @@ from gateway.services.channel import Channel, ChannelLost
 from gateway.services.messages import (
     Alive,
     Asked,
+    AuthFailed,
     Commit,
     Drain,
     Prepare,
     QuestionsToWorker,
     Ready,
     Stop,
-    Stranger,
     TakeStock,
     ToWorker,
     Unfit,
@@ -49,7 +49,7 @@ ANSWER_SECONDS = 2.0
 """Seconds to wait for the parent, which asks all workers before it answers."""
 
 
-class Line:
+class ParentLink:
     """The channel to the parent, and the messages that may arrive at any time."""
 
     def __init__(self) -> None:
@@ -89,8 +89,8 @@ class Worker(Plane):
         super().__init__(welcome.config, store, self.remote)
         self._know(self.remote.backends)
         channel.answers({Who: self._who, TakeStock: self._stock, Prepare: self._prepare})
-        channel.on({Commit: self._commit, Stranger: lambda stranger: self.keys.failed_at(stranger.ip)})
-        self.keys.on_failure = lambda ip: channel.send(Stranger(ip))
+        channel.on({Commit: self._commit, AuthFailed: lambda failed: self.keys.failed_at(failed.ip)})
+        self.keys.on_failure = lambda ip: channel.send(AuthFailed(ip))
 
     def _know(self, backends: RemoteBackends) -> None:
         self.metrics.know(models=backends.pools, backends=[stats.name for stats in backends.stats()])
@@ -133,45 +133,45 @@ class Worker(Plane):
 
 async def work(end: socket.socket) -> None:
     """Serve until told to end. Raises ChannelLost if there is no parent."""
-    line = Line()
-    _on_signals(line)
-    await line.channel.connect(end)
-    welcome = await line.welcome
+    link = ParentLink()
+    _on_signals(link)
+    await link.channel.connect(end)
+    welcome = await link.welcome
     logging = logs.setup(welcome.config.log.level, secrets=secrets(welcome.config), fields={"worker": welcome.worker})
     try:
-        await _serve(line, welcome)
+        await _serve(link, welcome)
     except Exception as err:
         cause = cause_of(err)
         if not isinstance(cause, ConfigError | StoreError | SpoolError | OSError):
             raise
-        line.channel.send(Unfit(str(cause)))
-        line.channel.close()
+        link.channel.send(Unfit(str(cause)))
+        link.channel.close()
         await asyncio.sleep(0)
         raise SystemExit(1) from err
     finally:
         logging.stop()
 
 
-async def _serve(line: Line, welcome: Welcome) -> None:
+async def _serve(link: ParentLink, welcome: Welcome) -> None:
     config: Config = welcome.config
     raise_file_limit(config.caps.connections)
     store = await open_store(config.store)
     try:
-        worker = Worker(welcome, store, line.channel)
+        worker = Worker(welcome, store, link.channel)
         async with worker.running():
             settle_garbage()
-            line.channel.send(Ready())
-            await line.drain.wait()
-            await _drain_unless_stopped(line, worker)
+            link.channel.send(Ready())
+            await link.drain.wait()
+            await _drain_unless_stopped(link, worker)
     finally:
         await store.close()
 
 
-async def _drain_unless_stopped(line: Line, worker: Worker) -> None:
+async def _drain_unless_stopped(link: ParentLink, worker: Worker) -> None:
     async with anyio.create_task_group() as group:
 
         async def cut() -> None:
-            await line.stop.wait()
+            await link.stop.wait()
             worker.draining = True
             group.cancel_scope.cancel()
 
@@ -180,11 +180,11 @@ async def _drain_unless_stopped(line: Line, worker: Worker) -> None:
         group.cancel_scope.cancel()
 
 
-def _on_signals(line: Line) -> None:
+def _on_signals(link: ParentLink) -> None:
     """SIGINT and SIGHUP are left to the parent: a terminal's Ctrl-C reaches the whole process group, and so may a
     service manager's signals."""
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, line.drain.set)
+    loop.add_signal_handler(signal.SIGTERM, link.drain.set)
     for number in (signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, lambda: None)
 

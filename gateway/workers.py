@@ -25,29 +25,29 @@ from gateway.admin.app import AdminServer, admin_app, serve_admin
 from gateway.admin.state import AWAY, NO_STATS, PlaneStats, Stock, WorkerStats, added
 from gateway.api.routes import Routes
 from gateway.config import Config, ConfigError
-from gateway.crew import Child
+from gateway.crew import WorkerProcess
 from gateway.flow.ledger_facts import Waiting
 from gateway.hub import HasHub, LocalHub
 from gateway.plane import metrics_of, tls_context
 from gateway.process import early_hangup, in_force, on_signals, reload_on_hangup, settle_garbage, unless_second_signal
 from gateway.services.backend_facts import Topology
 from gateway.services.channel import Channel
-from gateway.services.desk import Desk
 from gateway.services.keys import KeyService
 from gateway.services.messages import (
     Asked,
+    AuthFailed,
+    BackendStates,
     Commit,
-    Doubt,
     Drain,
-    Picture,
     Prepare,
+    ReportSuccess,
     Retuned,
     Stop,
-    Stranger,
     TakeStock,
     Welcome,
     Who,
 )
+from gateway.services.worker_session import WorkerSession
 from gateway.spools import deliver_left_over, spool_of
 from gateway.store import Store, open_store
 from gateway.urls import bracketed, parse_listen
@@ -79,7 +79,7 @@ class Parent(HasHub):
         self._past = NO_STATS
         self._stock: dict[int, Stock] = {}  # worker -> its last known figures, while it runs
         self._configs: dict[int, Config] = {}  # worker -> the configuration it was given
-        self._crew = [Child(number, self) for number in range(config.workers)]
+        self._crew = [WorkerProcess(number, self) for number in range(config.workers)]
         self._reloading = asyncio.Lock()
         self._renewals: set[asyncio.Task[None]] = set()
 
@@ -101,7 +101,7 @@ class Parent(HasHub):
         await asyncio.gather(*map(self._take_stock, self._crew))
         self.metrics.show([self._own.counts(), *(stock.counts for stock in self._stock.values())])
 
-    async def _take_stock(self, worker: Child) -> None:
+    async def _take_stock(self, worker: WorkerProcess) -> None:
         stock = await worker.ask(TakeStock(), Stock, ANSWER_SECONDS)
         if stock is not None and worker.listening:
             self._stock[worker.number] = stock
@@ -112,7 +112,7 @@ class Parent(HasHub):
         rows = []
         for worker, mine in zip(self._crew, answers, strict=True):
             for one in mine or ():
-                place = worker.desk.place(one.number) if worker.desk is not None else None
+                place = worker.session.place(one.number) if worker.session is not None else None
                 if place is not None:
                     rows.append(Waiting(one.id, one.model, place.ahead, place.estimate, one.since))
         return sorted(rows, key=lambda row: row.since)
@@ -125,47 +125,47 @@ class Parent(HasHub):
 
     def _rewired(self, topology: Topology) -> None:
         self.metrics.know(models=topology.pools, backends=topology.gates)
-        self._tell(Picture(self.backends.picture()))
+        self._tell(BackendStates(self.backends.picture()))
 
     def _retuned(self, settings: Settings) -> None:
         self._tell(Retuned(settings))
 
     def _doubted(self, backend: str) -> None:
-        self._tell(Doubt(backend))
+        self._tell(ReportSuccess(backend))
 
     # -- `crew.Owner`
 
-    def desk(self, worker: Child, channel: Channel) -> Desk:
-        def failed(stranger: Stranger) -> None:
+    def session(self, worker: WorkerProcess, channel: Channel) -> WorkerSession:
+        def tell_others(failed: AuthFailed) -> None:
             if self.keys is not None:
-                self.keys.failed_at(stranger.ip)
+                self.keys.failed_at(failed.ip)
             for other in self._crew:
                 if other is not worker:
-                    other.tell(stranger)
+                    other.tell(failed)
 
-        channel.on({Stranger: failed})
+        channel.on({AuthFailed: tell_others})
         channel.answers({Who: self._who})
-        return Desk(channel, self.hub, self._doubted)
+        return WorkerSession(channel, self.hub, self._doubted)
 
-    def welcome(self, worker: Child) -> Welcome:
+    def welcome(self, worker: WorkerProcess) -> Welcome:
         self._configs[worker.number] = self.config
         config = self._config_for(worker, self.config)
         return Welcome(worker.number, config, self.hub.estimator.settings, self.backends.picture())
 
-    def listens(self, worker: Child) -> None:
+    def listens(self, worker: WorkerProcess) -> None:
         """Send the worker what has changed since its welcome."""
-        worker.tell(Picture(self.backends.picture()))
+        worker.tell(BackendStates(self.backends.picture()))
         worker.tell(Retuned(self.hub.estimator.settings))
         if self._configs[worker.number] is not self.config:
             self._renew_soon(worker)
 
-    def lost(self, worker: Child) -> None:
+    def lost(self, worker: WorkerProcess) -> None:
         stock = self._stock.pop(worker.number, None)
         if stock is not None:
             self._own.add(stock.counts)
             self._past = added([self._past, stock.stats], past=True)
 
-    def _config_for(self, worker: Child, config: Config) -> Config:
+    def _config_for(self, worker: WorkerProcess, config: Config) -> Config:
         """The configuration for a worker: with the shared address, and with its own spool."""
         host, _ = parse_listen(config.listen)
         audit = msgspec.structs.replace(config.audit, spool=spool_of(config, self.store, worker.number))
@@ -198,21 +198,21 @@ class Parent(HasHub):
             adopt()
             return differs
 
-    async def _prepare(self, worker: Child, config: Config) -> str | None:
+    async def _prepare(self, worker: WorkerProcess, config: Config) -> str | None:
         return await worker.ask(Prepare(self._config_for(worker, config)), str, RELOAD_SECONDS)
 
-    def _commit(self, worker: Child) -> None:
+    def _commit(self, worker: WorkerProcess) -> None:
         worker.tell(Commit())
         self._configs[worker.number] = self.config
 
-    def _renew_soon(self, worker: Child) -> None:
+    def _renew_soon(self, worker: WorkerProcess) -> None:
         """Start `_renew` as a task. Also called from the channel, outside of any task, where a task group cannot be
         used."""
         task = asyncio.get_running_loop().create_task(self._renew(worker))
         self._renewals.add(task)
         task.add_done_callback(self._renewals.discard)
 
-    async def _renew(self, worker: Child) -> None:
+    async def _renew(self, worker: WorkerProcess) -> None:
         """Give the new configuration to a worker that was starting, or did not answer, during the reload."""
         while worker.listening:
             async with self._reloading:
@@ -261,7 +261,7 @@ class Parent(HasHub):
         if not self.config.admin.api:
             return []
         keys = self.keys = KeyService(self.store, self.config.identity)
-        keys.on_failure = lambda ip: self._tell(Stranger(ip))
+        keys.on_failure = lambda ip: self._tell(AuthFailed(ip))
         await keys.start()
         return AdminApi(self, keys).routes()
 

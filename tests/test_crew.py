@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 from gateway import crew as crews
-from gateway.crew import Child
+from gateway.crew import WorkerProcess
 from gateway.services.channel import Channel
 from gateway.services.messages import Alive, QuestionsToParent, QuestionsToWorker, ToParent, ToWorker
 from tests.flow.engine import Engine
@@ -87,7 +87,7 @@ async def line() -> AsyncIterator[tuple[Line, asyncio.subprocess.Process, "async
     await made.ours.connect(ours)
     await made.theirs.connect(theirs)
     process = await asyncio.create_subprocess_exec("sleep", "300")
-    worker = Child(0, None)  # type: ignore[arg-type]  # nobody owns it
+    worker = WorkerProcess(0, None)  # type: ignore[arg-type]  # nobody owns it
     worker.listening = True
     watch = asyncio.ensure_future(worker._watch(made.ours, process))
     try:

@@ -21,9 +21,9 @@ import uvloop
 
 from gateway.config import Quotas
 from gateway.services.channel import HEAD, Channel
-from gateway.services.desk import Desk
 from gateway.services.limits import LimitService
 from gateway.services.messages import QuestionsToParent, Release, Reserve, Settle, Submit, ToParent
+from gateway.services.worker_session import WorkerSession
 from gateway.store import open_store
 from gateway.store.limits import Limits, Scoped
 from scheduler.aio import Scheduler
@@ -83,7 +83,7 @@ async def measure(batch: int, limited: bool) -> tuple[float, float]:
         ours, theirs = socket.socketpair()
         gone = asyncio.Event()
         channel = Channel(ToParent, QuestionsToParent, gone.set)
-        desk = Desk(channel, cast(Any, hub), lambda name: None)
+        desk = WorkerSession(channel, cast(Any, hub), lambda name: None)
         words = ("worker", str(theirs.fileno()), str(batch), str(int(limited)))
         process = subprocess.Popen([sys.executable, "-m", __spec__.name, *words], pass_fds=(theirs.fileno(),))  # noqa: ASYNC220
         theirs.close()

@@ -20,7 +20,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.admin.door import CONNECTIONS, Door
+from gateway.admin.protocol import CONNECTIONS, AdminProtocol
 from gateway.admin.state import Gateway, readiness, register_sources, stats
 from gateway.urls import parse_listen
 
@@ -162,7 +162,7 @@ async def serve_admin(listen: str, app: Any) -> AdminServer:
     bound = _bound(listen)
     config = uvicorn.Config(
         app,
-        http=Door,  # based on h11, which limits what it buffers of a head
+        http=AdminProtocol,  # based on h11, which limits what it buffers of a head
         ws="none",
         loop="none",
         lifespan="off",

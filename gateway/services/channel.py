@@ -32,7 +32,7 @@ class ChannelLost(Exception):
     """The other end is gone, did not answer in time, or could not answer."""
 
 
-class Ask(msgspec.Struct, frozen=True, array_like=True, tag="?"):
+class Question(msgspec.Struct, frozen=True, array_like=True, tag="?"):
     """A question; its `body` is a message of its own."""
 
     number: int
@@ -52,11 +52,11 @@ class Channel(asyncio.Protocol):
     (`on`, `answers`) before the first message of their type can arrive."""
 
     def __init__(self, messages: Any, questions: Any, lost: Callable[[], None]) -> None:
-        self._decode = msgspec.msgpack.Decoder(list[messages | Ask | Answer]).decode
+        self._decode = msgspec.msgpack.Decoder(list[messages | Question | Answer]).decode
         self._question = msgspec.msgpack.Decoder(questions).decode
         self._lost = lost
         self._loop = asyncio.get_running_loop()
-        self._handlers: dict[type, Callable[[Any], None]] = {Ask: self._asked, Answer: self._answered}
+        self._handlers: dict[type, Callable[[Any], None]] = {Question: self._asked, Answer: self._answered}
         self._answers: dict[type, Callable[[Any], Awaitable[object]]] = {}
         self._open: dict[int, tuple[asyncio.Future[Any], Any]] = {}
         self._numbers = itertools.count()
@@ -120,7 +120,7 @@ class Channel(asyncio.Protocol):
 
         future.add_done_callback(ended)
         self._open[number] = (future, kind)
-        self.send(Ask(number, msgspec.Raw(_encode(question))))
+        self.send(Question(number, msgspec.Raw(_encode(question))))
         return future
 
     def close(self) -> None:
@@ -170,20 +170,20 @@ class Channel(asyncio.Protocol):
 
     # -- questions
 
-    def _asked(self, ask: Ask) -> None:
-        task = self._loop.create_task(self._reply(ask))
+    def _asked(self, asked: Question) -> None:
+        task = self._loop.create_task(self._reply(asked))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _reply(self, ask: Ask) -> None:
+    async def _reply(self, asked: Question) -> None:
         try:
-            question = self._question(ask.body)
+            question = self._question(asked.body)
             answer = _encode(await self._answers[type(question)](question))
         except Exception as err:
             _log.exception("a question on a channel could not be answered")
-            self.send(Answer(ask.number, msgspec.Raw(_encode(None)), f"{type(err).__name__}: {err}"))
+            self.send(Answer(asked.number, msgspec.Raw(_encode(None)), f"{type(err).__name__}: {err}"))
         else:
-            self.send(Answer(ask.number, msgspec.Raw(answer)))
+            self.send(Answer(asked.number, msgspec.Raw(answer)))
 
     def _answered(self, answer: Answer) -> None:
         if answer.fault:

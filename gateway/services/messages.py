@@ -101,7 +101,7 @@ class Measured(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="m"):
     now: float
 
 
-class Stranger(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="n"):
+class AuthFailed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="n"):
     """An authentication from this address failed. The parent tells the other workers (K4)."""
 
     ip: str
@@ -160,13 +160,13 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome"):
     seen: tuple[Seen, ...]
 
 
-class Picture(msgspec.Struct, frozen=True, array_like=True, tag="seen"):
+class BackendStates(msgspec.Struct, frozen=True, array_like=True, tag="seen"):
     """The state of the backends."""
 
     seen: tuple[Seen, ...]
 
 
-class Doubt(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="doubt"):
+class ReportSuccess(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="doubt"):
     """A request failed on this backend, or it was looked at: the next success there must be reported."""
 
     backend: str
@@ -236,8 +236,21 @@ ToParent = (
     | Failed
     | Succeeded
     | Measured
-    | Stranger
+    | AuthFailed
 )
-ToWorker = Welcome | Grant | Refuse | Held | Denied | Picture | Doubt | Retuned | Stranger | Commit | Drain | Stop
+ToWorker = (
+    Welcome
+    | Grant
+    | Refuse
+    | Held
+    | Denied
+    | BackendStates
+    | ReportSuccess
+    | Retuned
+    | AuthFailed
+    | Commit
+    | Drain
+    | Stop
+)
 QuestionsToParent = Who
 QuestionsToWorker = Who | TakeStock | Alive | Prepare

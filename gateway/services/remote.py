@@ -22,18 +22,18 @@ from gateway.services.catalogue import Catalogue, snapshot
 from gateway.services.channel import Channel
 from gateway.services.limits import Limited, Reservation, Shown
 from gateway.services.messages import (
+    BackendStates,
     Cancel,
     Charge,
     Denied,
-    Doubt,
     Failed,
     Grant,
     Held,
     Linger,
     Measured,
-    Picture,
     Refuse,
     Release,
+    ReportSuccess,
     Reserve,
     Retuned,
     Settle,
@@ -281,14 +281,14 @@ class RemoteHub:
         self._seen = welcome.seen
         self._changed = changed
         self.backends = RemoteBackends(channel, welcome.config, welcome.seen)
-        channel.on({Picture: self._pictured, Doubt: self._doubted, Retuned: self._retuned})
+        channel.on({BackendStates: self._pictured, ReportSuccess: self._doubted, Retuned: self._retuned})
 
-    def _pictured(self, picture: Picture) -> None:
+    def _pictured(self, picture: BackendStates) -> None:
         self._seen = picture.seen
         self.backends.show(picture.seen)
         self._changed(self.backends)
 
-    def _doubted(self, doubt: Doubt) -> None:
+    def _doubted(self, doubt: ReportSuccess) -> None:
         self.backends.doubt(doubt.backend)
 
     def _retuned(self, retuned: Retuned) -> None:

@@ -14,10 +14,10 @@ from gateway import config
 from gateway.errors import BudgetSpent, LimitsUnavailable, RateLimited
 from gateway.services.backends import BackendService
 from gateway.services.channel import Channel
-from gateway.services.desk import Desk
 from gateway.services.limits import LimitService
 from gateway.services.messages import QuestionsToParent, QuestionsToWorker, Succeeded, ToParent, ToWorker
 from gateway.services.remote import RemoteBackends, RemoteLimits, RemoteScheduler, RemoteZombies
+from gateway.services.worker_session import WorkerSession
 from gateway.store.limits import Limits
 from scheduler.aio import Lease, Rejected, Scheduler, Waiter
 from scheduler.model import Refusal, Ticket
@@ -70,7 +70,7 @@ class Side:
         settings = config.Config(backends=[config.Backend(name="g", url="http://127.0.0.1:1", engine="openai")])
         self.backends = RemoteBackends(self.channel, settings, shared.backends.picture())
         theirs = Channel(ToParent, QuestionsToParent, lambda: self.desk.close())
-        self.desk = Desk(theirs, shared, lambda name: [side.backends.doubt(name) for side in sides])
+        self.desk = WorkerSession(theirs, shared, lambda name: [side.backends.doubt(name) for side in sides])
 
     async def connect(self) -> "Side":
         ours, theirs = socket.socketpair()

@@ -16,7 +16,7 @@ ANSWER_SECONDS: Final = 300.0  # from the head to the last byte that the client 
 _PLACES: Final = itertools.count(1)
 
 
-class Door(H11Protocol):
+class AdminProtocol(H11Protocol):
     """One connection."""
 
     head_seconds = HEAD_SECONDS
@@ -63,7 +63,7 @@ class Door(H11Protocol):
     def _make_room(self) -> None:
         """Close another connection: the one that has waited longest for a head, or else one whose answer is still being
         read. If all are being answered, uvicorn refuses this one."""
-        others = [other for other in self.connections if isinstance(other, Door) and other is not self]
+        others = [other for other in self.connections if isinstance(other, AdminProtocol) and other is not self]
         idle = [
             (other.transport.get_write_buffer_size() > 0, other.place, other) for other in others if not other.answering
         ]

@@ -54,9 +54,9 @@ class Hub(Protocol):
     def zombies(self) -> Zombies: ...
 
 
-class Desk:
-    """The desk of one worker. `doubted` is called with a backend on which a request failed, so that all workers are
-    told."""
+class WorkerSession:
+    """One worker as the parent serves it. `doubted` is called with a backend on which a request failed, so that all
+    workers are told."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Desk:
         )
 
     def __repr__(self) -> str:
-        return f"<Desk waiting={len(self._waiters)} leases={len(self._leases)} reserved={len(self._reserved)}>"
+        return f"<WorkerSession waiting={len(self._waiters)} leases={len(self._leases)} reserved={len(self._reserved)}>"
 
     # -- slots
 

@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from gateway.admin.app import serve_admin
-from gateway.admin.door import CONNECTIONS, Door
+from gateway.admin.protocol import CONNECTIONS, AdminProtocol
 from tests.wire import WAIT
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -114,7 +114,7 @@ def test_where_all_are_answered_a_new_request_is_told_so() -> None:
 @pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.1\r\nHost:"], ids=["nothing", "half a head"])
 def test_a_head_has_a_time_to_come(before: bytes, said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """H3: from the connection, or from the answer before."""
-    monkeypatch.setattr(Door, "head_seconds", SOON)
+    monkeypatch.setattr(AdminProtocol, "head_seconds", SOON)
 
     async def test(listener: Listener) -> None:
         reader, writer = await listener.connect()
@@ -132,12 +132,12 @@ def test_a_head_has_a_time_to_come(before: bytes, said: bytes, monkeypatch: pyte
 
 def test_an_answer_has_a_time_to_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """H4: it is given up, and its memory with it."""
-    monkeypatch.setattr(Door, "answer_seconds", SOON)
+    monkeypatch.setattr(AdminProtocol, "answer_seconds", SOON)
 
     async def test(listener: Listener) -> None:
         lost = asyncio.Event()
-        ends = Door.connection_lost
-        monkeypatch.setattr(Door, "connection_lost", lambda door, exc: (ends(door, exc), lost.set()))
+        ends = AdminProtocol.connection_lost
+        monkeypatch.setattr(AdminProtocol, "connection_lost", lambda door, exc: (ends(door, exc), lost.set()))
         loop = asyncio.get_running_loop()
         with socket.create_connection(("127.0.0.1", listener.port)) as deaf:
             deaf.setblocking(False)
@@ -149,7 +149,7 @@ def test_an_answer_has_a_time_to_be_read(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_requests_one_after_the_other_have_their_time_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers may take longer than heads; pipelined requests are answered too."""
-    monkeypatch.setattr(Door, "head_seconds", SOON)
+    monkeypatch.setattr(AdminProtocol, "head_seconds", SOON)
 
     async def test(listener: Listener) -> None:
         reader, writer = await listener.connect()
