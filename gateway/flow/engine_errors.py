@@ -137,8 +137,8 @@ def _rejected(text: bytes, cause: str, added: int) -> UpstreamRejected:
 def too_long(text: bytes, cause: str, added: int = 0) -> ContextTooLong | None:
     """The error if an engine says (in lower case) that prompt and output exceed the context.
 
-    Agents of all three APIs know what to do by phrases: "prompt is too long" is Anthropic's, "this model's maximum
-    context length is" OpenAI's. Nothing but the engine's figures comes from its text.
+    Agents of all three APIs react to fixed phrases: "prompt is too long" is Anthropic's, "this model's maximum context
+    length is" OpenAI's. Only the figures are taken from the engine's text.
     """
     if not _CONTEXT.search(text):
         return None

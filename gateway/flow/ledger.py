@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 LARGE: Final = 64 * 1024
 """Bodies larger than this many bytes also count for their key. Smaller ones could fill the memory only in numbers that
-other limits of a key forbid."""
+other limits of the key forbid."""
 
 
 class Ledger:

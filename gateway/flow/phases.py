@@ -243,7 +243,7 @@ def route(x: Exchange, rt: Runtime) -> None:
     """Model and principal -> route. A forbidden and an unknown model get the same answer (K8)."""
     found = _find(x, rt, x.endpoint.dialect.name, x.endpoint.kind)
     if found is None:
-        # Every engine has chat: the key may use this model, but not on this route
+        # Every engine serves chat, so this finds a model that the key may use, but not on this route
         if _find(x, rt, "openai", Kind.CHAT) is not None:
             raise NotFound(NO_SUCH_ROUTE)
         raise ModelUnavailable()
@@ -364,7 +364,7 @@ def _first_byte(x: Exchange) -> bytes:
 
 def _client_media_type(x: Exchange) -> bytes:
     """The media type of the answer to the client."""
-    assert x.relay is not None  # noqa: S101  # who asks
+    assert x.relay is not None  # noqa: S101  # relay ran
     crossing = x.relay.crossing
     if crossing is None:
         return _engine_media_type(x)

@@ -25,7 +25,7 @@ from gateway.http1.message import ResponseHead
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 LONGEST_TRANSLATED: Final = 16 * 1024 * 1024
 """Maximum bytes of a plain answer that is translated; embeddings are the longest."""
-KEEP_FOR_USAGE: Final = 256 * 1024  # of a plain JSON answer; what is dropped of a longer one is searched first
+KEEP_FOR_USAGE: Final = 256 * 1024  # bytes of a plain JSON answer; usage is looked for in whatever is dropped
 NEVER: Final = 1 << 62  # frames
 _NOTHING: Final[list[bytes]] = []  # shared by all streams, which keep nothing; never appended to
 
@@ -156,7 +156,7 @@ class Relay:
 
     def _see_opening(self, data: bytes) -> None:
         """Look for usage in the stream's first event, then take the usual path for the rest."""
-        assert self.tap is not None and self.tap.opening is not None  # noqa: S101, PT018  # set where this path is
+        assert self.tap is not None and self.tap.opening is not None  # noqa: S101, PT018  # set if this path is chosen
         if self.tap.opening.feed(data):
             self._path = self._usual
         self._usual(self, data)

@@ -142,7 +142,8 @@ def _cost(x: Exchange, rt: Runtime, works_on: bool, ended: float) -> float:
     """Cost units to charge (scheduler.md 5.3): the actual cost if reported, nothing if no engine worked.
 
     Leaving early is not free. If the engine `works_on` after the client has left, the whole answer is produced and the
-    expected cost is charged. Nothing of a plain answer is seen before its end; what may have been produced is charged.
+    expected cost is charged. A plain answer shows nothing before its end: the tokens that the engine may have produced
+    by then are estimated from the model's pace and charged.
     """
     if works_on and x.outcome in GIVEN_UP:
         return expected_cost(x, rt)

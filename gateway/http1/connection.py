@@ -302,7 +302,7 @@ class Connection:
         self.transport.pause_reading()
 
     def read_on(self) -> None:
-        """Resume reading, unless too many pipelined bytes are held: each answer would let the buffer grow by a read."""
+        """Resume reading, unless too many pipelined bytes are held: the buffer would grow by one read per answer."""
         if self.reader.head is None or self.reader.buffered <= PIPELINE_BYTES:
             self.transport.resume_reading()
         else:

@@ -51,7 +51,7 @@ class Signal(Generic[T]):
             yield self
         if self._error is not None:
             raise self._error
-        return self._value  # type: ignore[return-value]  # set() gave it
+        return self._value  # type: ignore[return-value]  # stored by set()
 
     def __repr__(self) -> str:
         return f"<Signal {'set' if self.is_set else 'waiting'}>"

@@ -60,7 +60,7 @@ def give_back(peer: Llhttp, head: RequestHead) -> None:
     """Return the parser after the whole request of `head`, for the next request of any connection.
 
     It is kept only if llhttp, which also obeys Proxy-Connection, considers that request's connection persistent: after
-    a last request it parses nothing more.
+    the last request of a connection it parses nothing more.
     """
     options = (head.headers.get(b"connection"), head.headers.get(b"proxy-connection"))
     if head.version == 11 and all(option is None or option.lower() == b"keep-alive" for option in options):

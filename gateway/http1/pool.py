@@ -71,7 +71,7 @@ class Pool:
             connection.abort()
         return None
 
-    async def dial(self, timeout: float) -> UpstreamConnection:  # noqa: ASYNC109  # the caller steps without a Task, so asyncio.timeout cannot be its
+    async def dial(self, timeout: float) -> UpstreamConnection:  # noqa: ASYNC109  # callers have no Task for asyncio.timeout
         """Open a new connection. Raises ConnectFailed, or Overloaded if this process has run out of file descriptors,
         for which the engine is not to blame. If it is interrupted, the half-open connection is closed."""
         self.dialled += 1

@@ -1,6 +1,6 @@
 """Response heads of backends: bytes -> `ResponseHead` with its framing decided, or an error.
 
-Parses a status line and its fields strictly (RFC 9112 sections 4 to 6). Must not know connections or who asked. A head
+Parses a status line and its fields strictly (RFC 9112 sections 4 to 6). Must not know connections or clients. A head
 with ambiguous framing is refused: the connection could otherwise carry one user's answer to another. A compressed body
 is refused too: engines are asked for `identity`, and the gateway could not read it.
 """

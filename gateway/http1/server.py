@@ -18,7 +18,7 @@ from gateway.http1.facts import ServerStats
 from gateway.http1.listener import Listener
 from gateway.http1.wire import WireLimits
 
-# Seconds that a connection whose first request is still to come is kept open during a drain
+# Seconds for which a drain keeps a connection open that has not sent its first request yet
 FRESH_AT_DRAIN: Final = 1.0
 CUT: Final = 1.0  # seconds for clients of interrupted requests to read the last bytes; most need no time
 EXPIRED_A_TURN: Final = 20  # timers handled in one turn of the loop: an answer with its record takes 0.1 ms

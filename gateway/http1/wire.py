@@ -388,8 +388,8 @@ def _around_length(raw: bytes) -> tuple[bytes, bytes]:
 
 
 def _repeatable(raw: bytes, head: RequestHead, limits: WireLimits) -> Repeated | None:
-    """What another head must equal to have the meaning of `head`, whose bytes are `raw`. None if every such head must
-    be parsed: chunked bodies have no length, and whether an expectation applies depends on the length."""
+    """The bytes that another head must repeat to mean the same as `head`, whose own bytes are `raw`. None if every such
+    head must be parsed: chunked bodies have no length, and whether an expectation applies depends on the length."""
     if head.chunked or b"expect" in head.headers:
         return None
     before, after = _around_length(raw)
