@@ -44,7 +44,7 @@ class Slots(Protocol):
 
 
 class Granter(Slots, Protocol):
-    """Is told by leases and waiters when they end."""
+    """What leases and waiters report to: charges, releases and cancellations."""
 
     def end(self, number: int, cost: float) -> None: ...
     def charge(self, number: int, extra: float) -> None: ...
@@ -201,7 +201,7 @@ class Scheduler:
     # -- decisions ---------------------------------------------------------------------------------------------
 
     def _apply(self, decided: Sequence[Decision]) -> None:
-        """Wake those that were decided; slots of those that are gone go to the next."""
+        """Wake the waiters that were decided. If one is already gone, its slot goes to the next."""
         pending = list(decided)
         for decision in pending:
             # The list grows during this loop: a slot given back may be granted again.

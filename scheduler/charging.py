@@ -10,7 +10,7 @@ from
     paid  = t_start + S * (x reduced towards 0 by 1/2),  x = (mean / (C * share) - free) * A / slots
                                                          A = total share queueing
 
-so a deep backlog buys nothing: what counts is how long the party has been owed service.
+A deep backlog therefore gains nothing: what counts is how long the party has been owed service.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from scheduler.request import OVER, RUNNING, Request
 
 SLACK: Final = 0.5
 """Service times by which the payment is reduced towards zero. It removes the noise of means from small queues, and a
-party that has just been served gains nothing. In the simulator 0.5 costs nothing anywhere; 2 costs fairness of shares
-in crowds (Jain .994)."""
+party that has just been served gains nothing. In the simulator 0.5 costs nothing anywhere; 2 makes shares less
+fair in crowds (Jain .994)."""
 
 
 def start(now: float, request: Request, crowd: float, tenant_crowd: float) -> None:
     """The request runs from now on: charge its estimate to user and tenant, and set when they will have paid for it.
-    The crowds are the total shares that queue beside the user and beside the tenant."""
+    `crowd` and `tenant_crowd` are the total shares that queue, in the units of the user's and of the tenant's share."""
     pool, node, cost = request.pool, request.node, request.cost
     tenant, account, epoch = node.tenant, node.owner, pool.epoch
     if pool.windows:

@@ -4,9 +4,9 @@ Owns these figures for pools that have a gate in common, directly or through oth
 heads of their queues. Must not know how a queue is ranked.
 
 The heads of these queues compete for the next slot of a shared gate, and usage is counted over all models. If each
-model were measured in its own units, a little usage would weigh more before a small model than much usage before a
-large one, and a wait of seconds more than one of minutes. So these queues are ranked like those of one model whose
-requests differ in size. A model that shares nothing is ranked by its own figures.
+model were measured in its own units, a little usage would weigh more in the queue of a small model than much usage in
+the queue of a large one, and a wait of seconds more than one of minutes. So these queues are ranked like those of one
+model whose requests differ in size. A model that shares nothing is ranked by its own figures.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scheduler.position import Snapshot
 
 LOAD: Final = 5.0
-"""Mean service times by which a request waits longer if its model must be loaded, beside requests for loaded models.
+"""Mean service times that a request waits longer than requests for loaded models if its own model must be loaded.
 Without this, an engine that cannot hold two models at once would load one for every turn, and do little else."""
 
 
@@ -92,9 +92,9 @@ class Commons:
             self.refreeze(now)
 
     def crowd(self, node: User) -> tuple[float, float]:
-        """The total shares that queue, beside a waiting user within its tenant and beside the tenant. A party that
-        waits before several of the pools is assumed to do so in as many as this party: exact counts would cost every
-        dispatch a walk over all parties."""
+        """The total shares that queue, of the users of this tenant and of all tenants, this party included. A party
+        that waits in several of the pools is assumed to wait in as many of them as this party does: for exact counts,
+        every dispatch would have to look at all parties."""
         tenant = node.tenant
         if len(self.pools) == 1:
             return tenant.users.shares, self.pools[0].root.shares

@@ -104,7 +104,7 @@ class Core:
         return self._wait(now, pool, request, others)
 
     def cancel(self, now: float, number: int) -> Sequence[Decision]:
-        """Give a ticket up. If it waits, it leaves and usage does not change; if it was granted, its slot is given back
+        """Give up a ticket. If it waits, it leaves and usage does not change; if it was granted, its slot is given back
         with cost 0. No effect on an ended or unknown ticket."""
         now, others = self._begin(now)
         request = self._requests.get(number)
@@ -195,7 +195,7 @@ class Core:
             self._watch(node)
         own = node.n - 1 if node.extra is None else node.order(pool.epoch.per_wait).index(request)
         request.rank = place(pool, now, node, own)[0]
-        if node.n > 1 and not ticket.avoid and best_gate(pool.places) is not None:  # its party's head avoids that gate
+        if node.n > 1 and not ticket.avoid and best_gate(pool.places) is not None:  # its party's head avoided that gate
             others = [*others]
             self._fill_pool(now, pool, others)
         return Queued(request.id, request.rank, request.queue_len), others
@@ -244,7 +244,7 @@ class Core:
     # -- slots -------------------------------------------------------------------------------------------------
 
     def _gate_for(self, pool: Pool, ticket: Ticket) -> Gate | None:
-        """The gate for a request that need not wait. Others take the first free slot: turns precede caches."""
+        """The gate for a request that need not wait. Others take the first free slot: order counts more than caches."""
         load = self.fleet.settings.affinity if ticket.conversation else 0.0
         home = home_gate(pool.places, ticket.conversation, load, ticket.avoid) if load else None
         return home or best_gate(pool.places, ticket.avoid)

@@ -61,7 +61,7 @@ class Node:
         self.offset = 0.0
         self.since = 0.0
         self.backlog = 0.0
-        """Since when it has always had a request waiting, see `opens`."""
+        """Time since which it has always had a request waiting; see `opens`."""
         self.left = -inf
         """When its last waiting request left without being served."""
         self.served = 0.0
@@ -71,14 +71,14 @@ class Node:
         """Mean actual cost of its requests here; 0 until one has ended."""
         self.ended = 0
         self.lift = 0.0
-        """What its return from idleness added, as a grown sum."""
+        """Usage added when it returned from idleness, as a grown sum."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'/'.join(self.account.key)} n={self.n} running={self.running}>"
 
     def opens(self, now: float) -> None:
-        """Its first waiting request has come. A party that was not served and asks again soon has never been without a
-        queue."""
+        """Its first waiting request has come. If its last one left unserved at most `PAUSE` seconds ago, its backlog
+        counts as uninterrupted."""
         if now > self.left + PAUSE:
             self.backlog = now
         self.left = -inf
@@ -98,12 +98,12 @@ class Tenant(Node):
         super().__init__(account, ranking, free)
         self.users = users
         self.began = 0.0
-        """Since when one of its users has been waiting."""
+        """Time since which at least one of its users has been waiting."""
         self.offsets: dict[float, int] | None = None
         """Its waiting users by class offset; None while no classes are used. It competes with the highest offset."""
 
     def offer(self, offset: float) -> bool:
-        """One more waiting user of this class. True if the tenant's own class rose."""
+        """One more waiting user in this class. True if the tenant's own class rose."""
         counts = self.offsets
         if counts is None:
             return False
@@ -112,7 +112,7 @@ class Tenant(Node):
         return self.offset > old
 
     def withdraw(self, offset: float) -> None:
-        """One waiting user of this class less. If the tenant's own class fell, its key must be checked again."""
+        """One waiting user fewer in this class. If the tenant's own class fell, its key must be checked again."""
         counts = self.offsets
         if counts is None:
             return
@@ -144,7 +144,7 @@ class User(Node):
         """Cancelled requests that are still in the queues."""
         self.gap = 0.0
         """Mean seconds between dispatches from its present queue; 0: unknown. Earlier queues do not count: they say
-        nothing about this one, and a figure that is too bad for waiting could never be corrected."""
+        nothing about this one, and a figure so bad that no request may wait could never be corrected."""
         self.last = -inf
         """Time of the last dispatch."""
 

@@ -278,7 +278,7 @@ class Pool:
         if not node.ranking.active:
             self.root.leave(tenant)
 
-    # A tenant competes with the highest class among its users' heads. A fall of it is noticed when its ranking is read.
+    # A tenant competes with the highest class among its users' heads. A fall is noticed when the ranking is read.
 
     def _count_classes(self) -> None:
         self.plain = False
@@ -358,7 +358,7 @@ class Pool:
         tenant.n -= 1
         account.queued -= 1
         self.queued -= 1
-        # How far the dispatched party is, while others wait: who returns from idleness is measured against it.
+        # The usage at this dispatch, if somebody still waits: parties that return from idleness are compared with it.
         level = (account.grown + node.lift) / account.share
         if level > ranking.level and (node.n or ranking.active > 1):
             ranking.level, ranking.leader = level, node
@@ -368,7 +368,7 @@ class Pool:
         users, tenants = self.commons.crowd(node)
         start(now, request, users * tenants / owner.share, tenants)
         tenant.since = tenant.began if tenant.began > tenant.paid else tenant.paid
-        tenant.tie = request.id  # otherwise, among equals, a tenant that never stops waiting would always be the oldest
+        tenant.tie = request.id  # otherwise a tenant that never stops waiting would be the oldest among equals for ever
         if not node.n:
             self._leave(node)
         elif self.plain:
@@ -396,7 +396,7 @@ class Pool:
         if not tenant.running and not tenant.n:
             self._lift(now, tenant)
         start(now, request, node.account.share, tenant.account.share)
-        if tenant.n:  # others of it may not run now: the tenant is not owed the service it has just got
+        if tenant.n:  # its other requests may not run now: it is no longer owed the service it just got
             tenant.since = tenant.began if tenant.began > tenant.paid else tenant.paid
 
 

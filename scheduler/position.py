@@ -1,15 +1,15 @@
 """How many go first and about how long it takes: estimates for people, never inputs of a decision.
 
 Owns the once-a-second snapshot of the pools that are ranked together, and the arithmetic on it. Must not change any
-state of them but their snapshot.
+of their state except the snapshot.
 
-For a request with k of its party's own before it, every other party sends at most as many before it, one more if it
-ranks ahead now:
+If k requests of its own party are ahead of a request, every other party gets at most k requests ahead of it, one more
+if that party ranks ahead now:
 
     ahead = k + sum over others of min(n, k + [ranked before])        wait = max((ahead + 1/2) * S / slots, k * gap)
 
-first among the users of its tenant, then, with that figure as k, among the tenants; S and slots are those of all pools
-ranked together. gap = mean time between the party's own dispatches.
+This is computed among the users of its tenant, and then, with the result as k, among the tenants. S and slots are those
+of all pools ranked together. gap = mean time between the party's own dispatches.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from scheduler.ranking import Ranking
 from scheduler.request import Request
 
 _SAMPLE: Final = 2048
-"""Parties a snapshot looks at; of more, every so many-th counts for the others."""
+"""Maximum number of parties a snapshot looks at. If there are more, it takes every n-th and scales the counts."""
 REFRESH: Final = 1.0
-"""Seconds a snapshot serves."""
+"""Seconds for which a snapshot is reused."""
 
 
 def _key(node: Node, at: float) -> float:
-    """Its rank at that time, lowest first; comparable between rankings whose figures were frozen at different times."""
+    """The party's rank at that time, lowest first. Comparable between rankings that were frozen at different times."""
     epoch = node.ranking.epoch
     return epoch.rank(node) - epoch.per_wait * (at - epoch.at)
 
 
 def _merged(nodes: Sequence[Node], at: float) -> list[tuple[float, int]]:
-    """Best key and all requests of each party, which may wait before several models."""
+    """The best key of each party, which may wait for several models, and the number of all its requests."""
     found: dict[tuple[str, str], tuple[float, int]] = {}
     for node in nodes:
         key, n = found.get(node.account.key, (inf, 0))
@@ -65,11 +65,11 @@ class _Level:
         self._by_depth: dict[int, list[float]] = {}
 
     def ahead(self, node: Node, k: int) -> int:
-        """Requests that go before the (k+1)-th of the party, its own included."""
+        """The number of requests ahead of the party's (k+1)-th, its own included."""
         deeper = bisect_left(self._counts, k + 1)
         total = self._sums[deeper] + k * (len(self._counts) - deeper)
         before = bisect_left(self._deeper(k), _key(node, self._at))
-        # The party itself was counted with min(n, k) among "others" and stands for k.
+        # The total includes min(n, k) requests of the party itself; replace them by its k.
         own = min(sum([each.n for each in node.account.nodes]), k)
         return max(k, round((total + before - own) * self._weight) + k)
 
@@ -91,7 +91,7 @@ class Snapshot:
         self._levels: dict[str | None, _Level] = {}
 
     def level(self, tenant: str | None) -> _Level:
-        """The counted users of a tenant; None: the tenants."""
+        """The waiting users of a tenant, sorted for counting; None: the tenants."""
         level = self._levels.get(tenant)
         if level is None:
             level = self._levels[tenant] = _Level(self._rankings(tenant), self.made)
@@ -104,7 +104,7 @@ class Snapshot:
 
 
 def place(pool: Pool, now: float, node: User, k: int) -> tuple[int, float]:
-    """(requests ahead, seconds) of a request of the party with `k` of its own before it; 0.0 s if S is unknown."""
+    """(requests ahead, seconds) of a request with `k` of its own party ahead; 0.0 s if S and the gap are unknown."""
     commons, tenant = pool.commons, node.tenant.account.key[0]
     snapshot = commons.snapshot
     if snapshot is None or not 0.0 <= now - snapshot.made < REFRESH:
@@ -117,7 +117,7 @@ def place(pool: Pool, now: float, node: User, k: int) -> tuple[int, float]:
 
 
 def stands(now: float, request: Request, k: int) -> Place:
-    """Where a waiting request stands that has `k` of its own party before it."""
+    """The place of a waiting request that has `k` requests of its own party ahead of it."""
     pool, node = request.pool, request.node
     ahead, seconds = place(pool, now, node, k)
     if pool.windows and not pool.eligible(now, request):

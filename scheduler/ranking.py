@@ -12,11 +12,11 @@ logarithm, so the rank below (lowest first) does not change until the party is c
 
     rank = ww * (since - landmark) / S + uw * ln(1 + (u + lift) * f / share) - offset,   f = e^(...) / scale
 
-Keys in the heap may be too good (a charge, another model's dispatch): an entry knows how often its account had been
-charged when the key was made, and is corrected when it reaches the top. Keys may never be too bad: whoever improves a
-party (refund, larger share, better class) calls `renew` at once. At a landmark the pool has a new `Epoch`; a ranking
-moves to it in slices of `SLICE` parties an operation, keeping the old order exact until the new heap is complete, so
-that no operation takes long.
+Keys in the heap may be too good (after a charge, or another model's dispatch): an entry records how often its account
+had been charged when the key was made, and is corrected when it reaches the top. Keys may never be too bad: code that
+improves a party (refund, larger share, better class) calls `renew` at once. At a landmark the pool gets a new `Epoch`.
+A ranking moves to it in slices of `SLICE` parties per operation, so that no operation takes long. It keeps the old
+order exact until the new heap is complete.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class Epoch:
         self.slots = slots
         self.scale = scale
         self.credit = credit
-        """Cost units a returning party may be ahead of the level; infinity: no bound."""
+        """Cost units by which a returning party may be ahead of the level; infinity: no bound."""
         self.per_wait = wait_weight / service
         self.usage_weight = usage_weight
         self.factor = decayed / scale
-        """Turns a stored (grown) sum into scales: e^(-rate * (at - origin)) / scale."""
+        """Converts a stored (grown) sum into multiples of the scale: e^(-rate * (at - origin)) / scale."""
         self.per_cost = 1.0 / mean_cost
 
     def rank(self, node: Node) -> float:
@@ -113,20 +113,20 @@ class Ranking(Generic[N]):
         self.entries: list[tuple[float, int, int, int]] = []
         self.live: dict[int, N] = {}
         self.active = 0
-        """How many compete."""
+        """Number of competing parties."""
         self.shares = 0.0
         """Their total share."""
         self.level = 0.0
         """V: the highest (U + lift) / share at a dispatch that left somebody waiting, as a grown sum."""
         self.leader: N | None = None
-        """Whose dispatch that was: what it is refunded later lowers the level, or overestimates would eat credit."""
+        """The party of that dispatch. Its later refunds lower the level, or overestimates would eat others' credit."""
         self.fresh: list[tuple[float, int, int, int]] | None = None
         """The heap of the coming epoch while it is being built from `source`."""
         self.coming = epoch
         self.source: list[int] = []
-        """Numbers still to be taken over into `fresh`."""
+        """Numbers that still have to be added to `fresh`."""
         self.waste: list[tuple[float, int, int, int]] = []
-        """The heap of the epoch before: freed a slice at a time, freeing all takes milliseconds."""
+        """The heap of the previous epoch, freed a slice at a time: freeing it at once takes milliseconds."""
         self._number = 0
 
     def __repr__(self) -> str:
@@ -136,7 +136,7 @@ class Ranking(Generic[N]):
         """The party begins to compete."""
         node.inside = True
         if not self.active:
-            # Nothing but dead entries: start clean.
+            # Only dead entries are left: start with an empty heap.
             self.entries.clear()
             self.fresh = None
             self.shares = 0.0
@@ -146,7 +146,7 @@ class Ranking(Generic[N]):
         self.renew(node)
 
     def leave(self, node: N) -> None:
-        """The party competes no more; its entry is dead."""
+        """The party stops competing; its entry is dead."""
         node.inside = False
         del self.live[node.number]
         node.number = 0
@@ -155,7 +155,7 @@ class Ranking(Generic[N]):
         node.account.nodes.remove(node)
 
     def renew(self, node: N) -> None:
-        """Give the party a new key; required at once when it improved, allowed always."""
+        """Give the party a new key. Required as soon as it has improved, allowed at any time."""
         if self.active == 1 and self.fresh is None:
             self._alone(node)
             return
@@ -170,7 +170,7 @@ class Ranking(Generic[N]):
             self._build(self.epoch)
 
     def replace_top(self, node: N) -> None:
-        """As `renew` for the party that `top` returned last, without leaving a dead entry."""
+        """Like `renew`, for the party that `top` returned last; leaves no dead entry."""
         if self.active == 1 and self.fresh is None:
             self._alone(node)
             return
@@ -190,7 +190,7 @@ class Ranking(Generic[N]):
         return number
 
     def _alone(self, node: N) -> None:
-        """A lone party needs no key: minus infinity is "too good" and is corrected when a rival makes it matter."""
+        """A lone party needs no real key: minus infinity is "too good", and is corrected once there is a rival."""
         entries = self.entries
         if len(entries) == 1 and entries[0][0] == -inf and entries[0][2] == node.number:
             return
@@ -227,7 +227,7 @@ class Ranking(Generic[N]):
         self._slice()
 
     def _only(self) -> None:
-        """Keys of a lone party mean nothing, those of dead entries less."""
+        """Drop the dead entries; a lone party has minus infinity as its key (`_alone`)."""
         self.entries = [(-inf, node.tie, number, -1) for number, node in self.live.items()]
 
     def _build(self, epoch: Epoch) -> None:
@@ -252,7 +252,7 @@ class Ranking(Generic[N]):
             self.fresh = None
 
     def rebuild(self, epoch: Epoch) -> None:
-        """Move to `epoch` at once, whatever it takes; for a gap so long that every stored sum is void."""
+        """Move to `epoch` at once, however long it takes: for a gap so long that every stored sum is void."""
         self.fresh, self.source, self.waste = None, [], []
         self.epoch = self.coming = epoch
         self.entries = [

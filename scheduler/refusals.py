@@ -1,4 +1,4 @@
-"""Why a request may not wait, and what a refusal tells: how long it would have waited and when to retry.
+"""Why a request may not wait, and what a refusal reports: how long it would have waited and when to retry.
 
 Owns the limits that concern a party alone, and reservations. The limit on all queues together belongs to the core,
 which evicts. Changes nothing.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def barred(now: float, request: Request, settings: Settings) -> Refusal | None:
-    """Why the request may not even start to wait, whatever the queues of others; None if it may."""
+    """Why the request may not wait at all, regardless of other parties' queues; None if it may."""
     pool, node, timeout = request.pool, request.node, request.ticket.timeout
     if node.n >= settings.user_cap:
         return Refusal.QUEUE_FULL

@@ -18,8 +18,8 @@ Doc = msgspec.Meta
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All settings of one scheduler; immutable, swapped whole. `ValueError` for a value out of its range, NaN or
-    infinity. The priority formula they enter is in `ranking`."""
+    """All settings of one scheduler; immutable, replaced as a whole. `ValueError` for a value out of its range, NaN
+    or infinity. The priority formula that uses them is in `ranking`."""
 
     base_priority: Annotated[
         float,
@@ -147,7 +147,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def landmark_every(self) -> float:
-        """Seconds between landmarks; few enough half-lives for the growth of costs to stay a number (`usage`)."""
+        """Seconds between landmarks; at most 100 half-lives, so that the growth of costs stays finite (`usage`)."""
         return self.half_life / 10 if self.landmark is None else min(self.landmark, 100 * self.half_life)
 
     def changed(self, **values: Any) -> Settings:

@@ -91,13 +91,13 @@ class SyncScheduler:
             charging.finish(now, handle, _cost(actual_tokens))
 
     def charge(self, handle: Request, extra_tokens: float, now: float) -> None:
-        """A running request has outgrown its estimate by so much."""
+        """A running request has outgrown its estimate by `extra_tokens`."""
         now = self._step(now)
         if handle.state == RUNNING:
             charging.charge(now, handle, _cost(extra_tokens))
 
     def cancel(self, handle: Request, now: float) -> None:
-        """Give a request up: if it waits, it leaves; if it runs, it ends with cost 0; if it has ended, nothing
+        """Give up a request: if it waits, it leaves; if it runs, it ends with cost 0; if it has ended, nothing
         happens."""
         now = self._step(now)
         if handle.state == QUEUED:

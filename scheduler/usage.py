@@ -55,7 +55,7 @@ class UserAccount(Account):
         self.tenant = tenant
         self.grants = 0
         self.left = -inf
-        """When a queue of it last ended without being served."""
+        """When one of its queues last became empty without service."""
         self.queued = 0
         self.waited = 0.0
 
