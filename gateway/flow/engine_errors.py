@@ -42,14 +42,16 @@ _CONTEXT: Final = re.compile(
     rb"context (length|window|size)|maximum (context|model length)|exceeds? the (available )?context|too many tokens"
     rb"|must have less than \d+ tokens|`inputs` tokens \+ `max_new_tokens`"
 )
+_FIGURE: Final = rb"(?<!\d)(\d{1,9})(?!\d)"
+"""A number of tokens. Bounded, because what engines quote of a request may contain digits without end."""
 _LENGTH: Final = re.compile(
-    rb"context length (?:is(?: only)?|of) (\d+)|context (?:length|size) \((\d+)|maximum model length of (\d+)"
-    rb"|must be <= (\d+)|must have less than (\d+) tokens"
+    rb"context length (?:is(?: only)?|of) %b|context (?:length|size) \(%b|maximum model length of %b|must be <= %b"
+    rb"|must have less than %b tokens" % ((_FIGURE,) * 5)
 )
 """The context length as vLLM, SGLang, llama.cpp, TGI and TEI report it."""
 _PROMPT: Final = re.compile(
-    rb"(\d+) (?:in the (?:messages|prompt)|input tokens|tokens from the input|`inputs`)"
-    rb"|(?:request|input) \((\d+) tokens\)|prompt \(length (\d+)\)"
+    rb"%b (?:in the (?:messages|prompt)|input tokens|tokens from the input|`inputs`)"
+    rb"|(?:request|input) \(%b tokens\)|prompt \(length %b\)" % ((_FIGURE,) * 3)
 )
 """The prompt length as they report it."""
 LEAST_ROOM: Final = 256

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -354,6 +355,15 @@ def test_a_prompt_that_is_too_long_is_told_as_agents_know_it(
     assert (error.code, error.status) == ("context_length_exceeded", 400)
     assert error.message.startswith(f"The prompt is too long: this model's maximum context length {said}.")
     assert (f"The prompt has {prompt} tokens." in error.message) == (prompt is not None)
+
+
+@pytest.mark.parametrize("theirs", [b"context length is %b tokens", b"no string, no context length: %b"])
+def test_digits_without_end_in_an_engines_error_are_no_figure(theirs: bytes) -> None:
+    """H8: engines quote what was sent; searching it must not take the loop's time."""
+    began = time.process_time()
+    error = engine_refused(400, theirs % (b"1" * 60_000), None)
+    assert (error.code, time.process_time() - began < 2.0) == ("context_length_exceeded", True)
+    assert "is exceeded." in error.message
 
 
 def test_a_prompt_that_is_too_long_for_a_stream_is_told_before_it() -> None:
