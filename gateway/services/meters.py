@@ -197,12 +197,13 @@ class SharedBucket(Leased):
     """A rate counted in Redis. Leased amounts are debited there, and credited if they are returned in time. Only use
     beyond the lease is a debt: for reservations, `free` goes below zero too."""
 
-    __slots__ = ("_at", "_debt", "_rest", "rate")
+    __slots__ = ("_at", "_beyond", "_debt", "_rest", "rate")
 
     def __init__(self, scope: str, name: str, unit: int, per_minute: int, most: int) -> None:
         super().__init__(scope, name, unit, most)
         self.rate = per_minute / 60
         self._debt = 0
+        self._beyond = 0  # by how much running requests that are larger than the rate exceed it
         self._rest = float(most)
         self._at = 0.0  # time of that
 
@@ -218,24 +219,26 @@ class SharedBucket(Leased):
     def _trim(self) -> None:
         self.free = min(self.free, self.most)
 
+    def take(self, amount: int) -> None:
+        super().take(amount)
+        self._beyond += max(0, amount - self.most)
+
     def settle(self, taken: int, used: int) -> None:
         self.held -= taken
         self.free += taken - used
-
-    def _beyond(self) -> int:
-        """The part of `held` by which a request larger than the rate exceeds it."""
-        return max(0, self.held - self.most)
+        # The rate may have been changed since it was taken: where nothing is held, nothing exceeds it.
+        self._beyond = max(0, self._beyond - max(0, taken - self.most)) if self.held else 0
 
     def refused(self, now: float) -> bool:
         """Also while a request larger than the rate runs: it holds more than the rate, and may not use it all."""
-        return (self.free < 0 < self._beyond() and now < self.until) or super().refused(now)
+        return (self.free < 0 < self._beyond and now < self.until) or super().refused(now)
 
     def claim(self) -> tuple[Any, ...]:
         """Kind, rate, maximum, returned amount, debt, need, want. The returned amount is gone here even if the answer
         is lost, and a debt may be reported twice: both err on the safe side."""
         before = max(self.free, 0)
         need, want = self._wanted()
-        self._debt = max(0, -self.free - self._beyond())
+        self._debt = max(0, -self.free - self._beyond)
         back = before - max(self.free, 0)
         return "bucket", self.rate, self.most, back, self._debt, need, want
 

@@ -78,6 +78,25 @@ def test_who_used_more_than_was_held_stops_nobody_while_others_run(form: Form) -
     run(form, body)
 
 
+def test_long_requests_that_hold_several_minutes_of_a_rate_stop_nobody(form: Form) -> None:
+    """L1, L2: what they hold was paid in earlier minutes; what another used beyond its estimate is paid at once."""
+    who = asker(Limits(tokens_per_minute=1000))
+
+    async def body(service: LimitService) -> None:
+        running = []
+        for _ in range(3):
+            running.append(await service.acquire(who, 900, 0.0))
+            form.clock.now += 60
+        used_more = await service.acquire(who, 20, 0.0)
+        service.settle(used_more, 520, 0.0)
+        form.clock.now += FRESH
+        assert isinstance(await outcome(service, who, 100), Reservation)
+        for each in running:
+            service.settle(each, 900, 0.0)
+
+    run(form, body)
+
+
 def test_open_requests_count_until_they_are_settled_once(form: Form) -> None:
     """L1: held to the end, whatever it was; settling twice gives back once."""
     who = asker(Limits(concurrent=2))
