@@ -20,8 +20,8 @@ _SWITCH: Final = {"enabled": True, "disabled": False}  # "adaptive" leaves it to
 _THOUGHTS: Final = ("thinking", "redacted_thinking")  # a tuple: not every value that clients send as a type is hashable
 
 _BILLING: Final = "x-anthropic-billing-header:"
-"""Start of a block that Claude Code puts in front of the system prompt. It differs between sessions, which would keep
-engines from reusing their prefix cache for the prompt behind it."""
+"""Start of a line that Claude Code puts in front of the system prompt, as a block of its own. It differs between
+sessions, which would keep engines from reusing their prefix cache for the prompt behind it."""
 
 
 def request(body: bytes, model: str, cap: int) -> bytes:
@@ -61,7 +61,13 @@ def _system(given: Any, name: str) -> str:
     parts = _parts(given, name) if given else []
     if any(part["type"] != "text" for part in parts):
         raise BadRequest("`system` must contain text only", param=name)
-    return "\n".join(part["text"] for part in parts if not part["text"].startswith(_BILLING))
+    texts = [_without_billing(part["text"]) for part in parts]
+    return "\n".join(text for text in texts if text)
+
+
+def _without_billing(text: str) -> str:
+    """Nothing but that line: a proxy in between may have joined the blocks."""
+    return text.partition("\n")[2] if text.startswith(_BILLING) else text
 
 
 def _turn(message: Object, name: str) -> list[Object]:

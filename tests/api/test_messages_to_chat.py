@@ -67,6 +67,7 @@ def test_members_of_a_messages_request_are_translated(members: dict[str, Any], b
         ("Be brief.", "Be brief."),
         ([text("a") | {"cache_control": {"type": "ephemeral"}}, text("b")], "a\nb"),
         ([text("x-anthropic-billing-header: cc_version=2.1.197.d7d;"), text("a")], "a"),
+        ("x-anthropic-billing-header: cc_version=2.1.197.d7d;\na\nb", "a\nb"),
     ],
 )
 def test_the_system_prompt_is_the_first_message(system: Any, becomes: str) -> None:
