@@ -9,7 +9,6 @@ One request is one server span. Below it are `queue` (the wait for a slot) and a
 which has an event `first_byte` and the tokens (on one span only, so that sums over spans are right).
 """
 
-import io
 import time
 from collections.abc import Iterator
 from typing import Any, Final
@@ -87,7 +86,7 @@ class Session(requests.Session):
             raise requests.TooManyRedirects("the collector redirects: correct tracing.endpoint")
         begin = next(answer.iter_content(ANSWER_BYTES), b"")
         answer.close()
-        answer.raw = io.BytesIO(begin)
+        answer._content = begin  # by itself, an empty answer that was read is an error
         return answer
 
 

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from gateway import config as cfg
 from gateway.services.record import AuditRecord
-from gateway.services.spans import ANSWER_BYTES, ATTRIBUTES, SpanExport, otlp
+from gateway.services.spans import ANSWER_BYTES, ATTRIBUTES, Session, SpanExport, otlp
 from gateway.services.tracing import BATCH, Ended, Trace, TracingService, open_tracing, parent_of, passed_on
 from tests.wire import WAIT
 
@@ -310,6 +310,13 @@ def test_an_answer_without_end_is_not_read() -> None:
     collector = Answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d" % length, bytes(length))
     assert exported(collector) == [True, True]
     assert collector.sent < length
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"503 Unavailable"])
+def test_an_empty_answer_of_a_collector_can_be_read(status: bytes) -> None:
+    """O4: some versions of the exporter log the text of a refusal."""
+    collector = Answering(b"HTTP/1.1 %b\r\nContent-Length: 0" % status)
+    assert [Session().post(collector.url, b"", timeout=WAIT).text for _ in range(2)] == ["", ""]
 
 
 def test_connections_to_a_collector_are_kept() -> None:
