@@ -76,7 +76,7 @@ class Lender(Generic[M]):
     def tell(self, meter: M) -> None:
         """The meter has something to report, though nobody waits for it."""
         now = self._clock()
-        if meter.due > now:
+        if meter not in self._due or meter.due > now:
             meter.due = now
             self._due.pop(meter, None)
             self._due = {meter: None, **self._due}
@@ -125,6 +125,8 @@ class Lender(Generic[M]):
     async def _round(self, batch: list[M]) -> None:
         waiters = [waiter for meter in batch for waiter in self._waiters.pop(meter, ())]
         self._rounds += 1
+        for meter in batch:
+            self._due.pop(meter, None)  # one that is there again afterwards was told during the round
         try:
             async with asyncio.timeout(self._deadline):
                 done = await self._ask(batch)
@@ -139,10 +141,10 @@ class Lender(Generic[M]):
             return
         self._pause = 0.0
         for meter, ended in zip(batch, done, strict=True):
-            self._due.pop(meter, None)
-            meter.due = math.inf if ended else self._clock() + self._every
-            if not ended:
-                self._due[meter] = None
+            if meter not in self._due:
+                meter.due = math.inf if ended else self._clock() + self._every
+                if not ended:
+                    self._due[meter] = None
         _wake(waiters, None)
 
     def _fail(self, batch: list[M], waiters: "list[asyncio.Future[None]]", err: BaseException) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gateway.services.budget import Budget
 from gateway.services.lender import ROUND_METERS, Lender
@@ -22,6 +22,8 @@ class World:
         self.asked: dict[Budget, float] = {}
         self.longest = 0.0
         self.broken = False
+        self.during: Callable[[], None] = lambda: None
+        """Called once, in the next round."""
         self.lender = Lender("nobody", self._answer, (), lease=LEASE, deadline=5.0, clock=self.clock)
 
     async def _answer(self, budgets: Sequence[Budget]) -> list[bool]:
@@ -34,6 +36,8 @@ class World:
             self.asked[budget] = now
             budget.claim(now)
             budget.apply(Standing(0, 0, 0), now + LEASE, now)
+        during, self.during = self.during, lambda: None
+        during()
         return [False] * len(budgets)
 
     async def turn(self, seconds: float) -> None:
@@ -90,6 +94,26 @@ def test_a_round_that_breaks_at_the_end_does_not_keep_the_rest_from_closing() ->
         world.lender.refill(Budget("key:1", "tokens/total", TOKENS, 1, math.inf, "h"), 1)
         await world.turn(0.0)
         world.broken = True
+        await world.lender.close()
+
+    asyncio.run(body())
+
+
+def test_what_is_told_during_a_round_makes_another_one() -> None:
+    """L1: that round may have reported what was before; a place handed over must not wait for the next renewal."""
+
+    async def body() -> None:
+        world = World()
+        world.lender.start()
+        budget = Budget("key:0", "tokens/total", TOKENS, 1, math.inf, "h")
+        world.lender.refill(budget, 1)
+        await world.turn(0.0)
+        world.during = lambda: world.lender.tell(budget)
+        world.lender.refill(budget, 1)
+        await world.turn(LEASE / 10)
+        assert world.rounds == [[budget]] * 3
+        await world.turn(LEASE / 10)
+        assert len(world.rounds) == 3
         await world.lender.close()
 
     asyncio.run(body())
