@@ -327,7 +327,7 @@ def _of_list(answer: _List) -> tuple[ModelInfo, ...]:
 
 def _tokens(length: object) -> int:
     """A context length, which engines may leave out: 0 for everything that is none."""
-    return length if isinstance(length, int) and 0 < length < 1 << 53 else 0
+    return length if type(length) is int and 0 < length < 1 << 53 else 0
 
 
 def _whole(created: float | None) -> int:

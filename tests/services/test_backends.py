@@ -123,7 +123,7 @@ def test_lists_tell_the_least_context_of_a_models_backends() -> None:
 
     async def body() -> None:
         long, short, local, small, odd = vllm("m"), vllm("m", "n"), llamacpp("tiny", slots=2), ollama("q:7b"), vllm("x")
-        for engine, length in ((long, 32768), (short, 8192), (odd, "many")):
+        for engine, length in ((long, 32768), (short, 8192), (odd, True)):
             said = listed("m", "n") if engine is short else listed("m" if engine is long else "x")
             engine.says("/v1/models", {"data": [{**one, "max_model_len": length} for one in said["data"]]})
         local.says("/props", {"total_slots": 2, "default_generation_settings": {"n_ctx": 2048}})
