@@ -143,7 +143,7 @@ class OpenAI:
 
     def stream_error(self, err: GatewayError, request_id: str) -> bytes:
         """A `data:` frame: official clients raise its `error` and stop reading."""
-        return b"data: %b\n\n" % self.error(err, request_id)
+        return b"data: %b\n\n" % msgspec.json.encode({"error": _late_error(err, request_id)})
 
     def models(self, models: Sequence[ModelInfo]) -> bytes:
         """The list of `GET /v1/models`."""
@@ -159,7 +159,7 @@ class Responses(OpenAI):
 
     def stream_error(self, err: GatewayError, request_id: str) -> bytes:
         """The event `response.failed`, which Codex reads; the SDKs raise on its `error`."""
-        error = _error_object(err, request_id)
+        error = _late_error(err, request_id)
         response = {
             "id": f"resp_{request_id}",
             "object": "response",
@@ -324,6 +324,13 @@ def _error_object(err: GatewayError, request_id: str) -> dict[str, object]:
         "request_id": request_id,
         **standing(err),
     }
+
+
+def _late_error(err: GatewayError, request_id: str) -> dict[str, object]:
+    """The same for a stream, whose status is sent. The sentence begins with it, as the SDKs write it before an early
+    error's: agents decide by it whether to try again."""
+    error = _error_object(err, request_id)
+    return error | {"message": f"{err.status} {error['message']}"}
 
 
 def _model(model: ModelInfo) -> dict[str, object]:

@@ -135,7 +135,7 @@ def test_the_openai_client_raises_amid_the_events_of_a_response(server: Server, 
     event = ResponseFailedEvent.construct(**json.loads(data.removeprefix("data: ")))
     assert (name, event.type) == ("event: response.failed", "response.failed")
     assert event.response.error is not None
-    assert (event.response.error.code, event.response.error.message) == ("upstream_broke", "It broke.")
+    assert (event.response.error.code, event.response.error.message) == ("upstream_broke", "502 It broke.")
 
 
 def test_the_openai_client_lists_models(server: Server, sdk: openai.OpenAI) -> None:
