@@ -327,8 +327,8 @@ def _error_object(err: GatewayError, request_id: str) -> dict[str, object]:
 
 
 def _late_error(err: GatewayError, request_id: str) -> dict[str, object]:
-    """The same for a stream, whose status is sent. The sentence begins with it, as the SDKs write it before an early
-    error's: agents decide by it whether to try again."""
+    """The error object for a stream, whose own status was sent before. The message begins with the status, as the SDKs
+    format early errors: agents look there to decide whether to retry."""
     error = _error_object(err, request_id)
     return error | {"message": f"{err.status} {error['message']}"}
 
