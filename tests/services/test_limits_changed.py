@@ -376,5 +376,5 @@ async def answered(service: LimitService) -> None:
     lender = service._shared
     assert lender is not None
     async with asyncio.timeout(5):
-        while any(meter.due <= lender._clock() for meter in lender._due):
+        while not lender.quiet():
             await asyncio.sleep(0.001)
