@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from gateway.api import thinking
-from gateway.api.whole_body import Object, an_array, an_object, decoded, encoded
+from gateway.api.whole_body import Object, a_string, an_array, an_object, decoded, encoded
 from gateway.errors import BadRequest
 
 PATH: Final = b"/v1/chat/completions"
@@ -98,25 +98,19 @@ def _user(role: Any, blocks: Sequence[Any], name: str) -> list[Object]:
 
 def _assistant(content: Any, name: str) -> Object:
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else an_array(content, f"{name}.content")
-    thoughts = [_thought_of(an_object(block, name), name) for block in blocks if _kind(block, name) == "thinking"]
+    thinks = [block for block in blocks if _kind(block, name) == "thinking"]
     calls = [_call(an_object(block, name)) for block in blocks if _kind(block, name) == "tool_use"]
     said = [block for block in blocks if _kind(block, name) not in ("tool_use", *_THOUGHTS)]
     made: dict[str, Any] = {"role": "assistant", "content": None}
     if said or not calls:
         made["content"] = _content(_parts(said, name))
+    thoughts = [a_string(block.get("thinking") or "", "thinking") for block in thinks]
     made |= thinking.remembered("\n".join(thought for thought in thoughts if thought))
     return made | ({"tool_calls": calls} if calls else {})
 
 
 def _kind(block: Any, name: str) -> Any:
     return an_object(block, name).get("type")
-
-
-def _thought_of(block: Object, name: str) -> str:
-    thought = block.get("thinking") or ""
-    if not isinstance(thought, str):
-        raise BadRequest("`thinking` must be a string", param=name)
-    return thought
 
 
 def _call(block: Object) -> Object:

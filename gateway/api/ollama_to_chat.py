@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from gateway.api import thinking
-from gateway.api.whole_body import Object, an_array, an_object, decoded, encoded
+from gateway.api.whole_body import Object, a_string, an_array, an_object, decoded, encoded
 from gateway.errors import BadRequest
 
 CHAT: Final = b"/v1/chat/completions"
@@ -93,7 +93,7 @@ def _turns(messages: Sequence[Any]) -> list[Object]:
         message = an_object(given, f"messages.{number}")
         turn: dict[str, Any] = {"role": message.get("role")}
         turn["content"] = _content(message.get("content") or "", message.get("images"))
-        turn |= thinking.remembered(_thoughts(message.get("thinking") or ""))
+        turn |= thinking.remembered(a_string(message.get("thinking") or "", "thinking"))
         if message.get("tool_calls"):
             asked = an_array(message["tool_calls"], "tool_calls")
             turn["tool_calls"] = [
@@ -104,12 +104,6 @@ def _turns(messages: Sequence[Any]) -> list[Object]:
             turn["tool_call_id"] = calls.answered(message.get("tool_call_id"), message.get("tool_name"))
         made.append(turn)
     return made
-
-
-def _thoughts(given: Any) -> str:
-    if not isinstance(given, str):
-        raise BadRequest("`thinking` must be a string", param="messages")
-    return given
 
 
 def _call(call: Object, otherwise: str) -> Object:

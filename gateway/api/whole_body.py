@@ -54,3 +54,10 @@ def an_array(value: Any, name: str) -> Sequence[Any]:
     if len(value) > MOST:
         raise BadRequest(f"`{name}` has more than {MOST} items", param=name)
     return value
+
+
+def a_string(value: Any, name: str) -> str:
+    """`value` if it is a string. Raises BadRequest otherwise."""
+    if not isinstance(value, str):
+        raise BadRequest(f"`{name}` must be a string", param=name)
+    return value

@@ -53,7 +53,6 @@ class Lender(Generic[M]):
         self._clock = clock
         self._due: dict[M, None] = {}  # in order of time, since the delay is the same for all
         self._waiters: dict[M, list[asyncio.Future[None]]] = {}
-        self._asking = False  # a round is under way
         self._bell = asyncio.Event()
         self._pause = 0.0
         self._closed_until = 0.0
@@ -93,9 +92,7 @@ class Lender(Generic[M]):
             await self._bell_or_due()
             self._bell.clear()
             while batch := self._batch():
-                self._asking = True
                 await self._round(batch)
-                self._asking = False
 
     async def _bell_or_due(self) -> None:
         """Wait until a request waits, the next renewal is due, or the pause after a failure ends."""
@@ -191,10 +188,6 @@ class Lender(Generic[M]):
             except Exception as err:  # whatever it is: other services still have to be closed
                 _log.warning("%s: leases were not given back: %s", self.name, str(err) or type(err).__name__)
                 return
-
-    def quiet(self) -> bool:
-        """Whether all that is to be told by now has been told, and answered."""
-        return not (self._asking or self._waiters or any(meter.due <= self._clock() for meter in self._due))
 
     @property
     def silence(self) -> float:
